@@ -1,0 +1,633 @@
+#!/usr/bin/env python3
+"""Port a released (or fine-tuned) QLSeg `.pth` checkpoint to a folder for `from_pretrained`.
+
+    python convert_checkpoints.py CHECKPOINT OUTPUT_DIR [--variant NAME] [--labels FILE] [--dtype float32]
+    [--push-to-hub ID]
+
+Neither mmcv nor mmsegmentation is needed. Nothing in the file is executed: tensors are read with `weights_only=True`
+and the configuration text inside is parsed, never run. Every key of the file is used or dropped with a reason;
+anything missing, unexpected, misshapen or not finite is named, and then nothing is written.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
+from qlseg_hf.command_line import exit_status, first_line
+from qlseg_hf.configuration_qlseg import as_pair
+from qlseg_hf.image_processing_qlseg import RELEASE_PROCESSING
+from qlseg_hf.model_card import converted_model_card, upload_folder
+
+# The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
+# keys: the rows of a packed projection are q, k and v, stacked.
+ONE_BASED = ("branch", "fusion_block")
+LAYER = r"decode_head\.atm_(?P<block>\d+)_decoder_(?P<branch>\d+)\.layers\.(?P<layer>\d+)"
+NEW_LAYER = "decoder.blocks.{block}.branches.{branch}.{layer}"
+PIXEL_LAYER = r"decode_head\.transformer\.encoder\.layers\.(?P<layer>\d+)"
+KEY_TABLE = {
+    r"backbone\.patch_embed\.projection\.(?P<p>weight|bias)": "backbone.embeddings.projection.{p}",
+    r"backbone\.pos_embed": "backbone.embeddings.position_embeddings",
+    r"backbone\.layers\.(?P<layer>\d+)\.ln1\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_before.{p}",
+    r"backbone\.layers\.(?P<layer>\d+)\.ln2\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_after.{p}",
+    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.in_proj_(?P<p>weight|bias)": (
+        "backbone.layers.{layer}.attention.{qkv}_proj.{p}"
+    ),
+    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.out_proj\.(?P<p>weight|bias)": (
+        "backbone.layers.{layer}.attention.o_proj.{p}"
+    ),
+    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.0\.0\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc1.{p}",
+    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.1\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc2.{p}",
+    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.0\.(?P<p>weight|bias)": "pixel_encoder.projections.{level}.{p}",
+    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.1\.(?P<p>weight|bias)": "pixel_encoder.norms.{level}.{p}",
+    r"decode_head\.transformer\.level_embed": "pixel_encoder.level_embeddings",
+    PIXEL_LAYER
+    + r"\.self_attn\.(?P<part>sampling_offsets|attention_weights|value_proj|output_proj)\.(?P<p>weight|bias)": (
+        "pixel_encoder.layers.{layer}.self_attn.{part}.{p}"
+    ),
+    PIXEL_LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.fc{n}.{p}",
+    PIXEL_LAYER + r"\.norm(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.norm{n}.{p}",
+    r"decode_head\.input_proj_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.projections.{branch}.{p}",
+    r"decode_head\.proj_norm_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.norms.{branch}.{p}",
+    r"decode_head\.query_(?P<branch>\d+)\.weight": "decoder.queries[{branch}]",
+    LAYER + r"\.self_attn\.in_proj_(?P<p>weight|bias)": NEW_LAYER + ".self_attn.{qkv}_proj.{p}",
+    LAYER + r"\.self_attn\.out_proj\.(?P<p>weight|bias)": NEW_LAYER + ".self_attn.o_proj.{p}",
+    LAYER + r"\.multihead_attn\.(?P<part>[qkv])\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.{part}_proj.{p}",
+    LAYER + r"\.multihead_attn\.proj\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.o_proj.{p}",
+    LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": NEW_LAYER + ".fc{n}.{p}",
+    LAYER + r"\.norm(?P<n>[123])\.(?P<p>weight|bias)": NEW_LAYER + ".norm{n}.{p}",
+    r"decode_head\.QFM_(?P<fusion_block>\d+)\.weights\.(?P<p>weight|bias)": (
+        "decoder.blocks.{fusion_block}.query_fusion.weights.{p}"
+    ),
+    r"decode_head\.class_embed\.(?P<p>weight|bias)": "class_head.{p}",
+}
+DROPPED_KEYS = {
+    r"backbone\.cls_token": "the network drops the class token before its first layer",
+    r"decode_head\.loss_decode\.criterion\.empty_weight": "a constant of the loss, not a weight",
+}
+
+
+class ConversionError(ValueError):
+    """A sentence for the user: what is wrong with the checkpoint or the arguments."""
+
+
+@dataclass
+class Conversion:
+    """A converted checkpoint, before it is written."""
+
+    config: QLSegConfig
+    processor: QLSegImageProcessor
+    state_dict: dict[str, torch.Tensor]
+    used: dict[str, list[str]]  # source key -> our keys
+    dropped: dict[str, str]  # source key -> reason
+    notes: list[str] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------------------------------------ reading the file
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """State dict (without `module.` prefix) and meta (empty if stripped) of a `.pth` file, executing nothing.
+
+    Raises:
+        ConversionError: no checkpoint, truncated, or holding objects that only code could rebuild.
+    """
+    if not path.is_file():
+        raise ConversionError(f"{path} does not exist or is not a file")
+    # mmcv stores the best score as a NumPy float64 scalar; under NumPy 1 and 2 its constructor has two names
+    scalar = np._core.multiarray.scalar
+    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
+    allowed += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"the Python object {found[1]}, which is not run" if found else "no PyTorch checkpoint"
+        raise ConversionError(f"{path} holds {what}; only tensors and plain data are read") from error
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        UnicodeDecodeError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise ConversionError(f"{path} is no PyTorch checkpoint, or is truncated: {first_line(error)}") from error
+    meta = content.get("meta", {}) if isinstance(content, dict) else {}
+    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(key, str) for key in state_dict):
+        raise ConversionError(
+            f"{path} holds no state dict; a checkpoint of mmsegmentation or a bare state dict is wanted"
+        )
+    others = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConversionError(
+            f"{path}: {', '.join(others[:4])} are not tensors, so this is no state dict of a network"
+        )
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}, meta if isinstance(
+        meta, dict
+    ) else {}
+
+
+def parse_configuration(text: str) -> dict:
+    """Assignments of literals and `dict(...)` calls as a dict. Parsed with `ast`; nothing is run."""
+
+    def value(node: ast.AST):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            if not node.args and all(keyword.arg for keyword in node.keywords):
+                return {keyword.arg: value(keyword.value) for keyword in node.keywords}
+        elif isinstance(node, ast.Dict) and None not in node.keys:
+            return {value(k): value(v) for k, v in zip(node.keys, node.values)}
+        elif isinstance(node, (ast.List, ast.Tuple)):
+            return [value(element) for element in node.elts]
+        elif isinstance(node, (ast.Constant, ast.UnaryOp)):
+            return ast.literal_eval(node)
+        raise ConversionError(
+            f"the configuration text holds `{ast.unparse(node)[:60]}`, which is neither literal nor dict(...)"
+        )
+
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise ConversionError(f"the configuration text inside the checkpoint cannot be parsed: {error}") from error
+    for node in tree.body:
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+            raise ConversionError(
+                f"the configuration text holds `{ast.unparse(node)[:60]}`, which is no plain assignment"
+            )
+    return {node.targets[0].id: value(node.value) for node in tree.body}
+
+
+def find_transform(steps, kind: str) -> dict:
+    """First transform called `kind` in a pipeline of mmsegmentation, also inside `transforms`; {} if there is none."""
+    for step in steps or []:
+        if step.get("type") == kind:
+            return step
+        if found := find_transform(step.get("transforms"), kind):
+            return found
+    return {}
+
+
+# ---------------------------------------------------------------------- three sources of numbers, which must agree
+
+
+def numbers_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict:
+    """What the shapes give. Raises ConversionError if the keys that say it are missing."""
+
+    def shape(key: str) -> torch.Size:
+        if key not in state_dict:
+            raise ConversionError(f"the checkpoint has no key {key}, so it is no QLSeg network (or a stripped one)")
+        return state_dict[key].shape
+
+    def count(pattern: str) -> int:
+        return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
+
+    patch = shape("backbone.patch_embed.projection.weight")
+    tokens = shape("backbone.pos_embed")[1] - 1
+    queries = shape("decode_head.query_1.weight")
+    if len(patch) != 4 or len(queries) != 2:
+        raise ConversionError("backbone.patch_embed.projection.weight or decode_head.query_1.weight is misshapen")
+    levels = count(r"decode_head\.query_(\d+)\.weight")
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ConversionError(
+            f"backbone.pos_embed has {tokens} positions beside the class token, which is no square grid"
+        )
+    return {
+        "width": patch[0],
+        "num_channels": patch[1],
+        "patch_size": patch[2],
+        "num_layers": count(r"backbone\.layers\.(\d+)\."),
+        "mlp_width": shape("backbone.layers.0.ffn.layers.0.0.weight")[0],
+        "image_size": side * patch[2],
+        "num_labels": queries[0],
+        "decoder_width": queries[1],
+        "num_levels": levels,
+        "num_blocks": count(r"decode_head\.atm_(\d+)_decoder_"),
+        "num_decoder_layers": count(r"decode_head\.atm_0_decoder_1\.layers\.(\d+)\."),
+        "decoder_mlp_width": shape("decode_head.atm_0_decoder_1.layers.0.linear1.weight")[0],
+        "num_pixel_layers": count(r"decode_head\.transformer\.encoder\.layers\.(\d+)\."),
+        "pixel_mlp_width": shape("decode_head.transformer.encoder.layers.0.linear1.weight")[0],
+        "num_samples": shape("decode_head.transformer.encoder.layers.0.self_attn.attention_weights.weight")[0],
+        "num_runs": shape("decode_head.QFM_1.weights.weight")[1] // max(levels, 1),
+    }
+
+
+def numbers_from_text(text: str) -> dict:
+    """What the configuration text gives; entries it does not state are left out."""
+    settings = parse_configuration(text)
+    model = settings.get("model") or {}
+    if "backbone" not in model or "decode_head" not in model:
+        raise ConversionError(
+            "the configuration text has no model with backbone and decode_head, so it is not QLSeg's"
+        )
+    backbone, head = model["backbone"], model["decode_head"]
+    if backbone.get("final_norm") or backbone.get("with_cls_token"):
+        raise ConversionError("the text asks for a final norm or for the class token in the output; QLSeg has neither")
+    test_cfg = model.get("test_cfg") or settings.get("test_cfg") or {}
+    test, train = settings.get("test_pipeline"), settings.get("train_pipeline")
+    normalize = find_transform(test, "Normalize") or settings.get("img_norm_cfg") or {}
+    scale = find_transform(test, "MultiScaleFlipAug").get("img_scale")
+    min_size = find_transform(test, "Resize").get("min_size")
+    slides = test_cfg.get("mode") == "slide"
+    side = backbone.get("img_size")
+    found = {
+        "width": backbone.get("embed_dims"),
+        "num_channels": backbone.get("in_channels"),
+        "patch_size": backbone.get("patch_size"),
+        "num_layers": backbone.get("num_layers"),
+        "num_heads": backbone.get("num_heads"),
+        "image_size": square(side, "img_size") if side is not None else None,
+        "drop_path": backbone.get("drop_path_rate"),
+        "norm_eps": (backbone.get("norm_cfg") or {}).get("eps"),
+        "layers": [i % backbone["num_layers"] for i in backbone["out_indices"]] if "out_indices" in backbone else None,
+        "num_labels": head.get("num_classes"),
+        "num_decoder_layers": head.get("num_layers"),
+        "decoder_heads": head.get("num_heads"),
+        "num_levels": head.get("use_stages"),
+        "decoder_width": head.get("embed_dims"),
+        "num_blocks": head.get("num_atm_layers"),
+        "threshold": head.get("attn_mask_thre"),
+        "num_pixel_layers": head.get("num_ps_layers"),
+        "num_groups": head.get("compress_c"),
+        "mean": normalize.get("mean"),
+        "std": normalize.get("std"),
+        "reduce_labels": find_transform(train, "LoadAnnotations").get("reduce_zero_label"),
+        "slides": slides if test_cfg.get("mode") else None,
+        "window": square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
+        "stride": square(test_cfg["stride"], "test_cfg.stride") if slides else None,
+        "short_side": max(min(scale), min_size or 0) if scale else min_size,
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def square(size, name: str) -> int:
+    """The side of a square given as a number or an equal pair."""
+    height, width = as_pair(tuple(size) if isinstance(size, list) else size)
+    if height != width:
+        raise ConversionError(f"the text's {name} {size} is not square")
+    return height
+
+
+def numbers_from_variant(name: str) -> dict:
+    """What a released variant gives."""
+    if name not in RELEASES:
+        raise ConversionError(f"unknown variant {name!r}; choose one of {', '.join(RELEASES)}")
+    config = QLSegConfig.for_release(name)
+    backbone = config.backbone_config
+    short_side, window, stride, (mean, std), reduce_labels = RELEASE_PROCESSING[name]
+    return {
+        "width": backbone.hidden_size,
+        "num_channels": backbone.num_channels,
+        "patch_size": backbone.patch_size,
+        "num_layers": backbone.num_hidden_layers,
+        "num_heads": backbone.num_attention_heads,
+        "image_size": backbone.image_size,
+        "drop_path": backbone.drop_path_rate,
+        "norm_eps": backbone.layer_norm_eps,
+        "layers": [stage - 1 for stage in backbone.out_indices],
+        "num_labels": config.num_labels,
+        "num_levels": len(backbone.out_indices),
+        "decoder_width": config.hidden_size,
+        "decoder_heads": config.num_attention_heads,
+        "num_blocks": config.num_decoder_blocks,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_pixel_layers": config.num_pixel_encoder_layers,
+        "num_groups": config.num_query_fusion_groups,
+        "threshold": config.mask_threshold,
+        "mean": [255 * m for m in mean],
+        "std": [255 * s for s in std],
+        "reduce_labels": reduce_labels,
+        "slides": True,
+        "window": window,
+        "stride": stride,
+        "short_side": short_side,
+    }
+
+
+def agreed_numbers(shapes: dict, text: dict | None, variant: str | None) -> dict:
+    """One value per number. The file's text comes before the variant; whatever two sources state must agree."""
+    if text is None and variant is None:
+        raise ConversionError(
+            "the checkpoint holds no configuration text (it was stripped), and shapes do not give heads, levels and "
+            f"threshold; say --variant with one of {', '.join(RELEASES)}"
+        )
+    sources = {
+        "shapes": shapes,
+        "text": text or {},
+        f"variant {variant}": numbers_from_variant(variant) if variant else {},
+    }
+    numbers, origin = {}, {}
+    for source, values in sources.items():
+        for key, value in values.items():
+            if key in numbers and not same(numbers[key], value):
+                raise ConversionError(
+                    f"{key.replace('_', ' ')} is {numbers[key]} by the {origin[key]} but {value} by the {source}"
+                )
+            numbers.setdefault(key, value)
+            origin.setdefault(key, source)
+    needed = ("num_heads", "layers", "decoder_heads", "threshold", "num_groups", "mean", "std", "short_side")
+    if unknown := [key.replace("_", " ") for key in needed if key not in numbers]:
+        raise ConversionError(
+            f"the configuration text does not state {', '.join(unknown)}; say --variant to fill them in"
+        )
+    run = -(-numbers["num_labels"] // numbers["num_groups"])
+    if -(-numbers["num_labels"] // run) != numbers["num_runs"]:
+        raise ConversionError(
+            f"query fusion has {numbers['num_runs']} runs of labels by the shapes, which {numbers['num_labels']} "
+            f"labels in {numbers['num_groups']} groups do not give"
+        )
+    if len(numbers["layers"]) != numbers["num_levels"]:
+        raise ConversionError(
+            f"layers {numbers['layers']} are returned, but the shapes have {numbers['num_levels']} levels"
+        )
+    return numbers
+
+
+def same(a, b) -> bool:
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------ conversion
+
+
+def read_labels(path: Path) -> tuple[list[str], list | None]:
+    """Names and palette (or None) from JSON (list, id2label, or {"labels", "palette"}) or from lines of text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"label file {path} cannot be read: {first_line(error)}") from error
+    palette = None
+    if isinstance(content, dict) and "labels" in content:
+        content, palette = content["labels"], content.get("palette")
+    elif isinstance(content, dict):
+        try:
+            ids = {int(key): name for key, name in content.items()}
+        except ValueError as error:
+            raise ConversionError(f"label file {path}: the keys must be label numbers ({error})") from error
+        if sorted(ids) != list(range(len(ids))):
+            raise ConversionError(f"label file {path}: the keys must be 0..{len(ids) - 1}")
+        content = [ids[i] for i in range(len(ids))]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ConversionError(f"label file {path} must hold names: a list, {{id: name}}, or one per line")
+    return content, palette
+
+
+def convert(
+    state_dict: dict[str, torch.Tensor], meta: dict, variant: str | None = None, labels_file: Path | None = None
+) -> Conversion:
+    """Configuration, processor and renamed weights of a checkpoint.
+
+    Args:
+        state_dict: of the published implementation, without `module.` prefix.
+        meta: of mmcv (`config`, `CLASSES`, `PALETTE`), or empty.
+        variant: one of the released names, needed if there is no configuration text.
+        labels_file: label names that take the place of those in the file.
+
+    Raises:
+        ConversionError: sources contradict each other, or keys are missing, unexpected, misshapen or not finite.
+    """
+    text = meta.get("config")
+    shapes = numbers_from_shapes(state_dict)
+    numbers = agreed_numbers(shapes, numbers_from_text(text) if isinstance(text, str) else None, variant)
+    notes = []
+    if labels_file is not None:
+        names, palette = read_labels(labels_file)
+    elif meta.get("CLASSES"):
+        names, palette = [str(name) for name in meta["CLASSES"]], meta.get("PALETTE")
+    elif variant is not None:
+        config = QLSegConfig.for_release(variant)
+        names, palette = list(config.id2label.values()), config.palette
+    else:
+        names, palette = [f"LABEL_{i}" for i in range(numbers["num_labels"])], None
+        notes.append("The file names no labels and --labels was not given: they are called LABEL_0, LABEL_1, ...")
+    if len(names) != numbers["num_labels"]:
+        raise ConversionError(f"{len(names)} label names for a network of {numbers['num_labels']} labels")
+    config = make_config(numbers, names, palette)
+    processor = make_processor(numbers)
+    weights, used, dropped = rename(state_dict, config)
+    if "short_side" in numbers and "window" in numbers and numbers["short_side"] < numbers["window"]:
+        notes.append("The short side is below the window, so windows are smaller than the network was trained for.")
+    return Conversion(config, processor, weights, used, dropped, notes)
+
+
+def make_config(numbers: dict, names: list[str], palette) -> QLSegConfig:
+    heads = QLSegConfig().num_pixel_encoder_heads  # no source states it; 8 in every release
+    points, rest = divmod(numbers["num_samples"], heads * numbers["num_levels"])
+    if rest:
+        raise ConversionError(f"{numbers['num_samples']} attention weights are not {heads} heads x levels x points")
+    if palette is not None:
+        palette = [[int(channel) for channel in colour] for colour in palette]
+        if len(palette) != len(names) or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in palette):
+            raise ConversionError(f"the palette must hold {len(names)} RGB triples of 0..255")
+    backbone = QLSegViTConfig(
+        hidden_size=numbers["width"],
+        num_hidden_layers=numbers["num_layers"],
+        num_attention_heads=numbers["num_heads"],
+        intermediate_size=numbers["mlp_width"],
+        image_size=numbers["image_size"],
+        patch_size=numbers["patch_size"],
+        num_channels=numbers["num_channels"],
+        layer_norm_eps=numbers.get("norm_eps", 1e-6),
+        drop_path_rate=numbers.get("drop_path", 0.0),
+        out_indices=[layer + 1 for layer in numbers["layers"]],
+    )
+    return QLSegConfig(
+        backbone_config=backbone,
+        hidden_size=numbers["decoder_width"],
+        num_attention_heads=numbers["decoder_heads"],
+        intermediate_size=numbers["decoder_mlp_width"],
+        num_pixel_encoder_layers=numbers["num_pixel_layers"],
+        num_pixel_encoder_heads=heads,
+        num_pixel_encoder_points=points,
+        pixel_encoder_intermediate_size=numbers["pixel_mlp_width"],
+        num_decoder_blocks=numbers["num_blocks"],
+        num_decoder_layers=numbers["num_decoder_layers"],
+        num_query_fusion_groups=numbers["num_groups"],
+        mask_threshold=numbers["threshold"],
+        id2label=dict(enumerate(names)),
+        palette=palette,
+    )
+
+
+def make_processor(numbers: dict) -> QLSegImageProcessor:
+    return QLSegImageProcessor(
+        size={"shortest_edge": numbers["short_side"]},
+        do_sliding_window=numbers.get("slides", True),
+        window_size=numbers.get("window", numbers["image_size"]),
+        window_stride=numbers.get("stride", numbers["image_size"]),
+        image_mean=[round(m / 255, 12) for m in numbers["mean"]],
+        image_std=[round(s / 255, 12) for s in numbers["std"]],
+        do_reduce_labels=numbers.get("reduce_labels", False),
+    )
+
+
+def rename(state_dict: dict[str, torch.Tensor], config: QLSegConfig):
+    """Our weights, {source key: our keys}, {dropped key: reason}. Every key is accounted for, or this raises."""
+    with torch.device("meta"):
+        wanted = {key: value.shape for key, value in QLSegForSemanticSegmentation(config).state_dict().items()}
+    parts, used, dropped, problems = {}, {}, {}, []
+    for key, value in tqdm(state_dict.items(), desc="reading weights", unit="key", leave=False):
+        reason = next((reason for pattern, reason in DROPPED_KEYS.items() if re.fullmatch(pattern, key)), None)
+        if reason:
+            dropped[key] = reason
+            continue
+        names = new_names(key)
+        if not names:
+            problems.append(f"unexpected key {key}")
+            continue
+        if not torch.isfinite(value).all():
+            problems.append(f"{key} holds values that are not finite")
+        if key == "backbone.pos_embed":
+            value = value[:, 1:]
+        if value.shape[0] % len(names):
+            problems.append(f"{key} has shape {tuple(value.shape)}, whose rows are not q, k and v")
+            continue
+        used[key] = names
+        for name, part in zip(names, value.chunk(len(names))):
+            shape = wanted.get(name, wanted.get(name.split("[")[0], [None])[1:])
+            if not shape:
+                problems.append(f"unexpected key {key}: this network has no {name}")
+            elif tuple(part.shape) != tuple(shape):
+                problems.append(f"{key} has shape {tuple(part.shape)} instead of {tuple(shape)}")
+            else:
+                parts[name] = part
+    stacked = {name for name in wanted if f"{name}[0]" in parts}
+    for name in wanted:
+        members = [f"{name}[{i}]" for i in range(wanted[name][0])] if name in stacked else [name]
+        problems += [f"nothing in the checkpoint gives {member}" for member in members if member not in parts]
+    if problems:
+        more = f" (and {len(problems) - 6} more)" if len(problems) > 6 else ""
+        raise ConversionError(f"the checkpoint does not fit: {'; '.join(problems[:6])}{more}")
+    weights = {
+        name: torch.stack([parts[f"{name}[{i}]"] for i in range(wanted[name][0])])
+        if name in stacked
+        else parts[name].clone(memory_format=torch.contiguous_format)
+        for name in wanted
+    }
+    return weights, used, dropped
+
+
+def new_names(key: str) -> list[str]:
+    """Our keys for a key of the checkpoint: none, one, or three for a packed projection."""
+    for pattern, template in KEY_TABLE.items():
+        if match := re.fullmatch(pattern, key):
+            groups = {
+                k: int(v) - (k in ONE_BASED) if v.isdigit() and k != "n" else v for k, v in match.groupdict().items()
+            }
+            return [template.format(**groups, qkv=part) for part in ("qkv" if "{qkv}" in template else ("",))]
+    return []
+
+
+def key_family(key: str) -> str:
+    """A key with its indices replaced by a star, for the summary."""
+    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", key)
+
+
+# ---------------------------------------------------------------------------------------------- writing the folder
+
+
+def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype | None) -> None:
+    """Write model, processor and card beside `folder`, then move them into place in one step."""
+    with torch.device("meta"):
+        model = QLSegForSemanticSegmentation(conversion.config)
+    model.load_state_dict(conversion.state_dict, assign=True)
+    if dtype is not None:
+        model.to(dtype)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConversionError(f"{folder} exists and is not an empty folder; choose another or remove it")
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            model.save_pretrained(beside)
+            conversion.processor.save_pretrained(beside)
+            families = Counter(
+                (key_family(old), ", ".join(map(key_family, new))) for old, new in conversion.used.items()
+            )
+            card = converted_model_card(
+                model,
+                conversion.processor,
+                source_name=source.name,
+                source_sha256=file_sha256(source),
+                key_families=[(count, old, new) for (old, new), count in families.items()],
+                used=conversion.used,
+                dropped=conversion.dropped,
+                notes=conversion.notes,
+            )
+            (beside / "README.md").write_text(card, encoding="utf-8")
+            beside.chmod(0o777 & ~current_umask())
+            os.replace(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise ConversionError(f"{folder} cannot be written: {first_line(error)}") from error
+
+
+def current_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help=".pth file of the published implementation")
+    parser.add_argument("output_dir", type=Path, help="folder to make; must not exist or be empty")
+    parser.add_argument("--variant", help=f"released network, if the file does not say: {', '.join(RELEASES)}")
+    parser.add_argument("--labels", type=Path, help="label names instead of the file's: JSON, or one per line")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; as stored by default"
+    )
+    parser.add_argument("--push-to-hub", metavar="ID", help="also upload the folder as this model repository")
+    return parser.parse_args(arguments)
+
+
+def run(args: argparse.Namespace) -> None:
+    state_dict, meta = read_checkpoint(args.checkpoint)
+    conversion = convert(state_dict, meta, args.variant, args.labels)
+    save(conversion, args.output_dir, args.checkpoint, getattr(torch, args.dtype) if args.dtype else None)
+    parameters = sum(value.numel() for value in conversion.state_dict.values())
+    print(f"{args.output_dir}: {parameters / 1e6:.1f} M parameters, {len(conversion.used)} keys used")
+    for line in [f"dropped {key}: {reason}" for key, reason in conversion.dropped.items()] + conversion.notes:
+        print(line)
+    if args.push_to_hub:
+        print(upload_folder(args.output_dir, args.push_to_hub))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return exit_status("convert_checkpoints.py", run, parse_arguments(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""QLSeg for transformers. Importing this package registers the model, its backbone, its processor and its pipeline."""
+
+from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .configuration_qlseg import RELEASES, QLSegConfig, QLSegViTConfig
+from .image_processing_qlseg import QLSegImageProcessor, load_label_map, load_picture
+from .modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput, QLSegViTBackbone
+from .segmentation import QLSegImageSegmentationPipeline, segment
+from .vit_weights import load_vit_weights
+
+__version__ = "0.1.0"
+
+AutoConfig.register("qlseg", QLSegConfig, exist_ok=True)
+AutoConfig.register("qlseg_vit", QLSegViTConfig, exist_ok=True)
+AutoBackbone.register(QLSegViTConfig, QLSegViTBackbone, exist_ok=True)
+AutoModelForSemanticSegmentation.register(QLSegConfig, QLSegForSemanticSegmentation, exist_ok=True)
+AutoImageProcessor.register(
+    QLSegConfig,
+    image_processor_classes={"pil": QLSegImageProcessor, "torchvision": QLSegImageProcessor},
+    exist_ok=True,
+)
+# Takes the place of the stock class, and hands every model but ours back to it.
+PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = QLSegImageSegmentationPipeline
+
+__all__ = [
+    "RELEASES",
+    "QLSegConfig",
+    "QLSegForSemanticSegmentation",
+    "QLSegImageProcessor",
+    "QLSegImageSegmentationPipeline",
+    "QLSegOutput",
+    "QLSegViTBackbone",
+    "QLSegViTConfig",
+    "load_label_map",
+    "load_picture",
+    "load_vit_weights",
+    "segment",
+]

@@ -1,0 +1,234 @@
+"""Configuration of QLSeg: every number of the network, and the five released networks as data.
+
+Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
+"""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+VIT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+VIT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+DECODER_BASE = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
+DECODER_LARGE = {"hidden_size": 512, "num_attention_heads": 16, "intermediate_size": 2048}
+
+# Published mIoU in %, single scale / multi-scale with flip, is the paper's, not ours.
+RELEASES = {
+    "vit-b-ade20k": {
+        "backbone": VIT_BASE | {"image_size": 512, "out_indices": [6, 8, 12], "drop_path_rate": 0.1},
+        "decoder": DECODER_BASE,
+        "labels": "ade20k",
+        "miou": (52.9, 53.6),
+    },
+    "vit-l-ade20k": {
+        "backbone": VIT_LARGE | {"image_size": 640, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
+        "decoder": DECODER_LARGE,
+        "labels": "ade20k",
+        "miou": (55.3, 56.2),
+    },
+    "vit-l-cocostuff10k": {
+        "backbone": VIT_LARGE | {"image_size": 512, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
+        "decoder": DECODER_LARGE,
+        "labels": "coco-stuff-171",
+        "miou": (50.5, 51.0),
+    },
+    "vit-l-pascal-context-59": {
+        "backbone": VIT_LARGE | {"image_size": 480, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
+        "decoder": DECODER_LARGE,
+        "labels": "pascal-context-59",
+        "miou": (65.5, 66.4),
+    },
+    "vit-l-pascal-context-60": {
+        "backbone": VIT_LARGE | {"image_size": 480, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
+        "decoder": DECODER_LARGE,
+        "labels": "pascal-context-60",
+        "miou": (59.3, 60.2),
+    },
+}
+
+
+def release(name: str) -> dict:
+    """The entry of `RELEASES` called `name`; ValueError naming the five if there is none."""
+    if name not in RELEASES:
+        raise ValueError(f"unknown release {name!r}; choose one of {', '.join(RELEASES)}")
+    return RELEASES[name]
+
+
+def label_set(name: str) -> tuple[list[str], list[list[int]]]:
+    """Names and palette (RGB, 0..255) of a label set: ade20k, coco-stuff-171, pascal-context-59, pascal-context-60."""
+    sets = json.loads((Path(__file__).parent / "label_sets.json").read_text(encoding="utf-8"))
+    if name not in sets:
+        raise ValueError(f"unknown label set {name!r}; choose one of {', '.join(sets)}")
+    return sets[name]["labels"], sets[name]["palette"]
+
+
+def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) from one side of a square or from a pair."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@strict
+class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
+
+    Args:
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, MLP width.
+        image_size: side in pixels, or (height, width), that the position embeddings are stored for.
+        patch_size: side of a patch in pixels.
+        num_channels: channels of `pixel_values`.
+        layer_norm_eps: epsilon of both layer norms of a layer.
+        drop_path_rate: stochastic depth of the MLP branch in the last layer; it rises linearly from 0 in the first.
+        initializer_range: standard deviation of fresh weights.
+        out_indices, out_features: which stages are returned, shallow to deep. As in every backbone of transformers,
+            stage 0 ("stem") is the embedding and stage i the output of the i-th layer, so the paper's 0-based layers
+            7, 15, 23 are stages 8, 16, 24.
+    """
+
+    model_type: ClassVar[str] = "qlseg_vit"
+
+    hidden_size: int = 1024
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+    image_size: int | list[int] | tuple[int, int] = 640
+    patch_size: int = 16
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float | int = 0.3
+    initializer_range: float = 0.02
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate {self.drop_path_rate} is outside [0, 1)")
+        if any(side < self.patch_size or side % self.patch_size for side in as_pair(self.image_size)):
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+
+@strict
+class QLSegConfig(PreTrainedConfig):
+    r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
+
+    Args:
+        backbone_config: configuration of any `AutoBackbone` whose feature maps share one grid; `QLSegViTConfig` if not
+            given. Its `out_indices` are the levels, shallow to deep.
+        hidden_size, num_attention_heads, intermediate_size: width C, heads and FFN width of the decoder.
+        num_pixel_encoder_layers: layers P of multi-scale deformable attention.
+        num_pixel_encoder_heads, num_pixel_encoder_points: heads, and sampling points per head and level.
+        pixel_encoder_intermediate_size: FFN width of the pixel encoder; its model width is the backbone's.
+        num_group_norm_groups: groups of the group norm after each level's 1 x 1 convolution.
+        num_decoder_blocks, num_decoder_layers: blocks T, and layers per block and branch n.
+        num_query_fusion_groups: runs G that the labels are cut into by query fusion.
+        mask_threshold: tokens below this mask probability are hidden from a query in the next block.
+        position_temperature: base of the sine position code.
+        dropout: residuals, FFN and attention weights of the decoder.
+        initializer_range: standard deviation of fresh linear layers.
+        class_weight, mask_weight, dice_weight: weights of the three loss terms.
+        no_object_weight: weight of "no object" in the classification term.
+        focal_alpha, focal_gamma: constants of the focal loss.
+        semantic_loss_ignore_index: label of pixels that are left out of classification and are background of every
+            mask.
+        palette: one RGB triple (0..255) per label, or None.
+    """
+
+    model_type: ClassVar[str] = "qlseg"
+    sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    hidden_size: int = 512
+    num_attention_heads: int = 16
+    intermediate_size: int = 2048
+    num_pixel_encoder_layers: int = 6
+    num_pixel_encoder_heads: int = 8
+    num_pixel_encoder_points: int = 4
+    pixel_encoder_intermediate_size: int = 1024
+    num_group_norm_groups: int = 32
+    num_decoder_blocks: int = 3
+    num_decoder_layers: int = 3
+    num_query_fusion_groups: int = 10
+    mask_threshold: float = 0.4
+    position_temperature: float | int = 10000.0
+    dropout: float | int = 0.1
+    initializer_range: float = 0.02
+    class_weight: float | int = 1.0
+    mask_weight: float | int = 20.0
+    dice_weight: float | int = 1.0
+    no_object_weight: float | int = 0.1
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    semantic_loss_ignore_index: int = 255
+    palette: list[list[int]] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.backbone_config is None:
+            self.backbone_config = QLSegViTConfig(out_indices=[8, 16, 24])
+        elif isinstance(self.backbone_config, dict):
+            values = dict(self.backbone_config)
+            model_type = values.pop("model_type", "qlseg_vit")
+            own = model_type == QLSegViTConfig.model_type
+            self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            kwargs["num_labels"] = 150
+        super().__post_init__(**kwargs)
+        if self.label2id is None or len(self.label2id) != len(self.id2label):
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        self._check()
+
+    def _check(self):
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(
+                f"id2label must have the keys 0..{self.num_labels - 1}, got {sorted(self.id2label)[:8]}..."
+            )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        positive = ("num_decoder_blocks", "num_decoder_layers", "num_query_fusion_groups", "num_pixel_encoder_points")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("mask_threshold", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")
+        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+            raise ValueError(
+                f"semantic_loss_ignore_index {self.semantic_loss_ignore_index} is one of the {self.num_labels} "
+                "labels; choose a value outside 0..num_labels - 1, for instance -100"
+            )
+
+    @classmethod
+    def for_release(cls, name: str, **overrides) -> "QLSegConfig":
+        """Configuration of a released network, with its label names and palette.
+
+        Args:
+            name: one of `RELEASES`.
+            overrides: fields to change; `num_labels` or `id2label` replaces the label names and drops the palette.
+
+        Raises:
+            ValueError: there is no such release.
+        """
+        entry = release(name)
+        values = entry["decoder"] | {"backbone_config": QLSegViTConfig(**entry["backbone"])}
+        if not {"num_labels", "id2label"} & set(overrides):
+            labels, palette = label_set(entry["labels"])
+            values |= {"id2label": dict(enumerate(labels)), "palette": palette}
+        return cls(**(values | overrides))
+
+
+__all__ = ["RELEASES", "QLSegConfig", "QLSegViTConfig", "label_set", "release"]

@@ -1,0 +1,685 @@
+"""QLSeg in the order the data meets it: plain ViT, deformable pixel encoder, attention-to-mask decoder, scores.
+
+Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
+Letters: B batch, L levels (= decoder branches), T decoder blocks, K labels (= queries; query i belongs to label i),
+D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixels.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoBackbone, PreTrainedModel
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
+from .loss_qlseg import check_labels, segmentation_loss
+
+logger = logging.get_logger(__name__)
+
+Grid = tuple[int, int]  # (h, w) in patches
+
+
+@dataclass
+class QLSegOutput(ModelOutput):
+    """Output of `QLSegForSemanticSegmentation`.
+
+    Attributes:
+        loss: scalar, if `labels` were given.
+        logits: (B, K, H, W) semantic scores at the size of `pixel_values`: for every label the sum over queries of
+            class probability times mask probability. They are not log-probabilities and do not sum to 1. None in
+            training mode with labels.
+        class_queries_logits: (B, K, K + 1) of the last block, before softmax; the last column is "no object".
+        masks_queries_logits: (B, K, h, w) of the last block, before sigmoid, on the patch grid.
+        hidden_states: of the backbone, if requested.
+        attentions: (B, heads, N, N) of each backbone layer, if requested.
+        window_offsets: as given to `forward`, so that the image processor can put windows together again.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    class_queries_logits: torch.FloatTensor | None = None
+    masks_queries_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    window_offsets: torch.LongTensor | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out. query (B, heads, Q, c), key and value (B, heads, N, c); boolean mask, True = may look.
+
+    Returns (B, Q, heads, c) and the weights (B, heads, Q, N), as transformers' attention interface wants them.
+    """
+    scores = (query @ key.transpose(-2, -1)) * scaling  # (B, heads, Q, N)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, float("-inf"))
+    # softmax in fp32: sums over thousands of tokens drift in half precision
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class QLSegAttention(nn.Module):
+    """Multi-head attention with biases, through transformers' attention interface."""
+
+    is_causal = False
+
+    def __init__(self, config: QLSegConfig | QLSegViTConfig, dropout: float = 0.0):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (config.hidden_size // config.num_attention_heads) ** -0.5
+        self.attention_dropout = dropout
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, c)
+
+    def attend(self, query, key, value, mask=None, output_attentions=False):
+        """query (B, Q, C), key and value (B, N, C), mask (B, 1, Q, N), True = may look. Returns (B, Q, C), weights."""
+        implementation = self.config._attn_implementation
+        if isinstance(self.config, QLSegConfig) and implementation != "eager":
+            implementation = "sdpa"  # the decoder's boolean masks are nothing for flash and flex
+        if output_attentions:
+            implementation = "eager"  # the only one that returns its weights
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        out, weights = interface(
+            self,
+            self.split_heads(query),
+            self.split_heads(key),
+            self.split_heads(value),
+            mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        return self.o_proj(out.flatten(2)), weights
+
+    def forward(self, x: torch.Tensor, output_attentions: bool = False):
+        return self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), output_attentions=output_attentions)
+
+
+# ---------------------------------------------------------------------------------------------- encoder: plain ViT
+
+
+class QLSegViTEmbeddings(nn.Module):
+    """Patches plus position embeddings. No class token: released networks drop it before the first layer."""
+
+    def __init__(self, config: QLSegViTConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.grid = tuple(side // config.patch_size for side in as_pair(config.image_size))
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.hidden_size))
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {self.num_channels}, H, W) is wanted"
+            )
+        height, width = pixel_values.shape[-2:]
+        pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
+        grid = (patches.shape[-2], patches.shape[-1])
+        positions = resize_positions(self.position_embeddings, self.grid, grid)
+        return patches.flatten(2).transpose(1, 2) + positions, grid  # (B, N, D)
+
+
+def resize_positions(positions: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
+    """(1, N, D) position embeddings of grid `old` on grid `new`: bicubic, half-pixel centres, no antialias."""
+    if old == new:
+        return positions
+    maps = positions.transpose(1, 2).unflatten(2, old)  # (1, D, h, w)
+    # in fp32: bicubic resampling drifts in half precision
+    maps = F.interpolate(maps.float(), size=new, mode="bicubic", align_corners=False).to(positions.dtype)
+    return maps.flatten(2).transpose(1, 2)
+
+
+class QLSegViTMLP(nn.Module):
+    def __init__(self, config: QLSegViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class QLSegViTLayer(GradientCheckpointingLayer):
+    """Pre-norm layer. Stochastic depth acts on the MLP branch only, as in the published network."""
+
+    def __init__(self, config: QLSegViTConfig, drop_path: float):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = QLSegAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = QLSegViTMLP(config)
+        self.drop_path = drop_path
+
+    def forward(self, x: torch.Tensor, output_attentions: bool = False):
+        attended, weights = self.attention(self.layernorm_before(x), output_attentions)
+        x = x + attended
+        return x + drop_path(self.mlp(self.layernorm_after(x)), self.drop_path, self.training), weights
+
+
+def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+    """Zero whole samples of a residual branch with probability `rate`; the kept ones are divided by `1 - rate`."""
+    if not training or rate == 0.0:
+        return x
+    keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
+    return x * keep / (1 - rate)
+
+
+class QLSegPreTrainedModel(PreTrainedModel):
+    """What encoder and whole network share: fresh weights by the paper, and what transformers may do with them."""
+
+    config_class = QLSegConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch; Trainer divides it by the accumulation steps
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _no_split_modules = ["QLSegViTEmbeddings", "QLSegViTLayer", "QLSegPixelEncoderLayer", "QLSegDecoderLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Linear: normal, sigma 0.02. Packed projections and 1 x 1 convolutions: Xavier. Queries, levels: sigma 1."""
+        std = self.config.initializer_range
+        if isinstance(module, QLSegViTEmbeddings):
+            init.trunc_normal_(module.position_embeddings, std=std)
+            init.trunc_normal_(module.projection.weight, std=std)
+            init.zeros_(module.projection.bias)
+        elif isinstance(module, nn.Conv2d):
+            if module.kernel_size == (1, 1):
+                init.xavier_uniform_(module.weight)
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            if not hasattr(module, "_is_packed_projection"):
+                init.trunc_normal_(module.weight, std=std)
+            else:  # q, k and v were one (3C, C) matrix: Xavier's bound is that of its fan-in plus fan-out
+                bound = math.sqrt(6 / (4 * module.in_features))
+                init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, QLSegPixelEncoder):
+            init.normal_(module.level_embeddings)
+        elif isinstance(module, QLSegDecoder):
+            init.normal_(module.queries)
+
+
+class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
+    """Plain ViT as an `AutoBackbone`: (B, 3, H, W) to one (B, D, h, w) map per stage in `out_features`."""
+
+    config_class = QLSegViTConfig
+
+    def __init__(self, config: QLSegViTConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.embeddings = QLSegViTEmbeddings(config)
+        rates = [
+            config.drop_path_rate * i / max(config.num_hidden_layers - 1, 1) for i in range(config.num_hidden_layers)
+        ]
+        self.layers = nn.ModuleList(QLSegViTLayer(config, rate) for rate in rates)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.projection
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values: (B, 3, H, W), normalised; any H and W, padded with zeros at the bottom and right to whole
+                patches.
+            output_hidden_states: also return the embedding and every layer's output, (B, N, D) each.
+            output_attentions: also return (B, heads, N, N) weights per layer, computed by the eager implementation.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: `pixel_values` has another number of dimensions or channels.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        x, grid = self.embeddings(pixel_values)  # (B, N, D)
+        states, attentions = [x], []
+        for layer in self.layers:
+            x, weights = layer(x, bool(output_attentions))
+            states.append(x)
+            attentions.append(weights)
+        maps = tuple(
+            state.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+            for stage, state in zip(self.stage_names, states)
+            if stage in self.out_features
+        )
+        return BackboneOutput(
+            feature_maps=maps,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+
+
+# ------------------------------------------------------------------- pixel encoder: deformable attention, L levels
+
+
+def position_code(grid: Grid, width: int, temperature: float, device: torch.device) -> torch.Tensor:
+    """(N, width) fp32 sine code: first half of the channels from y, second from x, both in (0, 2 pi]."""
+    half = width // 2
+    index = torch.arange(half, device=device)
+    frequency = temperature ** (2 * (index // 2).float() / half)
+    codes = []
+    for side in grid:
+        angle = 2 * math.pi * torch.arange(1, side + 1, device=device) / (side + 1e-6)
+        angle = angle[:, None] / frequency  # (side, half)
+        codes.append(torch.where(index % 2 == 0, angle.sin(), angle.cos()))
+    y, x = codes
+    code = torch.cat([y[:, None].expand(-1, grid[1], -1), x[None].expand(grid[0], -1, -1)], dim=-1)  # (h, w, width)
+    return code.flatten(0, 1)
+
+
+def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Weighted sum of bilinear samples around every token's own cell, in each of L maps of one grid; zero outside.
+
+    Args:
+        value: (B, L * N, heads, c), the maps to sample.
+        offsets: (B, L * N, heads, L, points, 2), (x, y) in cells, added to the token's own cell.
+        weights: (B, L * N, heads, L, points).
+        grid: (h, w), N = h * w.
+
+    Returns:
+        (B, L * N, heads * c). Every value is read once: a bag of the 4 corners of all points is summed in one pass,
+        instead of writing each sample out as `grid_sample` does.
+
+    Source: Zhu et al. 2021, multi-scale deformable attention, for levels of equal size.
+    """
+    batch, length, heads, width = value.shape
+    levels = offsets.shape[3]
+    h, w = grid
+    cell = torch.arange(h * w, device=value.device).repeat(levels)  # (L * N,)
+    # fp32: a coordinate of 40 has steps of 1/4 in bf16
+    x = offsets[..., 0].float() + (cell % w).float()[:, None, None, None]  # (B, L * N, heads, L, points)
+    y = offsets[..., 1].float() + (cell // w).float()[:, None, None, None]
+    left, top = x.floor(), y.floor()
+    right_share, lower_share = x - left, y - top
+    left, top = left.to(torch.int32), top.to(torch.int32)
+
+    def device_range(n: int, step: int) -> torch.Tensor:
+        return torch.arange(n, device=value.device, dtype=torch.int32) * step
+
+    # row of `value`, flattened over (batch, level, cell, head), that holds cell (0, 0) of the sampled level
+    first = device_range(batch, length * heads)[:, None, None, None, None] + device_range(heads, 1)[:, None, None]
+    first = first + device_range(levels, h * w * heads)[:, None]  # (B, 1, heads, L, 1)
+    rows, shares = [], []
+    for dy, y_share in ((0, 1 - lower_share), (1, lower_share)):
+        for dx, x_share in ((0, 1 - right_share), (1, right_share)):
+            column, row = left + dx, top + dy
+            inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
+            rows.append(first + (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)) * heads)
+            shares.append(torch.where(inside, y_share * x_share, 0.0) * weights)
+    bags = (batch * length * heads, -1)
+    rows = torch.stack(rows, dim=-1).view(bags)  # (B * L * N * heads, L * points * 4)
+    shares = torch.stack(shares, dim=-1).to(value.dtype).view(bags)
+    out = F.embedding_bag(rows, value.reshape(-1, width), mode="sum", per_sample_weights=shares)
+    return out.view(batch, length, heads * width)
+
+
+class QLSegDeformableAttention(nn.Module):
+    def __init__(self, config: QLSegConfig, width: int, num_levels: int):
+        super().__init__()
+        self.shape = (config.num_pixel_encoder_heads, num_levels, config.num_pixel_encoder_points)
+        samples = math.prod(self.shape)
+        self.sampling_offsets = nn.Linear(width, samples * 2)
+        self.attention_weights = nn.Linear(width, samples)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
+        query = x + position
+        offsets = self.sampling_offsets(query).unflatten(-1, (*self.shape, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.shape[0], -1))
+        weights = F.softmax(weights, dim=-1, dtype=torch.float32).unflatten(-1, self.shape[1:])
+        value = self.value_proj(x).unflatten(-1, (self.shape[0], -1))  # (B, L * N, heads, c), without position code
+        return self.output_proj(sample_levels(value, offsets, weights, grid))
+
+
+class QLSegPixelEncoderLayer(GradientCheckpointingLayer):
+    """Post-norm layer. `2 * x` is real: the published attention adds its own residual and the layer adds it again."""
+
+    def __init__(self, config: QLSegConfig, width: int, num_levels: int):
+        super().__init__()
+        self.self_attn = QLSegDeformableAttention(config, width, num_levels)
+        self.norm1 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, config.pixel_encoder_intermediate_size)
+        self.fc2 = nn.Linear(config.pixel_encoder_intermediate_size, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
+        x = self.norm1(2 * x + self.self_attn(x, position, grid))
+        return self.norm2(x + self.fc2(F.relu(self.fc1(x))))
+
+
+class QLSegPixelEncoder(nn.Module):
+    """L feature maps (B, D, h, w), shallow to deep, to L token sequences (B, N, D) that have exchanged information."""
+
+    def __init__(self, config: QLSegConfig, width: int, num_levels: int):
+        super().__init__()
+        if width % config.num_group_norm_groups or width % config.num_pixel_encoder_heads or width % 4:
+            raise ValueError(
+                f"backbone width {width} must be a multiple of 4, of num_group_norm_groups "
+                f"{config.num_group_norm_groups} and of num_pixel_encoder_heads {config.num_pixel_encoder_heads}"
+            )
+        self.temperature = config.position_temperature
+        self.projections = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(num_levels))
+        self.norms = nn.ModuleList(nn.GroupNorm(config.num_group_norm_groups, width) for _ in range(num_levels))
+        self.level_embeddings = nn.Parameter(torch.zeros(num_levels, width))
+        self.layers = nn.ModuleList(
+            QLSegPixelEncoderLayer(config, width, num_levels) for _ in range(config.num_pixel_encoder_layers)
+        )
+
+    def forward(self, maps: tuple[torch.Tensor, ...], grid: Grid) -> tuple[torch.Tensor, ...]:
+        levels = [norm(project(x)) for x, project, norm in zip(maps, self.projections, self.norms)]
+        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, L * N, D)
+        code = position_code(grid, x.shape[-1], self.temperature, x.device).to(x.dtype)  # (N, D)
+        position = (code + self.level_embeddings[:, None]).flatten(0, 1)  # (L * N, D)
+        for layer in self.layers:
+            x = layer(x, position, grid)
+        return x.chunk(len(maps), dim=1)
+
+
+# -------------------------------------------------------------- decoder: attention to mask, L query sets, T blocks
+
+
+class QLSegDecoderLayer(GradientCheckpointingLayer):
+    """Self-attention, masked cross-attention and FFN, post-norm. Returns queries and mask scores (last of a block)."""
+
+    def __init__(self, config: QLSegConfig, is_last: bool):
+        super().__init__()
+        self.is_last = is_last
+        self.self_attn = QLSegAttention(config, config.dropout)
+        for projection in (self.self_attn.q_proj, self.self_attn.k_proj, self.self_attn.v_proj):
+            projection._is_packed_projection = True
+        self.cross_attn = QLSegAttention(config, config.dropout)
+        self.norm1 = nn.LayerNorm(config.hidden_size)
+        self.norm2 = nn.LayerNorm(config.hidden_size)
+        self.norm3 = nn.LayerNorm(config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None):
+        x = self.norm1(x + self.dropout(self.self_attn(x)[0]))
+        attn = self.cross_attn
+        query, key, value = attn.q_proj(x), attn.k_proj(memory), attn.v_proj(memory)
+        # The mean of the heads' scores is one product over the full width, because the heads share one scale.
+        scores = (query * (attn.scaling / attn.num_heads)) @ key.transpose(1, 2) if self.is_last else None  # (B, K, N)
+        x = self.norm2(x + self.dropout(attn.attend(query, key, value, mask)[0]))
+        hidden = self.dropout(F.relu(self.fc1(x)))
+        return self.norm3(x + self.dropout(self.fc2(hidden))), scores
+
+
+class QLSegQueryFusion(nn.Module):
+    """Weights the branches per channel, from the maximum of the queries over runs of consecutive labels."""
+
+    def __init__(self, config: QLSegConfig, num_levels: int):
+        super().__init__()
+        self.run = -(-config.num_labels // config.num_query_fusion_groups)
+        self.weights = nn.Linear(num_levels * -(-config.num_labels // self.run), num_levels)
+
+    def forward(self, queries: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(queries, dim=1)  # (B, L, K, C)
+        runs = F.pad(stacked, (0, 0, 0, -stacked.shape[2] % self.run), value=float("-inf"))
+        maxima = runs.unflatten(2, (-1, self.run)).amax(dim=3).flatten(1, 2)  # (B, L * runs, C)
+        share = self.weights(maxima.transpose(1, 2)).softmax(dim=-1)  # (B, C, L)
+        return (share.transpose(1, 2)[:, :, None] * stacked).sum(dim=1)  # (B, K, C)
+
+
+class QLSegDecoderBlock(nn.Module):
+    """n layers per branch, the mask logits that the branches add up to, and the fusion of their queries."""
+
+    def __init__(self, config: QLSegConfig, num_levels: int):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.ModuleList(
+                QLSegDecoderLayer(config, j == config.num_decoder_layers - 1) for j in range(config.num_decoder_layers)
+            )
+            for _ in range(num_levels)
+        )
+        self.query_fusion = QLSegQueryFusion(config, num_levels)
+
+    def forward(self, queries: list[torch.Tensor], memories: list[torch.Tensor], mask: torch.Tensor | None):
+        out, mask_logits = [], None
+        for layers, x, memory in zip(self.branches, queries, memories):
+            for layer in layers:
+                x, scores = layer(x, memory, mask)
+            mask_logits = scores if mask_logits is None else mask_logits + scores
+            out.append(x)
+        return out, self.query_fusion(out), mask_logits  # L x (B, K, C), (B, K, C), (B, K, N)
+
+
+class QLSegDecoder(nn.Module):
+    """L token sequences, shallow to deep, to fused queries and mask logits of T blocks. Branch 0 is deepest."""
+
+    def __init__(self, config: QLSegConfig, width: int, num_levels: int):
+        super().__init__()
+        self.mask_threshold = config.mask_threshold
+        self.queries = nn.Parameter(torch.zeros(num_levels, config.num_labels, config.hidden_size))
+        self.projections = nn.ModuleList(nn.Linear(width, config.hidden_size) for _ in range(num_levels))
+        self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size) for _ in range(num_levels))
+        self.blocks = nn.ModuleList(QLSegDecoderBlock(config, num_levels) for _ in range(config.num_decoder_blocks))
+
+    def forward(self, levels: tuple[torch.Tensor, ...], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+        """L x (B, N, D), shallow to deep -> fused queries (T, B, K, C) and mask logits (T, B, K, h, w)."""
+        memories = [norm(project(x)) for x, project, norm in zip(reversed(levels), self.projections, self.norms)]
+        queries = [branch.expand(levels[0].shape[0], -1, -1) for branch in self.queries]  # L x (B, K, C)
+        fused, mask_logits, mask = [], [], None
+        for block in self.blocks:
+            queries, fused_queries, scores = block(queries, memories, mask)
+            mask = visible_tokens(scores, self.mask_threshold)
+            fused.append(fused_queries)
+            mask_logits.append(scores.unflatten(-1, grid))
+        return torch.stack(fused), torch.stack(mask_logits)
+
+
+@torch.no_grad()
+def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(B, K, N) mask logits -> (B, 1, K, N) bool, True = may look: mask probability of at least `threshold`.
+
+    A query that would see nothing sees everything.
+    """
+    visible = mask_logits.float().sigmoid() >= threshold
+    return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
+
+
+def combine(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Semantic scores S: (B, K, K + 1) and (B, K, h, w) -> (B, K, H, W). Upsampling comes before the sigmoid."""
+    class_probs = class_logits.softmax(dim=-1)[..., :-1]  # "no object" is left out of the sum, not of the softmax
+    mask_probs = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False).sigmoid()  # (B, K, H, W)
+    return torch.einsum("bkc,bkyx->bcyx", class_probs, mask_probs)
+
+
+class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
+    """QLSeg with its loss: any height and width, any number of labels, any plain backbone.
+
+    `from_pretrained(..., id2label=..., reuse_labels=True)` keeps what was learnt for labels of the same name when the
+    label set changes; see `resize_labels`.
+    """
+
+    def __init__(self, config: QLSegConfig):
+        super().__init__(config)
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        widths = self.backbone.channels
+        if len(set(widths)) != 1:
+            raise ValueError(f"feature maps of width {widths}; a plain ViT backbone with maps of one width is wanted")
+        self.pixel_encoder = QLSegPixelEncoder(config, widths[0], len(widths))
+        self.decoder = QLSegDecoder(config, widths[0], len(widths))
+        self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        window_offsets: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> QLSegOutput:
+        """
+        Args:
+            pixel_values: (B, 3, H, W), normalised; any H and W.
+            labels: (B, H', W') integers, 0..K-1 or `config.semantic_loss_ignore_index`; H' x W' may differ from H x W,
+                mask logits are upsampled to it.
+            window_offsets: (B, 5) integers of `QLSegImageProcessor`, handed through to the output.
+            output_hidden_states, output_attentions: also return those of the backbone.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: `pixel_values` or `labels` have the wrong shape, or (on a CPU) a label is outside the range; on
+                a GPU that is an assertion of the device, which costs no synchronisation.
+        """
+        if labels is not None:
+            check_labels(labels, pixel_values, self.config)
+        features = self.backbone(
+            pixel_values,
+            output_hidden_states=self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
+            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
+            return_dict=True,
+        )
+        grid = tuple(features.feature_maps[0].shape[-2:])
+        levels = self.pixel_encoder(features.feature_maps, grid)  # L x (B, N, D)
+        queries, mask_logits = self.decoder(levels, grid)  # (T, B, K, C), (T, B, K, h, w)
+        class_logits = self.class_head(queries)  # (T, B, K, K + 1)
+        loss = logits = None
+        if labels is not None:
+            loss = sum(segmentation_loss(class_logits, mask_logits, labels, self.config).values())
+        if labels is None or not self.training:
+            logits = combine(class_logits[-1], mask_logits[-1], size=pixel_values.shape[-2:])  # (B, K, H, W)
+        return QLSegOutput(
+            loss=loss,
+            logits=logits,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=mask_logits[-1],
+            hidden_states=features.hidden_states,
+            attentions=features.attentions,
+            window_offsets=window_offsets,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, reuse_labels: bool = False, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, and with `reuse_labels=True` as `resize_labels` to `id2label`.
+
+        Raises:
+            ValueError: `reuse_labels` without `id2label`.
+        """
+        if not reuse_labels:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
+        if not id2label:
+            raise ValueError("reuse_labels=True finds labels by name: give the new names as id2label={0: 'road', ...}")
+        if kwargs.pop("num_labels", len(id2label)) != len(id2label):
+            raise ValueError(f"num_labels differs from the {len(id2label)} names of id2label; leave num_labels out")
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.resize_labels({int(index): name for index, name in id2label.items()})
+        return loaded
+
+    @torch.no_grad()
+    def resize_labels(self, id2label: dict[int, str]) -> list[str]:
+        """Change the label set in place. Queries and classifier rows of labels with the same name are kept.
+
+        Names are compared without case and surrounding space. "No object" is kept; everything of a new label is fresh,
+        and so are query-fusion layers whose number of runs changes. The log says which labels were kept.
+
+        Returns:
+            the names that were kept, in the new order.
+
+        Raises:
+            ValueError: the keys of `id2label` are not 0..K-1.
+        """
+        old = {name.strip().casefold(): index for index, name in self.config.id2label.items()}
+        config = type(self.config)(
+            **{
+                key: value
+                for key, value in self.config.to_dict().items()
+                if key not in ("id2label", "label2id", "palette")
+            },
+            id2label=dict(id2label),
+        )
+        # same class, new sizes, on the same device: only the parts that depend on the labels are taken from it
+        pairs = [
+            (new, old[name.strip().casefold()])
+            for new, name in sorted(id2label.items())
+            if name.strip().casefold() in old
+        ]
+        queries = self.decoder.queries.new_empty(self.decoder.queries.shape[0], config.num_labels, config.hidden_size)
+        head = nn.Linear(config.hidden_size, config.num_labels + 1, device=queries.device, dtype=queries.dtype)
+        nn.init.normal_(queries)
+        nn.init.trunc_normal_(head.weight, std=config.initializer_range)
+        nn.init.zeros_(head.bias)
+        new_rows = torch.tensor([new for new, _ in pairs] + [config.num_labels], device=queries.device)
+        old_rows = torch.tensor([was for _, was in pairs] + [self.config.num_labels], device=queries.device)
+        # A kept row of (K + 1, C) scores its label; which columns it competes with changes with the label set.
+        head.weight[new_rows], head.bias[new_rows] = self.class_head.weight[old_rows], self.class_head.bias[old_rows]
+        queries[:, new_rows[:-1]] = self.decoder.queries[:, old_rows[:-1]]
+        self.decoder.queries = nn.Parameter(queries)
+        self.class_head = head
+        for block in self.decoder.blocks:
+            fusion = QLSegQueryFusion(config, queries.shape[0]).to(queries)
+            if fusion.weights.weight.shape == block.query_fusion.weights.weight.shape:
+                fusion.load_state_dict(block.query_fusion.state_dict())
+            else:
+                nn.init.trunc_normal_(fusion.weights.weight, std=config.initializer_range)
+                nn.init.zeros_(fusion.weights.bias)
+            block.query_fusion = fusion
+        self.config.id2label, self.config.label2id, self.config.palette = config.id2label, config.label2id, None
+        kept = [id2label[new] for new, _ in pairs]
+        fresh = [name for _, name in sorted(id2label.items()) if name not in kept]
+        logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
+        return kept
+
+
+__all__ = [
+    "QLSegForSemanticSegmentation",
+    "QLSegOutput",
+    "QLSegPreTrainedModel",
+    "QLSegViTBackbone",
+    "combine",
+    "resize_positions",
+]

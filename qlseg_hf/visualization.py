@@ -1,0 +1,113 @@
+"""Overlays for people: the picture tinted by label, with a legend of names, colours and shares; label maps as PNG."""
+
+import colorsys
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+LINE_HEIGHT = 22  # pixels of a legend line
+FONT_SIZE = 14
+
+
+def label_colors(config) -> np.ndarray:
+    """(K, 3) uint8 colours of the labels: the configuration's palette, or distinct hues if it has none."""
+    if config.palette is not None and len(config.palette) == config.num_labels:
+        return np.array(config.palette, dtype=np.uint8)
+    golden = 0.618034  # successive hues by the golden ratio stay far apart for any number of labels
+    hues = [
+        colorsys.hsv_to_rgb(i * golden % 1, 0.55 + 0.4 * (i % 2), 0.95 - 0.3 * (i % 3) / 2)
+        for i in range(config.num_labels)
+    ]
+    return (255 * np.array(hues)).astype(np.uint8)
+
+
+def draw_overlay(
+    picture: np.ndarray,
+    label_map: torch.Tensor | np.ndarray,
+    id2label: dict[int, str],
+    colors: np.ndarray,
+    opacity: float = 0.55,
+) -> Image.Image:
+    """Picture tinted by label with white borders, and a legend beside it, largest label first.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        label_map: (H, W) integers; values without a name (an ignore index) stay untinted and are left out of the
+            legend.
+        id2label: names.
+        colors: (K, 3) uint8.
+        opacity: of the tint, 0..1.
+
+    Returns:
+        RGB picture, H or more pixels high.
+
+    Raises:
+        ValueError: picture and label map differ in size.
+    """
+    labels = np.asarray(label_map)
+    if labels.shape != picture.shape[:2]:
+        raise ValueError(f"the label map has size {labels.shape}, its picture {picture.shape[:2]}")
+    named = (labels >= 0) & (labels < len(colors))
+    tint = colors[np.where(named, labels, 0)]
+    blend = np.where(named[..., None], (1 - opacity) * picture + opacity * tint, picture)
+    border = np.zeros(labels.shape, dtype=bool)
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    border[1:] |= labels[1:] != labels[:-1]
+    blend[border] = 255
+    values, counts = np.unique(labels[named], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    lines = [(int(values[i]), f"{id2label[int(values[i])]} ({share(counts[i] / labels.size)})") for i in order]
+    return beside_legend(Image.fromarray(blend.round().astype(np.uint8)), lines, colors)
+
+
+def share(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %" if fraction >= 0.01 else "< 1 %"
+
+
+def beside_legend(picture: Image.Image, lines: list[tuple[int, str]], colors: np.ndarray) -> Image.Image:
+    """The picture on white with one legend line per (label, text), in as many columns as its height asks for."""
+    font = ImageFont.load_default(FONT_SIZE)
+    height = max(picture.height, 12 * LINE_HEIGHT)
+    per_column = height // LINE_HEIGHT
+    column_width = LINE_HEIGHT + 20 + int(max((font.getlength(text) for _, text in lines), default=0))
+    num_columns = -(-len(lines) // per_column)
+    canvas = Image.new("RGB", (picture.width + 10 + num_columns * column_width, height), "white")
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, (label, text) in enumerate(lines):
+        x = picture.width + 10 + i // per_column * column_width
+        y = i % per_column * LINE_HEIGHT
+        color = tuple(int(channel) for channel in colors[label])
+        draw.rectangle([x, y + 3, x + LINE_HEIGHT - 6, y + LINE_HEIGHT - 4], fill=color, outline="black")
+        draw.text((x + LINE_HEIGHT, y + LINE_HEIGHT // 2), text, fill="black", font=font, anchor="lm")
+    return canvas
+
+
+def label_map_picture(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) -> Image.Image:
+    """A picture whose pixel values are the labels: palette mode up to 256 labels, else 16 bit."""
+    labels = np.asarray(label_map)
+    if len(colors) > 256:
+        return Image.fromarray(labels.astype(np.uint16))
+    picture = Image.fromarray(labels.astype(np.uint8), mode="P")
+    picture.putpalette(colors.flatten().tolist())
+    return picture
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG beside `path` and move it into place, so that a kill never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".png", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            picture.save(file, format="PNG")
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+__all__ = ["draw_overlay", "label_colors", "label_map_picture", "save_picture"]

@@ -1,0 +1,147 @@
+"""Start an encoder from an ImageNet ViT: timm's or transformers' naming, from a folder, a file or the Hub."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import cached_file, logging
+
+from .modeling_qlseg import QLSegViTBackbone, resize_positions
+
+logger = logging.get_logger(__name__)
+
+# source key -> key of QLSegViTBackbone; {qkv} stands for three keys, the source's rows being q, k and v stacked
+TIMM_KEYS = {
+    r"patch_embed\.proj\.(weight|bias)": "embeddings.projection.{0}",
+    r"blocks\.(\d+)\.norm1\.(weight|bias)": "layers.{0}.layernorm_before.{1}",
+    r"blocks\.(\d+)\.norm2\.(weight|bias)": "layers.{0}.layernorm_after.{1}",
+    r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": "layers.{0}.attention.{qkv}_proj.{1}",
+    r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": "layers.{0}.attention.o_proj.{1}",
+    r"blocks\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)": "layers.{0}.mlp.{1}.{2}",
+    r"pos_embed": "embeddings.position_embeddings",
+}
+TRANSFORMERS_KEYS = {
+    r"embeddings\.patch_embeddings\.projection\.(weight|bias)": "embeddings.projection.{0}",
+    r"(?:encoder\.layer|layers)\.(\d+)\.(layernorm_before|layernorm_after)\.(weight|bias)": "layers.{0}.{1}.{2}",
+    r"encoder\.layer\.(\d+)\.attention\.attention\.(q)uery\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
+    r"encoder\.layer\.(\d+)\.attention\.attention\.(k)ey\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
+    r"encoder\.layer\.(\d+)\.attention\.attention\.(v)alue\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
+    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)": "layers.{0}.attention.o_proj.{1}",
+    r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)": "layers.{0}.mlp.fc1.{1}",
+    r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)": "layers.{0}.mlp.fc2.{1}",
+    r"layers\.(\d+)\.attention\.([qkvo])_proj\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
+    r"layers\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)": "layers.{0}.mlp.{1}.{2}",
+    r"embeddings\.position_embeddings": "embeddings.position_embeddings",
+}
+# Not part of the encoder: class token (dropped before the first layer), final norm (none), pooler and classifier.
+UNUSED_KEYS = r"(embeddings\.)?(cls_token|mask_token)|(norm|fc_norm|layernorm|head|pooler|classifier)\..*"
+
+
+@torch.no_grad()
+def load_vit_weights(
+    backbone: QLSegViTBackbone, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> QLSegViTBackbone:
+    """Load an ImageNet ViT into an encoder, in place; position embeddings are resized to the encoder's grid.
+
+    Args:
+        backbone: `model.backbone` of a QLSeg, or a bare `QLSegViTBackbone`, of the same width, depth and patch size.
+        source: folder, `.safetensors` or `.bin` / `.pth` file, or Hub id
+            (`timm/vit_large_patch16_384.augreg_in21k_ft_in1k`, `google/vit-large-patch16-384`), in timm's or
+            transformers' ViT naming.
+        revision, token: of the Hub repository.
+
+    Returns:
+        `backbone`.
+
+    Raises:
+        ValueError: the naming is neither, or a weight is missing, unexpected or of another shape; all are named.
+
+    Source: position embeddings `1:` as a 2-D map, bicubic, `align_corners=False`, no antialias; the class token and
+    its position are dropped, as in the released networks.
+    """
+    weights, source_config = read_weights(source, revision, token)
+    if "patch_embed.proj.weight" in weights:
+        table = TIMM_KEYS
+    else:
+        table = TRANSFORMERS_KEYS
+        weights = {key.removeprefix("vit."): value for key, value in weights.items()}
+    heads = source_config.get("num_attention_heads", backbone.config.num_attention_heads)
+    if heads != backbone.config.num_attention_heads:
+        raise ValueError(f"{source} has {heads} attention heads, the encoder {backbone.config.num_attention_heads}")
+
+    target, renamed, unexpected = backbone.state_dict(), {}, []
+    for key, value in weights.items():
+        names = new_names(key, table)
+        if names:
+            renamed.update(zip(names, value.chunk(len(names))))
+        elif not re.fullmatch(UNUSED_KEYS, key):
+            unexpected.append(key)
+    name = "embeddings.position_embeddings"
+    if name in renamed:
+        renamed[name] = fit_positions(renamed[name], backbone.embeddings.grid, source)
+    missing = [key for key in target if key not in renamed]
+    unexpected += [key for key in renamed if key not in target]
+    misshapen = [
+        f"{key} {tuple(renamed[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in target.items()
+        if key in renamed and renamed[key].shape != value.shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if any(problems.values()):
+        text = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:4])}, ...)" for kind, keys in problems.items() if keys)
+        raise ValueError(f"{source} does not fit this encoder: {text}; compare width, depth and patch size")
+    for key, parameter in backbone.named_parameters():
+        parameter.copy_(renamed[key])
+    logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
+    return backbone
+
+
+def new_names(key: str, table: dict[str, str]) -> list[str]:
+    """Names of `QLSegViTBackbone` that the source key stands for: none, one, or three for stacked q, k, v."""
+    for pattern, template in table.items():
+        if match := re.fullmatch(pattern, key):
+            parts = "qkv" if "{qkv}" in template else ("",)
+            return [template.format(*match.groups(), qkv=part) for part in parts]
+    return []
+
+
+def fit_positions(positions: torch.Tensor, grid: tuple[int, int], source: str | Path) -> torch.Tensor:
+    """(1, 1 + n * n, D) with the class token first -> (1, h * w, D) on `grid`."""
+    side = math.isqrt(positions.shape[1] - 1)
+    if side * side != positions.shape[1] - 1:
+        raise ValueError(
+            f"{source} has {positions.shape[1]} position embeddings; a class token and a square grid are wanted"
+        )
+    return resize_positions(positions[:, 1:], (side, side), grid)
+
+
+def read_weights(source: str | Path, revision: str | None, token: str | bool | None) -> tuple[dict, dict]:
+    """State dict and `config.json` (empty if there is none) of a file, a folder or a Hub repository."""
+    path = Path(source)
+    if path.is_file():
+        return read_file(path), {}
+    options = {"revision": revision, "token": token, "_raise_exceptions_for_missing_entries": False}
+    config_file = cached_file(os.fspath(source), "config.json", **options)
+    config = json.loads(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if found := cached_file(os.fspath(source), name, **options):
+            return read_file(Path(found)), config
+        if index := cached_file(os.fspath(source), f"{name}.index.json", **options):
+            shards = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+            files = [Path(cached_file(os.fspath(source), shard, revision=revision, token=token)) for shard in shards]
+            return {key: value for file in files for key, value in read_file(file).items()}, config
+    raise ValueError(f"{source} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a `.safetensors` file or, never running what it holds, of a pickle."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+__all__ = ["load_vit_weights"]
