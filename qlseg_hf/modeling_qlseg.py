@@ -137,10 +137,10 @@ class QLSegViTEmbeddings(nn.Module):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {self.num_channels}, H, W) is wanted"
             )
-        height, width = pixel_values.shape[-2:]
-        pixel_values = F.pad(pixel_values, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        grid = tuple((side + self.patch_size - 1) // self.patch_size for side in pixel_values.shape[-2:])
+        missing = [n * self.patch_size - side for n, side in zip(grid, pixel_values.shape[-2:])]
+        pixel_values = F.pad(pixel_values, (0, missing[1], 0, missing[0]))
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
-        grid = (patches.shape[-2], patches.shape[-1])
         positions = resize_positions(self.position_embeddings, self.grid, grid)
         return patches.flatten(2).transpose(1, 2) + positions, grid  # (B, N, D)
 
@@ -303,7 +303,8 @@ def position_code(grid: Grid, width: int, temperature: float, device: torch.devi
     frequency = temperature ** (2 * (index // 2).float() / half)
     codes = []
     for side in grid:
-        angle = 2 * math.pi * torch.arange(1, side + 1, device=device) / (side + 1e-6)
+        place = torch.arange(1, side + 1, device=device).float()
+        angle = 2 * math.pi * place / (place[-1:] + 1e-6)
         angle = angle[:, None] / frequency  # (side, half)
         codes.append(torch.where(index % 2 == 0, angle.sin(), angle.cos()))
     y, x = codes
@@ -457,11 +458,13 @@ class QLSegQueryFusion(nn.Module):
     def __init__(self, config: QLSegConfig, num_levels: int):
         super().__init__()
         self.run = -(-config.num_labels // config.num_query_fusion_groups)
-        self.weights = nn.Linear(num_levels * -(-config.num_labels // self.run), num_levels)
+        num_runs = -(-config.num_labels // self.run)
+        self.num_missing = num_runs * self.run - config.num_labels
+        self.weights = nn.Linear(num_levels * num_runs, num_levels)
 
     def forward(self, queries: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(queries, dim=1)  # (B, L, K, C)
-        runs = F.pad(stacked, (0, 0, 0, -stacked.shape[2] % self.run), value=float("-inf"))
+        runs = F.pad(stacked, (0, 0, 0, self.num_missing), value=float("-inf"))
         maxima = runs.unflatten(2, (-1, self.run)).amax(dim=3).flatten(1, 2)  # (B, L * runs, C)
         share = self.weights(maxima.transpose(1, 2)).softmax(dim=-1)  # (B, C, L)
         return (share.transpose(1, 2)[:, :, None] * stacked).sum(dim=1)  # (B, K, C)
