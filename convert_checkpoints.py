@@ -198,15 +198,17 @@ def numbers_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict:
             raise ConversionError(f"the checkpoint has no key {key}, so it is no QLSeg network (or a stripped one)")
         return state_dict[key].shape
 
-    def count(pattern: str) -> int:
-        return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
+    def count(pattern: str, start: int = 0) -> int:
+        """How many indices follow each other from `start`; a stray one is named later, as an unexpected key."""
+        indices = {int(match[1]) for key in state_dict if (match := re.match(pattern, key))}
+        return next(n for n in range(len(indices) + 1) if start + n not in indices)
 
     patch = shape("backbone.patch_embed.projection.weight")
     tokens = shape("backbone.pos_embed")[1] - 1
     queries = shape("decode_head.query_1.weight")
     if len(patch) != 4 or len(queries) != 2:
         raise ConversionError("backbone.patch_embed.projection.weight or decode_head.query_1.weight is misshapen")
-    levels = count(r"decode_head\.query_(\d+)\.weight")
+    levels = count(r"decode_head\.(?:query|input_proj|proj_norm|atm_0_decoder)_(\d+)\.", start=1)
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ConversionError(
@@ -517,7 +519,7 @@ def rename(state_dict: dict[str, torch.Tensor], config: QLSegConfig):
     stacked = {name for name in wanted if f"{name}[0]" in parts}
     for name in wanted:
         members = [f"{name}[{i}]" for i in range(wanted[name][0])] if name in stacked else [name]
-        problems += [f"nothing in the checkpoint gives {member}" for member in members if member not in parts]
+        problems += [f"missing key {old_name(member)}" for member in members if member not in parts]
     if problems:
         more = f" (and {len(problems) - 6} more)" if len(problems) > 6 else ""
         raise ConversionError(f"the checkpoint does not fit: {'; '.join(problems[:6])}{more}")
@@ -539,6 +541,23 @@ def new_names(key: str) -> list[str]:
             }
             return [template.format(**groups, qkv=part) for part in ("qkv" if "{qkv}" in template else ("",))]
     return []
+
+
+def old_name(name: str) -> str:
+    """The checkpoint's key for one of ours: `new_names` backwards, for telling what is missing."""
+    kinds = {"p": "weight|bias", "qkv": "[qkv]", "part": r"\w+"}
+    for pattern, template in KEY_TABLE.items():
+        fields = re.split(r"\{(\w+)\}", template)
+        regex = "".join(
+            f"(?P<{field}>{kinds.get(field, '[0-9]+')})" if i % 2 else re.escape(field)
+            for i, field in enumerate(fields)
+        )
+        if match := re.fullmatch(regex, name):
+            groups = {k: str(int(v) + 1) if k in ONE_BASED else v for k, v in match.groupdict().items()}
+            key = re.sub(r"\(\?P<(\w+)>[^)]*\)", lambda group: groups[group[1]], pattern).replace("\\", "")
+            if name in new_names(key):
+                return key
+    return name
 
 
 def key_family(key: str) -> str:

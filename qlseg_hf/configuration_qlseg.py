@@ -147,6 +147,14 @@ class QLSegConfig(PreTrainedConfig):
 
     model_type: ClassVar[str] = "qlseg"
     sub_configs: ClassVar[dict] = {"backbone_config": AutoConfig}
+    # so that Trainer's evaluation loop gets `logits` alone as predictions
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "class_queries_logits",
+        "masks_queries_logits",
+        "hidden_states",
+        "attentions",
+        "window_offsets",
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = None
     hidden_size: int = 512
@@ -184,9 +192,14 @@ class QLSegConfig(PreTrainedConfig):
         if self.id2label is None and kwargs.get("num_labels") is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
-        if self.label2id is None or len(self.label2id) != len(self.id2label):
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.align_labels()
         self._check()
+
+    def align_labels(self) -> None:
+        """Make `label2id` follow `id2label`, and drop a palette of another length (after `id2label` was replaced)."""
+        self.label2id = {name: index for index, name in self.id2label.items()}
+        if self.palette is not None and len(self.palette) != self.num_labels:
+            self.palette = None
 
     def _check(self):
         if self.num_labels < 1:

@@ -543,6 +543,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
 
     def __init__(self, config: QLSegConfig):
         super().__init__(config)
+        config.align_labels()  # `from_pretrained(id2label=...)` sets that field alone
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         widths = self.backbone.channels
         if len(set(widths)) != 1:

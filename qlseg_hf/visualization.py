@@ -15,7 +15,7 @@ FONT_SIZE = 14
 
 def label_colors(config) -> np.ndarray:
     """(K, 3) uint8 colours of the labels: the configuration's palette, or distinct hues if it has none."""
-    if config.palette is not None and len(config.palette) == config.num_labels:
+    if config.palette is not None:
         return np.array(config.palette, dtype=np.uint8)
     golden = 0.618034  # successive hues by the golden ratio stay far apart for any number of labels
     hues = [

@@ -63,7 +63,7 @@ def tiny_config(num_labels: int = 20, levels: tuple[int, ...] = (1, 2), **overri
     )
     sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32, "num_pixel_encoder_layers": 1}
     sizes |= {"pixel_encoder_intermediate_size": 32, "num_decoder_blocks": 2, "num_decoder_layers": 2}
-    return QLSegConfig(backbone_config=backbone, num_labels=num_labels, **(sizes | overrides))
+    return QLSegConfig(num_labels=num_labels, **({"backbone_config": backbone} | sizes | overrides))
 
 
 @pytest.fixture

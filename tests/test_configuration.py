@@ -1,0 +1,92 @@
+"""Numbers of the released networks, validation and JSON."""
+
+import pytest
+import torch
+from conftest import tiny_config
+from transformers import AutoConfig
+
+from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
+from qlseg_hf.configuration_qlseg import label_set
+
+
+# D / layers / heads, C / decoder heads, image, K, 0-based layers, drop path; millions of parameters where published
+@pytest.mark.parametrize(
+    "name, numbers, whole, encoder",
+    [
+        ("vit-b-ade20k", (768, 12, 12, 384, 12, 512, 150, [5, 7, 11], 0.1), 171.1, 86.4),
+        ("vit-l-ade20k", (1024, 24, 16, 512, 16, 640, 150, [7, 15, 23], 0.3), 450.3, 304.7),
+        ("vit-l-cocostuff10k", (1024, 24, 16, 512, 16, 512, 171, [7, 15, 23], 0.3), None, None),
+        ("vit-l-pascal-context-59", (1024, 24, 16, 512, 16, 480, 59, [7, 15, 23], 0.3), None, None),
+        ("vit-l-pascal-context-60", (1024, 24, 16, 512, 16, 480, 60, [7, 15, 23], 0.3), None, None),
+    ],
+)
+def test_releases(name, numbers, whole, encoder):
+    config = QLSegConfig.for_release(name)
+    vit = config.backbone_config
+    layers = [stage - 1 for stage in vit.out_indices]
+    found = (vit.hidden_size, vit.num_hidden_layers, vit.num_attention_heads, config.hidden_size)
+    found += (config.num_attention_heads, vit.image_size, config.num_labels, layers, vit.drop_path_rate)
+    assert found == numbers
+    assert len(config.palette) == config.num_labels
+    if whole:
+        with torch.device("meta"):
+            model = QLSegForSemanticSegmentation(config)
+        assert round(model.num_parameters() / 1e6, 1) == whole
+        assert round(model.backbone.num_parameters() / 1e6, 1) == encoder
+
+
+def test_defaults_are_vit_l_ade20k():
+    default, released = QLSegConfig().to_dict(), QLSegConfig.for_release("vit-l-ade20k").to_dict()
+    differing = {key for key in released if released[key] != default.get(key)}
+    assert differing <= {"id2label", "label2id", "palette"}
+    assert QLSegImageProcessor().to_dict() | {"do_reduce_labels": True} == (
+        QLSegImageProcessor.for_release("vit-l-ade20k").to_dict()
+    )
+
+
+def test_every_release_has_its_way_of_measuring():
+    found = {}
+    for name in RELEASES:
+        processor = QLSegImageProcessor.for_release(name)
+        mean = round(255 * processor.image_mean[0], 3)
+        found[name] = (processor.size.shortest_edge, processor.window_size, processor.window_stride, mean)
+        found[name] += (processor.do_reduce_labels,)
+    assert found == {
+        "vit-b-ade20k": (512, 512, 341, 123.675, True),
+        "vit-l-ade20k": (640, 640, 608, 127.5, True),
+        "vit-l-cocostuff10k": (512, 512, 341, 127.5, True),
+        "vit-l-pascal-context-59": (520, 480, 320, 127.5, True),
+        "vit-l-pascal-context-60": (520, 480, 320, 127.5, False),
+    }
+
+
+def test_json_round_trip(tmp_path):
+    config = tiny_config(num_labels=3, mask_threshold=0.3, palette=[[1, 2, 3]] * 3)
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert again.to_json_string() == config.to_json_string()
+    assert isinstance(again.backbone_config, QLSegViTConfig)
+    assert again.backbone_config.out_features == ["stage1", "stage2"]
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: QLSegConfig.for_release("vit-h"), "unknown release 'vit-h'; choose one of vit-b-ade20k"),
+        (lambda: label_set("cityscapes"), "unknown label set 'cityscapes'"),
+        (lambda: tiny_config(num_labels=0), "at least one label"),
+        (lambda: tiny_config(num_attention_heads=3), "hidden_size 16 is not a multiple of num_attention_heads 3"),
+        (lambda: tiny_config(num_decoder_blocks=0), "num_decoder_blocks is 0"),
+        (lambda: tiny_config(dropout=1.0), "dropout 1.0 is outside"),
+        (lambda: tiny_config(semantic_loss_ignore_index=3), "ignore_index 3 is one of the 20 labels"),
+        (lambda: QLSegConfig(id2label={1: "a", 2: "b"}), "id2label must have the keys 0..1"),
+        (lambda: QLSegViTConfig(hidden_size=30, num_attention_heads=4), "hidden_size 30 is not a multiple"),
+        (lambda: QLSegViTConfig(image_size=100), "image_size 100 is not a multiple of patch_size 16"),
+        (lambda: QLSegViTConfig(drop_path_rate=1.0), "drop_path_rate 1.0 is outside"),
+        (lambda: QLSegViTConfig(out_indices=[25]), "out_indices must be valid indices"),
+        (lambda: QLSegForSemanticSegmentation(tiny_config(num_group_norm_groups=5)), "must be a multiple of 4"),
+    ],
+)
+def test_validation(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,68 @@
+"""The example scripts as subprocesses, as a user runs them."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import FIXTURES, ROOT
+from PIL import Image
+
+from qlseg_hf import load_picture, segment
+
+
+def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_predict(stored, tmp_path):
+    pictures = [stored.picture("wide"), stored.picture("tall")]
+    done = run("examples/predict.py", stored.folder, *pictures, "--output", tmp_path / "out")
+    assert "2/2" in done.stderr  # progress bar
+    names = ["tall_labels.png", "tall_overlay.png", "wide_labels.png", "wide_overlay.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    for picture in pictures:
+        labels = Image.open(tmp_path / "out" / f"{picture.stem}_labels.png")
+        expected = segment(stored.model(), stored.processor, picture)[0]
+        assert np.array_equal(np.asarray(labels), expected.numpy())
+        shown = np.asarray(labels.convert("RGB"))[0, 0].tolist()
+        assert shown == stored.model().config.palette[int(expected[0, 0])]
+        overlay = Image.open(tmp_path / "out" / f"{picture.stem}_overlay.png")
+        height, width = load_picture(picture).shape[:2]
+        assert overlay.height >= height and overlay.width > width
+
+
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
+def test_predict_refuses_in_one_sentence(stored, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    twice = [stored.picture("wide"), FIXTURES / "a" / "wide.png"]
+    for model, pictures, sentence in (
+        (stored.folder, [tmp_path / "text.jpg"], "text.jpg cannot be read as a picture"),
+        (stored.folder, [tmp_path / "none.jpg"], "No such file or directory"),
+        (stored.folder, twice, "several pictures are called wide"),
+        (tmp_path / "no_model", [stored.picture("wide")], "no_model"),
+    ):
+        done = run("examples/predict.py", model, *pictures, "--output", tmp_path / "out", expect=1)
+        assert sentence in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_demo(tmp_path):
+    done = run("examples/demo.py", "--output", tmp_path)
+    assert "class 7" in done.stdout and (tmp_path / "overlay.png").stat().st_size > 2000
+    assert torch.tensor(np.asarray(Image.open(tmp_path / "overlay.png"))).float().std() > 10
+
+
+def test_converter_from_the_command_line(tmp_path):
+    done = run("convert_checkpoints.py", ROOT / "setup.cfg", tmp_path / "out", expect=1)
+    assert done.stderr.startswith("convert_checkpoints.py: ") and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
+    assert "--variant" in run("convert_checkpoints.py", "--help").stdout

@@ -1,0 +1,382 @@
+"""Reading, resizing, windows, label rules."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
+from qlseg_hf.image_processing_qlseg import (
+    WindowSum,
+    label_map_from_scores,
+    resize_picture,
+    short_side_size,
+    upsampled_rows,
+    window_starts,
+)
+
+RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_modes(tmp_path, mode):
+    picture = Image.fromarray(RAMP).convert(mode)
+    expected = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(load_picture(picture), expected)
+    suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
+    if mode != "HSV":
+        picture.save(tmp_path / f"x.{suffix}")
+        found = load_picture(tmp_path / f"x.{suffix}")
+        assert found.shape == expected.shape and found.dtype == np.uint8
+        assert np.abs(found.astype(int) - expected).max() <= (0 if mode != "YCbCr" else 3)
+        assert np.array_equal(found, load_picture(str(tmp_path / f"x.{suffix}")))
+
+
+def test_sixteen_bit(tmp_path):
+    values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    expected = np.array([[0, 0, 1, 255]], dtype=np.uint8)[..., None].repeat(3, axis=2)
+    assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
+    assert np.array_equal(load_picture(Image.fromarray(values)), expected)
+    assert np.array_equal(load_picture(values), expected)
+    assert np.array_equal(load_picture(Image.fromarray(values.astype(np.int32), mode="I")), expected)
+
+
+def test_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    Image.fromarray(RAMP).save(tmp_path / "x.png", exif=exif)
+    expected = np.rot90(RAMP, k=-1)
+    assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
+    assert np.array_equal(load_picture(Image.open(tmp_path / "x.png")), expected)
+
+
+def test_arrays_and_tensors():
+    assert np.array_equal(load_picture(RAMP), RAMP)
+    assert np.array_equal(load_picture(np.moveaxis(RAMP, -1, 0)), RAMP)
+    assert np.array_equal(load_picture(torch.from_numpy(RAMP).permute(2, 0, 1)), RAMP)
+    assert np.array_equal(load_picture(torch.from_numpy(RAMP)), RAMP)
+    grey = RAMP[..., 0]
+    for array in (grey, grey[..., None], grey[None], np.stack([grey, grey], axis=-1)):
+        assert np.array_equal(load_picture(array), np.stack([grey] * 3, axis=-1))
+    assert np.array_equal(load_picture(RAMP.astype(np.int64)), RAMP)
+    assert np.array_equal(load_picture(grey > 100)[..., 0], (grey > 100) * 255)
+    loaded = load_picture(RAMP)
+    loaded[:] = 0  # a copy, not the caller's array
+    assert RAMP.max() == 255
+
+
+@pytest.mark.parametrize(
+    "picture, error, message",
+    [
+        (RAMP / 255, ValueError, "floating-point values"),
+        (RAMP.astype(int) + 1, ValueError, "outside 0..255"),
+        (np.zeros((0, 5, 3), np.uint8), ValueError, "empty"),
+        (np.zeros((5, 5, 7), np.uint8), ValueError, "no axis of 1, 3 or 4 channels"),
+        (np.zeros((2, 5, 5, 3), np.uint8), ValueError, "2 or 3 dimensions"),
+        (Image.new("F", (3, 3)), ValueError, "no agreed range"),
+        (None, TypeError, "got NoneType"),
+        (7, TypeError, "got int"),
+    ],
+)
+def test_no_picture(picture, error, message):
+    with pytest.raises(error, match=message):
+        load_picture(picture)
+
+
+def test_no_picture_file(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(ValueError, match="text.jpg cannot be read as a picture"):
+        load_picture(tmp_path / "text.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "x.png").read_bytes()[:3000])
+    with pytest.raises(ValueError, match="half.png cannot be read as a picture"):
+        load_picture(tmp_path / "half.png")
+    with pytest.raises(FileNotFoundError):
+        load_picture(tmp_path / "none.png")
+
+
+def test_label_files(tmp_path):
+    labels = np.array([[0, 1, 2, 255]], dtype=np.uint8)
+    palette = Image.fromarray(labels, mode="P")
+    palette.putpalette([7, 8, 9] * 256)
+    for picture in (Image.fromarray(labels), palette):
+        picture.save(tmp_path / "x.png")
+        assert np.array_equal(load_label_map(tmp_path / "x.png"), labels)
+    wide = np.array([[0, 300, 65535]], dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / "x.png")
+    assert np.array_equal(load_label_map(tmp_path / "x.png"), wide)
+    assert np.array_equal(load_label_map(torch.from_numpy(labels)[None]), labels)
+    for wrong, message in ((Image.new("RGB", (4, 4)), "has mode RGB"), (np.zeros((4, 4)), "array of integers")):
+        with pytest.raises(ValueError, match=message):
+            load_label_map(wrong)
+
+
+# ------------------------------------------------------------------------------------------------- sizes and windows
+
+
+@pytest.mark.parametrize(
+    "length, window, stride, starts",
+    [
+        (640, 640, 608, [0]),
+        (641, 640, 608, [0, 1]),
+        (1248, 640, 608, [0, 608]),
+        (1249, 640, 608, [0, 608, 609]),
+        (853, 512, 341, [0, 341]),
+        (854, 512, 341, [0, 341, 342]),
+        (30, 640, 608, [0]),
+    ],
+)
+def test_window_starts(length, window, stride, starts):
+    assert window_starts(length, window, stride) == starts
+
+
+@pytest.mark.parametrize("length", range(1, 60))
+def test_windows_cover_every_pixel(length):
+    covered = np.zeros(length, dtype=int)
+    for start in window_starts(length, 16, 11):
+        assert 0 <= start <= max(length - 16, 0)
+        covered[start : start + 16] += 1
+    assert covered.min() >= 1
+
+
+def test_window_sum_divides_by_coverage():
+    torch.manual_seed(0)
+    plane = torch.randn(3, 40, 23)
+    total = WindowSum((40, 23))
+    for top in window_starts(40, 16, 11):
+        for left in window_starts(23, 16, 11):
+            total.add(plane[:, top : top + 16, left : left + 16], top, left)
+    torch.testing.assert_close(total.mean(), plane)
+
+
+def test_short_side_size():
+    assert short_side_size(480, 640, 512) == (512, 683)  # 682.67, half up
+    assert short_side_size(1, 1, 640) == (640, 640)
+    assert short_side_size(3000, 4000, 640) == (640, 853)
+
+
+def test_scales_never_fall_below_the_window():
+    processor = QLSegImageProcessor.for_release("vit-l-pascal-context-59")
+    short = [min(processor.resized_size(500, 700, scale=scale)) for scale in (0.5, 0.75, 1, 1.25, 1.5, 1.75)]
+    assert short == [480, 480, 520, 650, 780, 910]
+
+
+@pytest.mark.parametrize(
+    "old, new", [((7, 9), (20, 33)), ((64, 48), (20, 15)), ((1, 50), (16, 800)), ((32, 32), (16, 16))]
+)
+def test_resize_near_exact_arithmetic(old, new):
+    """Integer arithmetic stays within one grey level of exact bilinear interpolation."""
+    picture = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+    exact = torch.nn.functional.interpolate(
+        torch.from_numpy(picture).permute(2, 0, 1)[None].double(), size=new, mode="bilinear"
+    )[0]
+    assert (resize_picture(picture, new).double() - exact).abs().max() <= 1
+
+
+def test_resize_equals_opencv():
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        old, new = rng.integers(1, 200, (2, 2)).tolist()
+        picture = rng.integers(0, 256, (*old, 3), dtype=np.uint8)
+        expected = cv2.resize(picture, new[::-1], interpolation=cv2.INTER_LINEAR)
+        assert np.array_equal(resize_picture(picture, new).permute(1, 2, 0).numpy(), expected), (old, new)
+
+
+@pytest.mark.parametrize("size", [(13, 17), (64, 40), (20, 30), (200, 300)])
+def test_row_blocks_equal_interpolation(size, monkeypatch):
+    plane = torch.randn(5, 20, 30)
+    expected = torch.nn.functional.interpolate(plane[None], size=size, mode="bilinear")[0]
+    monkeypatch.setattr("qlseg_hf.image_processing_qlseg.ROW_BLOCK_BYTES", 5 * size[1] * 4 * 7)
+    blocks = list(upsampled_rows(plane, size))
+    assert len(blocks) == -(-size[0] // 7) and [start for start, _ in blocks] == list(range(0, size[0], 7))
+    torch.testing.assert_close(torch.cat([rows for _, rows in blocks], dim=1), expected, atol=1e-5, rtol=0)
+    found = label_map_from_scores(plane, size)
+    assert (found == expected.argmax(dim=0)).float().mean() > 0.999
+
+
+# --------------------------------------------------------------------------------------------------------- processor
+
+
+def test_processor_windows(stored):
+    picture = load_picture(stored.picture("large"))
+    processor = stored.processor
+    features = processor(picture, return_tensors="pt")
+    height, width = processor.resized_size(*picture.shape[:2])
+    window, stride = processor.window_size, processor.window_stride
+    starts = [
+        (t, left) for t in window_starts(height, window, stride) for left in window_starts(width, window, stride)
+    ]
+    assert features["pixel_values"].shape == (len(starts), 3, window, window)
+    assert features["window_offsets"].tolist() == [[0, t, left, height, width] for t, left in starts]
+    whole = processor.normalized(resize_picture(picture, (height, width)))
+    for pixels, (top, left) in zip(features["pixel_values"], starts):
+        assert torch.equal(pixels, whole[:, top : top + window, left : left + window])
+
+
+def test_processor_post_process(stored):
+    """The line of the design: processor, model, post-processing."""
+    from qlseg_hf import segment
+
+    model, processor = stored.model().eval(), stored.processor
+    pictures = [stored.picture("wide"), stored.picture("large")]
+    sizes = [load_picture(picture).shape[:2] for picture in pictures]
+    with torch.no_grad():
+        outputs = model(**processor(pictures, return_tensors="pt"))
+    maps = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+    for found, expected in zip(maps, segment(model, processor, pictures)):
+        assert found.dtype == torch.int64 and torch.equal(found, expected)
+    resized = processor.post_process_semantic_segmentation(outputs)
+    assert tuple(resized[0].shape) == processor.resized_size(*sizes[0])
+    with pytest.raises(ValueError, match="1 target sizes for 2 pictures"):
+        processor.post_process_semantic_segmentation(outputs, target_sizes=sizes[:1])
+    with pytest.raises(ValueError, match="use model.eval"):
+        outputs["logits"] = None
+        processor.post_process_semantic_segmentation(type(outputs)(class_queries_logits=torch.zeros(1)))
+
+
+def test_whole_pictures(stored):
+    processor = QLSegImageProcessor(size={"height": 32, "width": 48}, do_sliding_window=False)
+    features = processor(
+        [RAMP, RAMP[:10]], segmentation_maps=[RAMP[..., 0] % 5, RAMP[:10, :, 0] % 5], return_tensors="pt"
+    )
+    assert features["pixel_values"].shape == (2, 3, 32, 48) and features["labels"].shape == (2, 32, 48)
+    assert features["labels"].dtype == torch.int64 and "window_offsets" not in features
+    lists = processor([RAMP, RAMP])
+    assert isinstance(lists["pixel_values"], list) and lists["pixel_values"][0].shape == (3, 32, 48)
+
+
+def test_mixed_sizes_are_refused_in_one_sentence():
+    processor = QLSegImageProcessor(do_resize=False, do_sliding_window=False)
+    with pytest.raises(ValueError, match="use qlseg_hf.segment"):
+        processor([RAMP, RAMP[:10]], return_tensors="pt")
+    with pytest.raises(ValueError, match="one map of its own size"):
+        processor(RAMP, segmentation_maps=RAMP[:5, :, 0])
+
+
+def test_normalisation_as_set():
+    plain = QLSegImageProcessor(do_resize=False, do_sliding_window=False, do_rescale=False, do_normalize=False)
+    assert torch.equal(
+        plain(RAMP, return_tensors="pt")["pixel_values"][0], torch.from_numpy(RAMP).permute(2, 0, 1).float()
+    )
+    scaled = plain(RAMP, return_tensors="pt", do_rescale=True)["pixel_values"]
+    assert scaled.max() == 1.0
+    normalised = plain(
+        RAMP, return_tensors="pt", do_rescale=True, do_normalize=True, image_mean=[0.5] * 3, image_std=[0.25] * 3
+    )
+    torch.testing.assert_close(normalised["pixel_values"], (scaled - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, [0, 1, 2, 255]),
+        ({"ignore_index": 7}, [0, 1, 2, 255]),
+        ({"do_reduce_labels": True}, [255, 0, 1, 255]),
+        ({"do_reduce_labels": True, "ignore_index": -100}, [-100, 0, 1, 254]),
+        ({"label_map": {1: 2, 2: 1}}, [0, 2, 1, 255]),
+        ({"label_map": {0: 255}}, [255, 1, 2, 255]),
+        ({"label_map": {1: 2, 2: 0}, "do_reduce_labels": True}, [255, 1, 255, 255]),
+    ],
+)
+def test_label_rules_are_independent(settings, expected, tmp_path):
+    QLSegImageProcessor(do_resize=False, do_sliding_window=False, **settings).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    stored_labels = np.array([[0, 1, 2, 255]], dtype=np.uint8)
+    features = processor(np.zeros((1, 4, 3), np.uint8), segmentation_maps=stored_labels, return_tensors="pt")
+    assert features["labels"].tolist() == [[expected]]
+
+
+def test_labels_are_resized_nearest_only():
+    labels = np.array([[0, 200]], dtype=np.uint8).repeat(4, axis=0)
+    processor = QLSegImageProcessor(size={"height": 9, "width": 31}, do_sliding_window=False)
+    found = processor(np.zeros((4, 2, 3), np.uint8), segmentation_maps=labels, return_tensors="pt")["labels"]
+    assert found.unique().tolist() == [0, 200]
+
+
+def test_windows_of_labels_follow_the_picture():
+    """Without resizing, every window of the picture and of its labels shows the same place."""
+    labels = np.random.default_rng(0).integers(0, 200, (50, 70), dtype=np.uint8)
+    processor = QLSegImageProcessor(
+        do_resize=False, window_size=32, window_stride=20, do_rescale=False, do_normalize=False
+    )
+    features = processor(labels, segmentation_maps=labels, return_tensors="pt")
+    assert len(features["labels"]) == 6
+    assert torch.equal(features["pixel_values"][:, 0].long(), features["labels"])
+
+
+@pytest.mark.parametrize(
+    "settings, error, message",
+    [
+        ({"window_stride": 700}, ValueError, "window_stride 700 must be 1..window_size"),
+        ({"do_reduce_labels": True, "ignore_index": 0}, ValueError, "ignore_index cannot be 0"),
+        ({"size": {"longest_edge": 4}}, ValueError, "size must be"),
+        ({"windowsize": 3}, TypeError, "no setting .'windowsize'"),
+    ],
+)
+def test_settings_are_checked(settings, error, message):
+    with pytest.raises(error, match=message):
+        QLSegImageProcessor(**settings)
+    if error is ValueError:
+        with pytest.raises(error, match=message):
+            QLSegImageProcessor()(RAMP, **settings)
+
+
+def test_for_release_unknown():
+    with pytest.raises(ValueError, match="unknown release"):
+        QLSegImageProcessor.for_release("vit-x")
+
+
+TORCHVISION = """
+import hashlib, importlib.util, sys
+root, how, folder, picture = sys.argv[1:]
+sys.path.insert(0, root)
+if how == "with":
+    import torch
+    library = torch.library.Library("torchvision", "DEF")  # a CPU build of torch finds torchvision without operators
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+else:
+    find_spec = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *args: None if name == "torchvision" else find_spec(name, *args)
+from transformers.utils import is_torchvision_available
+assert is_torchvision_available() == (how == "with")
+import qlseg_hf
+from transformers import AutoImageProcessor, pipeline
+processor = AutoImageProcessor.from_pretrained(folder)
+assert type(processor) is qlseg_hf.QLSegImageProcessor, type(processor)
+digest = hashlib.sha256(processor(picture, return_tensors="pt")["pixel_values"].numpy().tobytes())
+for part in pipeline("image-segmentation", model=folder)(picture):
+    digest.update(part["label"].encode() + part["mask"].tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_same_with_and_without_torchvision(stored):
+    """In processes of their own, because torchvision is looked for once. `make` installs it apart from the rest."""
+    apart = Path(sys.prefix) / "apart"
+
+    def digest(how: str) -> str:
+        command = [sys.executable, "-c", TORCHVISION, str(ROOT), how, str(stored.folder), str(stored.picture("wide"))]
+        environment = os.environ | {"PYTHONPATH": str(apart)}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+    without = digest("without")
+    assert len(without) == 64
+    if not (apart / "torchvision").is_dir() and importlib.util.find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")  # the first half ran
+    assert digest("with") == without

@@ -1,0 +1,112 @@
+"""Loss terms worked out on paper, and against a slow implementation that follows the text."""
+
+import math
+
+import pytest
+import torch
+from conftest import tiny_config
+from torch.nn import functional as F
+
+from qlseg_hf.loss_qlseg import check_labels, mask_losses, segmentation_loss
+
+
+def test_mask_losses_on_paper():
+    """Two pixels at probability 1/2, one foreground: focal = mean(0.25, 0.75) * 0.25 * ln 2, dice = 1 - 2/3."""
+    focal, dice = mask_losses(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0]]]), alpha=0.25, gamma=2.0)
+    assert focal.item() == pytest.approx(0.5 * 0.25 * math.log(2))
+    assert dice.item() == pytest.approx(1 - 2 / 3)
+
+
+def test_classification_on_paper():
+    """K = 2, label 0 occurs: uniform logits cost ln 3 whatever the weights."""
+    config = tiny_config(num_labels=2)
+    labels = torch.zeros(1, 4, 4, dtype=torch.long)
+    terms = segmentation_loss(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 2, 2), labels, config)
+    assert terms["loss_ce"].item() == pytest.approx(math.log(3))
+    assert set(terms) == {"loss_ce", "loss_mask", "loss_dice"}
+
+
+def slow_loss(class_logits, mask_logits, labels, config):
+    """The text, picture by picture and label by label."""
+    total, weights, masks = 0.0, 0.0, []
+    for b in range(labels.shape[0]):
+        occurring = [k for k in range(config.num_labels) if (labels[b] == k).any()]
+        for k in range(config.num_labels):
+            target = k if k in occurring else config.num_labels
+            weight = 1.0 if k in occurring else config.no_object_weight
+            total += -weight * class_logits[b, k].log_softmax(-1)[target]
+            weights += weight
+        masks += [(b, k) for k in occurring]
+    focal = dice = 0.0
+    for b, k in masks:
+        map_ = F.interpolate(mask_logits[b, k][None, None], size=labels.shape[1:], mode="bilinear")[0, 0]
+        p, t = map_.sigmoid(), (labels[b] == k).float()
+        p_true = p * t + (1 - p) * (1 - t)
+        alpha = config.focal_alpha * t + (1 - config.focal_alpha) * (1 - t)
+        focal += (-alpha * (1 - p_true) ** config.focal_gamma * p_true.log()).mean()
+        dice += 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    count = max(len(masks), 1)
+    return config.class_weight * total / weights, config.mask_weight * focal / count, config.dice_weight * dice / count
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 2])
+def test_against_slow_implementation(ignored):
+    """`ignored` of the two pictures are void altogether."""
+    torch.manual_seed(1)
+    config = tiny_config(num_labels=5)
+    class_logits, mask_logits = torch.randn(3, 2, 5, 6), torch.randn(3, 2, 5, 3, 4)
+    labels = torch.randint(0, 5, (2, 11, 13))
+    labels[:, :4] = 255
+    labels[:ignored] = 255
+    terms = segmentation_loss(class_logits, mask_logits, labels, config)
+    assert len(terms) == 9
+    for t, suffix in enumerate(("_0", "_1", "")):
+        expected = slow_loss(class_logits[t], mask_logits[t], labels, config)
+        for name, value in zip(("loss_ce", "loss_mask", "loss_dice"), expected):
+            assert terms[name + suffix].item() == pytest.approx(float(value), rel=1e-5, abs=1e-7)
+
+
+def count_on_rank(rank, port, results):
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    present_labels = torch.arange(3 if rank == 0 else 1)
+    labels = present_labels.repeat_interleave(4)[None, :, None].expand(1, -1, 4)
+    terms = segmentation_loss(torch.zeros(1, 1, 5, 6), torch.zeros(1, 1, 5, 2, 2), labels, tiny_config(num_labels=5))
+    results[rank] = terms["loss_dice"].item()
+    torch.distributed.destroy_process_group()
+
+
+def test_mask_count_is_averaged_over_processes():
+    """3 masks on one process and 1 on the other are divided by 2 on both."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with torch.multiprocessing.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(count_on_rank, (port, results), nprocs=2)
+        found = dict(results)
+    # p = 1/2 everywhere: 1 - (n + 1) / (N / 2 + n + 1) for n foreground pixels of N
+    assert found[0] == pytest.approx(3 * (1 - (16 + 1) / (24 + 16 + 1)) / 2)
+    assert found[1] == pytest.approx(1 * (1 - (16 + 1) / (8 + 16 + 1)) / 2)
+
+
+def test_check_labels():
+    config = tiny_config(num_labels=5)
+    pixel_values = torch.zeros(2, 3, 8, 8)
+    check_labels(torch.full((2, 8, 8), 255, dtype=torch.uint8), pixel_values, config)
+    check_labels(torch.full((2, 4, 4), 4), pixel_values, config)
+    with pytest.raises(ValueError, match="labels must be 0..4 or 255"):
+        check_labels(torch.full((2, 8, 8), 5), pixel_values, config)
+    with pytest.raises(ValueError, match="integers are wanted"):
+        check_labels(torch.zeros(2, 8, 8, dtype=torch.bool), pixel_values, config)
+
+
+@pytest.mark.gpu
+def test_check_labels_does_not_synchronise_on_a_gpu():
+    labels = torch.zeros(2, 8, 8, dtype=torch.long, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        check_labels(labels, torch.zeros(2, 3, 8, 8, device="cuda"), tiny_config(num_labels=5))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,428 @@
+"""The network as a transformers user meets it: sizes, dtypes, compilation, saving, label sets, Trainer."""
+
+import pytest
+import torch
+from conftest import tiny_config
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    Dinov2Config,
+    Trainer,
+    TrainingArguments,
+)
+
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
+from qlseg_hf.modeling_qlseg import sample_levels, visible_tokens
+
+
+def labels_for(pixel_values: torch.Tensor, num_labels: int = 20) -> torch.Tensor:
+    """(B, H, W) labels in vertical stripes, so that several labels occur."""
+    columns = torch.arange(pixel_values.shape[-1]) * num_labels // pixel_values.shape[-1]
+    return columns.expand(pixel_values.shape[0], *pixel_values.shape[-2:]).contiguous()
+
+
+# ------------------------------------------------------------------------------------------------------ auto classes
+
+
+def test_auto_classes(stored):
+    model = AutoModelForSemanticSegmentation.from_pretrained(stored.folder)
+    assert isinstance(model, QLSegForSemanticSegmentation)
+    assert isinstance(AutoConfig.from_pretrained(stored.folder), QLSegConfig)
+    assert isinstance(AutoImageProcessor.from_pretrained(stored.folder), QLSegImageProcessor)
+    backbone = AutoBackbone.from_config(model.config.backbone_config)
+    assert isinstance(backbone, QLSegViTBackbone)
+    assert isinstance(AutoConfig.for_model("qlseg_vit"), QLSegViTConfig)
+
+
+def test_backbone_alone(tmp_path, tiny_model):
+    pixel_values = torch.randn(1, 3, 40, 50)
+    tiny_model.backbone.save_pretrained(tmp_path)
+    backbone = QLSegViTBackbone.from_pretrained(tmp_path, out_features=["stem", "stage2"])
+    maps = backbone(pixel_values).feature_maps
+    assert [tuple(m.shape) for m in maps] == [(1, 32, 3, 4)] * 2
+    torch.testing.assert_close(maps[1], tiny_model.backbone(pixel_values).feature_maps[1], atol=0, rtol=0)
+    assert backbone.channels == [32, 32]
+
+
+def test_other_backbones():
+    """The decoder knows only feature maps: DINOv2 with patches of 14."""
+    backbone = Dinov2Config(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=56, out_indices=[1, 3]
+    )
+    model = QLSegForSemanticSegmentation(tiny_config(num_labels=5, backbone_config=backbone)).eval()
+    assert model(torch.randn(1, 3, 42, 70)).logits.shape == (1, 5, 42, 70)
+
+
+# -------------------------------------------------------------------------------------------------------- any size
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 90), (100, 31)])
+@pytest.mark.parametrize("num_labels", [1, 7, 21])
+@pytest.mark.parametrize("levels", [(2,), (0, 1, 2)])
+def test_sizes_labels_levels(size, num_labels, levels):
+    model = QLSegForSemanticSegmentation(tiny_config(num_labels, levels)).eval()
+    pixel_values = torch.randn(2, 3, *size)
+    output = model(pixel_values, labels=torch.zeros(2, *size, dtype=torch.long))
+    assert output.logits.shape == (2, num_labels, *size)
+    assert output.class_queries_logits.shape == (2, num_labels, num_labels + 1)
+    assert output.masks_queries_logits.shape == (2, num_labels, -(-size[0] // 16), -(-size[1] // 16))
+    assert output.loss.isfinite()
+
+
+def test_batch_equals_singles(tiny_model):
+    pixel_values = torch.randn(3, 3, 32, 48)
+    together = tiny_model(pixel_values).logits
+    alone = torch.cat([tiny_model(one[None]).logits for one in pixel_values])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_padding_is_zero_at_bottom_and_right(tiny_model):
+    pixel_values = torch.randn(1, 3, 30, 41)
+    padded = torch.nn.functional.pad(pixel_values, (0, 7, 0, 2))
+    torch.testing.assert_close(
+        tiny_model(pixel_values).masks_queries_logits, tiny_model(padded).masks_queries_logits, atol=1e-6, rtol=0
+    )
+
+
+# ------------------------------------------------------------------------------------------- parts against slow twins
+
+
+def test_sampling_against_grid_sample():
+    """The bag of corners against `grid_sample` and a weighted sum, gradients included, far outside the map too."""
+    torch.manual_seed(0)
+    batch, levels, heads, points, width, grid = 2, 3, 2, 4, 5, (4, 6)
+    tokens = levels * grid[0] * grid[1]
+    value = torch.randn(batch, tokens, heads, width, requires_grad=True)
+    offsets = (4 * torch.randn(batch, tokens, heads, levels, points, 2)).requires_grad_()
+    weights = torch.randn(batch, tokens, heads, levels, points).softmax(-1).requires_grad_()
+    found = sample_levels(value, offsets, weights, grid)
+
+    h, w = grid
+    y, x = torch.meshgrid((torch.arange(h) + 0.5) / h, (torch.arange(w) + 0.5) / w, indexing="ij")
+    reference = torch.stack([x, y], dim=-1).flatten(0, 1).repeat(levels, 1)[:, None, None, None]
+    location = 2 * (reference + offsets / torch.tensor([w, h])) - 1
+    expected = 0
+    for level, maps in enumerate(value.unflatten(1, (levels, h * w)).unbind(1)):
+        maps = maps.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
+        where = location[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * heads, tokens, points, 2)
+        samples = torch.nn.functional.grid_sample(maps, where, align_corners=False)
+        share = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
+        expected = expected + (samples * share).sum(-1).view(batch, heads * width, tokens).transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    inputs = (value, offsets, weights)
+    seed = torch.randn_like(found)
+    for mine, theirs in zip(torch.autograd.grad(found, inputs, seed), torch.autograd.grad(expected, inputs, seed)):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+
+
+def test_sampling_survives_bad_offsets():
+    offsets = torch.full((1, 4, 1, 1, 1, 2), float("inf"))
+    sampled = sample_levels(torch.ones(1, 4, 1, 2), offsets, torch.ones(1, 4, 1, 1, 1), (2, 2))
+    assert sampled.shape == (1, 4, 2)  # no index outside the map, whatever the offset
+
+
+def test_visible_tokens():
+    logits = torch.tensor([[[0.0, -9.0, 9.0], [-9.0, -9.0, -9.0]]])
+    assert visible_tokens(logits, 0.4).tolist() == [[[[True, False, True], [True, True, True]]]]
+
+
+def test_eager_equals_sdpa(stored):
+    pixel_values = stored.tensors["pixel_values"]
+    eager, sdpa = (stored.model(attn_implementation=name).eval() for name in ("eager", "sdpa"))
+    assert eager.config.backbone_config._attn_implementation == "eager"
+    assert sdpa.config.backbone_config._attn_implementation == "sdpa"
+    torch.testing.assert_close(eager(pixel_values).logits, sdpa(pixel_values).logits, atol=1e-5, rtol=0)
+
+
+def test_flex_attention_goes_to_the_encoder_only(stored, monkeypatch):
+    """flex (like flash) serves the encoder; the masked decoder falls back to sdpa."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    calls = []
+    get_interface = ALL_ATTENTION_FUNCTIONS.get_interface
+
+    def recorded(name, default):
+        calls.append(name)
+        return get_interface("sdpa", default)  # flex has no fast CPU kernel; what counts is who asks for it
+
+    model = stored.model(attn_implementation="flex_attention").eval()
+    monkeypatch.setattr(ALL_ATTENTION_FUNCTIONS, "get_interface", recorded)
+    model(stored.tensors["pixel_values"])
+    depth = stored.numbers["config"]["depth"]
+    assert calls[:depth] == ["flex_attention"] * depth
+    assert set(calls[depth:]) == {"sdpa"}
+
+
+# ----------------------------------------------------------------------------------------- dtypes, memory, compilation
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_without_autocast(dtype):
+    model = QLSegForSemanticSegmentation(tiny_config()).to(dtype).train()
+    pixel_values = torch.randn(2, 3, 32, 48)  # fp32 pictures are cast where they enter
+    loss = model(pixel_values, labels=labels_for(pixel_values)).loss
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.isfinite()
+    assert all(p.grad is not None and p.grad.dtype == dtype and p.grad.isfinite().all() for p in model.parameters())
+    assert model.eval()(pixel_values).logits.dtype == dtype
+
+
+def test_every_parameter_gets_a_gradient(tiny_model):
+    pixel_values = torch.randn(2, 3, 32, 48)
+    tiny_model.train()(pixel_values, labels=labels_for(pixel_values)).loss.backward()
+    without = [n for n, p in tiny_model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == [n for n in without if n.endswith("k_proj.bias")]  # a key bias cancels in the softmax
+
+
+def test_gradient_checkpointing(tiny_model):
+    pixel_values = torch.randn(2, 3, 32, 48)
+
+    def gradients():
+        torch.manual_seed(3)  # same dropout
+        tiny_model.zero_grad()
+        tiny_model(pixel_values, labels=labels_for(pixel_values)).loss.backward()
+        return [p.grad.clone() for p in tiny_model.parameters()]
+
+    tiny_model.train()
+    plain = gradients()
+    tiny_model.gradient_checkpointing_enable()
+    assert tiny_model.is_gradient_checkpointing
+    layers = [m for m in tiny_model.modules() if getattr(m, "gradient_checkpointing", False)]
+    assert len(layers) == 2 + 1 + 2 * 2 * 2  # encoder, pixel encoder, blocks x branches x layers
+    for mine, theirs in zip(gradients(), plain):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("training, sizes", [(False, [(32, 48), (50, 70)]), (True, [(32, 48)])])
+def test_compile_without_graph_breaks(training, sizes):
+    """A second size makes the graph symbolic. `aot_eager` traces like inductor and skips the C++ compiler."""
+    torch._dynamo.reset()
+    model = QLSegForSemanticSegmentation(tiny_config(num_decoder_layers=1)).train(training)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for size in sizes:
+        pixel_values = torch.randn(2, 3, *size)
+        with torch.set_grad_enabled(training):
+            found = compiled(pixel_values).logits
+        assert found.shape == (2, 20, *size)
+        if not training:
+            torch.testing.assert_close(found, model(pixel_values).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_compile_with_inductor(tiny_model):
+    torch._dynamo.reset()
+    compiled = torch.compile(tiny_model, fullgraph=True)
+    for size in ((32, 48), (50, 70), (64, 33)):
+        pixel_values = torch.randn(2, 3, *size)
+        torch.testing.assert_close(compiled(pixel_values).logits, tiny_model(pixel_values).logits, atol=1e-5, rtol=0)
+
+
+class CountSynchronisations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts operators that bring a value or a shape to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() in (
+            "aten::_local_scalar_dense",
+            "aten::nonzero",
+            "aten::masked_select",
+            "aten::item",
+        )
+        return func(*args, **(kwargs or {}))
+
+
+def test_synchronisations(tiny_model, monkeypatch):
+    pixel_values = torch.randn(2, 3, 32, 48)
+    with torch.no_grad(), CountSynchronisations() as mode:
+        tiny_model(pixel_values)
+    assert mode.count == 0
+    labels = labels_for(pixel_values)
+    # on a CPU the label check looks at the labels; elsewhere it is an assertion on the device
+    monkeypatch.setattr("qlseg_hf.modeling_qlseg.check_labels", lambda *_: None)
+    with torch.no_grad(), CountSynchronisations() as mode:
+        tiny_model.train()(pixel_values, labels=labels)
+    assert mode.count == 1
+
+
+@pytest.mark.gpu
+def test_no_synchronisation_on_a_gpu(tiny_model):
+    tiny_model.cuda()
+    pixel_values = torch.randn(2, 3, 32, 48, device="cuda")
+    tiny_model(pixel_values)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tiny_model(pixel_values)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_hidden_states_and_attentions(tiny_model):
+    output = tiny_model(torch.randn(2, 3, 32, 48), output_hidden_states=True, output_attentions=True)
+    assert [tuple(state.shape) for state in output.hidden_states] == [(2, 6, 32)] * 3
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 4, 6, 6)] * 2
+    torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 4, 6))
+    plain = tiny_model(torch.randn(2, 3, 32, 48))
+    assert plain.hidden_states is None and plain.attentions is None
+    assert isinstance(tiny_model(torch.randn(2, 3, 32, 48), return_dict=False), tuple)
+
+
+def test_dropout_and_drop_path_act_in_training(tiny_model):
+    pixel_values = torch.randn(1, 3, 32, 48)
+    assert torch.equal(tiny_model(pixel_values).logits, tiny_model(pixel_values).logits)
+    tiny_model.train()
+    assert not torch.equal(tiny_model(pixel_values).logits, tiny_model(pixel_values).logits)
+    rates = [layer.drop_path for layer in QLSegViTBackbone(QLSegViTConfig(num_hidden_layers=3, hidden_size=32)).layers]
+    assert rates == pytest.approx([0, 0.15, 0.3])
+
+
+# ----------------------------------------------------------------------------------------------- loading and saving
+
+
+def test_save_and_reload_bit_for_bit(tmp_path, tiny_model):
+    tiny_model.save_pretrained(tmp_path)
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 40, 40)
+    assert torch.equal(again(pixel_values).logits, tiny_model(pixel_values).logits)
+
+
+def test_dtype_and_device_map(stored, tmp_path):
+    assert stored.model(dtype=torch.bfloat16).dtype == torch.bfloat16
+    pixel_values, plain = stored.tensors["pixel_values"], stored.model().eval()
+    spread = {"backbone.embeddings": "disk", "pixel_encoder": "disk", "decoder": "disk", "class_head": "cpu"}
+    spread |= {f"backbone.layers.{i}": "disk" if i % 2 else "cpu" for i in range(stored.numbers["config"]["depth"])}
+    for device_map in ("auto", spread):
+        model = stored.model(device_map=device_map, offload_folder=tmp_path).eval()
+        torch.testing.assert_close(model(pixel_values).logits, plain(pixel_values).logits, atol=1e-6, rtol=0)
+
+
+def test_bf16_label_maps(stored):
+    from qlseg_hf import segment
+
+    pictures = [stored.picture(name) for name in ("wide", "tall", "large")]
+    full = segment(stored.model(), stored.processor, pictures)
+    half = segment(stored.model(dtype=torch.bfloat16), stored.processor, pictures)
+    for found, expected in zip(half, full):
+        assert (found == expected).float().mean() >= 0.99
+
+
+def test_num_labels_and_mismatched_sizes(stored):
+    model = stored.model(id2label={0: "road", 1: "car"}, ignore_mismatched_sizes=True)
+    assert model.config.num_labels == 2 and model.config.label2id == {"road": 0, "car": 1}
+    assert model.decoder.queries.shape[1] == 2
+    assert stored.model(num_labels=3, ignore_mismatched_sizes=True).class_head.out_features == 4
+    with pytest.raises(RuntimeError, match="mismatch"):
+        stored.model(num_labels=3)
+
+
+def test_reuse_labels(stored, caplog, tmp_path):
+    old = stored.model()
+    model = stored.model(id2label={0: "class 3", 1: "new", 2: " Class 1"}, reuse_labels=True)
+    assert model.config.id2label == {0: "class 3", 1: "new", 2: " Class 1"} and model.config.num_labels == 3
+    for new, was in ((0, 3), (2, 1)):
+        assert torch.equal(model.decoder.queries[:, new], old.decoder.queries[:, was])
+        assert torch.equal(model.class_head.weight[new], old.class_head.weight[was])
+        assert torch.equal(model.class_head.bias[new], old.class_head.bias[was])
+    assert torch.equal(model.class_head.weight[-1], old.class_head.weight[-1])  # "no object"
+    assert not torch.isin(model.decoder.queries[:, 1], old.decoder.queries).any()
+    assert "kept 2 labels (['class 3', ' Class 1']); newly initialised 1 (['new'])" in caplog.text
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    pixel_values = stored.tensors["pixel_values"]
+    assert torch.equal(again(pixel_values).logits, model.eval()(pixel_values).logits)
+    with pytest.raises(ValueError, match="give the new names as id2label"):
+        stored.model(num_labels=3, reuse_labels=True)
+    with pytest.raises(ValueError, match="num_labels differs"):
+        stored.model(num_labels=3, id2label={0: "class 3"}, reuse_labels=True)
+
+
+def test_same_labels_in_another_order_are_the_same_network(stored):
+    """Reordering labels permutes classes; query fusion alone depends on the order, within its runs."""
+    names = stored.model().config.id2label
+    model = stored.model(id2label=dict(names), reuse_labels=True).eval()
+    pixel_values = stored.tensors["pixel_values"]
+    assert torch.equal(model(pixel_values).logits, stored.model().eval()(pixel_values).logits)
+
+
+# --------------------------------------------------------------------------------------------------- wrong input
+
+
+def test_wrong_input(tiny_model):
+    pixel_values = torch.randn(2, 3, 32, 48)
+    labels = labels_for(pixel_values)
+    for wrong in (torch.randn(2, 4, 32, 48), torch.randn(3, 32, 48)):
+        with pytest.raises(ValueError, match=r"\(B, 3, H, W\) is wanted"):
+            tiny_model(wrong)
+    with pytest.raises(ValueError, match="one label map per picture"):
+        tiny_model(pixel_values, labels=labels[:1])
+    with pytest.raises(ValueError, match="integers are wanted"):
+        tiny_model(pixel_values, labels=labels.float())
+    for value in (20, -1, 254):
+        bad = labels.clone()
+        bad[0, 0, 0] = value
+        with pytest.raises(ValueError, match=rf"labels must be 0..19 or 255.*found \[{value}\]"):
+            tiny_model(pixel_values, labels=bad)
+    with pytest.raises(TypeError, match="pixel_valuez"):
+        tiny_model(pixel_valuez=pixel_values)
+
+
+def test_all_ignored_labels_give_a_finite_loss(tiny_model):
+    pixel_values = torch.randn(2, 3, 32, 48)
+    loss = tiny_model.train()(pixel_values, labels=torch.full((2, 32, 48), 255)).loss
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in tiny_model.parameters())
+
+
+def test_labels_of_another_size_than_the_picture(tiny_model):
+    pixel_values = torch.randn(2, 3, 32, 48)
+    small = tiny_model(pixel_values, labels=labels_for(pixel_values)).loss
+    double = torch.nn.functional.interpolate(labels_for(pixel_values)[:, None].float(), scale_factor=2)[:, 0].long()
+    assert tiny_model(pixel_values, labels=double).loss.item() == pytest.approx(small.item(), rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- Trainer
+
+
+class Stripes(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        pixel_values = torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(index))
+        return {"pixel_values": pixel_values, "labels": labels_for(pixel_values[None])[0]}
+
+
+def test_stock_trainer(tmp_path, tiny_model):
+    """Trainer trains it with plain `labels`, and its evaluation loop gets `logits` as predictions."""
+    seen = {}
+
+    def metrics(prediction):
+        seen["shape"] = prediction.predictions.shape
+        return {"accuracy": (prediction.predictions == prediction.label_ids).mean()}
+
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        per_device_eval_batch_size=3,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        tiny_model,
+        arguments,
+        train_dataset=Stripes(),
+        eval_dataset=Stripes(),
+        compute_metrics=metrics,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=1),
+    )
+    assert not trainer.model_accepts_loss_kwargs  # or the loss would not be divided by the accumulation steps
+    trainer.train()
+    result = trainer.evaluate()
+    assert seen["shape"] == (8, 32, 48)
+    assert torch.tensor(result["eval_loss"]).isfinite() and 0 <= result["eval_accuracy"] <= 1
