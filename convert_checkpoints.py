@@ -547,14 +547,14 @@ def old_name(name: str) -> str:
     """The checkpoint's key for one of ours: `new_names` backwards, for telling what is missing."""
     kinds = {"p": "weight|bias", "qkv": "[qkv]", "part": r"\w+"}
     for pattern, template in KEY_TABLE.items():
-        fields = re.split(r"\{(\w+)\}", template)
-        regex = "".join(
-            f"(?P<{field}>{kinds.get(field, '[0-9]+')})" if i % 2 else re.escape(field)
-            for i, field in enumerate(fields)
-        )
-        if match := re.fullmatch(regex, name):
-            groups = {k: str(int(v) + 1) if k in ONE_BASED else v for k, v in match.groupdict().items()}
-            key = re.sub(r"\(\?P<(\w+)>[^)]*\)", lambda group: groups[group[1]], pattern).replace("\\", "")
+        texts = re.split(r"\{(\w+)\}", template)
+        texts[1::2] = [f"(?P<{group}>{kinds.get(group, '[0-9]+')})" for group in texts[1::2]]
+        texts[::2] = map(re.escape, texts[::2])
+        if match := re.fullmatch("".join(texts), name):
+            key = pattern.replace("\\.", ".")
+            for group, value in match.groupdict().items():
+                value = str(int(value) + 1) if group in ONE_BASED else value
+                key = re.sub(rf"\(\?P<{group}>[^)]*\)", value, key)
             if name in new_names(key):
                 return key
     return name

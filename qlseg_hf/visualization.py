@@ -93,7 +93,8 @@ def label_map_picture(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) 
     if len(colors) > 256:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8), mode="P")
-    picture.putpalette(colors.flatten().tolist())
+    # all 256 entries, or PNG would store only the bits that K entries need and an ignore index would change
+    picture.putpalette(np.pad(colors, ((0, 256 - len(colors)), (0, 0))).flatten().tolist())
     return picture
 
 

@@ -290,10 +290,7 @@ def transpose(state_dict):
             "missing key decode_head.atm_1_decoder_2.layers.0.self_attn.in_proj_bias; ",
         ),
         (lambda s: s.update({"decode_head.extra.weight": torch.zeros(1)}), "unexpected key decode_head.extra.weight"),
-        (
-            lambda s: s.update({"backbone.layers.9.ln1.weight": torch.zeros(96)}),
-            "unexpected key backbone.layers.9.ln1.weight",
-        ),
+        (lambda s: s.update({"backbone.layers.9.ln1.bias": torch.zeros(96)}), "key backbone.layers.9.ln1.bias: this"),
         (transpose, r"0.0.weight has shape \(96, 384\) instead of \(384, 96\)"),
         (set_nan, "class_embed.bias holds values that are not finite"),
     ],

@@ -211,6 +211,7 @@ def test_compile_without_graph_breaks(training, sizes):
 
 
 @pytest.mark.slow
+@torch.no_grad()
 def test_compile_with_inductor(tiny_model):
     torch._dynamo.reset()
     compiled = torch.compile(tiny_model, fullgraph=True)

@@ -118,18 +118,14 @@ def test_resized_picture(stored, name):
     std = torch.tensor(stored.numbers["std"]).view(-1, 1, 1)
     grey_levels = ((found - expected) * std).abs()
     assert grey_levels.shape == expected.shape
-    assert grey_levels.max() <= 1.01
-    assert (grey_levels > 0.5).float().mean() < 0.05
+    assert grey_levels.max() < 1e-3  # not even one grey level: resizing repeats OpenCV's arithmetic
 
 
 @pytest.mark.parametrize("name", ["wide", "tall", "large"])
 def test_windows(stored, name):
     label_maps, scores = segment(stored.model(), stored.processor, stored.picture(name), return_scores=True)
-    assert agreement(label_maps[0], stored.tensors[f"{name}_label_map"]) >= 0.995
-    # one grey level moves a score by up to a few hundredths; most stay where they were
-    found, expected = scores[0][:, ::4, ::4], stored.tensors[f"{name}_scores_every_4"]
-    assert found.shape == expected.shape
-    assert (found - expected).abs().mean() < 1e-3
+    assert agreement(label_maps[0], stored.tensors[f"{name}_label_map"]) >= 0.9999
+    close(scores[0][:, ::4, ::4], stored.tensors[f"{name}_scores_every_4"])
 
 
 def test_scales_and_flip(stored):
@@ -140,8 +136,8 @@ def test_scales_and_flip(stored):
     label_maps, probs = segment(
         stored.model(), stored.processor, stored.picture("wide"), scales=scales, flip=True, return_scores=True
     )
-    assert agreement(label_maps[0], stored.tensors["wide_tta_label_map"]) >= 0.995
-    assert (probs[0][:, ::4, ::4] - stored.tensors["wide_tta_probabilities_every_4"]).abs().max() < 1e-3
+    assert agreement(label_maps[0], stored.tensors["wide_tta_label_map"]) >= 0.9999
+    close(probs[0][:, ::4, ::4], stored.tensors["wide_tta_probabilities_every_4"], 1e-5)
 
 
 @pytest.mark.parametrize("wide", ["", "_wide"])
