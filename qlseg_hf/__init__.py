@@ -1,6 +1,7 @@
 """QLSeg for transformers. Importing this package registers the model, its backbone, its processor and its pipeline."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_qlseg import RELEASES, QLSegConfig, QLSegViTConfig
@@ -15,10 +16,9 @@ AutoConfig.register("qlseg", QLSegConfig, exist_ok=True)
 AutoConfig.register("qlseg_vit", QLSegViTConfig, exist_ok=True)
 AutoBackbone.register(QLSegViTConfig, QLSegViTBackbone, exist_ok=True)
 AutoModelForSemanticSegmentation.register(QLSegConfig, QLSegForSemanticSegmentation, exist_ok=True)
-AutoImageProcessor.register(
-    QLSegConfig,
-    image_processor_classes={"pil": QLSegImageProcessor, "torchvision": QLSegImageProcessor},
-    exist_ok=True,
+# Not through AutoImageProcessor.register: in transformers 5.17 that class asks for torchvision.
+IMAGE_PROCESSOR_MAPPING.register(
+    QLSegConfig, {"pil": QLSegImageProcessor, "torchvision": QLSegImageProcessor}, exist_ok=True
 )
 # Takes the place of the stock class, and hands every model but ours back to it.
 PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = QLSegImageSegmentationPipeline
