@@ -1,0 +1,351 @@
+"""Training samples: augmentation as the released networks were trained with, and the order samples come in.
+
+Everything random follows from (seed, epoch, sample index), never from a worker, a process or what was drawn before:
+any number of processes and workers sees the same pictures, and position p of a run is reached without the p before it.
+
+Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from itertools import count
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
+from .image_processing_qlseg import QLSegImageProcessor, resize_picture
+
+ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
+CROP_DRAWS = 10
+
+
+@cache
+def opencv():
+    """The module cv2, or None if it is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        return None
+    cv2.setNumThreads(1)  # the workers are the parallelism, and a thread pool does not survive a fork
+    return cv2
+
+
+@dataclass(frozen=True)
+class TrainingTransform:
+    """Sample to augmented, normalised training sample. Can be pickled, so that DataLoader workers can have it.
+
+    Args:
+        processor: gives normalisation, `label_map`, `do_reduce_labels` and `ignore_index`.
+        num_labels: labels must be 0..num_labels - 1 or `ignore_index`.
+        crop_size: side of the square result, pixels.
+        resize_box: (long side, short side) that the picture is fitted into at ratio 1, pixels; (2048, `crop_size`) if
+            not given. PASCAL-Context was trained with (520, 520).
+        scale_range: lowest and highest ratio; drawn uniformly.
+        cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more of its labelled
+            pixels; 1 takes the first draw.
+        photometric: distort brightness, contrast, saturation and hue. Needs OpenCV.
+        seed: first part of what every draw depends on.
+
+    Raises:
+        ValueError: a setting is out of range.
+        ImportError: `photometric` without OpenCV.
+    """
+
+    processor: QLSegImageProcessor
+    num_labels: int
+    crop_size: int
+    resize_box: tuple[int, int] | None = None
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    cat_max_ratio: float = 0.75
+    photometric: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range {list(self.scale_range)} must be [low, high] with 0 < low <= high")
+        if self.crop_size < 1:
+            raise ValueError(f"crop_size {self.crop_size} must be at least 1 pixel")
+        if not 0 < self.cat_max_ratio <= 1:
+            raise ValueError(f"cat_max_ratio {self.cat_max_ratio} must be above 0 and at most 1")
+        if int(min(self.box) * low) < 1:
+            raise ValueError(f"resize_box {self.box} times {low} is less than a pixel; raise one of them")
+        if self.photometric and opencv() is None:
+            raise ImportError("photometric needs OpenCV: pip install 'qlseg-hf[train]', or set photometric: false")
+
+    @property
+    def box(self) -> tuple[int, int]:
+        return (2048, self.crop_size) if self.resize_box is None else tuple(self.resize_box)
+
+    def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, torch.Tensor]:
+        """Read and augment `sample`, number `index` of its data set, for the given epoch.
+
+        Returns:
+            see `augment`.
+
+        Raises:
+            SampleError: it cannot be read, or a label is out of range.
+        """
+        picture, label_map = sample.read()
+        labels = self.processor.reduce_labels(torch.from_numpy(label_map)).numpy()
+        wrong = ((labels < 0) | (labels >= self.num_labels)) & (labels != self.processor.ignore_index)
+        if wrong.any():
+            raise SampleError(
+                f"{sample.name}: {np.unique(label_map[wrong])[:8].tolist()} in {wrong.sum()} pixels are no "
+                f"labels 0..{self.num_labels - 1}; check do_reduce_labels, label_map and ignore_index"
+            )
+        return self.augment(picture, labels, np.random.default_rng([AUGMENTATION, self.seed, epoch, index]))
+
+    def augment(self, picture: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """Resize, crop, flip, distort, normalise and pad.
+
+        Args:
+            picture: (H, W, 3) uint8, RGB.
+            labels: (H, W) int64, 0..num_labels - 1 or the ignore index.
+            rng: all draws come from it.
+
+        Returns:
+            `pixel_values`: (3, c, c) fp32, c = `crop_size`, padded at the bottom and right with 0 after normalising;
+            `labels`: (c, c) int64, padded with the ignore index.
+        """
+        size = self.resized_size(*labels.shape, rng.uniform(*self.scale_range))
+        rows, columns, crop = self.draw_crop(labels, size, rng)
+        picture = resized(picture, size)[rows, columns]  # (h, w, 3), h and w at most c
+        if rng.random() < 0.5:
+            picture, crop = picture[:, ::-1], crop[:, ::-1]
+        picture, crop = np.ascontiguousarray(picture), torch.from_numpy(np.ascontiguousarray(crop))
+        if self.photometric:
+            picture = distorted(picture, rng)
+        pixel_values = self.processor.normalized(torch.from_numpy(picture).permute(2, 0, 1))  # (3, h, w)
+        margin = (0, self.crop_size - crop.shape[1], 0, self.crop_size - crop.shape[0])
+        return {
+            "pixel_values": F.pad(pixel_values, margin).contiguous(),  # (3, c, c)
+            "labels": F.pad(crop, margin, value=self.processor.ignore_index),  # (c, c)
+        }
+
+    def resized_size(self, height: int, width: int, ratio: float) -> tuple[int, int]:
+        """(height, width) of a picture that just fits the box times `ratio`; sides are rounded half up, 1 at least."""
+        long_side, short_side = (int(side * ratio) for side in self.box)
+        long_side, short_side = max(long_side, short_side), min(long_side, short_side)
+        factor = min(long_side / max(height, width), short_side / min(height, width))
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+    def draw_crop(
+        self, labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[slice, slice, np.ndarray]:
+        """Rows and columns of the crop in the resized picture, and its labels (h, w), as OpenCV's nearest has them.
+
+        A draw is accepted when more than one label occurs in it, ignored pixels aside, and the most frequent covers
+        less than `cat_max_ratio` of them; after `CROP_DRAWS` the last stands. Only the crop is ever resized.
+        """
+        across, down = nearest(labels.shape[1], size[1]), nearest(labels.shape[0], size[0])
+        for _ in range(CROP_DRAWS):
+            top, left = (rng.integers(max(side - self.crop_size, 0) + 1) for side in size)
+            rows, columns = slice(top, top + self.crop_size), slice(left, left + self.crop_size)
+            crop = labels[down[rows, None], across[None, columns]]  # (h, w)
+            if self.cat_max_ratio == 1:
+                break
+            counts = np.bincount(crop[crop != self.processor.ignore_index], minlength=1)
+            if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():
+                break
+        return rows, columns, crop
+
+
+def nearest(old: int, new: int) -> np.ndarray:
+    """For each of `new` pixels along a side of `old`, the pixel it copies: OpenCV's floor(i * scale)."""
+    return np.minimum((np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
+
+
+def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) -> (h, w, 3) uint8. OpenCV if it is there: the same bits as `resize_picture`, 100 times as fast."""
+    if opencv() is None:
+        return resize_picture(picture, size).permute(1, 2, 0).numpy()
+    return opencv().resize(picture, size[::-1], interpolation=opencv().INTER_LINEAR)
+
+
+def scaled(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
+    """`values * factor + offset` of uint8, clipped to 0..255 and cut to uint8."""
+    return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)[values]
+
+
+def distorted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Photometric distortion of (h, w, 3) uint8 RGB, each of the four with p = 0.5, every step rounded to 8 bit.
+
+    Brightness + U(-32, 32); contrast x U(0.5, 1.5), by a coin before or after the next two; saturation x U(0.5, 1.5);
+    hue + an integer in -18..17 of 180.
+    """
+    cv2 = opencv()
+
+    def in_hsv(channel: int, table: np.ndarray) -> np.ndarray:
+        hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
+        hsv[..., channel] = table[hsv[..., channel]]
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+    levels = np.arange(256)
+    if rng.random() < 0.5:
+        picture = scaled(picture, offset=rng.uniform(-32, 32))
+    contrast_first = rng.random() < 0.5
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else None
+    if contrast is not None and contrast_first:
+        picture = scaled(picture, contrast)
+    if rng.random() < 0.5:
+        picture = in_hsv(1, scaled(levels, rng.uniform(0.5, 1.5)))
+    if rng.random() < 0.5:
+        picture = in_hsv(0, ((levels + rng.integers(-18, 18)) % 180).astype(np.uint8))
+    if contrast is not None and not contrast_first:
+        picture = scaled(picture, contrast)
+    return picture
+
+
+def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """(num_samples,) permutation of 0..num_samples - 1 that an epoch goes through."""
+    return np.random.default_rng([ORDER, seed, epoch]).permutation(num_samples)
+
+
+@dataclass(frozen=True)
+class BatchPositions:
+    """Which positions of the endless sequence of samples one process takes.
+
+    With B = `batch_size` x `accumulation` x `world_size`, step i (counted from 0) takes positions i B..(i + 1) B - 1,
+    of which process `rank` has its contiguous share, in `accumulation` batches. So B alone decides what a step sees.
+
+    Iterating gives one `range` of `batch_size` positions per batch, for steps `start_step`..`max_steps` - 1.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    batch_size: int
+    max_steps: int
+    start_step: int = 0
+    accumulation: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self):
+        if min(self.batch_size, self.accumulation, self.world_size) < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(
+                f"batch_size, accumulation and world_size must be positive, 0 <= rank < world_size: {self}"
+            )
+        if not 0 <= self.start_step <= self.max_steps:
+            raise ValueError(f"start_step {self.start_step} must be 0..max_steps ({self.max_steps})")
+
+    def __len__(self) -> int:
+        return (self.max_steps - self.start_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[range]:
+        share = self.batch_size * self.accumulation
+        for step in range(self.start_step, self.max_steps):
+            first = (step * self.world_size + self.rank) * share
+            for start in range(first, first + share, self.batch_size):
+                yield range(start, start + self.batch_size)
+
+
+class TrainingSampler:
+    """Batches of (epoch, index) for `DataLoader(batch_sampler=...)`.
+
+    Position p is entry p % n of the order of epoch p // n, n = `num_samples`. Epochs follow one another without a
+    gap, so a batch may hold samples of two. ValueError if there is no sample.
+    """
+
+    def __init__(self, batches: BatchPositions, num_samples: int, seed: int):
+        if num_samples < 1:
+            raise ValueError("the data set is empty")
+        self.batches, self.num_samples, self.seed = batches, num_samples, seed
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = lru_cache(maxsize=2)(partial(sample_order, self.num_samples, self.seed))
+        for positions in self.batches:
+            places = (divmod(position, self.num_samples) for position in positions)
+            yield [(epoch, int(order(epoch)[place])) for epoch, place in places]
+
+
+class TrainingDataset(Dataset):
+    """Training samples by the key (epoch, index) that `TrainingSampler` gives."""
+
+    def __init__(self, samples: FolderSamples | TableSamples, transform: TrainingTransform):
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        return self.transform(self.samples[index], epoch, index)
+
+
+class StreamingTrainingDataset(IterableDataset):
+    """Training samples of a stream, for `DataLoader(batch_size=batches.batch_size)`.
+
+    Epoch after epoch the stream passes through a shuffle buffer; the place where a sample comes out is its position.
+    Every process and worker reads the whole stream and decodes only its own samples: exact on any number of them, at
+    the price of reading. Resuming at step i reads past everything before it, undecoded.
+
+    Args:
+        samples: what `open_dataset(..., streaming=True)` gives.
+        transform: also gives the seed.
+        batches: the share of this process; `batch_size` must be the DataLoader's.
+        buffer_size: samples held back; 1 keeps the stream's order.
+
+    Raises:
+        ValueError: `buffer_size` is not positive; while iterating, the stream is empty.
+    """
+
+    def __init__(
+        self,
+        samples: StreamedSamples,
+        transform: TrainingTransform,
+        batches: BatchPositions,
+        buffer_size: int = 256,
+    ):
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size {buffer_size} must be at least 1")
+        self.samples, self.transform, self.batches, self.buffer_size = samples, transform, batches, buffer_size
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        # the DataLoader takes whole batches from its workers in turn
+        own = (p for number, positions in enumerate(self.batches) if number % step == first for p in positions)
+        stream = enumerate(self.shuffled())
+        for wanted in own:
+            sample, epoch, index = next(entry for position, entry in stream if position == wanted)
+            yield self.transform(sample, epoch, index)
+
+    def shuffled(self) -> Iterator[tuple[Sample, int, int]]:
+        """Endless (sample, epoch, index in the stream), from position 0."""
+        for epoch in count():
+            rng, buffer, is_empty = np.random.default_rng([ORDER, self.transform.seed, epoch]), [], True
+            for index, sample in enumerate(self.samples):
+                is_empty = False
+                buffer.append((sample, epoch, index))
+                if len(buffer) == self.buffer_size:
+                    yield taken_out(buffer, rng)
+            if is_empty:
+                raise ValueError("the data set is empty")
+            while buffer:
+                yield taken_out(buffer, rng)
+
+
+def taken_out(buffer: list, rng: np.random.Generator):
+    """A random entry of `buffer`, which loses it."""
+    place = rng.integers(len(buffer))
+    buffer[place], buffer[-1] = buffer[-1], buffer[place]
+    return buffer.pop()
+
+
+__all__ = [
+    "BatchPositions",
+    "StreamingTrainingDataset",
+    "TrainingDataset",
+    "TrainingSampler",
+    "TrainingTransform",
+    "sample_order",
+]

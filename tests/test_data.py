@@ -1,0 +1,331 @@
+"""Every way a data set may be stored, every kind of mask, and the sentence that each broken one gets."""
+
+import io
+import json
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qlseg_hf.data import Sample, SampleError, find_split, open_dataset
+
+LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
+NUM_ROWS, NUM_COLUMNS = LABELS.shape
+
+
+def write(path, array, mode=None):
+    """Save an array as a picture file, with the folders above it; mode "P" gets a palette that is not grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(array)
+    if mode == "P":
+        picture = Image.fromarray(array, mode="L").convert("P")
+        picture.putpalette([(7 * i) % 256 for i in range(768)])
+    picture.save(path)
+    return path
+
+
+def colors(shade: int) -> np.ndarray:
+    return np.full((NUM_ROWS, NUM_COLUMNS, 3), shade, dtype=np.uint8)
+
+
+def encoded(array, mode=None) -> bytes:
+    buffer = io.BytesIO()
+    picture = Image.fromarray(array)
+    if mode == "P":
+        picture = picture.convert("P")
+        picture.putpalette([(7 * i) % 256 for i in range(768)])
+    picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def make_ade20k(root, names=("b", "a"), splits=("training", "validation"), ending=".png"):
+    for split in splits:
+        for shade, name in enumerate(names):
+            write(root / f"images/{split}/{name}.jpg", colors(10 * shade))
+            write(root / f"annotations/{split}/{name}{ending}", LABELS)
+
+
+def make_context(root, names=("2008_1", "2008_2")):
+    for name in names:
+        write(root / f"JPEGImages/{name}.jpg", colors(10))
+        write(root / f"SegmentationClassContext/{name}.png", LABELS, "P")
+    lists = root / "ImageSets/SegmentationContext"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"{names[1]}\n\n{names[0]}\n")
+    (lists / "val.txt").write_text(f"{names[0]}\n")
+
+
+def make_table(num_rows=3, features=True, **columns):
+    """A `datasets.Dataset` of pictures (row i has shade 10 i) with palette masks, as bytes."""
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        "image": [{"bytes": encoded(colors(10 * i)), "path": f"{i}.png"} for i in range(num_rows)],
+        "annotation": [{"bytes": encoded(LABELS, "P"), "path": None}] * num_rows,
+        "number": list(range(num_rows)),
+    } | columns
+    table = datasets.Dataset.from_dict(rows)
+    for name in ("image", "annotation"):
+        if name in rows:
+            table = table.cast_column(name, datasets.Image())
+    return table
+
+
+@pytest.fixture
+def table_cache(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+def check_samples(samples, shades):
+    found = list(samples) if hasattr(samples, "__iter__") else [samples[i] for i in range(len(samples))]
+    assert len(found) == len(shades)
+    for sample, shade in zip(found, shades):
+        picture, label_map = sample.read()
+        assert picture.dtype == np.uint8 and abs(picture.astype(int) - shade).max() <= 1  # JPEG
+        assert label_map.dtype == np.int64
+        np.testing.assert_array_equal(label_map, LABELS)
+    return [sample.name for sample in found]
+
+
+@pytest.mark.parametrize("asked, found", [("training", "training"), ("train", "training"), ("val", "validation")])
+def test_ade20k(tmp_path, asked, found):
+    make_ade20k(tmp_path)
+    samples = open_dataset(tmp_path, asked)
+    assert samples.split == found
+    assert check_samples(samples, [10, 0]) == [f"images/{found}/a.jpg", f"images/{found}/b.jpg"]
+    with pytest.raises(IndexError):
+        samples[2]
+
+
+@pytest.mark.parametrize("asked, found", [("train", "train2014"), ("validation", "test2014"), ("test", "test2014")])
+def test_coco_stuff(tmp_path, asked, found):
+    make_ade20k(tmp_path, splits=("train2014", "test2014"), ending="_labelTrainIds.png")
+    write(tmp_path / "annotations/train2014/a.png", LABELS[:1])  # the maps that are not the training ones
+    samples = open_dataset(str(tmp_path), asked)
+    assert samples.split == found
+    check_samples(samples, [10, 0])
+
+
+@pytest.mark.parametrize("asked, names", [("train", ["2008_2", "2008_1"]), ("validation", ["2008_1"])])
+def test_pascal_context(tmp_path, asked, names):
+    make_context(tmp_path)
+    samples = open_dataset(tmp_path, asked)
+    assert check_samples(samples, [10] * len(names)) == [f"JPEGImages/{name}.jpg" for name in names]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/secret", "a\\b", ".."])
+def test_split_list_stays_in_its_folder(tmp_path, name):
+    make_context(tmp_path)
+    with (tmp_path / "ImageSets/SegmentationContext/train.txt").open("a") as file:
+        file.write(name + "\n")
+    with pytest.raises(ValueError, match="line 4 of .*train.txt is .*; a plain picture name"):
+        open_dataset(tmp_path, "train")
+
+
+def test_broken_folders(tmp_path):
+    make_ade20k(tmp_path / "ade")
+    (tmp_path / "ade/annotations/training/a.png").unlink()
+    with pytest.raises(ValueError, match="1 of 2 label maps are missing in .* annotations/training/a.png of picture"):
+        open_dataset(tmp_path / "ade", "train")
+    make_context(tmp_path / "context")
+    (tmp_path / "context/JPEGImages/2008_2.jpg").unlink()
+    with pytest.raises(ValueError, match="1 of 2 pictures are missing in .*, the first is JPEGImages/2008_2.jpg"):
+        open_dataset(tmp_path / "context", "train")
+    (tmp_path / "ade/images/empty").mkdir()
+    with pytest.raises(ValueError, match="split empty of .* holds no pictures"):
+        open_dataset(tmp_path / "ade", "empty")
+    with pytest.raises(ValueError, match="no split 'extra'; it has empty, training, validation"):
+        open_dataset(tmp_path / "ade", "extra")
+    with pytest.raises(ValueError, match="streaming, config and columns do not apply"):
+        open_dataset(tmp_path / "ade", "val", streaming=True)
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        open_dataset(tmp_path / "nowhere", "train")
+
+
+def test_find_split():
+    assert find_split("test", ["train", "validation", "test"], "x") == "test"
+    assert find_split("test", ["train", "val"], "x") == "val"
+    assert find_split("val", ["test", "validation"], "x") == "validation"
+    assert find_split("trainval", ["train", "trainval"], "x") == "trainval"
+    with pytest.raises(ValueError, match="x has no split 'validation'; it has train"):
+        find_split("validation", ["train"], "x")
+    with pytest.raises(ValueError, match="has no split 'train'; it has none"):
+        find_split("train", [], "x")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["saved", "saved_splits", "parquet", "parquet_splits"])
+def test_tables(tmp_path, table_cache, kind, streaming):
+    import datasets
+
+    folder, table = tmp_path / "set", make_table()
+    if kind == "saved":
+        table.save_to_disk(folder)
+    elif kind == "saved_splits":
+        datasets.DatasetDict(train=table, validation=table.select([2])).save_to_disk(folder)
+    elif kind == "parquet":
+        folder.mkdir()
+        table.to_parquet(folder / "some.parquet")
+    else:
+        folder.mkdir()
+        table.to_parquet(folder / "train-00000-of-00001.parquet")
+        table.select([2]).to_parquet(folder / "validation-00000-of-00001.parquet")
+    samples = open_dataset(folder, "train", streaming=streaming)
+    assert hasattr(samples, "__iter__") == streaming
+    for _ in range(2):  # a stream too can be read again
+        assert check_samples(samples, [0, 10, 20]) == ["0.png", "1.png", "2.png"]
+    if "splits" in kind:
+        validation = open_dataset(folder, "val", streaming=streaming)
+        assert validation.split == "validation"
+        check_samples(validation, [20])
+    else:
+        with pytest.raises(ValueError, match="no split 'validation'; it has train"):
+            open_dataset(folder, "validation", streaming=streaming)
+
+
+def test_slice_of_a_split(tmp_path, table_cache):
+    (tmp_path / "set").mkdir()
+    make_table().to_parquet(tmp_path / "set/all.parquet")
+    check_samples(open_dataset(tmp_path / "set", "training[1:]"), [10, 20])
+
+
+def test_untyped_stream_of_paths(tmp_path, table_cache):
+    """JSON lines do not tell their types when streamed, and hold paths."""
+    picture, mask = write(tmp_path / "p/a.png", colors(10)), write(tmp_path / "p/m.png", LABELS, "P")
+    (tmp_path / "set").mkdir()
+    row = {"image": str(picture), "other": 1, "mask": str(mask)}
+    (tmp_path / "set/train.jsonl").write_text(json.dumps(row) + "\n")
+    samples = open_dataset(tmp_path / "set", "train", streaming=True, image_column="image", label_column="mask")
+    assert check_samples(samples, [10]) == ["a.png"]
+
+
+def test_picture_in_an_archive(tmp_path):
+    """A stream may give addresses inside an archive instead of bytes."""
+    pytest.importorskip("datasets")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("m.png", encoded(LABELS, "P"))
+    sample = Sample(colors(1), {"path": f"zip://m.png::{tmp_path / 'a.zip'}", "bytes": None}, "x")
+    np.testing.assert_array_equal(sample.read()[1], LABELS)
+
+
+def test_arrays_in_columns(tmp_path, table_cache):
+    table = make_table(1).remove_columns("annotation").add_column("mask", [LABELS.tolist()])
+    table.save_to_disk(tmp_path / "set")
+    check_samples(open_dataset(tmp_path / "set", "train"), [0])
+
+
+def test_columns(tmp_path, table_cache):
+    masks = make_table()["annotation"]
+    rows = {"image": None, "annotation": None, "mask": masks, "label": [0, 1, 2]}
+    table = make_table(**{key: value for key, value in rows.items() if value is not None})
+    table.save_to_disk(tmp_path / "two")
+    columns = "the columns are image, annotation, number, mask, label"
+    with pytest.raises(ValueError, match=f"set label_column: annotation, mask could all be it; {columns}"):
+        open_dataset(tmp_path / "two", "train")
+    check_samples(open_dataset(tmp_path / "two", "train", label_column="mask"), [0, 10, 20])
+    with pytest.raises(ValueError, match=f"image_column 'photo' does not exist; {columns}"):
+        open_dataset(tmp_path / "two", "train", image_column="photo")
+    # a class number is no label map
+    table.remove_columns(["annotation", "mask"]).save_to_disk(tmp_path / "none")
+    with pytest.raises(ValueError, match="set label_column: no column looks like it; the columns are image, number"):
+        open_dataset(tmp_path / "none", "train")
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "I;16"])
+def test_kinds_of_masks(tmp_path, kind):
+    stored = LABELS.astype(np.uint16) * 257 if kind == "I;16" else LABELS
+    path = write(tmp_path / "m.png", stored, kind)
+    assert Image.open(path).mode == kind
+    np.testing.assert_array_equal(Sample(colors(0), path, "x").read()[1], stored.astype(np.int64))
+
+
+TABLE = {0: [0, 0, 0], 1: [255, 0, 0], 2: [0, 0, 255], 3: [1, 2, 3], 255: [255, 255, 255]}
+
+
+def painted() -> np.ndarray:
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for label, color in TABLE.items():
+        palette[label] = color
+    return palette[LABELS]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_color_masks(tmp_path, mode):
+    make_ade20k(tmp_path, names=["a"])
+    picture = Image.fromarray(painted())
+    picture = picture.quantize(8, dither=Image.Dither.NONE) if mode == "P" else picture.convert(mode)
+    picture.save(tmp_path / "annotations/training/a.png")
+    check_samples(open_dataset(tmp_path, "train", label_colors=TABLE), [0])
+    as_json = {str(label): color for label, color in TABLE.items()}
+    check_samples(open_dataset(tmp_path, "train", label_colors=as_json), [0])
+
+
+def test_color_mask_errors(tmp_path):
+    make_ade20k(tmp_path, names=["a"])
+    mask = painted()
+    mask[0, :2], mask[1, 0] = (9, 8, 7), (7, 7, 7)
+    write(tmp_path / "annotations/training/a.png", mask)
+    unknown = r"a.jpg: 2 colours are not in label_colors: \(9, 8, 7\) in 2 pixels, \(7, 7, 7\) in 1 pixels; add them"
+    with pytest.raises(SampleError, match=unknown) as caught:
+        open_dataset(tmp_path, "train", label_colors=TABLE)[0].read()
+    assert caught.value.kind == "unknown colour"
+    with pytest.raises(SampleError, match=r"a.jpg: the label map is a colour picture \(mode RGB\); give") as caught:
+        open_dataset(tmp_path, "train")[0].read()
+    assert caught.value.kind == "colour mask"
+    for table, message in (
+        ({0: [0, 0]}, r"label_colors\[0\] is \[0, 0\]"),
+        ({0: [0, 0, 256]}, r"label_colors\[0\] is"),
+        ({0: [0, 0, 1], 1: [0, 0, 1]}, r"gives \[0, 0, 1\] to labels 0 and 1"),
+        ({}, "label_colors is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_dataset(tmp_path, "train", label_colors=table)
+    write(tmp_path / "annotations/training/a.png", LABELS.astype(np.uint16))
+    with pytest.raises(SampleError, match="a mask of mode I;16 has no 8-bit colours"):
+        open_dataset(tmp_path, "train", label_colors=TABLE)[0].read()
+    with pytest.raises(SampleError, match=r"no \(H, W, 3\) array; got shape \(2, 4\)"):
+        Sample(colors(0), LABELS, "x", {(0, 0, 0): 0}).read()
+
+
+def test_sample_errors(tmp_path):
+    (tmp_path / "torn.png").write_bytes(encoded(colors(1))[:45])
+    for picture, label_map, kind, message in (
+        (tmp_path / "torn.png", LABELS, "picture", "x: picture: .*torn.png cannot be read"),
+        (encoded(colors(1))[:45], LABELS, "picture", "x: picture: x cannot be read as a picture"),
+        (tmp_path / "gone.png", LABELS, "picture", "x: picture: .*No such file"),
+        (colors(0), None, "label map", "x: label map: missing"),
+        (colors(0), LABELS[:1], "size", "x: picture 2 x 4, label map 1 x 4; labels are never resized"),
+        (colors(0), LABELS.T, "size", "label map 4 x 2; the picture's EXIF orientation turns it"),
+    ):
+        with pytest.raises(SampleError, match=message) as caught:
+            Sample(picture, label_map, "x").read()
+        assert caught.value.kind == kind
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_orientation_of_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    Image.fromarray(colors(5).transpose(1, 0, 2)).save(tmp_path / "a.png", exif=exif)
+    assert Sample(tmp_path / "a.png", LABELS, "x").read()[0].shape[:2] == LABELS.shape
+
+
+def test_import_is_light():
+    """yaml, the other extra, comes with transformers anyhow."""
+    code = "import sys, qlseg_hf.label_check, qlseg_hf.augmentation as a; print(a.__name__, *sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found[0] == "qlseg_hf.augmentation"
+    assert not {"datasets", "cv2"} & set(found)
+
+
+def test_datasets_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"needs the package datasets: pip install 'qlseg-hf\[train\]'"):
+        open_dataset(tmp_path, "train")
+    make_ade20k(tmp_path)  # folders do without
+    assert len(open_dataset(tmp_path, "train")) == 2
