@@ -12,7 +12,6 @@ anything missing, unexpected, misshapen or not finite is named, and then nothing
 import argparse
 import ast
 import hashlib
-import json
 import math
 import os
 import re
@@ -31,7 +30,7 @@ from tqdm import tqdm
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.command_line import exit_status, first_line
-from qlseg_hf.configuration_qlseg import as_pair
+from qlseg_hf.configuration_qlseg import as_pair, read_label_file
 from qlseg_hf.image_processing_qlseg import RELEASE_PROCESSING
 from qlseg_hf.model_card import converted_model_card, upload_folder
 
@@ -374,29 +373,6 @@ def same(a, b) -> bool:
 # ------------------------------------------------------------------------------------------------------ conversion
 
 
-def read_labels(path: Path) -> tuple[list[str], list | None]:
-    """Names and palette (or None) from JSON (list, id2label, or {"labels", "palette"}) or from lines of text."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"label file {path} cannot be read: {first_line(error)}") from error
-    palette = None
-    if isinstance(content, dict) and "labels" in content:
-        content, palette = content["labels"], content.get("palette")
-    elif isinstance(content, dict):
-        try:
-            ids = {int(key): name for key, name in content.items()}
-        except ValueError as error:
-            raise ConversionError(f"label file {path}: the keys must be label numbers ({error})") from error
-        if sorted(ids) != list(range(len(ids))):
-            raise ConversionError(f"label file {path}: the keys must be 0..{len(ids) - 1}")
-        content = [ids[i] for i in range(len(ids))]
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ConversionError(f"label file {path} must hold names: a list, {{id: name}}, or one per line")
-    return content, palette
-
-
 def convert(
     state_dict: dict[str, torch.Tensor], meta: dict, variant: str | None = None, labels_file: Path | None = None
 ) -> Conversion:
@@ -416,7 +392,7 @@ def convert(
     numbers = agreed_numbers(shapes, numbers_from_text(text) if isinstance(text, str) else None, variant)
     notes = []
     if labels_file is not None:
-        names, palette = read_labels(labels_file)
+        names, palette = read_label_file(labels_file)
     elif meta.get("CLASSES"):
         names, palette = [str(name) for name in meta["CLASSES"]], meta.get("PALETTE")
     elif variant is not None:

@@ -66,6 +66,33 @@ def label_set(name: str) -> tuple[list[str], list[list[int]]]:
     return sets[name]["labels"], sets[name]["palette"]
 
 
+def read_label_file(path: Path) -> tuple[list[str], list | None]:
+    """Names and palette (or None) from JSON (a list, {id: name} or {"labels", "palette"}) or from lines of text.
+
+    Raises:
+        ValueError: the file cannot be read or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"label file {path} cannot be read: {error}") from error
+    palette = None
+    if isinstance(content, dict) and "labels" in content:
+        content, palette = content["labels"], content.get("palette")
+    elif isinstance(content, dict):
+        try:
+            ids = {int(key): name for key, name in content.items()}
+        except ValueError as error:
+            raise ValueError(f"label file {path}: the keys must be label numbers ({error})") from error
+        if sorted(ids) != list(range(len(ids))):
+            raise ValueError(f"label file {path}: the keys must be 0..{len(ids) - 1}")
+        content = [ids[i] for i in range(len(ids))]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"label file {path} must hold names: a list, {{id: name}}, or one per line")
+    return content, palette
+
+
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side of a square or from a pair."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
@@ -142,6 +169,7 @@ class QLSegConfig(PreTrainedConfig):
         focal_alpha, focal_gamma: constants of the focal loss.
         semantic_loss_ignore_index: label of pixels that are left out of classification and are background of every
             mask.
+        label_weights: factor of each label's terms in the loss; None for 1, as in the paper.
         palette: one RGB triple (0..255) per label, or None.
     """
 
@@ -179,6 +207,7 @@ class QLSegConfig(PreTrainedConfig):
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     semantic_loss_ignore_index: int = 255
+    label_weights: list[float] | None = None
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs):
@@ -196,10 +225,12 @@ class QLSegConfig(PreTrainedConfig):
         self._check()
 
     def align_labels(self) -> None:
-        """Make `label2id` follow `id2label`, and drop a palette of another length (after `id2label` was replaced)."""
+        """Make `label2id` follow `id2label`; drop palette and weights of another length (`id2label` was replaced)."""
         self.label2id = {name: index for index, name in self.id2label.items()}
         if self.palette is not None and len(self.palette) != self.num_labels:
             self.palette = None
+        if self.label_weights is not None and len(self.label_weights) != self.num_labels:
+            self.label_weights = None
 
     def _check(self):
         if self.num_labels < 1:

@@ -40,7 +40,11 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, config) -> No
 
 
 def segmentation_loss(
-    class_logits: torch.Tensor, mask_logits: torch.Tensor, labels: torch.Tensor, config
+    class_logits: torch.Tensor,
+    mask_logits: torch.Tensor,
+    labels: torch.Tensor,
+    config,
+    normalizers: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Weighted loss terms of every block; the loss is their sum.
 
@@ -48,38 +52,67 @@ def segmentation_loss(
         class_logits: (T, B, K, K + 1), last column "no object".
         mask_logits: (T, B, K, h, w), before the sigmoid.
         labels: (B, H, W) integers, 0..K-1 or the ignore index. Ignored pixels are background of every mask.
-        config: weights of the terms and `semantic_loss_ignore_index`.
+        config: weights of the terms and of the labels, and `semantic_loss_ignore_index`.
+        normalizers: (2,) what classification and mask terms are divided by, if this batch is part of a larger one: the
+            `loss_normalizers` of the whole, divided by the number of parts. If not given, the batch is the whole.
 
     Returns:
         `loss_ce`, `loss_mask`, `loss_dice` of the last block and `loss_ce_t`, ... of block t before it, fp32 scalars.
         Mask terms are sums over the labels that occur, divided by their number in the batch (averaged over processes,
         at least 1); a batch without any label has mask terms 0. One host synchronisation: the count of those labels.
     """
-    num_blocks, batch, num_labels = class_logits.shape[:3]
+    num_blocks, _, num_labels = class_logits.shape[:3]
     labels = labels.long()
-    slots = torch.where(labels == config.semantic_loss_ignore_index, num_labels, labels).flatten(1)
-    present = slots.new_zeros(batch, num_labels + 1, dtype=torch.bool)
-    present = present.scatter_(1, slots, True)[:, :num_labels]  # (B, K)
+    present = present_labels(labels, config)  # (B, K)
     picture, label = present.nonzero(as_tuple=True)  # (M,) each; the one synchronisation
-
     class_targets = torch.where(present, torch.arange(num_labels, device=labels.device), num_labels)  # (B, K)
-    class_weights = class_logits.new_ones(num_labels + 1, dtype=torch.float32)
-    class_weights[-1] = config.no_object_weight
+    weights = class_weights(config, labels.device)
     targets = (labels[picture] == label[:, None, None]).float()  # (M, H, W)
-    num_masks = mask_count(present)
+    if normalizers is None:
+        class_sum, num_masks = weights[class_targets].sum(), mask_count(present)
+    else:
+        class_sum, num_masks = normalizers
 
     terms = {}
     for t in range(num_blocks):
         suffix = "" if t == num_blocks - 1 else f"_{t}"
         # fp32: products of probabilities and sums over pixels leave the range of half precision
-        ce = F.cross_entropy(class_logits[t].float().flatten(0, 1), class_targets.flatten(), class_weights)
+        ce = F.cross_entropy(class_logits[t].float().flatten(0, 1), class_targets.flatten(), weights, reduction="sum")
         logits = mask_logits[t][picture, label].float()  # (M, h, w)
         logits = F.interpolate(logits[:, None], size=labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
         focal, dice = mask_losses(logits, targets, config.focal_alpha, config.focal_gamma)  # (M,) each
-        terms["loss_ce" + suffix] = config.class_weight * ce
-        terms["loss_mask" + suffix] = config.mask_weight * focal.sum() / num_masks
-        terms["loss_dice" + suffix] = config.dice_weight * dice.sum() / num_masks
+        terms["loss_ce" + suffix] = config.class_weight * ce / class_sum
+        terms["loss_mask" + suffix] = config.mask_weight * (focal * weights[label]).sum() / num_masks
+        terms["loss_dice" + suffix] = config.dice_weight * (dice * weights[label]).sum() / num_masks
     return terms
+
+
+def present_labels(labels: torch.Tensor, config) -> torch.Tensor:
+    """(B, H, W) int64 labels -> (B, K) bool: does the label occur in the picture?"""
+    num_labels = config.num_labels
+    slots = torch.where(labels == config.semantic_loss_ignore_index, num_labels, labels).flatten(1)
+    present = slots.new_zeros(len(labels), num_labels + 1, dtype=torch.bool)
+    return present.scatter_(1, slots, True)[:, :num_labels]
+
+
+def class_weights(config, device: torch.device) -> torch.Tensor:
+    """(K + 1,) fp32: `label_weights` (1 in the paper), then the weight of "no object"."""
+    weights = torch.ones(config.num_labels + 1, device=device)
+    weights[-1] = config.no_object_weight
+    if config.label_weights is not None:
+        weights[:-1].copy_(torch.tensor(config.label_weights), non_blocking=True)
+    return weights
+
+
+def loss_normalizers(labels: torch.Tensor, config) -> torch.Tensor:
+    """(2,) fp32: sum of the class weights of all queries, and number of masks, of (B, H, W) labels.
+
+    Both add up over the parts of a batch, so that a loss does not depend on how a batch is cut over processes and
+    accumulation steps. The mask count is not yet raised to 1.
+    """
+    present, weights = present_labels(labels.long(), config), class_weights(config, labels.device)
+    class_sum = torch.where(present, weights[:-1], weights[-1]).sum()
+    return torch.stack([class_sum, present.sum().float()])
 
 
 def mask_count(present: torch.Tensor) -> torch.Tensor:
@@ -112,4 +145,4 @@ def mask_losses(logits: torch.Tensor, targets: torch.Tensor, alpha: float, gamma
     return focal.mean(dim=(1, 2)), dice
 
 
-__all__ = ["check_labels", "mask_losses", "segmentation_loss"]
+__all__ = ["check_labels", "loss_normalizers", "mask_losses", "segmentation_loss"]

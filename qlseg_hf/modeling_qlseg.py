@@ -559,6 +559,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         window_offsets: torch.Tensor | None = None,
+        loss_normalizers: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -569,6 +570,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             labels: (B, H', W') integers, 0..K-1 or `config.semantic_loss_ignore_index`; H' x W' may differ from H x W,
                 mask logits are upsampled to it.
             window_offsets: (B, 5) integers of `QLSegImageProcessor`, handed through to the output.
+            loss_normalizers: (2,) if `labels` are part of a larger batch; see `segmentation_loss`.
             output_hidden_states, output_attentions: also return those of the backbone.
             return_dict: False for a tuple.
 
@@ -592,7 +594,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
         loss = logits = None
         if labels is not None:
-            loss = sum(segmentation_loss(class_logits, mask_logits, labels, self.config).values())
+            terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)
+            loss = sum(terms.values())
         if labels is None or not self.training:
             logits = combine(class_logits[-1], mask_logits[-1], size=pixel_values.shape[-2:])  # (B, K, H, W)
         return QLSegOutput(

@@ -183,7 +183,7 @@ def test_label_files(checkpoint, tmp_path, suffix, content):
 def test_wrong_label_files(checkpoint, tmp_path, content, message):
     path = tmp_path / "labels.json"
     path.write_text(content)
-    with pytest.raises(ConversionError, match=message):
+    with pytest.raises(ValueError, match=message):
         convert(*checkpoint, labels_file=path)
 
 

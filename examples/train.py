@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""Train or fine-tune QLSeg by a recipe, on one device or many.
+
+    accelerate launch examples/train.py RECIPE.yaml [--key value ...] [--check_data]
+
+Any key of the recipe can be overridden; `--check_data` only reads the data set and reports what would spoil training.
+Precision, devices, FSDP and DeepSpeed come from accelerate. The same command resumes a run that was stopped.
+
+`output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`;
+`checkpoints/step-N` for resuming; `losses.jsonl`, one line per step; `overlays`.
+"""
+
+import json
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from qlseg_hf import segment
+from qlseg_hf.augmentation import (
+    BatchPositions,
+    StreamingTrainingDataset,
+    TrainingDataset,
+    TrainingSampler,
+    TrainingTransform,
+)
+from qlseg_hf.command_line import exit_status
+from qlseg_hf.data import open_dataset
+from qlseg_hf.evaluation import evaluate_samples
+from qlseg_hf.label_check import check_labels_of_dataset
+from qlseg_hf.model_card import trained_model_card, upload_folder
+from qlseg_hf.optimization import parameter_groups
+from qlseg_hf.recipe import Recipe, load_recipe
+from qlseg_hf.training import (
+    MovingAverage,
+    build_model,
+    build_processor,
+    checkpoints,
+    load_checkpoint,
+    plain_model,
+    recover_folder,
+    save_checkpoint,
+    training_step,
+    written_beside,
+)
+from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
+
+
+def open_split(recipe: Recipe, split: str):
+    return open_dataset(
+        recipe.dataset,
+        split,
+        config=recipe.dataset_config,
+        image_column=recipe.image_column,
+        label_column=recipe.label_column,
+        streaming=recipe.streaming,
+        label_colors=recipe.label_colors,
+    )
+
+
+def refuse_broken_data(accelerator: Accelerator, samples, processor, config, only_check: bool) -> None:
+    """Read the labels once, on one process; every process stops if that finds an error."""
+    errors = []
+    if accelerator.is_main_process:
+        report = check_labels_of_dataset(samples, processor, config.id2label)
+        print(report, file=sys.stdout if only_check else sys.stderr)
+        errors = report.errors
+    errors = broadcast_object_list([errors])[0]
+    if errors:
+        raise ValueError(f"the data set cannot be trained on: {errors[0]}")
+
+
+def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processor, num_labels: int, start_step: int):
+    """DataLoader of this process's batches from `start_step` on. Draws depend on (seed, epoch, sample) alone."""
+    transform = TrainingTransform(
+        processor=processor,
+        num_labels=num_labels,
+        crop_size=recipe.crop_size,
+        resize_box=recipe.resize_box,
+        scale_range=recipe.scale_range,
+        cat_max_ratio=recipe.cat_max_ratio,
+        photometric=recipe.photometric,
+        seed=recipe.seed,
+    )
+    positions = BatchPositions(
+        batch_size=recipe.per_device_batch_size,
+        max_steps=recipe.max_steps,
+        start_step=start_step,
+        accumulation=recipe.accumulation_steps(accelerator.num_processes),
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    # a generator of its own, because a DataLoader draws a seed and would move the one that dropout draws from
+    options = {"num_workers": recipe.num_workers, "pin_memory": accelerator.device.type == "cuda"}
+    options["generator"] = torch.Generator().manual_seed(recipe.seed)
+    if recipe.streaming:
+        dataset = StreamingTrainingDataset(samples, transform, positions)
+        return DataLoader(dataset, batch_size=recipe.per_device_batch_size, **options)
+    sampler = TrainingSampler(positions, len(samples), recipe.seed)
+    return DataLoader(TrainingDataset(samples, transform), batch_sampler=sampler, **options)
+
+
+class LossLog:
+    """`losses.jsonl`: one line per step. Values stay on the device until they are written, every few steps."""
+
+    def __init__(self, path: Path, start_step: int):
+        self.path, self.waiting = path, []
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
+        beside = path.with_name(f".{path.name}.new")
+        beside.write_text("".join(kept))  # what a stopped run wrote after its last checkpoint comes again
+        os.replace(beside, path)
+
+    def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
+        self.waiting.append((step, loss, norm, learning_rate))
+
+    def write(self) -> dict | None:
+        """Write what waits; returns the newest entry. ValueError if a loss is not finite."""
+        entries = [
+            {"step": step, "loss": float(loss), "grad_norm": float(norm), "learning_rate": rate}
+            for step, loss, norm, rate in self.waiting
+        ]
+        self.waiting = []
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        for entry in entries:
+            if not abs(entry["loss"]) < float("inf"):
+                raise ValueError(
+                    f"the loss is {entry['loss']} at step {entry['step']}; lower learning_rate, or use bf16"
+                )
+        return entries[-1] if entries else None
+
+
+def save_overlays(accelerator: Accelerator, model, processor, samples, recipe: Recipe, step: int) -> None:
+    """The first validation pictures with their predictions, as files and to the trackers that take pictures."""
+    colors, overlays = label_colors(model.config), []
+    for number, sample in zip(range(recipe.log_pictures), samples):
+        picture = sample.read_picture()
+        overlay = draw_overlay(picture, segment(model, processor, picture)[0], model.config.id2label, colors)
+        save_picture(overlay, Path(recipe.output_dir) / "overlays" / f"step-{step:08d}-{number}.png")
+        overlays.append(overlay)
+    for tracker in accelerator.trackers:
+        for number, overlay in enumerate(overlays if tracker.name == "tensorboard" else []):
+            pixels = torch.frombuffer(bytearray(overlay.tobytes()), dtype=torch.uint8)
+            pixels = pixels.view(1, overlay.height, overlay.width, 3)
+            tracker.log_images({f"validation/{number}": pixels}, step=step, dataformats="NHWC")
+        if tracker.name == "wandb":
+            tracker.log_images({"validation": overlays}, step=step)
+
+
+def save_model(accelerator, model, average, processor, recipe: Recipe, place: Path, step: int, result) -> None:
+    """The model (its moving average, if there is one) as an ordinary folder with a card."""
+    weights = accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return
+    weights = average.weights if average is not None else weights
+    plain = plain_model(accelerator.unwrap_model(model), weights)
+    card = trained_model_card(
+        plain,
+        processor,
+        recipe=recipe,
+        step=step,
+        num_processes=accelerator.num_processes,
+        result=result,
+        model_id=recipe.hub_model_id or place.name,
+    )
+    with written_beside(place) as folder:
+        plain.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def train(recipe: Recipe, only_check: bool) -> None:
+    output_dir = Path(recipe.output_dir)
+    accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
+    accelerator.gradient_accumulation_steps = recipe.accumulation_steps(accelerator.num_processes)
+
+    # data and model; every process builds the same weights, and draws its own dropout
+    processor = build_processor(recipe)
+    training_samples = open_split(recipe, recipe.train_split)
+    set_seed(recipe.seed)
+    model = build_model(recipe, processor.ignore_index)
+    resume_from = Path(recipe.resume) if recipe.resume not in ("auto", "none") else None
+    if recipe.resume == "auto" and checkpoints(output_dir):
+        resume_from = checkpoints(output_dir)[-1]
+    if resume_from is None or only_check:
+        refuse_broken_data(accelerator, training_samples, processor, model.config, only_check)
+    if only_check:
+        return
+    validation_samples = open_split(recipe, recipe.eval_split)
+
+    # optimiser, and where an earlier run stopped
+    groups = parameter_groups(
+        model, recipe.learning_rate, recipe.weight_decay, recipe.head_lr_multiplier, recipe.layer_decay
+    )
+    optimizer = torch.optim.AdamW([group | {"initial_lr": group["lr"]} for group in groups], betas=(0.9, 0.999))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    average = MovingAverage(accelerator.unwrap_model(model), recipe.ema_decay) if recipe.ema_decay else None
+    torch.manual_seed(recipe.seed + accelerator.process_index)
+    state = {"step": 0, "best": None, "best_step": None}
+    if resume_from is not None:
+        state = load_checkpoint(accelerator, resume_from, average, recipe)
+        accelerator.print(f"resuming at step {state['step']} from {resume_from}")
+    num_labels = accelerator.unwrap_model(model).config.num_labels
+    loader = iter(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        recover_folder(output_dir / "best")
+        recover_folder(output_dir / "last")
+        log = LossLog(output_dir / "losses.jsonl", state["step"])
+    if recipe.report_to:
+        flat = {key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str, bool))}
+        accelerator.init_trackers("qlseg", config=flat)
+
+    # the loop
+    bar = tqdm(initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process)
+    result, started, pictures = None, time.perf_counter(), 0
+    model.train()
+    for step in range(state["step"], recipe.max_steps):
+        batches = [next(loader) for _ in range(accelerator.gradient_accumulation_steps)]
+        batches = [{key: value.to(accelerator.device, non_blocking=True) for key, value in b.items()} for b in batches]
+        loss, norm = training_step(accelerator, model, optimizer, batches, recipe, step)
+        if average is not None:
+            average.update(accelerator.unwrap_model(model))
+        done, pictures = step + 1, pictures + recipe.total_batch_size
+        is_last = done == recipe.max_steps
+        evaluates, saves = (is_last or done % n == 0 for n in (recipe.eval_steps, recipe.save_steps))
+        if accelerator.is_main_process:
+            log.add(done, loss, norm, optimizer.param_groups[0]["lr"])
+            bar.update()
+        if done % 10 == 0 or evaluates or saves:
+            values = log.write() if accelerator.is_main_process else {}
+            speed = pictures / (time.perf_counter() - started)
+            if accelerator.is_main_process:
+                rate = f"{values['learning_rate']:.1e}"
+                bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
+            accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
+        if evaluates:
+            plain = accelerator.unwrap_model(model)
+            with average.swapped_in(plain) if average is not None else nullcontext():
+                evaluation = evaluate_samples(
+                    plain,
+                    processor,
+                    validation_samples,
+                    rank=accelerator.process_index,
+                    world_size=accelerator.num_processes,
+                    progress=accelerator.is_main_process,
+                )
+                if accelerator.is_main_process:
+                    save_overlays(accelerator, plain, processor, validation_samples, recipe, done)
+            result, started, pictures = evaluation.result, time.perf_counter(), 0
+            accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
+            if accelerator.is_main_process:
+                bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+            if state["best"] is None or result["miou"] > state["best"]:
+                state |= {"best": result["miou"], "best_step": done}
+                save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
+        if is_last:
+            save_model(accelerator, model, average, processor, recipe, output_dir / "last", done, result)
+        if saves:
+            save_checkpoint(accelerator, output_dir, done, state, average, recipe)
+    bar.close()
+    accelerator.end_training()
+    if accelerator.is_main_process and recipe.push_to_hub:
+        print(upload_folder(output_dir / "best", recipe.hub_model_id, f"Train {recipe.max_steps} steps"))
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    only_check = "--check_data" in arguments
+    overrides = [argument for argument in arguments[1:] if argument != "--check_data"]
+    return exit_status("train.py", lambda: train(load_recipe(arguments[0], overrides), only_check))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,382 @@
+"""Evaluation of a model on a data set, by the published protocol: every picture once, on any number of processes.
+
+Confusion counts are summed picture by picture, so memory does not grow with the data set, and their sums are integers,
+so the result does not depend on how pictures are split over processes.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tqdm import tqdm
+
+from .data import FolderSamples, Sample, StreamedSamples, TableSamples
+from .image_processing_qlseg import QLSegImageProcessor
+from .label_check import Tally, range_error
+from .metrics import StreamingScores
+from .modeling_qlseg import QLSegForSemanticSegmentation
+from .segmentation import segment
+
+Samples = FolderSamples | TableSamples | StreamedSamples
+
+ROUND_SECONDS = 10.0  # how often state is written and processes hear of each other's errors
+NUM_READ_AHEAD = 3  # pictures decoded while the model is busy
+
+
+class OtherProcessError(RuntimeError):
+    """Another process failed; that one raises, and says, why."""
+
+
+@dataclass
+class Evaluation:
+    """Result of `evaluate_samples`, the same in every process.
+
+    `result`: `miou`, `macc`, `aacc`: fractions; `miou_interval`: [low, high], 95 %; `per_label`: [{"label": name,
+    "iou", "accuracy", "pixels": of the reference}]; `num_pictures`, `seconds`, `pictures_per_second`. Ready for strict
+    JSON: what is not defined (see `metrics.scores`) is None.
+    `worst`: (mIoU, index, name) of the pictures with the lowest mIoU of their own, worst first.
+    """
+
+    result: dict[str, Any]
+    worst: list[tuple[float, int, str]]
+
+
+@dataclass
+class Progress:
+    """What one process has counted; its state file holds all of this. `next_index`: every one before it is done."""
+
+    scores: StreamingScores
+    num_worst: int
+    next_index: int = 0
+    seconds: float = 0.0
+    worst: list[tuple[float, int, str]] = field(default_factory=list)
+
+    def add(self, label_map: torch.Tensor, labels: torch.Tensor, index: int, name: str) -> None:
+        """Count a picture: predicted and reference (H, W) labels."""
+        miou = self.scores.update(label_map, labels, index)
+        if not math.isnan(miou):
+            self.worst = sorted([*self.worst, (miou, index, name)])[: self.num_worst]
+        self.next_index = index + 1
+
+    def write(self, path: Path, protocol: dict[str, str]) -> None:
+        """Write a state file; atomic."""
+        notes = {"next_index": self.next_index, "seconds": self.seconds, "worst": self.worst, "protocol": protocol}
+        write_atomically(path, save(self.scores.state_dict(), metadata={"evaluation": json.dumps(notes)}))
+
+    def read(self, path: Path, protocol: dict[str, str]) -> None:
+        """Take over a state file. ValueError if it is none, or one of another protocol."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = json.loads((file.metadata() or {})["evaluation"])
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is no state of an evaluation ({error}); delete it to start over") from error
+        stored = notes["protocol"]
+        if differing := sorted(key for key in stored | protocol if stored.get(key) != protocol.get(key)):
+            raise ValueError(
+                f"{path} holds an unfinished evaluation with another {', '.join(differing)}; finish that one, or "
+                "delete the file (or do not resume) to start over"
+            )
+        self.scores.load_state_dict(state)
+        self.next_index, self.seconds = notes["next_index"], notes["seconds"]
+        self.worst = [tuple(entry) for entry in notes["worst"]]
+
+
+def evaluate_samples(
+    model: QLSegForSemanticSegmentation,
+    processor: QLSegImageProcessor,
+    samples: Samples,
+    *,
+    scales: Iterable[float] = (1.0,),
+    flip: bool = False,
+    window_batch_size: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    max_samples: int | None = None,
+    state_file: str | Path | None = None,
+    num_worst: int = 0,
+    progress: bool = True,
+) -> Evaluation:
+    """Scores of a model on labelled pictures, predicted by `segment` at the size of their label maps.
+
+    Process r of n takes pictures r, r + n, ..., without padding, one per call of `segment`, so that the windows of a
+    forward pass are the same for any n. Every process of the group has to call this, with the same arguments
+    but `rank`; with n = 1 the others need not.
+
+    Args:
+        model: on its device, not wrapped for training.
+        processor: gives windows and the label rules `label_map`, `do_reduce_labels` and `ignore_index`.
+        samples: what `open_dataset` gives. A stream is read in full by every process, but not decoded.
+        scales, flip, window_batch_size: see `segment`.
+        rank, world_size: of this process. If torch.distributed is not set up, the result is that of this rank alone.
+        max_samples: the first so many only.
+        state_file: write what was counted beside it every `ROUND_SECONDS` (see `state_path`, one file per process) and
+            start from there if it exists. It stays when all is done; `remove_state` takes it away.
+        num_worst: how many of the worst pictures to name.
+        progress: show a bar in process 0.
+
+    Raises:
+        ValueError: a label map holds other labels than the model's (names the file and the setting), a sample cannot
+            be read, the state is of another protocol, there is no picture, or an argument is out of range. What was
+            counted before is in the state file.
+        OtherProcessError: one of these in another process.
+    """
+    scales = [float(scale) for scale in scales]
+    check_arguments(rank, world_size, max_samples, num_worst)
+    counted = Progress(StreamingScores(model.config.num_labels, processor.ignore_index), num_worst)
+    path = None if state_file is None else state_path(state_file, rank, world_size)
+    protocol = {}
+    with failing_together(world_size):
+        if path is not None:
+            protocol = protocol_of_state(model, processor, samples, scales, flip, num_worst)
+            if path.exists():
+                counted.read(path, protocol)
+                if max_samples is not None and counted.next_index > max_samples:
+                    raise ValueError(
+                        f"{path} has already counted picture {counted.next_index}, but max_samples is {max_samples}; "
+                        "delete the file (or do not resume) to start over"
+                    )
+    total = None
+    if hasattr(samples, "__len__"):
+        total = len(range(rank, min(len(samples), max_samples or len(samples)), world_size))
+
+    def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = checked_labels(stored, name, processor, model.config.num_labels)
+        given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
+        return segment(model, processor, picture, **given)[0], labels
+
+    mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples))
+    with tqdm(
+        total=total,
+        initial=counted.scores.totals["num_pictures"].item(),
+        desc="evaluating" if world_size == 1 else f"evaluating, 1 of {world_size} processes",
+        unit=" pictures",
+        disable=not progress or rank > 0,
+    ) as bar:
+        all_finished = False
+        while not all_finished:
+            with failing_together(world_size):
+                num_before = counted.next_index
+                error, is_finished = None, False
+                try:
+                    is_finished = count_for_a_round(mine, counted, predict, bar)
+                except Exception as caught:  # raised below; pictures counted before it are kept
+                    error = caught
+                if path is not None and counted.next_index > num_before:
+                    counted.write(path, protocol)
+                if error is not None:
+                    raise error
+            all_finished = all(exchanged(is_finished, world_size))
+    return summed(counted, model, world_size)
+
+
+def count_for_a_round(mine: Iterator, counted: Progress, predict: Callable, bar: tqdm) -> bool:
+    """Count pictures until there is none left (True) or the time of a round is over (False)."""
+    start, seconds_before = time.perf_counter(), counted.seconds
+    for index, name, picture, stored in mine:
+        label_map, labels = predict(name, picture, stored)
+        counted.add(label_map, labels, index, name)
+        bar.update()
+        counted.seconds = seconds_before + time.perf_counter() - start
+        if time.perf_counter() - start >= ROUND_SECONDS:
+            return False
+    return True
+
+
+def check_arguments(rank: int, world_size: int, max_samples: int | None, num_worst: int) -> None:
+    """ValueError for an argument of `evaluate_samples` out of range."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank} of {world_size} processes; 0..world_size - 1 is wanted")
+    if world_size > 1 and dist.is_initialized() and dist.get_world_size() != world_size:
+        raise ValueError(f"world_size is {world_size}, but torch.distributed has {dist.get_world_size()} processes")
+    if (max_samples is not None and max_samples < 1) or num_worst < 0:
+        raise ValueError(f"max_samples is {max_samples} and num_worst {num_worst}; 1 or more and 0 or more are wanted")
+
+
+def own_samples(
+    samples: Samples, rank: int, world_size: int, next_index: int, max_samples: int | None
+) -> Iterator[tuple[int, Sample]]:
+    """(index, sample) of the pictures from `next_index` on that process `rank` counts."""
+    first = rank + -(-max(next_index - rank, 0) // world_size) * world_size
+    if hasattr(samples, "__iter__"):  # a stream; sequences are taken by index
+        yield from islice(enumerate(samples), first, max_samples, world_size)
+        return
+    for index in range(first, min(len(samples), max_samples or len(samples)), world_size):
+        yield index, samples[index]
+
+
+def read_ahead(items: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    """(index, name, picture, stored label map) of `items`, in their order, some decoded before they are asked for."""
+    with ThreadPoolExecutor(NUM_READ_AHEAD) as pool:
+        waiting = deque()
+        for index, sample in items:
+            waiting.append((index, sample.name, pool.submit(sample.read)))
+            if len(waiting) > NUM_READ_AHEAD:
+                index, name, future = waiting.popleft()
+                yield index, name, *future.result()
+        while waiting:
+            index, name, future = waiting.popleft()
+            yield index, name, *future.result()
+
+
+def checked_labels(stored: np.ndarray, name: str, processor: QLSegImageProcessor, num_labels: int) -> torch.Tensor:
+    """(H, W) labels by the processor's rules; ValueError naming file, values and setting if some are no labels."""
+    labels = processor.reduce_labels(torch.from_numpy(stored))
+    is_wrong = (labels != processor.ignore_index) & ((labels < 0) | (labels >= num_labels))
+    if is_wrong.any():
+        values, counts = np.unique(stored, return_counts=True)
+        tallies = {value: Tally(count, [name]) for value, count in zip(values.tolist(), counts.tolist())}
+        raise ValueError(range_error(np.unique(stored[is_wrong.numpy()]), values, tallies, num_labels, processor))
+    return labels
+
+
+def summed(counted: Progress, model: QLSegForSemanticSegmentation, world_size: int) -> Evaluation:
+    """Add up what the processes counted. ValueError if that is nothing."""
+    state, worst, seconds = counted.scores.state_dict(), counted.worst, counted.seconds
+    if world_size > 1 and dist.is_initialized():
+        device = "cpu" if dist.get_backend() == "gloo" else model.device
+        for name, total in state.items():
+            total = total.to(device)
+            dist.all_reduce(total)
+            state[name] = total.cpu()
+        lists, times = zip(*exchanged((worst, seconds), world_size))
+        worst, seconds = sorted(entry for part in lists for entry in part)[: counted.num_worst], max(times)
+    scores = StreamingScores(**counted.scores.settings)
+    scores.load_state_dict(state)
+    found = scores.compute()
+    if found["num_pictures"] == 0:
+        raise ValueError("there is no picture to evaluate: the data set is empty")
+    columns = (found["iou"], found["accuracy"], found["reference_pixels"])
+    result = {name: or_none(found[name]) for name in ("miou", "macc", "aacc")}
+    result["miou_interval"] = [or_none(bound) for bound in found["miou_interval"]]
+    result["per_label"] = [
+        {"label": model.config.id2label[i], "iou": or_none(iou), "accuracy": or_none(accuracy), "pixels": pixels}
+        for i, (iou, accuracy, pixels) in enumerate(zip(*columns))
+    ]
+    result["num_pictures"] = found["num_pictures"]
+    result["seconds"] = seconds
+    result["pictures_per_second"] = found["num_pictures"] / seconds
+    return Evaluation(result, worst)
+
+
+def or_none(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def exchanged(value: Any, world_size: int) -> list[Any]:
+    """`value` of every process, in order of rank."""
+    if world_size == 1 or not dist.is_initialized():
+        return [value]
+    values = [None] * world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def failing_together(world_size: int) -> Iterator[None]:
+    """If the body raises in any process, all raise: the first of them its own error, the others `OtherProcessError`.
+
+    So none waits for one that is gone, and one sentence is printed. Every process has to come here.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:  # raised again below, in every process
+        error = caught
+    failed = [rank for rank, has_failed in enumerate(exchanged(error is not None, world_size)) if has_failed]
+    if not failed:
+        return
+    if error is not None and (world_size == 1 or not dist.is_initialized() or dist.get_rank() == failed[0]):
+        raise error
+    raise OtherProcessError(f"process {failed[0]} failed")
+
+
+def state_path(state_file: str | Path, rank: int, world_size: int) -> Path:
+    """The state file of one process: another number of processes starts over."""
+    path = Path(state_file)
+    return path.with_name(f"{path.name}.{rank + 1}-of-{world_size}")
+
+
+def remove_state(state_file: str | Path, rank: int, world_size: int) -> None:
+    """Delete the state file of this process, if there is one."""
+    state_path(state_file, rank, world_size).unlink(missing_ok=True)
+
+
+def protocol_of_state(
+    model: QLSegForSemanticSegmentation,
+    processor: QLSegImageProcessor,
+    samples: Samples,
+    scales: list[float],
+    flip: bool,
+    num_worst: int,
+) -> dict[str, str]:
+    """What must not change between an interrupted evaluation and the one that continues it.
+
+    Not in it: `max_samples`, which may grow, and `window_batch_size`, which changes rounding only.
+    """
+    return {
+        "model": weights_sha256(model),
+        "label names": json.dumps(model.config.id2label),
+        "processor (picture sizes, windows or label rules)": json.dumps(processor.to_dict(), default=str),
+        "data set": fingerprint_of_samples(samples),
+        "scales": str(scales),
+        "flip": str(flip),
+        "number of worst pictures": str(num_worst),
+    }
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """Of every name, dtype, shape and value. Seconds for a ViT-L."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def fingerprint_of_samples(samples: Samples) -> str:
+    """Hash of what the data set is, without reading its pictures; of a stream also the first sample's name."""
+    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items())]
+    if isinstance(samples, FolderSamples):
+        known += [str(samples.root.resolve()), samples.pairs]
+    else:
+        info = samples.table.info
+        known += [samples.columns, info.dataset_name, info.config_name, str(info.splits)]
+        if isinstance(samples, StreamedSamples):
+            known.append(next((sample.name for sample in samples), None))
+        else:
+            known += [len(samples), samples.table._fingerprint]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside `path` and move it into place, so that a kill or a full disk leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
+
+
+__all__ = ["Evaluation", "OtherProcessError", "evaluate_samples", "failing_together", "remove_state", "state_path"]

@@ -1,0 +1,189 @@
+"""Recipes: one flat YAML file says what a training run does; unknown keys and values of a wrong type are refused."""
+
+import difflib
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+
+@dataclass
+class Recipe:
+    """What `examples/train.py` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
+
+    Args:
+        model: QLSeg folder or Hub id to start from; or
+        backbone: pretrained ViT (`load_vit_weights`) under a fresh head; or neither, for random weights.
+        config: fields of `QLSegConfig` that differ from its defaults or from the model's.
+        processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's.
+        dataset, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
+            `open_dataset`.
+        label_names: file, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
+            pascal-context-59, pascal-context-60); the model's if not given.
+        do_reduce_labels, ignore_index, label_map: see `QLSegImageProcessor`; the model's if not given.
+        crop_size, resize_box, scale_range, cat_max_ratio, photometric: see `TrainingTransform`.
+        total_batch_size: pictures per optimiser step over all processes.
+        per_device_batch_size: pictures per forward pass; the accumulation steps follow.
+        learning_rate, head_lr_multiplier, layer_decay, weight_decay: see `parameter_groups`.
+        max_steps, warmup_steps, poly_power: see `learning_rate_factor`.
+        max_grad_norm: L2 norm that gradients are clipped at.
+        ema_decay: of the exponential moving average of the weights that is evaluated and saved; None for none.
+        class_weights: factor of each label in the loss, {label: factor} or a list of all; None for 1.
+        freeze_backbone: train the head alone.
+        lora: rank of LoRA adapters on the encoder's attention (needs peft); the head is trained whole. They are merged
+            when the model is saved.
+        gradient_checkpointing, compile: memory against time, and torch.compile of encoder, pixel encoder and decoder.
+        eval_steps, save_steps: intervals.
+        keep_checkpoints: newest ones kept for resuming.
+        resume: auto (the newest checkpoint of `output_dir`, if any), none, or the path of a checkpoint.
+        push_to_hub, hub_model_id: upload the best model at the end.
+        report_to: tracker of accelerate: tensorboard, wandb, ...
+        num_workers: processes that load data, per training process.
+        log_pictures: validation overlays logged at every evaluation.
+    """
+
+    dataset: str
+    crop_size: int
+    total_batch_size: int
+    per_device_batch_size: int
+    max_steps: int
+    output_dir: str
+    model: str | None = None
+    backbone: str | None = None
+    config: dict = field(default_factory=dict)
+    processor: dict = field(default_factory=dict)
+    dataset_config: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+    image_column: str | None = None
+    label_column: str | None = None
+    streaming: bool = False
+    label_names: str | dict | None = None
+    label_colors: dict | None = None
+    do_reduce_labels: bool | None = None
+    ignore_index: int | None = None
+    label_map: dict | None = None
+    resize_box: list[int] | None = None
+    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    cat_max_ratio: float = 0.75
+    photometric: bool = True
+    warmup_steps: int = 1500
+    learning_rate: float = 1e-5
+    head_lr_multiplier: float = 10.0
+    layer_decay: float = 1.0
+    weight_decay: float = 0.01
+    poly_power: float = 1.0
+    max_grad_norm: float = 35.0
+    ema_decay: float | None = None
+    class_weights: list[float] | dict | None = None
+    freeze_backbone: bool = False
+    lora: int | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    eval_steps: int = 4000
+    save_steps: int = 1000
+    keep_checkpoints: int = 2
+    resume: str = "auto"
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    report_to: str | None = None
+    seed: int = 0
+    num_workers: int = 4
+    log_pictures: int = 4
+
+    def __post_init__(self):
+        if self.model and self.backbone:
+            raise ValueError("model and backbone exclude each other: a model has its backbone; give one of them")
+        if self.freeze_backbone and self.lora:
+            raise ValueError("freeze_backbone and lora exclude each other; lora alone freezes the encoder's weights")
+        if self.push_to_hub and not self.hub_model_id:
+            raise ValueError("push_to_hub wants hub_model_id, for instance hub_model_id: me/my-model")
+        positive = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "eval_steps", "save_steps")
+        for name in (*positive, "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay {self.ema_decay} must be between 0 and 1")
+        for name in ("resize_box", "scale_range"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 2:
+                raise ValueError(f"{name} wants two numbers, got {getattr(self, name)}")
+
+    def accumulation_steps(self, num_processes: int) -> int:
+        """Forward passes per optimiser step on each process; ValueError if the total does not divide."""
+        per_pass = self.per_device_batch_size * num_processes
+        if self.total_batch_size % per_pass:
+            raise ValueError(
+                f"total_batch_size {self.total_batch_size} is not a multiple of per_device_batch_size "
+                f"{self.per_device_batch_size} x {num_processes} processes; change one of them"
+            )
+        return self.total_batch_size // per_pass
+
+    def to_yaml(self) -> str:
+        """Every key, in the order of the class."""
+        return yaml.safe_dump(asdict(self), sort_keys=False)
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path: YAML file, one mapping. Only `config`, `processor`, `label_names`, `label_colors`, `label_map` and
+            `class_weights` may hold mappings.
+        overrides: `--key value` pairs (or `--key=value`), values in YAML.
+
+    Raises:
+        ValueError: not YAML or not flat, an unknown key (the nearest valid one is named), a value of a wrong type, or
+            a key without a value.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
+    overrides = [part for text in overrides for part in (text.split("=", 1) if text.startswith("--") else [text])]
+    if len(overrides) % 2:
+        raise ValueError(f"{overrides[-1]} has no value; overrides are written --key value")
+    for key, text in zip(overrides[::2], overrides[1::2]):
+        if not key.startswith("--"):
+            raise ValueError(f"{key} is not an override; write --key value")
+        try:
+            values[key[2:]] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{key} {text} is not YAML: {' '.join(str(error).split())}") from error
+    known = {entry.name: entry for entry in fields(Recipe)}
+    for key in values:
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"; did you mean {nearest[0]}?" if nearest else f"; keys are {', '.join(known)}"
+            raise ValueError(f"unknown key {key}{hint}")
+    required = [name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING]
+    if missing := [name for name in required if values.get(name) is None]:
+        raise ValueError(f"the recipe lacks {', '.join(missing)}")
+    hints = typing.get_type_hints(Recipe)
+    return Recipe(**{key: typed(key, value, hints[key]) for key, value in values.items()})
+
+
+def typed(key: str, value, wanted):
+    """`value` as the type `wanted`, or ValueError. An integer passes as a float, and so does 1e-5, a text to YAML."""
+    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    for option in options:
+        origin = typing.get_origin(option)
+        if option is type(None) and value is None:
+            return None
+        if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+        if origin is list and isinstance(value, list):
+            return [typed(key, entry, typing.get_args(option)[0]) for entry in value]
+        if origin is None and option in (int, bool, str, dict) and type(value) is option:
+            return value
+    names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    raise ValueError(f"{key} wants {names}, got {value!r}")
+
+
+__all__ = ["Recipe", "load_recipe"]

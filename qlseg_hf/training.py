@@ -1,0 +1,317 @@
+"""Parts of the trainer: what a recipe builds, one optimiser step, moving average, checkpoints.
+
+A checkpoint is written beside its place and moved there in one step, so whatever kills a run leaves the one before.
+"""
+
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
+from .image_processing_qlseg import QLSegImageProcessor
+from .loss_qlseg import loss_normalizers
+from .modeling_qlseg import QLSegForSemanticSegmentation
+from .optimization import learning_rate_factor
+from .recipe import Recipe
+from .vit_weights import load_vit_weights
+
+# ------------------------------------------------------------------------------------------------ what a recipe builds
+
+
+def read_label_names(label_names: str | dict | None) -> tuple[dict[int, str] | None, list | None]:
+    """{label: name} and palette (or None) from a recipe's `label_names`; (None, None) if there are none."""
+    if label_names is None:
+        return None, None
+    if isinstance(label_names, dict):
+        return {int(label): str(name) for label, name in label_names.items()}, None
+    released = {entry["labels"] for entry in RELEASES.values()}
+    names, palette = label_set(label_names) if label_names in released else read_label_file(Path(label_names))
+    return dict(enumerate(names)), palette
+
+
+def build_processor(recipe: Recipe) -> QLSegImageProcessor:
+    """The model's processor, or the default one for windows of `crop_size`, with the recipe's settings on top."""
+    rules = {key: getattr(recipe, key) for key in ("do_reduce_labels", "ignore_index", "label_map")}
+    given = {key: value for key, value in rules.items() if value is not None} | recipe.processor
+    if recipe.model:
+        return QLSegImageProcessor.from_pretrained(recipe.model, **given)
+    size = {"size": {"shortest_edge": recipe.crop_size}, "window_size": recipe.crop_size}
+    return QLSegImageProcessor(**(size | {"window_stride": max(1, recipe.crop_size * 2 // 3)} | given))
+
+
+def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentation:
+    """The network of a recipe: a model with its labels reused by name, a fresh head on a ViT, or random weights.
+
+    Raises:
+        ValueError: `label_names` are missing for a fresh head, or something does not fit.
+    """
+    id2label, palette = read_label_names(recipe.label_names)
+    config = dict(recipe.config) | {"semantic_loss_ignore_index": ignore_index}
+    if recipe.model:
+        labels = {"id2label": id2label, "reuse_labels": True} if id2label else {}
+        model = QLSegForSemanticSegmentation.from_pretrained(recipe.model, dtype=torch.float32, **config, **labels)
+    elif id2label is None:
+        raise ValueError("label_names is needed: a fresh network does not know its labels")
+    else:
+        model = QLSegForSemanticSegmentation(QLSegConfig(**config, id2label=id2label))
+        if recipe.backbone:
+            load_vit_weights(model.backbone, recipe.backbone)
+    if palette is not None:
+        model.config.palette = palette
+    if recipe.class_weights is not None:
+        weights = recipe.class_weights
+        if isinstance(weights, dict):
+            if unknown := set(weights) - set(model.config.label2id):
+                raise ValueError(f"class_weights names {sorted(unknown)}, which are no labels")
+            weights = [float(weights.get(name, 1.0)) for name in model.config.label2id]
+        if len(weights) != model.config.num_labels:
+            raise ValueError(f"{len(weights)} class_weights for {model.config.num_labels} labels")
+        model.config.label_weights = weights
+    if recipe.freeze_backbone:
+        model.backbone.requires_grad_(False)
+    if recipe.lora:
+        add_lora(model, recipe.lora)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if recipe.compile:
+        for part in (model.backbone, model.pixel_encoder, model.decoder):
+            part.compile()
+    return model
+
+
+def add_lora(model: QLSegForSemanticSegmentation, rank: int) -> None:
+    """LoRA adapters on the encoder's attention, in place; the encoder's own weights are frozen, the head is not."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("lora needs peft: pip install 'qlseg-hf[train]'") from error
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r"backbone\..*\.[qkvo]_proj")
+    inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name or not name.startswith("backbone."))
+
+
+def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Tensor]) -> QLSegForSemanticSegmentation:
+    """An ordinary network on the CPU with `weights` (named as in `model`), LoRA adapters merged."""
+    with torch.device("meta"):
+        plain = QLSegForSemanticSegmentation(model.config)
+    merged = {}
+    for name in plain.state_dict():
+        module, _, kind = name.rpartition(".")
+        value = weights.get(name, weights.get(f"{module}.base_layer.{kind}")).detach().cpu()
+        down, up = (weights.get(f"{module}.lora_{side}.default.weight") for side in "AB")
+        if kind == "weight" and down is not None:
+            value = value + model.get_submodule(module).scaling["default"] * (up @ down).detach().cpu()
+        merged[name] = value.clone()
+    plain.load_state_dict(merged, assign=True)
+    return plain.eval()
+
+
+# -------------------------------------------------------------------------------------------------- one optimiser step
+
+
+def training_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[dict[str, torch.Tensor]],
+    recipe: Recipe,
+    step: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update from the batches of one step (one per accumulation step).
+
+    Args:
+        accelerator: with `gradient_accumulation_steps` equal to the number of batches.
+        model, optimizer: prepared by it; groups of the optimiser have `initial_lr`.
+        batches: `pixel_values` (B, 3, H, W) and `labels` (B, H, W) on its device.
+        recipe: learning rate, clipping.
+        step: number of updates before this one.
+
+    Returns:
+        loss of the whole step over all processes, and norm of the gradient before clipping; scalars on the device.
+
+    The loss is normalised over the whole step, so it does not depend on how the pictures are cut over processes and
+    accumulation steps. The published implementation normalises its classification term per process.
+    """
+    factor = learning_rate_factor(step, recipe.max_steps, recipe.warmup_steps, recipe.poly_power)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    config = accelerator.unwrap_model(model).config
+    totals = torch.stack([loss_normalizers(batch["labels"], config) for batch in batches]).sum(dim=0)
+    totals = accelerator.reduce(totals, "sum") / (len(batches) * accelerator.num_processes)
+    # with at least one mask per picture on average the floor never bites; it is there for batches without any label
+    normalizers = torch.stack([totals[0], totals[1].clamp(min=1 / (len(batches) * accelerator.num_processes))])
+    losses, norm = [], None
+    for batch in batches:
+        with accelerator.accumulate(model):
+            loss = model(batch["pixel_values"], labels=batch["labels"], loss_normalizers=normalizers).loss
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+    return accelerator.reduce(torch.stack(losses).mean(), "mean"), norm
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights, fp32, updated once per optimiser step."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.weights = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        current = [value.detach().float() for value in model.state_dict().values()]
+        torch._foreach_lerp_(list(self.weights.values()), current, 1 - self.decay)
+
+    @contextmanager
+    def swapped_in(self, model: nn.Module):
+        """The averaged weights in the model, inside the `with` block."""
+        state = model.state_dict()
+        trained = {name: value.clone() for name, value in state.items()}
+        model.load_state_dict(self.weights)
+        try:
+            yield
+        finally:
+            model.load_state_dict(trained)
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@contextmanager
+def written_beside(place: Path):
+    """A folder to write into, which takes the place of `place` when the block ends and vanishes if it raises."""
+    beside = place.with_name(f".{place.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        replace_folder(beside, place)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Move folder `new` to `place`. A kill in between leaves the old one under `.NAME.old`; `recover_folder` knows."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(new, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(place: Path) -> None:
+    """Undo a `replace_folder` that was killed half-way."""
+    old = place.with_name(f".{place.name}.old")
+    if old.exists() and not place.exists():
+        os.replace(old, place)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [path for path in (output_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=step_of)
+
+
+def save_checkpoint(
+    accelerator: Accelerator, output_dir: Path, step: int, state: dict, average: MovingAverage | None, recipe: Recipe
+) -> None:
+    """Everything that resuming needs, under `checkpoints/step-N`; older ones beyond `keep_checkpoints` are removed.
+
+    Raises:
+        OSError: for instance a full disk; the checkpoints before stay valid.
+    """
+    place = output_dir / "checkpoints" / f"step-{step:08d}"
+    beside = place.with_name(f".{place.name}.new")
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(beside))
+        torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if average is not None:
+                save_file(
+                    {name: value.cpu() for name, value in average.weights.items()}, beside / "average.safetensors"
+                )
+            (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            state = state | {"step": step, "num_processes": accelerator.num_processes}
+            (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            replace_folder(beside, place)
+            for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
+                shutil.rmtree(old)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        shutil.rmtree(beside, ignore_errors=True)
+        kept = checkpoints(output_dir)
+        before = f"; {kept[-1]} is still valid" if kept else ""
+        raise OSError(f"checkpoint {place} cannot be written: {str(error).splitlines()[0]}{before}") from error
+    accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingAverage | None, recipe: Recipe) -> dict:
+    """Restore a run from a checkpoint; returns its `state`.
+
+    Raises:
+        ValueError: it is no checkpoint, was written by another number of processes, or with another `ema_decay`.
+    """
+    if not (checkpoint / "state.json").is_file():
+        raise ValueError(f"{checkpoint} is no checkpoint of a run (no state.json); give a folder checkpoints/step-N")
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    if state["num_processes"] != accelerator.num_processes:
+        raise ValueError(
+            f"{checkpoint} was written by {state['num_processes']} processes, this run has "
+            f"{accelerator.num_processes}; resume with the same number"
+        )
+    accelerator.load_state(str(checkpoint))
+    if (average is not None) != (checkpoint / "average.safetensors").is_file():
+        raise ValueError(f"{checkpoint} and the recipe disagree about ema_decay; resume with the recipe beside it")
+    if average is not None:
+        stored = load_file(checkpoint / "average.safetensors")
+        for name, value in average.weights.items():
+            value.copy_(stored[name])
+    set_random_state(torch.load(checkpoint / f"random-{accelerator.process_index}.pt", weights_only=True))
+    return state
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """States of the generators that dropout and drop path draw from; augmentation draws by (seed, epoch, sample)."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+__all__ = [
+    "MovingAverage",
+    "build_model",
+    "build_processor",
+    "load_checkpoint",
+    "plain_model",
+    "recover_folder",
+    "save_checkpoint",
+    "training_step",
+    "written_beside",
+]
