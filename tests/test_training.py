@@ -1,0 +1,468 @@
+"""The trainer: its step against stored numbers, exact resume after kills, processes, refusals."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from conftest import ROOT, tiny_config
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.optimization import parameter_groups
+from qlseg_hf.recipe import Recipe, load_recipe
+from qlseg_hf.training import (
+    MovingAverage,
+    add_lora,
+    build_model,
+    build_processor,
+    checkpoints,
+    plain_model,
+    recover_folder,
+    replace_folder,
+    save_checkpoint,
+    training_step,
+    written_beside,
+)
+
+NETWORK = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_pixel_encoder_layers": 1,
+    "num_pixel_encoder_heads": 4,
+    "pixel_encoder_intermediate_size": 32,
+    "num_decoder_blocks": 2,
+    "num_decoder_layers": 1,
+    "backbone_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+        "out_indices": [1, 2],
+    },
+}
+
+
+def make_data(root: Path, num_training: int = 9, num_validation: int = 3) -> None:
+    """Pictures whose colour tells the label, in ADE20K's layout."""
+    rng = np.random.default_rng(0)
+    for split, count in (("training", num_training), ("validation", num_validation)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 9), dtype=int)).astype(np.uint8)
+            picture = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])[labels] + rng.integers(
+                -30, 30, (36, 45, 3)
+            )
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / split / f"{i}.png")
+            Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_data(root)
+    return root
+
+
+def write_recipe(folder: Path, data: Path, **changes) -> Path:
+    recipe = {
+        "dataset": str(data),
+        "label_names": {0: "red", 1: "green", 2: "blue"},
+        "config": NETWORK,
+        "crop_size": 32,
+        "scale_range": [0.8, 1.5],
+        "total_batch_size": 4,
+        "per_device_batch_size": 2,
+        "max_steps": 24,
+        "warmup_steps": 2,
+        "learning_rate": 2e-3,
+        "head_lr_multiplier": 1.0,
+        "ema_decay": 0.9,
+        "eval_steps": 8,
+        "save_steps": 2,
+        "num_workers": 2,
+        "log_pictures": 1,
+        "output_dir": str(folder / "run"),
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes))
+    return path
+
+
+def environment() -> dict:
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def train(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
+    launcher = [sys.executable]
+    if processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    command = [*launcher, str(ROOT / "examples" / "train.py"), *map(str, arguments)]
+    more = {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment() | more, timeout=600)
+
+
+def run_files(run: Path) -> dict:
+    """Everything that must be equal: losses, weights, average, optimiser."""
+    newest = checkpoints(run)[-1]
+    found = {"losses": [json.loads(line) for line in (run / "losses.jsonl").read_text().splitlines()]}
+    for name in ("last/model.safetensors", "best/model.safetensors"):
+        found[name] = load_file(run / name)
+    found["average"] = load_file(newest / "average.safetensors")
+    found["weights"] = load_file(newest / "model.safetensors")
+    states = torch.load(newest / "optimizer.bin", weights_only=True)["state"]
+    found["optimizer"] = {f"{i}.{key}": value for i, state in states.items() for key, value in state.items()}
+    return found
+
+
+def assert_equal_runs(one: dict, other: dict) -> None:
+    assert one["losses"] == other["losses"]
+    for part in one.keys() - {"losses"}:
+        assert one[part].keys() == other[part].keys() and one[part]
+        for key, value in one[part].items():
+            assert torch.equal(value, other[part][key]), (part, key)
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory) -> Path:
+    """A run that was never stopped: accumulation, workers, augmentation, dropout, moving average."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = train(write_recipe(folder, data))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "run"
+
+
+# ------------------------------------------------------------------------------------------------------ stored numbers
+
+
+def test_training_trajectory(stored):
+    """8 steps of the published implementation, through the trainer's own step; dropout off."""
+    expected, numbers = stored.numbers["training"], stored.numbers
+    model = stored.model().eval()
+    recipe = Recipe(
+        dataset="-",
+        crop_size=numbers["config"]["img"],
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=expected["total_steps"],
+        warmup_steps=expected["warmup_steps"],
+        poly_power=expected["power"],
+        learning_rate=expected["base_lr"],
+        output_dir="-",
+    )
+    accelerator = Accelerator(cpu=True)
+    groups = parameter_groups(model, recipe.learning_rate, recipe.weight_decay, recipe.head_lr_multiplier)
+    optimizer = torch.optim.AdamW([group | {"initial_lr": group["lr"]} for group in groups], betas=(0.9, 0.999))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    pictures, labels = stored.tensors["train_images_uint8"].float(), stored.tensors["train_labels_uint8"].long()
+    mean, std = (torch.tensor(numbers[name]).view(3, 1, 1) for name in ("mean", "std"))
+    for step in range(8):
+        batch = {"pixel_values": (pictures[step] - mean) / std, "labels": labels[step]}
+        loss, norm = training_step(accelerator, model, optimizer, [batch], recipe, step)
+        assert loss.item() == pytest.approx(expected["loss"][step], rel=1e-4)
+        assert float(norm) == pytest.approx(expected["grad_norm"][step], rel=1e-3)
+
+
+def test_accumulation_does_not_change_the_step():
+    """One batch of four or four of one: same loss and gradient, though pictures have different numbers of labels."""
+    torch.manual_seed(0)
+    pixel_values = torch.randn(4, 3, 32, 48)
+    labels = torch.randint(0, 20, (4, 32, 48))
+    labels[0], labels[1, :16] = 3, 255
+    found = []
+    for parts in (1, 4):
+        torch.manual_seed(1)
+        model = QLSegForSemanticSegmentation(tiny_config(dropout=0.0)).eval()
+        accelerator = Accelerator(cpu=True)
+        accelerator.gradient_accumulation_steps = parts
+        groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
+        recipe = Recipe("-", 32, 4, 4 // parts, 10, "-", warmup_steps=0)
+        batches = [{"pixel_values": p, "labels": t} for p, t in zip(pixel_values.chunk(parts), labels.chunk(parts))]
+        found.append([float(x) for x in training_step(accelerator, model, optimizer, batches, recipe, 0)])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------ resume
+
+
+def test_resume_is_exact_after_kills(whole_run, data, tmp_path):
+    """SIGKILL to the whole process group at three random moments; the same command each time."""
+    recipe, draw, exit_codes = write_recipe(tmp_path, data), random.Random(7), []
+    command = [sys.executable, str(ROOT / "examples" / "train.py"), str(recipe)]
+    for _ in range(3):
+        before = checkpoints(tmp_path / "run")
+        process = subprocess.Popen(
+            command, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        # let it get past what the last kill left, then strike at any moment, saving included
+        while checkpoints(tmp_path / "run") == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 0.3))
+        os.killpg(process.pid, signal.SIGKILL)
+        exit_codes.append(process.wait())
+    assert exit_codes == [-signal.SIGKILL] * 3  # none had ended by itself
+    done = train(recipe)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+
+
+def test_resume_in_the_middle_of_saving(whole_run, data, tmp_path):
+    """What a kill during a save leaves behind: half a checkpoint beside, a model moved away, a torn last line."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    newest = checkpoints(tmp_path / "run")[-1]
+    os.rename(newest, newest.with_name(f".{newest.name}.new"))
+    os.rename(tmp_path / "run" / "best", tmp_path / "run" / ".best.old")
+    with (tmp_path / "run" / "losses.jsonl").open("a") as file:
+        file.write('{"step": 25, "lo')
+    recipe = write_recipe(tmp_path, data)
+    done = train(recipe)
+    assert done.returncode == 0 and "resuming at step 22" in done.stdout, done.stderr[-2000:]
+    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+    again = train(recipe)
+    assert again.returncode == 0 and "resuming at step 24" in again.stdout
+    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+
+
+def test_keep_checkpoints(whole_run):
+    assert [path.name for path in checkpoints(whole_run)] == ["step-00000022", "step-00000024"]
+
+
+def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    model = accelerator.prepare(model)
+    recipe = Recipe("-", 32, 2, 2, 10, str(tmp_path))
+    save_checkpoint(accelerator, tmp_path, 3, {}, None, recipe)
+
+    def no_space(folder):
+        (Path(folder) / "half").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(accelerator, "save_state", no_space)
+    with pytest.raises(OSError, match="cannot be written: .*No space left.*step-00000003 is still valid"):
+        save_checkpoint(accelerator, tmp_path, 6, {}, None, recipe)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    place = tmp_path / "best"
+    for text in ("one", "two"):
+        with written_beside(place) as folder:
+            (folder / "x").write_text(text)
+    assert (place / "x").read_text() == "two"
+    with pytest.raises(OSError), written_beside(place) as folder:
+        raise OSError("disk full")
+    assert (place / "x").read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["best"]
+    os.rename(place, tmp_path / ".best.old")
+    recover_folder(place)
+    assert (place / "x").read_text() == "two"
+    (tmp_path / "new").mkdir()
+    replace_folder(tmp_path / "new", place)
+    assert list(place.iterdir()) == [] and [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_do_not_change_the_curve(data, tmp_path, processes):
+    """The same total batch on one process and on several, dropout off: the same losses up to rounding."""
+    network = NETWORK | {"dropout": 0.0, "backbone_config": NETWORK["backbone_config"] | {"drop_path_rate": 0.0}}
+    curves = []
+    for count in (1, processes):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        recipe = write_recipe(folder, data, config=network, per_device_batch_size=1, max_steps=6, num_workers=0)
+        done = train(recipe, processes=count)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = (folder / "run" / "losses.jsonl").read_text().splitlines()
+        curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
+    assert len(curves[0]) == 6
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+
+
+# ---------------------------------------------------------------------------------------------------- what comes out
+
+
+def test_trained_folder(whole_run, data):
+    picture = data / "images" / "validation" / "0.png"
+    pipe = pipeline("image-segmentation", model=str(whole_run / "best"))
+    assert {part["label"] for part in pipe(str(picture))} <= {"red", "green", "blue"}
+    card = (whole_run / "best" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    value = front["model-index"][0]["results"][0]["metrics"][0]
+    assert value["type"] == "mean_iou" and 0 <= value["value"] <= 1
+    assert "| green |" in card and "max_steps: 24" in card and "mIoU" in card
+    assert load_recipe(whole_run / "best" / "recipe.yaml") == load_recipe(whole_run.parent / "recipe.yaml")
+    assert len(list((whole_run / "overlays").glob("*.png"))) == 3
+
+
+def test_it_learns(data, tmp_path):
+    """Pictures whose colour tells the label: a minute of training knows them."""
+    changes = {"max_steps": 60, "eval_steps": 60, "save_steps": 60, "ema_decay": None, "num_workers": 0}
+    done = train(write_recipe(tmp_path, data, **changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line)["loss"] for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
+    assert np.mean(lines[-5:]) < 0.7 * np.mean(lines[:5])
+
+
+def test_moving_average():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    average = MovingAverage(model, decay=0.75)
+    torch.nn.init.constant_(model.weight, 1.0)
+    average.update(model)
+    average.update(model)
+    assert average.weights["weight"].item() == pytest.approx(1 - 0.75**2)
+    with average.swapped_in(model):
+        assert model.weight.item() == pytest.approx(1 - 0.75**2)
+    assert model.weight.item() == 1.0
+
+
+def test_lora_trains_and_merges(tmp_path):
+    torch.manual_seed(0)
+    model = QLSegForSemanticSegmentation(tiny_config()).eval()
+    pixel_values = torch.randn(1, 3, 32, 48)
+    before = model(pixel_values).logits
+    add_lora(model, rank=2)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in trained if name.startswith("backbone"))
+    assert sum("lora_" in name for name in trained) == 2 * 4 * 2  # A and B of q, k, v, o in two layers
+    torch.testing.assert_close(model(pixel_values).logits, before)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted = model(pixel_values).logits
+    assert not torch.allclose(adapted, before)
+    plain = plain_model(model, model.state_dict())
+    torch.testing.assert_close(plain(pixel_values).logits, adapted, atol=1e-5, rtol=0)
+    plain.save_pretrained(tmp_path)
+    assert "lora" not in " ".join(load_file(tmp_path / "model.safetensors"))
+
+
+def test_models_that_recipes_build(stored, data, tmp_path):
+    names = {0: "class 3", 1: "something new"}
+    recipe = Recipe(str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), label_names=names)
+    recipe.class_weights = {"something new": 3.0}
+    recipe.config, recipe.freeze_backbone = {"dropout": 0.0}, True
+    processor = build_processor(recipe)
+    assert processor.window_size == stored.processor.window_size
+    model = build_model(recipe, processor.ignore_index)
+    assert model.config.id2label == names and model.config.label_weights == [1.0, 3.0] and model.config.dropout == 0.0
+    assert torch.equal(model.decoder.queries[:, 0], stored.model().decoder.queries[:, 3])
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    with pytest.raises(ValueError, match="class_weights names .'nothing'."):
+        build_model(Recipe(str(data), 64, 2, 2, 10, "-", model=str(stored.folder), class_weights={"nothing": 1}), 255)
+    with pytest.raises(ValueError, match="label_names is needed"):
+        build_model(Recipe(str(data), 64, 2, 2, 10, "-"), 255)
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_recipe_from_file_and_overrides(data, tmp_path):
+    path = write_recipe(tmp_path, data)
+    recipe = load_recipe(path, ["--learning_rate", "1e-4", "--max_steps=7", "--resume", "none"])
+    assert (recipe.learning_rate, recipe.max_steps, recipe.resume) == (1e-4, 7, "none")
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["--lerning_rate", "1"], "unknown key lerning_rate; did you mean learning_rate?"),
+        (["--max_steps", "many"], "max_steps wants int, got 'many'"),
+        (["--photometric", "1"], "photometric wants bool, got 1"),
+        (["--scale_range", "[1]"], "scale_range wants two numbers"),
+        (["--ema_decay", "1.5"], "ema_decay 1.5 must be between"),
+        (["--save_steps", "0"], "save_steps is 0"),
+        (["--max_steps"], "--max_steps has no value"),
+        (["max_steps", "3"], "max_steps is not an override"),
+        (["--config", "{"], "is not YAML"),
+        (["--dataset", "null"], "the recipe lacks dataset"),
+        (["--push_to_hub", "true"], "push_to_hub wants hub_model_id"),
+        (["--model", "a", "--backbone", "b"], "exclude each other"),
+        (["--lora", "4", "--freeze_backbone", "true"], "exclude each other"),
+    ],
+)
+def test_wrong_recipes(data, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(write_recipe(tmp_path, data), overrides)
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [", "a: !!python/object/apply:os.system ['touch ran']\n"])
+def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ValueError, match="must hold `key: value` lines|is not a YAML file"):
+        load_recipe(tmp_path / "x.yaml")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_batch_that_does_not_divide():
+    with pytest.raises(
+        ValueError, match="total_batch_size 6 is not a multiple of per_device_batch_size 2 x 2 processes"
+    ):
+        Recipe("-", 32, 6, 2, 10, "-").accumulation_steps(2)
+    assert Recipe("-", 32, 8, 2, 10, "-").accumulation_steps(2) == 2
+
+
+def test_broken_data_is_refused(tmp_path):
+    make_data(tmp_path / "data")
+    path = tmp_path / "data" / "annotations" / "training" / "4.png"
+    Image.fromarray(np.full((36, 45), 3, dtype=np.uint8)).save(path)
+    recipe = write_recipe(tmp_path, tmp_path / "data")
+    for arguments in ([recipe], [recipe, "--check_data"]):
+        done = train(*arguments)
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert "the data set cannot be trained on" in done.stderr and "4.png" in done.stderr
+        assert not (tmp_path / "run").exists()
+    path.write_bytes((tmp_path / "data" / "annotations" / "training" / "3.png").read_bytes())
+    done = train(recipe, "--check_data")
+    assert done.returncode == 0 and "3 of 3 labels occur" in done.stdout
+
+
+def test_sentences_of_the_command_line(data, tmp_path):
+    recipe = write_recipe(tmp_path, data)
+    for arguments, sentence in (
+        ([tmp_path / "none.yaml"], "No such file"),
+        ([recipe, "--dataset", str(tmp_path / "nothing")], "is no folder"),
+        ([recipe, "--resume", str(tmp_path)], "is no checkpoint of a run"),
+    ):
+        done = train(*arguments)
+        assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_segment_after_training_uses_the_processor(whole_run):
+    processor = QLSegImageProcessor.from_pretrained(whole_run / "last")
+    model = QLSegForSemanticSegmentation.from_pretrained(whole_run / "last")
+    assert processor.window_size == 32
+    assert segment(model, processor, np.zeros((40, 50, 3), np.uint8))[0].shape == (40, 50)
