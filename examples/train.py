@@ -7,7 +7,8 @@ Any key of the recipe can be overridden; `--check_data` only reads the data set 
 Precision, devices, FSDP and DeepSpeed come from accelerate. The same command resumes a run that was stopped.
 
 `output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`;
-`checkpoints/step-N` for resuming; `losses.jsonl`, one line per step; `overlays`.
+`checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`, one line per step or evaluation;
+`curves.png`; `overlays` of validation pictures.
 """
 
 import json
@@ -50,7 +51,7 @@ from qlseg_hf.training import (
     training_step,
     written_beside,
 )
-from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
+from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
 
 
 def open_split(recipe: Recipe, split: str):
@@ -107,16 +108,32 @@ def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processo
     return DataLoader(TrainingDataset(samples, transform), batch_sampler=sampler, **options)
 
 
-class LossLog:
-    """`losses.jsonl`: one line per step. Values stay on the device until they are written, every few steps."""
+class LineLog:
+    """A file of one JSON object per line, without what a stopped run wrote after its last checkpoint."""
 
     def __init__(self, path: Path, start_step: int):
-        self.path, self.waiting = path, []
+        self.path = path
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
         beside = path.with_name(f".{path.name}.new")
-        beside.write_text("".join(kept))  # what a stopped run wrote after its last checkpoint comes again
+        beside.write_text("".join(kept))
         os.replace(beside, path)
+
+    def append(self, entries: list[dict]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+    def pairs(self, key: str) -> list[tuple[int, float]]:
+        entries = [json.loads(line) for line in self.path.read_text().splitlines()]
+        return [(entry["step"], entry[key]) for entry in entries]
+
+
+class LossLog(LineLog):
+    """`losses.jsonl`. Values stay on the device until they are written, every few steps."""
+
+    def __init__(self, path: Path, start_step: int):
+        super().__init__(path, start_step)
+        self.waiting = []
 
     def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
         self.waiting.append((step, loss, norm, learning_rate))
@@ -128,8 +145,7 @@ class LossLog:
             for step, loss, norm, rate in self.waiting
         ]
         self.waiting = []
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        self.append(entries)
         for entry in entries:
             if not abs(entry["loss"]) < float("inf"):
                 raise ValueError(
@@ -216,6 +232,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
         recover_folder(output_dir / "best")
         recover_folder(output_dir / "last")
         log = LossLog(output_dir / "losses.jsonl", state["step"])
+        evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"])
     if recipe.report_to:
         flat = {key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str, bool))}
         accelerator.init_trackers("qlseg", config=flat)
@@ -259,6 +276,9 @@ def train(recipe: Recipe, only_check: bool) -> None:
             result, started, pictures = evaluation.result, time.perf_counter(), 0
             accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
             if accelerator.is_main_process:
+                evaluations.append([{"step": done} | {key: result[key] for key in ("miou", "macc", "aacc")}])
+                curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
+                save_picture(curves, output_dir / "curves.png")
                 bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
             if state["best"] is None or result["miou"] > state["best"]:
                 state |= {"best": result["miou"], "best_step": done}
