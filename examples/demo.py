@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""The way from a checkpoint of the published implementation to a picture with masks, in one minute on a CPU.
+"""The way from a checkpoint of the published implementation to masks, and to a fine-tuned model, in a minute or so.
 
-    python examples/demo.py [--output build/demo]
+    python examples/demo.py [--output build/demo] [--max_steps 100]
 
-Converts a small checkpoint in the released format (trained on drawn scenes; it comes with the tests), loads the folder
-with `from_pretrained`, segments a picture through `pipeline("image-segmentation")` and writes an overlay.
+Converts a small checkpoint in the released format (it comes with the tests), loads the folder with `from_pretrained`,
+segments a picture through `pipeline("image-segmentation")` and writes an overlay. Then it draws scenes with other labels,
+fine-tunes the network on them and shows mIoU before and after.
 """
 
 import argparse
+import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +22,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import convert_checkpoints  # noqa: E402
-from qlseg_hf import load_picture  # noqa: E402
+from qlseg_hf import QLSegImageProcessor, load_picture  # noqa: E402
+from qlseg_hf.configuration_qlseg import read_label_file  # noqa: E402
+from qlseg_hf.data import open_dataset  # noqa: E402
+from qlseg_hf.evaluation import evaluate_samples  # noqa: E402
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture  # noqa: E402
 
 FIXTURE = ROOT / "tests" / "fixtures" / "a"
@@ -28,9 +34,11 @@ FIXTURE = ROOT / "tests" / "fixtures" / "a"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo")
-    output = parser.parse_args().output
-    folder, picture = output / "model", FIXTURE / "large.png"
-    shutil.rmtree(folder, ignore_errors=True)
+    parser.add_argument("--max_steps", type=int, default=100)
+    args = parser.parse_args()
+    output, folder, picture = args.output, args.output / "model", FIXTURE / "large.png"
+    for name in ("model", "scenes", "run"):
+        shutil.rmtree(output / name, ignore_errors=True)
 
     print(f"1. convert {FIXTURE.relative_to(ROOT) / 'checkpoint.pth'}")
     if convert_checkpoints.main([str(FIXTURE / "checkpoint.pth"), str(folder)]):
@@ -53,6 +61,28 @@ def main() -> int:
     overlay = draw_overlay(load_picture(picture), label_map, model.config.id2label, label_colors(model.config))
     save_picture(overlay, output / "overlay.png")
     print(f"4. overlay with legend: {output / 'overlay.png'}")
+
+    print("5. draw scenes with other labels, and fine-tune on them")
+    scenes, run = output / "scenes", output / "run"
+    sizes = ["--train", "100", "--validation", "20"]
+    subprocess.run([sys.executable, ROOT / "examples" / "make_scenes.py", scenes, *sizes], check=True)
+    labels = dict(enumerate(read_label_file(scenes / "labels.json")[0]))
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, id2label=labels, reuse_labels=True)
+    processor = QLSegImageProcessor.from_pretrained(folder, do_reduce_labels=False)
+    before = evaluate_samples(model, processor, open_dataset(scenes, "validation"), progress=False).result["miou"]
+    overrides = {
+        "model": folder,
+        "dataset": scenes,
+        "label_names": scenes / "labels.json",
+        "output_dir": run,
+        "max_steps": args.max_steps,
+    }
+    command = [sys.executable, ROOT / "examples" / "train.py", ROOT / "examples" / "recipes" / "demo.yaml"]
+    command += [f"--{key}={value}" for key, value in overrides.items()]
+    if status := subprocess.run(command).returncode:
+        return status
+    after = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["miou"]
+    print(f"6. mIoU on held-out scenes: {100 * before:.1f} % before, {100 * after:.1f} % after; model: {run / 'best'}")
     return 0
 
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -138,11 +137,16 @@ def evaluate_samples(
         OtherProcessError: one of these in another process.
     """
     scales = [float(scale) for scale in scales]
-    check_arguments(rank, world_size, max_samples, num_worst)
+    if not 0 <= rank < world_size or (
+        world_size > 1 and dist.is_initialized() and dist.get_world_size() != world_size
+    ):
+        raise ValueError(f"rank {rank} of {world_size} processes is not what torch.distributed was set up with")
     counted = Progress(StreamingScores(model.config.num_labels, processor.ignore_index), num_worst)
     path = None if state_file is None else state_path(state_file, rank, world_size)
     protocol = {}
     with failing_together(world_size):
+        if (max_samples is not None and max_samples < 1) or num_worst < 0:
+            raise ValueError(f"max_samples is {max_samples}, num_worst {num_worst}; at least 1 and 0 are wanted")
         if path is not None:
             protocol = protocol_of_state(model, processor, samples, scales, flip, num_worst)
             if path.exists():
@@ -199,16 +203,6 @@ def count_for_a_round(mine: Iterator, counted: Progress, predict: Callable, bar:
     return True
 
 
-def check_arguments(rank: int, world_size: int, max_samples: int | None, num_worst: int) -> None:
-    """ValueError for an argument of `evaluate_samples` out of range."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank is {rank} of {world_size} processes; 0..world_size - 1 is wanted")
-    if world_size > 1 and dist.is_initialized() and dist.get_world_size() != world_size:
-        raise ValueError(f"world_size is {world_size}, but torch.distributed has {dist.get_world_size()} processes")
-    if (max_samples is not None and max_samples < 1) or num_worst < 0:
-        raise ValueError(f"max_samples is {max_samples} and num_worst {num_worst}; 1 or more and 0 or more are wanted")
-
-
 def own_samples(
     samples: Samples, rank: int, world_size: int, next_index: int, max_samples: int | None
 ) -> Iterator[tuple[int, Sample]]:
@@ -260,8 +254,9 @@ def summed(counted: Progress, model: QLSegForSemanticSegmentation, world_size: i
     scores = StreamingScores(**counted.scores.settings)
     scores.load_state_dict(state)
     found = scores.compute()
-    if found["num_pictures"] == 0:
-        raise ValueError("there is no picture to evaluate: the data set is empty")
+    with failing_together(world_size):
+        if found["num_pictures"] == 0:
+            raise ValueError("there is no picture to evaluate: the data set is empty")
     columns = (found["iou"], found["accuracy"], found["reference_pixels"])
     result = {name: or_none(found[name]) for name in ("miou", "macc", "aacc")}
     result["miou_interval"] = [or_none(bound) for bound in found["miou_interval"]]
@@ -369,13 +364,12 @@ def fingerprint_of_samples(samples: Samples) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file beside `path` and move it into place, so that a kill or a full disk leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        beside.write_bytes(data)
         os.replace(beside, path)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink(missing_ok=True)
         raise
 
 

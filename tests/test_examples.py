@@ -1,6 +1,7 @@
 """The example scripts as subprocesses, as a user runs them."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -56,7 +57,8 @@ def test_predict_refuses_in_one_sentence(stored, tmp_path):
 
 
 def test_demo(tmp_path):
-    done = run("examples/demo.py", "--output", tmp_path)
+    done = run("examples/demo.py", "--output", tmp_path, "--max_steps", "12")
+    assert re.search(r"6. mIoU on held-out scenes: \d+.\d % before, \d+.\d % after", done.stdout)
     assert "class 7" in done.stdout and (tmp_path / "overlay.png").stat().st_size > 2000
     assert torch.tensor(np.asarray(Image.open(tmp_path / "overlay.png"))).float().std() > 10
 

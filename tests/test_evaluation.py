@@ -1,0 +1,432 @@
+"""Evaluation on one process and several, stopped and resumed, and its script as a user runs it."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from qlseg_hf import evaluation as evaluation_module
+from qlseg_hf import load_label_map, load_picture, segment
+from qlseg_hf.command_line import exit_status
+from qlseg_hf.data import open_dataset
+from qlseg_hf.evaluation import evaluate_samples, remove_state, state_path
+from qlseg_hf.metrics import confusion_counts, scores
+from qlseg_hf.visualization import draw_overlay, label_colors
+
+SCRIPT = ROOT / "examples" / "evaluate.py"
+SIZES = [(70, 110), (80, 102), (97, 95), (64, 64), (110, 71)]  # of 5 pictures, which neither 2 nor 3 divide
+one_network = pytest.mark.parametrize("stored", ["a"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def made_folder(stored, tmp_path_factory):
+    """Five pictures laid out like ADE20K; references are what the network sees, with a band that differs."""
+    root = tmp_path_factory.mktemp("ade20k")
+    source, model = load_picture(stored.picture("large")), stored.model()
+    for i, (height, width) in enumerate(SIZES):
+        picture = np.ascontiguousarray(source[40 * i : 40 * i + height, 20 * i : 20 * i + width])
+        labels = segment(model, stored.processor, picture)[0].numpy() + 1  # 0 is void
+        labels[: 12 * (i + 1)] = np.arange(width) // 5 % 21
+        for part, array in (("images", picture), ("annotations", labels.astype(np.uint8))):
+            (root / part / "validation").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / part / "validation" / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def folder(made_folder, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(made_folder, tmp_path / "data")
+
+
+def slow_scores(stored, folder, **settings) -> dict:
+    """The same by a plain loop."""
+    counts, model = 0, stored.model()
+    for path in sorted((folder / "images/validation").iterdir()):
+        labels = load_label_map(folder / "annotations/validation" / path.name)
+        labels = np.where(labels == 0, 255, labels - 1)
+        counts = counts + confusion_counts(
+            segment(model, stored.processor, path, **settings)[0], labels, num_labels=20
+        )
+    return scores(counts)
+
+
+def launch(num_processes: int, *arguments, code: str | None = None) -> list[subprocess.Popen]:
+    """Start the script once per process, with the environment that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    if num_processes > 1:
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+    processes = []
+    for rank in range(num_processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
+        start = [sys.executable, str(SCRIPT)] if code is None else [sys.executable, "-c", code]
+        processes.append(
+            subprocess.Popen(
+                [*start, *map(str, arguments)],
+                env=os.environ | shared | own,
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], expect: int = 0) -> list[tuple[str, str]]:
+    """(stdout, stderr) of each process; none may hang."""
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [expect] * len(processes), outputs
+    return outputs
+
+
+def strict(path) -> dict:
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def without_time(result: dict) -> dict:
+    result = {k: v for k, v in result.items() if k not in ("seconds", "pictures_per_second")}
+    if "protocol" in result:
+        result["protocol"] = {k: v for k, v in result["protocol"].items() if k != "processes"}
+    return result
+
+
+@one_network
+@pytest.mark.parametrize("others", [(2,), pytest.param((3,), marks=pytest.mark.slow)])
+def test_any_number_of_processes_gives_one_result(stored, folder, tmp_path, others):
+    found = {}
+    for n in (1, *others):
+        arguments = ["--model", stored.folder, "--dataset", folder, "--split", "val"]
+        arguments += ["--output", tmp_path / f"{n}.json", "--worst", tmp_path / f"worst{n}"]
+        outputs = finish(launch(n, *arguments))
+        assert "mIoU" in outputs[0][0] and all(not stdout for stdout, _ in outputs[1:])
+        assert f"1 of {n} processes" in outputs[0][1] or n == 1
+        found[n] = strict(tmp_path / f"{n}.json")
+        assert found[n]["num_pictures"] == 5 and found[n]["protocol"]["processes"] == n
+        assert not list(tmp_path.glob("*.state*"))
+    for n in others:
+        assert without_time(found[n]) == without_time(found[1])
+    expected = slow_scores(stored, folder)
+    assert 0.1 < expected["miou"] < 0.9
+    for name in ("miou", "macc", "aacc"):
+        assert found[1][name] == pytest.approx(expected[name], rel=1e-12)
+    assert [row["pixels"] for row in found[1]["per_label"]] == expected["reference_pixels"]
+    for row, iou in zip(found[1]["per_label"], expected["iou"]):
+        assert row["iou"] == (None if np.isnan(iou) else pytest.approx(iou, rel=1e-12))
+    low, high = found[1]["miou_interval"]
+    assert low < high and outputs[0][0].count("\n") > 30  # a row per label, and the protocol
+    protocol = found[1]["protocol"]
+    assert protocol["split"] == "validation" and protocol["size"] == {"shortest_edge": 96}
+    assert protocol["window_size"] == 96 and protocol["window_stride"] == 64 and protocol["do_reduce_labels"] is True
+    assert list(protocol["weights_sha256"]) == ["model.safetensors"] and protocol["versions"]["qlseg_hf"] == "0.1.0"
+    check_worst(stored, folder, found[others[0]]["worst"], tmp_path / f"worst{others[0]}")
+
+
+def check_worst(stored, folder, worst, overlays):
+    model = stored.model()
+    assert len(worst) == 5 and [entry["miou"] for entry in worst] == sorted(entry["miou"] for entry in worst)
+    assert sorted(path.name for path in overlays.iterdir()) == [entry["overlay"] for entry in worst]
+    for entry in worst:
+        picture = load_picture(folder / entry["name"])
+        labels = load_label_map(folder / entry["name"].replace("images", "annotations"))
+        reference = np.where(labels == 0, 255, labels - 1)
+        predicted = segment(model, stored.processor, picture)[0]
+        assert entry["miou"] == pytest.approx(scores(confusion_counts(predicted, reference, 20))["miou"])
+        left, right = (
+            draw_overlay(picture, m, model.config.id2label, label_colors(model.config)) for m in (predicted, reference)
+        )
+        shown = np.asarray(Image.open(overlays / entry["overlay"]))
+        assert shown.shape == (max(left.height, right.height), left.width + right.width, 3)
+        assert np.array_equal(shown[: left.height, : left.width], np.asarray(left))
+        assert np.array_equal(shown[: right.height, left.width :], np.asarray(right))
+
+
+@one_network
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [["torch.distributed.run", "--nproc-per-node", "3"], ["accelerate.commands.launch", "--cpu"]]
+)
+def test_launchers(stored, folder, tmp_path, launcher):
+    command = [sys.executable, "-m", *launcher, SCRIPT, "--model", stored.folder, "--dataset", folder]
+    command += ["--split", "val", "--scales", "0.5", "1", "--flip", "--output", tmp_path / "out.json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*map(str, command)], env=environment, check=True, timeout=300, capture_output=True)
+    found = strict(tmp_path / "out.json")
+    assert found["miou"] == pytest.approx(slow_scores(stored, folder, scales=(0.5, 1), flip=True)["miou"], rel=1e-12)
+    assert found["protocol"]["processes"] == (3 if "3" in launcher else 1)
+
+
+@one_network
+def test_killed_and_resumed(stored, folder, tmp_path):
+    output = tmp_path / "out.json"
+    arguments = ["--model", stored.folder, "--dataset", folder, "--split", "validation", "--output", output]
+    # the real script, with a state after every picture and a pause that leaves time for the kill
+    code = f"""
+import runpy, sys, time
+from qlseg_hf import evaluation
+evaluation.ROUND_SECONDS = 0
+count = evaluation.count_for_a_round
+def paused(mine, counted, predict, bar):
+    if counted.next_index == 2:
+        time.sleep(300)
+    return count(mine, counted, predict, bar)
+evaluation.count_for_a_round = paused
+sys.argv[0] = {str(SCRIPT)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    process = launch(1, *arguments, code=code)[0]
+    state = tmp_path / "out.json.state.1-of-1"
+    try:
+        deadline = time.monotonic() + 100
+        while not (state.exists() and next_index(state) == 2):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not output.exists()
+    # what was counted is not looked at again: without these two the rest would not give the result of all five
+    reference = evaluate_samples(stored.model(), stored.processor, open_dataset(folder, "val"), progress=False)
+    for name in ("0.png", "1.png"):
+        (folder / "images/validation" / name).write_text("no picture")
+    finish(launch(1, *arguments))
+    found = strict(output)
+    found.pop("protocol")
+    assert without_time(found) == without_time(reference.result)
+    assert not state.exists()
+
+
+def next_index(state) -> int:
+    from safetensors import safe_open
+
+    with safe_open(state, framework="pt") as file:
+        return json.loads(file.metadata()["evaluation"])["next_index"]
+
+
+@one_network
+def test_one_failing_process_stops_all_with_one_sentence(stored, folder, tmp_path):
+    (folder / "images/validation/1.png").write_text("no picture")  # process 1's first
+    output = tmp_path / "out.json"
+    arguments = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", output]
+    outputs = finish(launch(2, *arguments), expect=1)
+    sentences = [line for _, stderr in outputs for line in stderr.splitlines() if line.startswith("evaluate.py: ")]
+    assert len(sentences) == 1 and "images/validation/1.png" in sentences[0]
+    assert not any("Traceback" in stderr or stdout for stdout, stderr in outputs) and not output.exists()
+
+
+@one_network
+def test_shares_of_processes_add_up(stored, folder):
+    """Without a process group a rank gives the scores of its own pictures."""
+    samples, model = open_dataset(folder, "val"), stored.model()
+    parts = [
+        evaluate_samples(model, stored.processor, samples, rank=r, world_size=3, num_worst=9, progress=False)
+        for r in range(3)
+    ]
+    assert [part.result["num_pictures"] for part in parts] == [2, 2, 1]
+    assert [sorted(index for _, index, _ in part.worst) for part in parts] == [[0, 3], [1, 4], [2]]
+    whole = evaluate_samples(model, stored.processor, samples, num_worst=2, progress=False)
+    assert whole.worst == sorted(entry for part in parts for entry in part.worst)[:2]
+    first = evaluate_samples(model, stored.processor, samples, max_samples=1, num_worst=1, progress=False)
+    assert first.result["num_pictures"] == 1 and first.result["miou"] == first.worst[0][0]
+
+
+@one_network
+def test_resumed_after_an_error_and_from_a_part(stored, folder, tmp_path, monkeypatch):
+    samples, model, state = open_dataset(folder, "val"), stored.model(), tmp_path / "state"
+    settings = {"flip": True, "num_worst": 3, "progress": False}
+    whole = evaluate_samples(model, stored.processor, samples, **settings)
+    settings["state_file"] = state
+    kept = shutil.copy(folder / "annotations/validation/3.png", tmp_path / "kept.png")
+    Image.fromarray(np.full(SIZES[3], 77, dtype=np.uint8)).save(folder / "annotations/validation/3.png")
+    evaluate_samples(model, stored.processor, samples, **settings, max_samples=2)
+    assert next_index(state_path(state, 0, 1)) == 2
+    with pytest.raises(ValueError, match="already counted picture 2, but max_samples is 1"):
+        evaluate_samples(model, stored.processor, samples, **settings, max_samples=1)
+    with pytest.raises(ValueError, match=r"77 in 4096 pixels of 1 label maps; in images/validation/3\.png"):
+        evaluate_samples(model, stored.processor, samples, **settings)
+    assert next_index(state_path(state, 0, 1)) == 3  # picture 2 was counted before the error
+    shutil.copy(kept, folder / "annotations/validation/3.png")
+    resumed = evaluate_samples(model, stored.processor, samples, **settings)
+    assert without_time(resumed.result) == without_time(whole.result) and resumed.worst == whole.worst
+    monkeypatch.setattr(evaluation_module, "segment", None)  # all is done: nothing is predicted again
+    again = evaluate_samples(model, stored.processor, samples, **settings)
+    assert again.result == resumed.result
+    remove_state(state, 0, 1)
+    assert not list(tmp_path.glob("state*"))
+
+
+@one_network
+def test_state_of_another_protocol_is_refused(stored, folder, tmp_path):
+    samples, model, state = open_dataset(folder, "val"), stored.model(), tmp_path / "state"
+    settings = {"state_file": state, "progress": False, "max_samples": 1}
+    evaluate_samples(model, stored.processor, samples, **settings)
+    other = stored.model()
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    stride = type(stored.processor).from_pretrained(stored.folder, window_stride=32)
+    (folder / "images/fewer").mkdir()
+    (folder / "annotations/fewer").mkdir()
+    for part in ("images", "annotations"):
+        shutil.copy(folder / part / "validation/0.png", folder / part / "fewer/0.png")
+    changes = [
+        ("model", {"model": other}),
+        ("processor", {"processor": stride}),
+        ("data set", {"samples": open_dataset(folder, "fewer")}),
+        ("scales", {"scales": (0.5, 1)}),
+        ("flip", {"flip": True}),
+        ("number of worst pictures", {"num_worst": 1}),
+    ]
+    for name, change in changes:
+        given = {"model": model, "processor": stored.processor, "samples": samples} | settings | change
+        with pytest.raises(ValueError, match=f"unfinished evaluation with another {name}"):
+            evaluate_samples(**given)
+    state_path(state, 0, 1).write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="is no state of an evaluation"):
+        evaluate_samples(model, stored.processor, samples, **settings)
+
+
+@one_network
+def test_stream_equals_table(stored, folder, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rows = [sorted((folder / part / "validation").iterdir()) for part in ("images", "annotations")]
+    table = datasets.Dataset.from_dict({"image": [*map(str, rows[0])], "label": [*map(str, rows[1])]})
+    table = table.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
+    datasets.DatasetDict({"validation": table}).save_to_disk(tmp_path / "saved")
+    model = stored.model()
+    expected = evaluate_samples(model, stored.processor, open_dataset(folder, "val"), progress=False).result
+    for streaming in (False, True):
+        samples = open_dataset(tmp_path / "saved", "val", streaming=streaming)
+        given = {"progress": False, "state_file": tmp_path / f"state{streaming}"}
+        evaluate_samples(model, stored.processor, samples, max_samples=2, **given)
+        samples = open_dataset(tmp_path / "saved", "val", streaming=streaming)  # as another run opens it
+        found = evaluate_samples(model, stored.processor, samples, **given).result
+        assert without_time(found) == without_time(expected)
+
+
+@one_network
+def test_undefined_scores_are_none(stored, folder):
+    for path in (folder / "annotations/validation").iterdir():
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
+    samples = open_dataset(folder, "val")
+    found = evaluate_samples(stored.model(), stored.processor, samples, num_worst=3, progress=False)
+    json.dumps(found.result, allow_nan=False)
+    assert found.result["miou"] is None and found.result["miou_interval"] == [None, None] and found.worst == []
+    assert found.result["per_label"][3] == {"label": "class 3", "iou": None, "accuracy": None, "pixels": 0}
+
+
+@one_network
+def test_arguments_and_empty_data_are_refused(stored, folder):
+    model, samples = stored.model(), open_dataset(folder, "val")
+    for given, sentence in (
+        ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes"),
+        ({"max_samples": 0}, "max_samples is 0"),
+        ({"num_worst": -1}, "num_worst -1"),
+        ({"scales": ()}, "scales must be positive"),
+        ({"rank": 5, "world_size": 6}, "there is no picture to evaluate"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            evaluate_samples(model, stored.processor, samples, progress=False, **given)
+
+
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run the script's `evaluate` in this process: (exit status, stdout, stderr)."""
+    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    state = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    state.is_main_process = state.is_local_main_process = True
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        status = exit_status("evaluate.py", module.evaluate, module.parse_arguments(), state)
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@one_network
+def test_label_rules_from_the_command_line(stored, folder, tmp_path, script):
+    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    assert script(*basic)[0] == 0
+    expected = strict(tmp_path / "out.json")
+    for path in (folder / "annotations/validation").iterdir():  # 0..19, void 200, and 100 for label 0
+        labels = np.asarray(Image.open(path)).astype(np.int64)
+        Image.fromarray(np.select([labels == 0, labels == 1], [200, 100], labels - 1).astype(np.uint8)).save(path)
+    (tmp_path / "map.json").write_text('{"100": 0}')
+    rules = ["--do_reduce_labels", "false", "--ignore_index", "200", "--label_map", tmp_path / "map.json"]
+    status, stdout, _ = script(*basic, *rules, "--dtype", "float32", "--window_batch_size", "2")
+    found = strict(tmp_path / "out.json")
+    assert status == 0 and found["miou"] == expected["miou"] and found["per_label"] == expected["per_label"]
+    assert f"mIoU {100 * expected['miou']:6.2f} %" in stdout
+    protocol = found["protocol"]
+    assert protocol["do_reduce_labels"] is False and protocol["ignore_index"] == 200
+    assert protocol["label_map"] == {"100": 0}
+    status, _, stderr = script(*basic, *rules[:4])
+    assert status == 1 and "100 in " in stderr and "label_map: {100: 200}" in stderr
+
+
+@one_network
+def test_wrong_input_is_one_sentence(stored, folder, tmp_path, script):
+    (tmp_path / "map.json").write_text("[1]")
+    basic = {"--model": stored.folder, "--dataset": folder, "--split": "val", "--output": tmp_path / "out" / "o.json"}
+    (tmp_path / "out").mkdir()
+    for change, sentence in (
+        ({"--model": tmp_path / "none"}, "none"),
+        ({"--dataset": tmp_path / "none"}, "is no folder"),
+        ({"--split": "holdout"}, "has no split 'holdout'; it has validation"),
+        ({"--label_map": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
+        ({"--label_map": tmp_path / "none.json"}, "No such file"),
+        ({"--output": tmp_path}, "must be a file in a folder that exists"),
+        ({"--output": tmp_path / "none" / "o.json"}, "must be a file in a folder that exists"),
+        ({"--worst": tmp_path / "map.json"}, "is a file; give a folder"),
+        ({"--image_column": "image"}, "columns do not apply"),
+        ({"--max_samples": 0}, "max_samples is 0"),
+        ({"--do_reduce_labels": "false"}, "set do_reduce_labels: true"),
+        ({"--ignore_index": 0}, "ignore_index cannot be 0"),
+        ({"--scales": "-1"}, "scales must be positive"),
+    ):
+        arguments = [text for pair in (basic | change).items() for text in pair]
+        status, stdout, stderr = script(*arguments)
+        lines = [line for line in stderr.splitlines() if line.startswith("evaluate.py: ")]
+        assert status == 1 and len(lines) == 1 and sentence in lines[0], (change, stderr)
+        assert "Traceback" not in stderr and not stdout and not list((tmp_path / "out").glob("*.json"))
+
+
+@one_network
+def test_state_on_the_command_line(stored, folder, tmp_path, script):
+    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    (folder / "images/validation/4.png").rename(tmp_path / "kept.png")
+    (folder / "images/validation/4.png").write_text("no picture")
+    assert script(*basic)[0] == 1
+    (tmp_path / "kept.png").rename(folder / "images/validation/4.png")
+    status, _, stderr = script(*basic, "--flip")
+    assert status == 1 and "unfinished evaluation with another flip" in stderr
+    assert (tmp_path / "out.json.state.1-of-1").exists()
+    assert script(*basic, "--flip", "--resume", "false")[0] == 0
+    assert strict(tmp_path / "out.json")["protocol"]["flip"] is True
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.json"]
