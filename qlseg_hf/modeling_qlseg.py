@@ -26,6 +26,7 @@ from .loss_qlseg import check_labels, segmentation_loss
 logger = logging.get_logger(__name__)
 
 Grid = tuple[int, int]  # (h, w) in patches
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 @dataclass
@@ -618,6 +619,11 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if not reuse_labels:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
+        if id2label is None and isinstance(kwargs.get("config"), QLSegConfig):
+            # the Auto class has put the new names into the configuration; the old ones are in the folder
+            id2label = kwargs["config"].id2label
+            where = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
+            kwargs["config"] = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
         if not id2label:
             raise ValueError("reuse_labels=True finds labels by name: give the new names as id2label={0: 'road', ...}")
         if kwargs.pop("num_labels", len(id2label)) != len(id2label):

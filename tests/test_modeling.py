@@ -333,6 +333,9 @@ def test_reuse_labels(stored, caplog, tmp_path):
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     pixel_values = stored.tensors["pixel_values"]
     assert torch.equal(again(pixel_values).logits, model.eval()(pixel_values).logits)
+    names = {0: "class 3", 1: "new"}
+    auto = AutoModelForSemanticSegmentation.from_pretrained(stored.folder, id2label=names, reuse_labels=True)
+    assert auto.config.id2label == names and torch.equal(auto.decoder.queries[:, 0], old.decoder.queries[:, 3])
     with pytest.raises(ValueError, match="give the new names as id2label"):
         stored.model(num_labels=3, reuse_labels=True)
     with pytest.raises(ValueError, match="num_labels differs"):
