@@ -10,8 +10,9 @@ one process with plain `python`, and on several CPU processes with
     torchrun --nproc-per-node 2 examples/evaluate.py ...
 
 (without MPI, `accelerate launch --cpu --num_processes 2` starts one process only). Every picture is counted once, and
-the result is the same for any number of processes. With --output FILE.json, FILE.json.state.* hold what was counted
-until all is done; the same command continues from there. Memory does not grow with the data set.
+the result is the same for any number of processes with as many threads each. With --output FILE.json,
+FILE.json.state.* hold what was counted until all is done; the same command continues from there. Memory does not grow
+with the data set.
 """
 
 import argparse

@@ -30,8 +30,17 @@ SIZES = [(70, 110), (80, 102), (97, 95), (64, 64), (110, 71)]  # of 5 pictures, 
 one_network = pytest.mark.parametrize("stored", ["a"], indirect=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the script's processes: the number of threads changes rounding. Busy cores are quicker with it, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def made_folder(stored, tmp_path_factory):
+def made_folder(one_thread, stored, tmp_path_factory):
     """Five pictures laid out like ADE20K; references are what the network sees, with a band that differs."""
     root = tmp_path_factory.mktemp("ade20k")
     source, model = load_picture(stored.picture("large")), stored.model()
