@@ -4,8 +4,8 @@
     python examples/demo.py [--output build/demo] [--max_steps 100]
 
 Converts a small checkpoint in the released format (it comes with the tests), loads the folder with `from_pretrained`,
-segments a picture through `pipeline("image-segmentation")` and writes an overlay. Then it draws scenes with other labels,
-fine-tunes the network on them and shows mIoU before and after.
+segments a picture through `pipeline("image-segmentation")` and writes an overlay. Then it draws scenes with other
+labels, fine-tunes the network on them and shows mIoU before and after.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModelForSemanticSegmentation, pipeline
+from transformers import AutoModelForSemanticSegmentation, pipeline, set_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -67,6 +67,7 @@ def main() -> int:
     sizes = ["--train", "100", "--validation", "20"]
     subprocess.run([sys.executable, ROOT / "examples" / "make_scenes.py", scenes, *sizes], check=True)
     labels = dict(enumerate(read_label_file(scenes / "labels.json")[0]))
+    set_seed(0)  # queries of new labels are fresh
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, id2label=labels, reuse_labels=True)
     processor = QLSegImageProcessor.from_pretrained(folder, do_reduce_labels=False)
     before = evaluate_samples(model, processor, open_dataset(scenes, "validation"), progress=False).result["miou"]
