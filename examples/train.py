@@ -102,6 +102,7 @@ def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processo
     options = {"num_workers": recipe.num_workers, "pin_memory": accelerator.device.type == "cuda"}
     options["generator"] = torch.Generator().manual_seed(recipe.seed)
     if recipe.streaming:
+        options["num_workers"] = min(recipe.num_workers, 1)
         dataset = StreamingTrainingDataset(samples, transform, positions)
         return DataLoader(dataset, batch_size=recipe.per_device_batch_size, **options)
     sampler = TrainingSampler(positions, len(samples), recipe.seed)

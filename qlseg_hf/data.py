@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from .image_processing_qlseg import load_label_map, load_picture, open_picture
 
@@ -202,9 +203,16 @@ class TableSamples(TableRows):
 
 
 class StreamedSamples(TableRows):
-    """`Sample`s over a `datasets.IterableDataset`: to be iterated, any number of times, not indexed."""
+    """`Sample`s over a `datasets.IterableDataset`: to be iterated, any number of times, not indexed.
+
+    In a DataLoader at most one worker may read it (else ValueError): `datasets` would give each of several workers
+    other shards, and what a training step sees would depend on their number.
+    """
 
     def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ValueError(f"a stream is read by one worker, not {worker.num_workers}; set num_workers to 0 or 1")
         return (self.sample(index, row) for index, row in enumerate(self.table))
 
 

@@ -136,13 +136,14 @@ def trained_model_card(
         result: `Evaluation.result` on `recipe.eval_split`, fractions.
         model_id: Hub id, or the folder's name.
     """
+    dataset = Path(recipe.dataset).name if Path(recipe.dataset).exists() else recipe.dataset
     evaluated = []
     if result is not None:
         evaluated.append(
             EvalResult(
                 task_type="image-segmentation",
-                dataset_type=recipe.dataset,
-                dataset_name=recipe.dataset,
+                dataset_type=dataset,
+                dataset_name=dataset,
                 dataset_config=recipe.dataset_config,
                 dataset_split=recipe.eval_split,
                 metric_type="mean_iou",
@@ -168,7 +169,7 @@ def trained_model_card(
         f"# {model_id}",
         "",
         f"QLSeg with {model.config.num_labels} labels, trained for {step} of {recipe.max_steps} steps of "
-        f"{recipe.total_batch_size} pictures from {started_from or 'random weights'} on `{recipe.dataset}`, split "
+        f"{recipe.total_batch_size} pictures from {started_from or 'random weights'} on `{dataset}`, split "
         f"`{recipe.train_split}`.",
         "",
         "```python",

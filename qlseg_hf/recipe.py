@@ -40,7 +40,7 @@ class Recipe:
         resume: auto (the newest checkpoint of `output_dir`, if any), none, or the path of a checkpoint.
         push_to_hub, hub_model_id: upload the best model at the end.
         report_to: tracker of accelerate: tensorboard, wandb, ...
-        num_workers: processes that load data, per training process.
+        num_workers: processes that load data, per training process; of a stream at most one.
         log_pictures: validation overlays logged at every evaluation.
     """
 

@@ -9,6 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from qlseg_hf.data import Sample, SampleError, find_split, open_dataset
@@ -186,6 +187,23 @@ def test_tables(tmp_path, table_cache, kind, streaming):
     else:
         with pytest.raises(ValueError, match="no split 'validation'; it has train"):
             open_dataset(folder, "validation", streaming=streaming)
+
+
+def test_a_stream_is_read_by_one_worker(tmp_path, table_cache):
+    """`datasets` would hand each worker other shards without a word."""
+    make_table(num_rows=4).to_parquet(tmp_path / "set" / "train.parquet")
+    samples = open_dataset(tmp_path / "set", "train", streaming=True)
+
+    class Names(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return (sample.name for sample in samples)
+
+    names = [sample.name for sample in samples]
+    assert len(names) == 4
+    for num_workers in (0, 1):
+        assert list(torch.utils.data.DataLoader(Names(), batch_size=None, num_workers=num_workers)) == names
+    with pytest.raises(ValueError, match="a stream is read by one worker, not 2"):
+        list(torch.utils.data.DataLoader(Names(), batch_size=None, num_workers=2))
 
 
 def test_slice_of_a_split(tmp_path, table_cache):

@@ -387,6 +387,67 @@ def test_models_that_recipes_build(stored, data, tmp_path):
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
+def relaid(data: Path, root: Path, layout: str) -> dict:
+    """The same pictures in another layout; returns what the recipe must say of it."""
+    import datasets
+
+    pairs = {
+        split: [(data / kind / split / f"{i}.png") for i in range(count) for kind in ("images", "annotations")]
+        for split, count in (("training", 9), ("validation", 3))
+    }
+    if layout == "coco-stuff":
+        for split, name in (("training", "train2014"), ("validation", "test2014")):
+            for kind, ending in (("images", ".jpg"), ("annotations", "_labelTrainIds.png")):
+                (root / kind / name).mkdir(parents=True)
+                for path in pairs[split][kind == "annotations" :: 2]:
+                    Image.open(path).save(root / kind / name / f"{path.stem}{ending}")
+        return {"dataset": str(root)}
+    if layout == "pascal-context":
+        for folder in ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"):
+            (root / folder).mkdir(parents=True)
+        for split, name in (("training", "train"), ("validation", "val")):
+            for picture, labels in zip(pairs[split][::2], pairs[split][1::2]):
+                stem = f"{name}_{picture.stem}"
+                Image.open(picture).save(root / "JPEGImages" / f"{stem}.jpg")
+                shutil.copy(labels, root / "SegmentationClassContext" / f"{stem}.png")
+            names = "".join(f"{name}_{path.stem}\n" for path in pairs[split][::2])
+            (root / "ImageSets" / "SegmentationContext" / f"{name}.txt").write_text(names)
+        return {"dataset": str(root)}
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    tables = {
+        name: datasets.Dataset.from_dict(
+            {
+                "image": [{"bytes": path.read_bytes(), "path": path.name} for path in pairs[split][::2]],
+                "annotation": [{"bytes": path.read_bytes(), "path": path.name} for path in pairs[split][1::2]],
+            },
+            features=features,
+        )
+        for split, name in (("training", "train"), ("validation", "validation"))
+    }
+    root.mkdir()
+    if layout == "save_to_disk":
+        datasets.DatasetDict(tables).save_to_disk(root)
+    else:
+        for name, table in tables.items():
+            table.to_parquet(root / f"{name}-00000-of-00001.parquet")
+    return {"dataset": str(root), "streaming": layout == "streaming"}
+
+
+SLOW_LAYOUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("coco-stuff", "save_to_disk", "parquet")]
+
+
+@pytest.mark.parametrize("layout", ["streaming", "pascal-context", *SLOW_LAYOUTS])
+def test_every_layout_trains(data, tmp_path, layout, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    changes = relaid(data, tmp_path / "set", layout) | {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
+    done = train(write_recipe(tmp_path, data, **changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "checked 9 pictures: 3 of 3 labels occur" in done.stderr
+    assert (tmp_path / "run" / "last" / "model.safetensors").is_file()
+    evaluation = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
+    assert evaluation["step"] == 2 and 0 <= evaluation["miou"] <= 1
+
+
 def test_recipe_from_file_and_overrides(data, tmp_path):
     path = write_recipe(tmp_path, data)
     recipe = load_recipe(path, ["--learning_rate", "1e-4", "--max_steps=7", "--resume", "none"])
