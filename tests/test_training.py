@@ -208,6 +208,17 @@ def test_accumulation_does_not_change_the_step():
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_step_without_any_label_is_finite():
+    model = QLSegForSemanticSegmentation(tiny_config())
+    accelerator = Accelerator(cpu=True)
+    groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
+    batch = {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.full((2, 32, 48), 255)}
+    loss, norm = training_step(accelerator, model, optimizer, [batch], Recipe("-", 32, 2, 2, 10, "-"), 0)
+    assert torch.isfinite(loss) and torch.isfinite(norm) and loss > 0
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
 # ------------------------------------------------------------------------------------------------------------ resume
 
 
