@@ -40,8 +40,8 @@ from qlseg_hf.evaluation import (
     evaluate_samples,
     failing_together,
     remove_state,
-    write_atomically,
 )
+from qlseg_hf.files import write_atomically
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
 
 NUM_WORST = 20

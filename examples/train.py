@@ -12,7 +12,6 @@ Precision, devices, FSDP and DeepSpeed come from accelerate. The same command re
 """
 
 import json
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -35,6 +34,7 @@ from qlseg_hf.augmentation import (
 from qlseg_hf.command_line import exit_status
 from qlseg_hf.data import open_dataset
 from qlseg_hf.evaluation import evaluate_samples
+from qlseg_hf.files import recover_folder, write_atomically, written_beside
 from qlseg_hf.label_check import check_labels_of_dataset
 from qlseg_hf.model_card import trained_model_card, upload_folder
 from qlseg_hf.optimization import parameter_groups
@@ -46,10 +46,8 @@ from qlseg_hf.training import (
     checkpoints,
     load_checkpoint,
     plain_model,
-    recover_folder,
     save_checkpoint,
     training_step,
-    written_beside,
 )
 from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
 
@@ -116,9 +114,7 @@ class LineLog:
         self.path = path
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
-        beside = path.with_name(f".{path.name}.new")
-        beside.write_text("".join(kept))
-        os.replace(beside, path)
+        write_atomically(path, "".join(kept).encode())
 
     def append(self, entries: list[dict]) -> None:
         with self.path.open("a") as file:

@@ -7,7 +7,6 @@ so the result does not depend on how pictures are split over processes.
 import hashlib
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from .data import FolderSamples, Sample, StreamedSamples, TableSamples
+from .files import write_atomically
 from .image_processing_qlseg import QLSegImageProcessor
 from .label_check import Tally, range_error
 from .metrics import StreamingScores
@@ -359,18 +359,6 @@ def fingerprint_of_samples(samples: Samples) -> str:
         else:
             known += [len(samples), samples.table._fingerprint]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside `path` and move it into place, so that a kill or a full disk leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 __all__ = ["Evaluation", "OtherProcessError", "evaluate_samples", "failing_together", "remove_state", "state_path"]

@@ -4,7 +4,6 @@ A checkpoint is written beside its place and moved there in one step, so whateve
 """
 
 import json
-import os
 import re
 import shutil
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
+from .files import replace_folder
 from .image_processing_qlseg import QLSegImageProcessor
 from .loss_qlseg import loss_normalizers
 from .modeling_qlseg import QLSegForSemanticSegmentation
@@ -189,37 +189,6 @@ class MovingAverage:
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-@contextmanager
-def written_beside(place: Path):
-    """A folder to write into, which takes the place of `place` when the block ends and vanishes if it raises."""
-    beside = place.with_name(f".{place.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        replace_folder(beside, place)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Move folder `new` to `place`. A kill in between leaves the old one under `.NAME.old`; `recover_folder` knows."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.replace(place, old)
-    os.replace(new, place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(place: Path) -> None:
-    """Undo a `replace_folder` that was killed half-way."""
-    old = place.with_name(f".{place.name}.old")
-    if old.exists() and not place.exists():
-        os.replace(old, place)
-
-
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
@@ -310,8 +279,6 @@ __all__ = [
     "build_processor",
     "load_checkpoint",
     "plain_model",
-    "recover_folder",
     "save_checkpoint",
     "training_step",
-    "written_beside",
 ]

@@ -1,13 +1,14 @@
 """Overlays for people: the picture tinted by label, with a legend of names, colours and shares; label maps as PNG."""
 
 import colorsys
-import os
-import tempfile
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+from .files import write_atomically
 
 LINE_HEIGHT = 22  # pixels of a legend line
 FONT_SIZE = 14
@@ -138,16 +139,10 @@ def draw_curves(losses: list[tuple[int, float]], mious: list[tuple[int, float]],
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG beside `path` and move it into place, so that a kill never leaves half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".png", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format="PNG")
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    """Write a PNG in one step; see `write_atomically`."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format="PNG")
+    write_atomically(path, encoded.getvalue())
 
 
 __all__ = ["draw_curves", "draw_overlay", "label_colors", "label_map_picture", "save_picture"]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.files import recover_folder, replace_folder, written_beside
 from qlseg_hf.optimization import parameter_groups
 from qlseg_hf.recipe import Recipe, load_recipe
 from qlseg_hf.training import (
@@ -31,11 +32,8 @@ from qlseg_hf.training import (
     build_processor,
     checkpoints,
     plain_model,
-    recover_folder,
-    replace_folder,
     save_checkpoint,
     training_step,
-    written_beside,
 )
 
 NETWORK = {
