@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -505,19 +506,58 @@ def test_batch_that_does_not_divide():
     assert Recipe("-", 32, 8, 2, 10, "-").accumulation_steps(2) == 2
 
 
-def test_broken_data_is_refused(tmp_path):
+def break_data(folder: Path, how: str) -> None:
+    """Spoil the training label maps in `folder` in one way."""
+    for path in sorted(folder.iterdir()) if how in ("from one", "void") else [folder / "4.png"]:
+        labels = np.asarray(Image.open(path))
+        spoilt = {
+            "out of range": np.full_like(labels, 77),
+            "from one": labels + 1,
+            "colours": np.stack([labels] * 3, axis=-1),
+            "size": labels[:-3],
+            "void": np.full_like(labels, 255),
+        }
+        if how == "unreadable":
+            path.write_bytes(path.read_bytes()[:60])
+        else:
+            Image.fromarray(spoilt[how]).save(path)
+
+
+@pytest.mark.parametrize(
+    "how, sentence",
+    [
+        (
+            "out of range",
+            r"77 in 1620 pixels of 1 label maps; in images/training/4.png. Translate them, as in label_map: {77: 255}",
+        ),
+        ("from one", r"labels start at 1: set do_reduce_labels: true"),
+        ("colours", r"1 of 9 label maps are colour pictures; set label_colors"),
+        ("size", r"1 of 9 label maps differ in size from their pictures"),
+        ("void", r"9 of 9 label maps are ignored throughout"),
+        ("unreadable", r"1 of 9 label maps cannot be read; copy them again"),
+    ],
+)
+def test_broken_data_gets_its_sentence(tmp_path, how, sentence):
     make_data(tmp_path / "data")
-    path = tmp_path / "data" / "annotations" / "training" / "4.png"
-    Image.fromarray(np.full((36, 45), 3, dtype=np.uint8)).save(path)
-    recipe = write_recipe(tmp_path, tmp_path / "data")
-    for arguments in ([recipe], [recipe, "--check_data"]):
-        done = train(*arguments)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert "the data set cannot be trained on" in done.stderr and "4.png" in done.stderr
-        assert not (tmp_path / "run").exists()
-    path.write_bytes((tmp_path / "data" / "annotations" / "training" / "3.png").read_bytes())
-    done = train(recipe, "--check_data")
-    assert done.returncode == 0 and "3 of 3 labels occur" in done.stdout
+    break_data(tmp_path / "data" / "annotations" / "training", how)
+    done = train(write_recipe(tmp_path, tmp_path / "data"), "--check_data")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(f"the data set cannot be trained on: .*{sentence}", done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_refuses_broken_data(tmp_path):
+    make_data(tmp_path / "data")
+    break_data(tmp_path / "data" / "annotations" / "training", "out of range")
+    done = train(write_recipe(tmp_path, tmp_path / "data"))
+    assert done.returncode == 1 and "the data set cannot be trained on" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_data_alone(data, tmp_path):
+    done = train(write_recipe(tmp_path, data), "--check_data")
+    assert done.returncode == 0 and "checked 9 pictures: 3 of 3 labels occur" in done.stdout
+    assert not (tmp_path / "run").exists()
 
 
 def test_sentences_of_the_command_line(data, tmp_path):
