@@ -47,6 +47,7 @@ from qlseg_hf.training import (
     load_checkpoint,
     plain_model,
     save_checkpoint,
+    step_of,
     training_step,
 )
 from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
@@ -222,6 +223,11 @@ def train(recipe: Recipe, only_check: bool) -> None:
     if resume_from is not None:
         state = load_checkpoint(accelerator, resume_from, average, recipe)
         accelerator.print(f"resuming at step {state['step']} from {resume_from}")
+    if newer := [path for path in checkpoints(output_dir) if step_of(path) > state["step"]]:
+        raise ValueError(
+            f"{output_dir} holds {newer[-1].name} of an earlier run, which this one, from step {state['step']}, would "
+            "mix with its own checkpoints; remove it, choose another output_dir, or set resume: auto"
+        )
     num_labels = accelerator.unwrap_model(model).config.num_labels
     loader = iter(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
     if accelerator.is_main_process:

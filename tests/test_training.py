@@ -260,6 +260,14 @@ def test_resume_in_the_middle_of_saving(whole_run, data, tmp_path):
     assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
 
 
+def test_starting_over_does_not_mix_runs(whole_run, data, tmp_path):
+    """Pruning keeps the highest steps, so an older run's checkpoints would outlive those of a new one."""
+    shutil.copytree(whole_run, tmp_path / "run")
+    done = train(write_recipe(tmp_path, data), "--resume", "none")
+    assert done.returncode == 1 and "holds step-00000024 of an earlier run" in done.stderr, done.stderr[-2000:]
+    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+
+
 def test_keep_checkpoints(whole_run):
     assert [path.name for path in checkpoints(whole_run)] == ["step-00000022", "step-00000024"]
 

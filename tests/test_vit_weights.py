@@ -39,6 +39,7 @@ def vit_with_timm_weights(model):
                 renamed[key.replace("attn.qkv", f"attention.{name}_proj")] = part
         else:
             renamed[key] = value
+    # not strict: the file holds no pooler; whatever else is missing fails in the next line
     missing, unexpected = model.load_state_dict(renamed, strict=False)
     assert not unexpected and all(key.startswith("pooler") for key in missing)
 
