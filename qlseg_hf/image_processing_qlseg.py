@@ -5,19 +5,19 @@ labels, H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from .configuration_qlseg import release
+from .scores import label_map_from_scores
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
 MEAN_STD_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -30,7 +30,6 @@ RELEASE_PROCESSING = {
     "vit-l-pascal-context-59": (520, 480, 320, MEAN_STD_HALF, True),
     "vit-l-pascal-context-60": (520, 480, 320, MEAN_STD_HALF, False),
 }
-ROW_BLOCK_BYTES = 64 << 20  # score planes are upsampled this many bytes at a time
 
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
@@ -67,14 +66,15 @@ def load_picture(image: Picture) -> np.ndarray:
     elif isinstance(image, (str, os.PathLike)):
         image = open_picture(image)
     if isinstance(image, Image.Image):
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             array = np.asarray(image)
             if image.mode == "F":
                 raise ValueError("a floating-point picture has no agreed range; convert it to 8 bit first")
             image = (np.clip(array, 0, 65535) >> 8).astype(np.uint8)
         else:
-            image = np.asarray(image.convert("RGB"))
+            return _rgb_to_array(image if image.mode == "RGB" else image.convert("RGB"))
     elif isinstance(image, (np.ndarray, torch.Tensor)):
         image = _array_to_8_bit(image)
     else:
@@ -85,6 +85,17 @@ def load_picture(image: Picture) -> np.ndarray:
         raise ValueError(f"the picture is empty: shape {image.shape}")
     image = image[..., :1] if image.shape[-1] < 3 else image[..., :3]
     return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))  # a copy: writable, and not the caller's
+
+
+def _rgb_to_array(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an RGB picture, some rows at a time: NumPy's own way holds the picture three times."""
+    array = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, 256):
+        bottom = min(top + 256, image.height)
+        array[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    if array.size == 0:
+        raise ValueError(f"the picture is empty: shape {array.shape}")
+    return array
 
 
 def _array_to_8_bit(image: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -155,16 +166,22 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
-def resize_picture(picture: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+def resize_picture(
+    picture: np.ndarray, size: tuple[int, int], rows: slice = slice(None), columns: slice = slice(None)
+) -> torch.Tensor:
     """(H, W, 3) uint8 -> (3, h, w) uint8: bilinear, half-pixel centres, no antialiasing, rounded as OpenCV rounds.
 
-    OpenCV's reader and resizer are part of how the published numbers were measured. It works in integers: weights in
-    units of 1/2048, one rounding between the two directions and one at the end.
+    With `rows` and `columns` only that part of the result is made. OpenCV's reader and resizer are part of how the
+    published numbers were measured. It works in integers: weights in units of 1/2048, one rounding between the two
+    directions and one at the end.
     """
     tensor = torch.from_numpy(picture).permute(2, 0, 1)
     if tuple(tensor.shape[1:]) == tuple(size):
-        return tensor
-    (top, bottom, lower), (left, right, share) = (neighbours(n, m) for n, m in zip(tensor.shape[1:], size))
+        return tensor[:, rows, columns]
+    (top, bottom, lower), (left, right, share) = (
+        tuple(values[part] for values in neighbours(old, new))
+        for old, new, part in zip(tensor.shape[1:], size, (rows, columns))
+    )
     # at the left and right border OpenCV takes one pixel whole, at the top and bottom it rounds two halves of one
     share = torch.where(left == right, 0, share)[None, None]
 
@@ -184,36 +201,6 @@ def neighbours(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Te
     share = ((centre - first) * 2048).round().int()
     first = first.long()
     return first.clamp(0, old - 1), (first + 1).clamp(0, old - 1), share
-
-
-def upsampled_rows(plane: torch.Tensor, size: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Bilinear resize (half-pixel centres) of (K, h, w) to (K, H, W), some rows at a time: yields (first row, rows).
-
-    Never holds more than `ROW_BLOCK_BYTES` of the result (one row at least), whatever K, H and W are.
-    """
-    height, width = size
-    rows_per_block = max(1, ROW_BLOCK_BYTES // (plane.shape[0] * width * plane.element_size()))
-    for start in range(0, height, rows_per_block):
-        stop = min(start + rows_per_block, height)
-        if plane.shape[1] == height:
-            rows = plane[:, start:stop]
-        else:
-            centre = (torch.arange(start, stop, device=plane.device) + 0.5) * (plane.shape[1] / height) - 0.5
-            centre = centre.clamp(min=0)
-            above = centre.long()
-            below = (above + 1).clamp(max=plane.shape[1] - 1)
-            rows = torch.lerp(plane[:, above], plane[:, below], (centre - above)[:, None].to(plane.dtype))
-        if rows.shape[2] != width:
-            rows = F.interpolate(rows[None], size=(stop - start, width), mode="bilinear", align_corners=False)[0]
-        yield start, rows
-
-
-def label_map_from_scores(plane: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(K, h, w) scores -> (H, W) int64 labels on the CPU: the best label of the scores resized to `size`."""
-    label_map = torch.empty(size, dtype=torch.int64)
-    for start, rows in upsampled_rows(plane, size):
-        label_map[start : start + rows.shape[1]] = rows.argmax(dim=0).cpu()
-    return label_map
 
 
 class WindowSum:

@@ -22,10 +22,11 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .loss_qlseg import check_labels, segmentation_loss
+from .sampling import Grid, position_code, sample_levels
+from .scores import combine
 
 logger = logging.get_logger(__name__)
 
-Grid = tuple[int, int]  # (h, w) in patches
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -143,7 +144,7 @@ class QLSegViTEmbeddings(nn.Module):
         pixel_values = F.pad(pixel_values, (0, missing[1], 0, missing[0]))
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
         positions = resize_positions(self.position_embeddings, self.grid, grid)
-        return patches.flatten(2).transpose(1, 2) + positions, grid  # (B, N, D)
+        return torch.add(positions, patches.flatten(2).transpose(1, 2)), grid  # (B, N, D), D innermost in memory
 
 
 def resize_positions(positions: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
@@ -297,68 +298,6 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
 # ------------------------------------------------------------------- pixel encoder: deformable attention, L levels
 
 
-def position_code(grid: Grid, width: int, temperature: float, device: torch.device) -> torch.Tensor:
-    """(N, width) fp32 sine code: first half of the channels from y, second from x, both in (0, 2 pi]."""
-    half = width // 2
-    index = torch.arange(half, device=device)
-    frequency = temperature ** (2 * (index // 2).float() / half)
-    codes = []
-    for side in grid:
-        place = torch.arange(1, side + 1, device=device).float()
-        angle = 2 * math.pi * place / (place[-1:] + 1e-6)
-        angle = angle[:, None] / frequency  # (side, half)
-        codes.append(torch.where(index % 2 == 0, angle.sin(), angle.cos()))
-    y, x = codes
-    code = torch.cat([y[:, None].expand(-1, grid[1], -1), x[None].expand(grid[0], -1, -1)], dim=-1)  # (h, w, width)
-    return code.flatten(0, 1)
-
-
-def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Weighted sum of bilinear samples around every token's own cell, in each of L maps of one grid; zero outside.
-
-    Args:
-        value: (B, L * N, heads, c), the maps to sample.
-        offsets: (B, L * N, heads, L, points, 2), (x, y) in cells, added to the token's own cell.
-        weights: (B, L * N, heads, L, points).
-        grid: (h, w), N = h * w.
-
-    Returns:
-        (B, L * N, heads * c). Every value is read once: a bag of the 4 corners of all points is summed in one pass,
-        instead of writing each sample out as `grid_sample` does.
-
-    Source: Zhu et al. 2021, multi-scale deformable attention, for levels of equal size.
-    """
-    batch, length, heads, width = value.shape
-    levels = offsets.shape[3]
-    h, w = grid
-    cell = torch.arange(h * w, device=value.device).repeat(levels)  # (L * N,)
-    # fp32: a coordinate of 40 has steps of 1/4 in bf16
-    x = offsets[..., 0].float() + (cell % w).float()[:, None, None, None]  # (B, L * N, heads, L, points)
-    y = offsets[..., 1].float() + (cell // w).float()[:, None, None, None]
-    left, top = x.floor(), y.floor()
-    right_share, lower_share = x - left, y - top
-    left, top = left.to(torch.int32), top.to(torch.int32)
-
-    def device_range(n: int, step: int) -> torch.Tensor:
-        return torch.arange(n, device=value.device, dtype=torch.int32) * step
-
-    # row of `value`, flattened over (batch, level, cell, head), that holds cell (0, 0) of the sampled level
-    first = device_range(batch, length * heads)[:, None, None, None, None] + device_range(heads, 1)[:, None, None]
-    first = first + device_range(levels, h * w * heads)[:, None]  # (B, 1, heads, L, 1)
-    rows, shares = [], []
-    for dy, y_share in ((0, 1 - lower_share), (1, lower_share)):
-        for dx, x_share in ((0, 1 - right_share), (1, right_share)):
-            column, row = left + dx, top + dy
-            inside = (column >= 0) & (column < w) & (row >= 0) & (row < h)
-            rows.append(first + (row.clamp(0, h - 1) * w + column.clamp(0, w - 1)) * heads)
-            shares.append(torch.where(inside, y_share * x_share, 0.0) * weights)
-    bags = (batch * length * heads, -1)
-    rows = torch.stack(rows, dim=-1).view(bags)  # (B * L * N * heads, L * points * 4)
-    shares = torch.stack(shares, dim=-1).to(value.dtype).view(bags)
-    out = F.embedding_bag(rows, value.reshape(-1, width), mode="sum", per_sample_weights=shares)
-    return out.view(batch, length, heads * width)
-
-
 class QLSegDeformableAttention(nn.Module):
     def __init__(self, config: QLSegConfig, width: int, num_levels: int):
         super().__init__()
@@ -373,6 +312,7 @@ class QLSegDeformableAttention(nn.Module):
         query = x + position
         offsets = self.sampling_offsets(query).unflatten(-1, (*self.shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.shape[0], -1))
+        del query  # as large as x, and not needed while sampling
         weights = F.softmax(weights, dim=-1, dtype=torch.float32).unflatten(-1, self.shape[1:])
         value = self.value_proj(x).unflatten(-1, (self.shape[0], -1))  # (B, L * N, heads, c), without position code
         return self.output_proj(sample_levels(value, offsets, weights, grid))
@@ -390,8 +330,8 @@ class QLSegPixelEncoderLayer(GradientCheckpointingLayer):
         self.norm2 = nn.LayerNorm(width)
 
     def forward(self, x: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
-        x = self.norm1(2 * x + self.self_attn(x, position, grid))
-        return self.norm2(x + self.fc2(F.relu(self.fc1(x))))
+        x = self.norm1(torch.add(self.self_attn(x, position, grid), x, alpha=2))
+        return self.norm2(x + self.fc2(F.relu(self.fc1(x), inplace=True)))
 
 
 class QLSegPixelEncoder(nn.Module):
@@ -449,7 +389,7 @@ class QLSegDecoderLayer(GradientCheckpointingLayer):
         # The mean of the heads' scores is one product over the full width, because the heads share one scale.
         scores = (query * (attn.scaling / attn.num_heads)) @ key.transpose(1, 2) if self.is_last else None  # (B, K, N)
         x = self.norm2(x + self.dropout(attn.attend(query, key, value, mask)[0]))
-        hidden = self.dropout(F.relu(self.fc1(x)))
+        hidden = self.dropout(F.relu(self.fc1(x), inplace=True))
         return self.norm3(x + self.dropout(self.fc2(hidden))), scores
 
 
@@ -528,13 +468,6 @@ def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
     return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
 
 
-def combine(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Semantic scores S: (B, K, K + 1) and (B, K, h, w) -> (B, K, H, W). Upsampling comes before the sigmoid."""
-    class_probs = class_logits.softmax(dim=-1)[..., :-1]  # "no object" is left out of the sum, not of the softmax
-    mask_probs = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False).sigmoid()  # (B, K, H, W)
-    return torch.einsum("bkc,bkyx->bcyx", class_probs, mask_probs)
-
-
 class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     """QLSeg with its loss: any height and width, any number of labels, any plain backbone.
 
@@ -561,6 +494,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         labels: torch.Tensor | None = None,
         window_offsets: torch.Tensor | None = None,
         loss_normalizers: torch.Tensor | None = None,
+        output_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -572,6 +506,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
                 mask logits are upsampled to it.
             window_offsets: (B, 5) integers of `QLSegImageProcessor`, handed through to the output.
             loss_normalizers: (2,) if `labels` are part of a larger batch; see `segmentation_loss`.
+            output_logits: False leaves `logits` out, which are by far the largest output and follow from the others;
+                if not given, they are left out in training mode with labels.
             output_hidden_states, output_attentions: also return those of the backbone.
             return_dict: False for a tuple.
 
@@ -597,7 +533,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if labels is not None:
             terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)
             loss = sum(terms.values())
-        if labels is None or not self.training:
+        if output_logits is None:
+            output_logits = labels is None or not self.training
+        if output_logits:
             logits = combine(class_logits[-1], mask_logits[-1], size=pixel_values.shape[-2:])  # (B, K, H, W)
         return QLSegOutput(
             loss=loss,
@@ -693,6 +631,5 @@ __all__ = [
     "QLSegOutput",
     "QLSegPreTrainedModel",
     "QLSegViTBackbone",
-    "combine",
     "resize_positions",
 ]

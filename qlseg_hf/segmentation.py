@@ -1,8 +1,14 @@
-"""From pictures to label maps: windows, scales and flips. The one way that pipeline and examples go."""
+"""From pictures to label maps: windows, scales and flips. The one way that pipeline and examples go.
 
-from collections import Counter
+What is kept of a window are the network's class and mask logits, 1/200 of its scores; a label map is then made block
+by block (see `scores`), so its memory does not depend on labels times pixels.
+"""
+
+import difflib
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -12,26 +18,74 @@ from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 from .image_processing_qlseg import (
     Picture,
     QLSegImageProcessor,
-    WindowSum,
     as_list,
-    label_map_from_scores,
     load_picture,
     resize_picture,
-    upsampled_rows,
     window_starts,
 )
+from .memory import MemoryPlan
 from .modeling_qlseg import QLSegForSemanticSegmentation
+from .scores import (
+    Span,
+    best_labels,
+    block_pixels,
+    blocks,
+    first_maximum,
+    overlap,
+    resized_block,
+    resized_part,
+    sources,
+)
+
+
+@dataclass
+class Window:
+    """A window of a resized picture: its rows and columns there, and what the network says of it."""
+
+    rows: Span
+    columns: Span
+    is_flipped: bool
+    labels: list[int] | None = None  # the C labels that scores are wanted of; all K if not given
+    class_probs: torch.Tensor | None = None  # (C, K) fp32, probability of label c by query k
+    mask_logits: torch.Tensor | None = None  # (K, h, w) fp32, not mirrored
+
+    def scores(self, rows: Span, columns: Span) -> torch.Tensor:
+        """(C, rows, columns) of a part of the window; rows and columns of the resized picture."""
+        size = (self.rows[1] - self.rows[0], self.columns[1] - self.columns[0])
+        masks = resized_block(self.mask_logits, size, shifted(rows, self.rows[0]), shifted(columns, self.columns[0]))
+        return (self.class_probs @ masks.sigmoid().flatten(1)).view(-1, *masks.shape[1:])
+
+
+def shifted(span: Span, start: int) -> Span:
+    return span[0] - start, span[1] - start
 
 
 @dataclass
 class Run:
     """One pass over a picture: one scale, mirrored or not."""
 
-    target: "Target"
+    size: tuple[int, int]  # of the resized picture
     share: float  # of the average over runs
-    is_flipped: bool
-    windows: WindowSum
-    num_missing: int = 0
+    windows: list[Window]
+
+    def scores(self, rows: Span, columns: Span) -> torch.Tensor:
+        """(C, rows, columns) of the resized picture, averaged over the windows that cover a pixel."""
+        total = count = None
+        for window in self.windows:
+            part_rows, part_columns = overlap(rows, window.rows), overlap(columns, window.columns)
+            if part_rows is None or part_columns is None:
+                continue
+            part = window.scores(part_rows, part_columns)
+            if total is None and (part_rows, part_columns) == (rows, columns):
+                total, count = part, part.new_ones(part.shape[1:])
+                continue
+            if total is None:
+                total = part.new_zeros(len(part), rows[1] - rows[0], columns[1] - columns[0])
+                count = total.new_zeros(total.shape[1:])
+            place = slice(*shifted(part_rows, rows[0])), slice(*shifted(part_columns, columns[0]))
+            total[:, *place] += part
+            count[place] += 1
+        return total.div_(count)
 
 
 @dataclass
@@ -39,10 +93,21 @@ class Target:
     """What becomes of one picture."""
 
     size: tuple[int, int]
-    num_missing: int  # runs
-    probs: torch.Tensor | None = None  # (K, H, W), average over runs
-    scores: torch.Tensor | None = None
     label_map: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+
+
+@dataclass
+class Strip:
+    """Rows x columns of a picture's label map, and the windows that they are made of."""
+
+    target: Target
+    rows: Span
+    columns: Span
+    runs: list[Run]
+
+    def is_complete(self) -> bool:
+        return all(window.mask_logits is not None for run in self.runs for window in run.windows)
 
 
 @torch.inference_mode()
@@ -53,7 +118,9 @@ def segment(
     *,
     scales: Iterable[float] = (1.0,),
     flip: bool = False,
+    labels: Iterable[str | int] | None = None,
     window_batch_size: int | None = None,
+    max_memory_mb: float | None = None,
     return_scores: bool = False,
 ) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Label maps of pictures, each at its own size, by the published protocol.
@@ -68,15 +135,22 @@ def segment(
         images: one picture or a list of mixed sizes: path, PIL picture, integer array or tensor.
         scales: factors on the short side; it never falls below the window, and coinciding scales are computed once.
         flip: add a left-right mirrored run per scale.
+        labels: names or numbers of the labels to choose from; all if not given. The scores of a label do not change,
+            the others are just not candidates (the softmax of several runs is still over all).
         window_batch_size: windows per forward pass; 8 on an accelerator and 2 on a CPU if not given.
+        max_memory_mb: MiB that the call may take for one picture, beside the model, pictures in memory already and the
+            scores returned: pixels, label map, windows and forward passes, on host and device together. The picture is
+            then cut into strips, with as many windows at a time as fit.
         return_scores: also return the scores.
 
     Returns:
         list of (H, W) int64 label maps on the CPU, one per picture; with `return_scores` also a list of (K, H, W) fp32
-        tensors on the model's device: averaged semantic scores of a single run, probabilities of several.
+        tensors on the model's device: averaged semantic scores of a single run, probabilities of several; with
+        `labels`, of those, in their order.
 
     Raises:
-        ValueError, TypeError: something in `images` is no picture, or `scales` is empty or not positive.
+        ValueError, TypeError: something in `images` is no picture, `scales` is empty or not positive, `labels` are
+            none of the model's or `max_memory_mb` is too little for a picture.
     """
     scales = list(scales)
     if not scales or min(scales) <= 0:
@@ -85,95 +159,179 @@ def segment(
         window_batch_size = 2 if model.device.type == "cpu" else 8
     if window_batch_size < 1:
         raise ValueError(f"window_batch_size is {window_batch_size}; it must be at least 1")
+    wanted = None if labels is None else label_numbers(labels, model.config.label2id)
+    memory = MemoryPlan(model.config, window_batch_size, max_memory_mb)
     targets: list[Target] = []
+    strips: deque[Strip] = deque()
+    batch: list[tuple[Window, torch.Tensor]] = []
+
+    def forward_batch() -> None:
+        if batch:
+            forward_windows(model, batch)
+            batch.clear()
+        while strips and strips[0].is_complete():
+            finish_strip(strips.popleft(), wanted, return_scores)
+
     was_training = model.training
     model.eval()
     try:
-        batch: list[tuple[Run, int, int, torch.Tensor]] = []
-        for item in cut_windows(processor, as_list(images), scales, flip, targets):
-            if batch and batch[0][3].shape != item[3].shape:
-                forward_windows(model, batch, return_scores)
-                batch = []
-            batch.append(item)
-            if len(batch) == window_batch_size:
-                forward_windows(model, batch, return_scores)
-                batch = []
-        if batch:
-            forward_windows(model, batch, return_scores)
+        for image in as_list(images):
+            for strip, pixels_of_windows in cut_picture(processor, image, scales, flip, wanted, memory, targets):
+                strips.append(strip)
+                for window, pixels in pixels_of_windows:
+                    if batch and batch[0][1].shape != pixels.shape:
+                        forward_batch()
+                    batch.append((window, pixels))
+                    if len(batch) >= memory.window_batch_size:
+                        forward_batch()
+                if max_memory_mb is not None:
+                    forward_batch()  # the memory was planned for one strip at a time
+        forward_batch()
     finally:
         model.train(was_training)
     label_maps = [target.label_map for target in targets]
     return (label_maps, [target.scores for target in targets]) if return_scores else label_maps
 
 
-def cut_windows(
-    processor: QLSegImageProcessor, images: list[Picture], scales: list[float], flip: bool, targets: list[Target]
-) -> Iterator[tuple[Run, int, int, torch.Tensor]]:
-    """Yield (run, top, left, (3, height, width) window) of every picture; append its target to `targets`."""
-    for image in images:
-        picture = load_picture(image)
-        size = picture.shape[:2]
-        sizes = Counter(processor.resized_size(*size, scale=scale) for scale in scales)
-        flips = (False, True) if flip else (False,)
-        target = Target(size, num_missing=len(sizes) * len(flips))
-        targets.append(target)
-        for run_size, count in sizes.items():
-            pixels = processor.normalized(resize_picture(picture, run_size))  # (3, h, w)
-            window = processor.window_size if processor.do_sliding_window else max(run_size)
-            stride = processor.window_stride if processor.do_sliding_window else window
-            corners = [
-                (top, left)
-                for top in window_starts(run_size[0], window, stride)
-                for left in window_starts(run_size[1], window, stride)
-            ]
-            for is_flipped in flips:
-                share = count / (len(scales) * len(flips))
-                run = Run(target, share, is_flipped, WindowSum(run_size), num_missing=len(corners))
-                source = pixels.flip(-1) if is_flipped else pixels
-                for top, left in corners:
-                    yield run, top, left, source[:, top : top + window, left : left + window]
+def label_numbers(labels: Iterable[str | int], label2id: dict[str, int]) -> list[int]:
+    """Label numbers from names or numbers; ValueError if one is unknown or given twice, or there is none."""
+    labels = [labels] if isinstance(labels, (str, int)) else list(labels)
+    numbers = [label2id.get(label, -1) if isinstance(label, str) else int(label) for label in labels]
+    if unknown := [label for label, number in zip(labels, numbers) if not 0 <= number < len(label2id)]:
+        near = [name for label in unknown for name in difflib.get_close_matches(str(label), label2id, n=1)]
+        raise ValueError(f"the model has no labels {unknown}" + (f"; did you mean {near}?" if near else ""))
+    if not numbers or len(set(numbers)) < len(numbers):
+        raise ValueError(f"labels must name at least one label, and each once; got {labels}")
+    return numbers
 
 
-def forward_windows(
-    model: QLSegForSemanticSegmentation, batch: list[tuple[Run, int, int, torch.Tensor]], return_scores: bool
-) -> None:
-    """One forward pass; adds the scores to their runs and finishes the runs that are complete."""
-    pixel_values = torch.stack([pixels for *_, pixels in batch])
-    logits = model(pixel_values=pixel_values.to(model.device, model.dtype)).logits  # (windows, K, height, width)
-    for (run, top, left, _), scores in zip(batch, logits):
-        run.windows.add(scores, top, left)
-        run.num_missing -= 1
-        if run.num_missing == 0:
-            finish_run(run, return_scores)
+def cut_picture(
+    processor: QLSegImageProcessor,
+    image: Picture,
+    scales: list[float],
+    flip: bool,
+    wanted: list[int] | None,
+    memory: MemoryPlan,
+    targets: list[Target],
+) -> Iterator[tuple[Strip, Iterator[tuple[Window, torch.Tensor]]]]:
+    """Yield the strips of a picture, each with its windows and their pixels; append the target to `targets`.
+
+    A window that reaches into two strips is in both, and has pixels in the first.
+    """
+    picture = load_picture(image)
+    target = Target(picture.shape[:2])
+    targets.append(target)
+    layout = window_layout(processor, target.size, scales, flip)
+    # the softmax of several runs goes over all labels, so there the choice comes last
+    labels = wanted if len(layout) == 1 else None
+    made: dict[tuple, Window] = {}
+    for rows, columns in memory.strips(target.size, layout):
+        before, made, runs = made, {}, []
+        for size, share, is_flipped, places in layout:
+            reach = sources(size, target.size, rows, columns)
+            inside = [place for place in places if overlap(place[0], reach[0]) and overlap(place[1], reach[1])]
+            keys = [(size, is_flipped, *place) for place in inside]
+            made |= {key: before.get(key) or Window(*key[2:], is_flipped, labels) for key in keys}
+            runs.append(Run(size, share, [made[key] for key in keys]))
+        yield Strip(target, rows, columns, runs), window_pixels(processor, picture, runs)
 
 
-def finish_run(run: Run, return_scores: bool) -> None:
-    """Average the windows of a run, add it to its picture and, if it was the last one, take the best labels."""
-    target, plane = run.target, run.windows.mean()
-    run.windows = None  # the plane is the largest thing here; it goes with this call
-    if run.is_flipped:
-        plane = plane.flip(-1)
-    target.num_missing -= 1
-    is_only_run = target.probs is None and target.num_missing == 0
-    if is_only_run:
-        if return_scores:
-            target.scores = torch.cat([rows.clone() for _, rows in upsampled_rows(plane, target.size)], dim=1)
-        target.label_map = label_map_from_scores(plane, target.size)
-        return
-    if target.probs is None:
-        target.probs = plane.new_zeros(plane.shape[0], *target.size)
-    for start, rows in upsampled_rows(plane, target.size):
-        target.probs[:, start : start + rows.shape[1]].add_(rows.softmax(dim=0), alpha=run.share)
-    if target.num_missing == 0:
-        target.label_map = label_map_from_scores(target.probs, target.size)
-        target.scores = target.probs if return_scores else None
-        target.probs = None
+def window_layout(processor: QLSegImageProcessor, size: tuple[int, int], scales: list[float], flip: bool) -> list:
+    """(resized size, share, is_flipped, [(rows, columns), ...]) of each run over a picture of `size`."""
+    layout = []
+    sizes = Counter(processor.resized_size(*size, scale=scale) for scale in scales)
+    flips = (False, True) if flip else (False,)
+    for (height, width), count in sizes.items():
+        window = processor.window_size if processor.do_sliding_window else max(height, width)
+        stride = processor.window_stride if processor.do_sliding_window else window
+        rows = [(top, min(top + window, height)) for top in window_starts(height, window, stride)]
+        columns = [(left, min(left + window, width)) for left in window_starts(width, window, stride)]
+        for is_flipped in flips:
+            if is_flipped:  # windows of the mirrored picture, where they lie in the picture
+                columns = [(width - right, width - left) for left, right in columns]
+            places = [(row, column) for row in rows for column in columns]
+            layout.append(((height, width), count / (len(scales) * len(flips)), is_flipped, places))
+    return layout
+
+
+def window_pixels(
+    processor: QLSegImageProcessor, picture: np.ndarray, runs: list[Run]
+) -> Iterator[tuple[Window, torch.Tensor]]:
+    """Yield the windows that have not been forwarded, and their (3, height, width) fp32 pixels."""
+    for size, group in groupby(runs, key=lambda run: run.size):
+        windows = [window for run in group for window in run.windows if window.mask_logits is None]
+        if not windows:
+            continue
+        rows, columns = (
+            (min(span[0] for span in spans), max(span[1] for span in spans))
+            for spans in ([window.rows for window in windows], [window.columns for window in windows])
+        )
+        resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (3, h, w) uint8
+        for window in windows:
+            place = slice(*shifted(window.rows, rows[0])), slice(*shifted(window.columns, columns[0]))
+            pixels = processor.normalized(resized[:, *place])
+            yield window, pixels.flip(-1) if window.is_flipped else pixels
+
+
+def forward_windows(model: QLSegForSemanticSegmentation, batch: list[tuple[Window, torch.Tensor]]) -> None:
+    """One forward pass; what the network says goes into the windows, in fp32, mirrored back."""
+    pixel_values = torch.stack([pixels for _, pixels in batch]).to(model.device, model.dtype)
+    outputs = model(pixel_values=pixel_values, output_logits=False)
+    class_probs = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1].transpose(1, 2)  # (B, K, K)
+    for (window, _), probs, masks in zip(batch, class_probs, outputs.masks_queries_logits.float()):
+        # copies, so that a window does not hold on to the whole batch
+        window.class_probs = probs.clone(memory_format=torch.contiguous_format)
+        if window.labels is not None:
+            window.class_probs = window.class_probs[window.labels]
+        window.mask_logits = masks.flip(-1) if window.is_flipped else masks.clone()
+
+
+def finish_strip(strip: Strip, wanted: list[int] | None, return_scores: bool) -> None:
+    """Scores and labels of a strip, block by block."""
+    target, size = strip.target, strip.target.size
+    first = strip.runs[0].windows[0].class_probs  # (C, K)
+    num_scores = len(first) if wanted is None else len(wanted)
+    if target.label_map is None:
+        target.label_map = torch.empty(size, dtype=torch.int64)
+        target.scores = first.new_empty(num_scores, *size) if return_scores else None
+    numbers = None if wanted is None else torch.tensor(wanted)
+    # pixels of the resized picture count where there are more of them
+    shrinking = max(1, *(run.size[0] * run.size[1] / (size[0] * size[1]) for run in strip.runs))
+    num_pixels = int(block_pixels(first.shape[1], first.device) / shrinking)
+    for rows, columns in blocks(strip.rows, strip.columns, num_pixels):
+        place = slice(*rows), slice(*columns)
+        if len(strip.runs) == 1 and not return_scores:
+            run = strip.runs[0]
+            part = run.scores(*sources(run.size, size, rows, columns))
+            labels = best_labels(part, run.size, size, rows, columns)
+        else:
+            scores = strip_scores(strip, rows, columns)
+            if len(strip.runs) > 1 and wanted is not None:
+                scores = scores[wanted]
+            labels = first_maximum(scores)
+            if return_scores:
+                target.scores[:, *place] = scores
+        labels = labels.cpu()
+        target.label_map[place] = labels if numbers is None else numbers[labels]
+
+
+def strip_scores(strip: Strip, rows: Span, columns: Span) -> torch.Tensor:
+    """(C, rows, columns) of the picture: scores of a single run, average of the probabilities of several."""
+    total = None
+    for run in strip.runs:
+        part = run.scores(*sources(run.size, strip.target.size, rows, columns))
+        scores = resized_part(part, run.size, strip.target.size, rows, columns)
+        if len(strip.runs) > 1:
+            scores = scores.softmax(dim=0).mul_(run.share)
+        total = scores if total is None else total.add_(scores)
+    return total
 
 
 class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     """`pipeline("image-segmentation")` by way of `segment`; models other than QLSeg get the stock pipeline.
 
-    Calls take `scales`, `flip` and `window_batch_size` of `segment`. Lists of pictures of mixed sizes may be batched.
+    Calls take `scales`, `flip`, `labels`, `window_batch_size` and `max_memory_mb` of `segment`. Lists of pictures of
+    mixed sizes may be batched.
     Each picture gives [{"label": name, "mask": PIL picture of mode L, 0 or 255, "score": None}, ...], one entry per
     label that occurs, at the picture's own size.
     """
@@ -186,10 +344,11 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     def check_model_type(self, supported_models) -> None:
         """`__new__` has checked it."""
 
-    def _sanitize_parameters(self, scales=None, flip=None, window_batch_size=None, **kwargs):
+    def _sanitize_parameters(self, **kwargs):
+        names = ("scales", "flip", "labels", "window_batch_size", "max_memory_mb")
+        given = {name: kwargs.pop(name) for name in names if name in kwargs}
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
-        given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
-        return preprocess, {key: value for key, value in given.items() if value is not None}, postprocess
+        return preprocess, given, postprocess
 
     def preprocess(self, image: Picture, subtask: str | None = None, timeout: float | None = None) -> dict:
         return {"picture": load_picture(image)}

@@ -16,10 +16,8 @@ from transformers import AutoImageProcessor
 from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
 from qlseg_hf.image_processing_qlseg import (
     WindowSum,
-    label_map_from_scores,
     resize_picture,
     short_side_size,
-    upsampled_rows,
     window_starts,
 )
 
@@ -193,18 +191,6 @@ def test_resize_equals_opencv():
         picture = rng.integers(0, 256, (*old, 3), dtype=np.uint8)
         expected = cv2.resize(picture, new[::-1], interpolation=cv2.INTER_LINEAR)
         assert np.array_equal(resize_picture(picture, new).permute(1, 2, 0).numpy(), expected), (old, new)
-
-
-@pytest.mark.parametrize("size", [(13, 17), (64, 40), (20, 30), (200, 300)])
-def test_row_blocks_equal_interpolation(size, monkeypatch):
-    plane = torch.randn(5, 20, 30)
-    expected = torch.nn.functional.interpolate(plane[None], size=size, mode="bilinear")[0]
-    monkeypatch.setattr("qlseg_hf.image_processing_qlseg.ROW_BLOCK_BYTES", 5 * size[1] * 4 * 7)
-    blocks = list(upsampled_rows(plane, size))
-    assert len(blocks) == -(-size[0] // 7) and [start for start, _ in blocks] == list(range(0, size[0], 7))
-    torch.testing.assert_close(torch.cat([rows for _, rows in blocks], dim=1), expected, atol=1e-5, rtol=0)
-    found = label_map_from_scores(plane, size)
-    assert (found == expected.argmax(dim=0)).float().mean() > 0.999
 
 
 # --------------------------------------------------------------------------------------------------------- processor

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
-from qlseg_hf.modeling_qlseg import sample_levels, visible_tokens
+from qlseg_hf.modeling_qlseg import visible_tokens
+from qlseg_hf.sampling import sample_levels
 
 
 def labels_for(pixel_values: torch.Tensor, num_labels: int = 20) -> torch.Tensor:

@@ -1,0 +1,105 @@
+"""How much of a picture `segment` takes at once, so that it stays within a number of MiB.
+
+What grows with a picture are its pixels and its label map (11 bytes per pixel) and its windows: 0.7 MB each with 150
+labels. The windows of a strip of the label map are held at a time, and as many are forwarded together as fit.
+"""
+
+from collections.abc import Iterator
+from math import ceil
+
+from .configuration_qlseg import QLSegConfig, as_pair
+from .scores import Span, overlap, sources
+
+BYTES_PER_PIXEL = 3 + 8  # uint8 RGB and int64 labels; a decoder holds 4 + 3 before there are labels
+BYTES_PER_RESIZED_PIXEL = 75  # three channels in int32, five times while they are computed
+BLOCKS_BYTES = 64 << 20  # of scores in the making, all copies of a block together
+SHORTEST_STRIP = 64  # pixels
+
+
+class MemoryPlan:
+    """Strips and forward batches within `max_memory_mb` MiB; one strip and full batches if that is None.
+
+    After `strips` has begun on a picture, `window_batch_size` is the number of windows per forward pass.
+    """
+
+    def __init__(self, config: QLSegConfig, window_batch_size: int, max_memory_mb: float | None):
+        self.config, self.most_windows, self.max_memory_mb = config, window_batch_size, max_memory_mb
+        self.window_batch_size = window_batch_size
+
+    def strips(self, size: tuple[int, int], layout: list) -> Iterator[tuple[Span, Span]]:
+        """Rows and columns of each strip of a picture, cut across its longer side.
+
+        Args:
+            size: (height, width) of the picture in pixels.
+            layout: of its runs: (resized size, share, is_flipped, [(rows, columns), ...]).
+
+        Raises:
+            ValueError: not even the smallest strip fits.
+        """
+        length = max(size)
+        if self.max_memory_mb is not None:
+            length, self.window_batch_size = self.longest_strip(size, layout)
+        for start in range(0, max(size), length):
+            yield strip_at(size, start, length)
+
+    def longest_strip(self, size: tuple[int, int], layout: list) -> tuple[int, int]:
+        """Length of a strip in pixels and number of windows per forward pass: the largest that fit, length first."""
+        length = max(size)
+        while True:
+            for num_windows in range(self.most_windows, 0, -1):
+                needed = self.needed(size, layout, length, num_windows)
+                if needed <= self.max_memory_mb * 2**20:
+                    return length, num_windows
+            if length <= SHORTEST_STRIP:
+                raise ValueError(
+                    f"max_memory_mb={self.max_memory_mb} is too little for a picture of {size[0]} x {size[1]} pixels: "
+                    f"{ceil(needed / 2**20)} MiB are needed, {ceil(size[0] * size[1] * BYTES_PER_PIXEL / 2**20)} of "
+                    "them for its pixels and its label map"
+                )
+            length = max(ceil(length / 2), SHORTEST_STRIP)
+
+    def needed(self, size: tuple[int, int], layout: list, length: int, num_windows: int) -> int:
+        """Bytes that strips of `length` pixels with forward passes of `num_windows` windows take."""
+        most_windows = most_resized = largest_window = 0
+        for start in range(0, max(size), length):
+            inside = resized = 0
+            for run_size, _, _, places in layout:
+                reach = sources(run_size, size, *strip_at(size, start, length))
+                windows = [place for place in places if overlap(place[0], reach[0]) and overlap(place[1], reach[1])]
+                inside += len(windows)
+                area = [max(span[1] for span in spans) - min(span[0] for span in spans) for spans in zip(*windows)]
+                resized = max(resized, area[0] * area[1])
+                largest_window = max(largest_window, *((r[1] - r[0]) * (c[1] - c[0]) for r, c in windows))
+            most_windows, most_resized = max(most_windows, inside), max(most_resized, resized)
+        return (
+            size[0] * size[1] * BYTES_PER_PIXEL
+            + most_resized * BYTES_PER_RESIZED_PIXEL
+            + most_windows * self.window_bytes(largest_window)
+            + num_windows * self.forward_bytes(largest_window)
+            + BLOCKS_BYTES
+        )
+
+    def num_tokens(self, window_pixels: int) -> int:
+        patch = as_pair(getattr(self.config.backbone_config, "patch_size", None) or 16)
+        return ceil(window_pixels / (patch[0] * patch[1]))
+
+    def window_bytes(self, window_pixels: int) -> int:
+        """What is kept of a window: class probabilities and mask logits, fp32."""
+        return 4 * self.config.num_labels * (self.config.num_labels + self.num_tokens(window_pixels))
+
+    def forward_bytes(self, window_pixels: int) -> int:
+        """What a window adds to a forward pass, in fp32; measured values lie below (`tests/test_memory.py`)."""
+        backbone = self.config.backbone_config
+        width = getattr(backbone, "hidden_size", None) or 1024
+        levels = len(backbone.out_indices)
+        hidden = max(4 * width + 8 * width, levels * (8 * width + self.config.pixel_encoder_intermediate_size))
+        return 4 * self.num_tokens(window_pixels) * (hidden + levels * width) + 12 * window_pixels
+
+
+def strip_at(size: tuple[int, int], start: int, length: int) -> tuple[Span, Span]:
+    """Rows and columns of the strip that begins at `start` along the longer side."""
+    span = (start, min(start + length, max(size)))
+    return (span, (0, size[1])) if size[0] >= size[1] else ((0, size[0]), span)
+
+
+__all__ = ["MemoryPlan"]

@@ -1,0 +1,118 @@
+"""Sampling of the pixel encoder: weighted sums of bilinear samples, and the grids and position codes it works on.
+
+Source: Zhu et al. 2021, multi-scale deformable attention, for levels of equal size.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch.nn import functional as F
+
+Grid = tuple[int, int]  # (h, w) in patches
+
+
+def cached_per_grid(function):
+    """Keep the results of the last 16 (grid, ..., device): they depend on nothing else.
+
+    While a graph is traced the function runs as it stands, because a traced tensor must not outlive its graph.
+    """
+
+    @lru_cache(maxsize=16)
+    def remembered(*arguments):
+        with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not do for training later
+            return function(*arguments)
+
+    def lookup(*arguments):
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
+        return function(*arguments) if is_traced else remembered(*arguments)
+
+    lookup.cache_info, lookup.cache_clear = remembered.cache_info, remembered.cache_clear
+    return lookup
+
+
+@cached_per_grid
+def position_code(grid: Grid, width: int, temperature: float, device: torch.device) -> torch.Tensor:
+    """(N, width) fp32 sine code: first half of the channels from y, second from x, both in (0, 2 pi]."""
+    half = width // 2
+    index = torch.arange(half, device=device)
+    frequency = temperature ** (2 * (index // 2).float() / half)
+    codes = []
+    for side in grid:
+        place = torch.arange(1, side + 1, device=device).float()
+        angle = 2 * math.pi * place / (place[-1:] + 1e-6)
+        angle = angle[:, None] / frequency  # (side, half)
+        codes.append(torch.where(index % 2 == 0, angle.sin(), angle.cos()))
+    y, x = codes
+    code = torch.cat([y[:, None].expand(-1, grid[1], -1), x[None].expand(grid[0], -1, -1)], dim=-1)  # (h, w, width)
+    return code.flatten(0, 1)
+
+
+@cached_per_grid
+def cells(grid: Grid, levels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and y of every token's own cell, (L * N, 1, 1, 1) fp32 each."""
+    cell = torch.arange(grid[0] * grid[1], device=device).repeat(levels)[:, None, None, None]
+    return (cell % grid[1]).float(), (cell // grid[1]).float()
+
+
+@cached_per_grid
+def first_rows(grid: Grid, batch: int, heads: int, levels: int, device: torch.device) -> torch.Tensor:
+    """Row of (B * L * N * heads, c) values that holds cell (0, 0) of a level; (B, 1, heads, L, 1) int32."""
+
+    def multiples(n: int, step: int) -> torch.Tensor:
+        return torch.arange(n, device=device, dtype=torch.int32) * step
+
+    length = grid[0] * grid[1] * heads
+    start = multiples(batch, levels * length)[:, None, None, None, None] + multiples(heads, 1)[:, None, None]
+    return start + multiples(levels, length)[:, None]
+
+
+def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Weighted sum of bilinear samples around every token's own cell, in each of L maps of one grid; zero outside.
+
+    Args:
+        value: (B, L * N, heads, c), the maps to sample.
+        offsets: (B, L * N, heads, L, points, 2), (x, y) in cells, added to the token's own cell.
+        weights: (B, L * N, heads, L, points).
+        grid: (h, w), N = h * w.
+
+    Returns:
+        (B, L * N, heads * c). Every value is read once: a bag of the 4 corners of all points is summed in one pass,
+        instead of writing each sample out as `grid_sample` does.
+    """
+    batch, length, heads, width = value.shape
+    rows, shares = corners(offsets, weights, grid, batch)
+    bags = (batch * length * heads, -1)
+    shares = shares.to(value.dtype).view(bags)
+    out = F.embedding_bag(rows.view(bags), value.reshape(-1, width), mode="sum", per_sample_weights=shares)
+    return out.view(batch, length, heads * width)
+
+
+def corners(
+    offsets: torch.Tensor, weights: torch.Tensor, grid: Grid, batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The four cells a sample lies between, as rows of (B * L * N * heads, c) values, and their weights.
+
+    Both (B, L * N, heads, L, points, 2, 2), int32 and fp32; the last axes are the corner's row and column. A corner
+    outside the map has weight 0, and the row of some cell inside.
+    """
+    heads, levels = offsets.shape[2:4]
+    x, y = cells(grid, levels, offsets.device)
+    # fp32: a coordinate of 40 has steps of 1/4 in bf16
+    column, column_share = nearest_two(offsets[..., 0].float() + x, grid[1])  # (B, L * N, heads, L, points, 2)
+    row, row_share = nearest_two(offsets[..., 1].float() + y, grid[0])
+    row = row * (grid[1] * heads) + first_rows(grid, batch, heads, levels, offsets.device)[..., None]
+    rows = row[..., :, None] + (column * heads)[..., None, :]
+    return rows, (row_share * weights[..., None])[..., :, None] * column_share[..., None, :]
+
+
+def nearest_two(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cells 0..size - 1 before and after a coordinate, and their bilinear weights; (..., 2) int32 and fp32."""
+    first = place.floor()
+    share = place - first
+    cell = first.to(torch.int32)[..., None] + torch.arange(2, device=place.device, dtype=torch.int32)
+    inside = cell.clamp(0, size - 1)
+    return inside, torch.where(inside == cell, torch.stack([1 - share, share], dim=-1), 0.0)
+
+
+__all__ = ["position_code", "sample_levels"]

@@ -1,0 +1,169 @@
+"""Scores and label maps in blocks against the whole planes, and the memory that `segment` may take."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_config
+from torch.nn import functional as F
+
+from qlseg_hf import QLSegImageProcessor, load_picture, scores, segment
+from qlseg_hf.image_processing_qlseg import resize_picture
+from qlseg_hf.memory import MemoryPlan
+from qlseg_hf.scores import best_labels, blocks, combine, first_maximum, label_map_from_scores, resized_block
+from qlseg_hf.segmentation import window_layout
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(scores, "CPU_BLOCK_BYTES", 4 * 7 * 50)  # 50 pixels with 7 labels
+
+
+@pytest.mark.parametrize("size", [(13, 17), (64, 40), (20, 30), (20, 300), (200, 300), (1, 1)])
+def test_blocks_equal_interpolation(size, small_blocks):
+    plane = torch.randn(7, 20, 30)
+    expected = F.interpolate(plane[None], size=size, mode="bilinear", align_corners=False)[0]
+    seen = torch.zeros(size)
+    for rows, columns in blocks((0, size[0]), (0, size[1]), 50):
+        place = slice(*rows), slice(*columns)
+        seen[place] += 1
+        assert (rows[1] - rows[0]) * (columns[1] - columns[0]) <= 50
+        torch.testing.assert_close(resized_block(plane, size, rows, columns), expected[:, *place], atol=1e-5, rtol=0)
+    assert (seen == 1).all()
+    assert (label_map_from_scores(plane, size) == expected.argmax(dim=0)).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("size", [(32, 48), (30, 41), (1, 5)])
+def test_combine_in_blocks_equals_the_formula(size, dtype, tolerance, small_blocks):
+    class_logits, mask_logits = torch.randn(2, 7, 8), torch.randn(2, 7, 2, 3)
+    expected = combine(class_logits.requires_grad_(), mask_logits, size)  # with gradients: the formula as it stands
+    assert expected.requires_grad
+    found = combine(class_logits.detach().to(dtype), mask_logits.to(dtype), size)
+    assert found.dtype == dtype and not found.requires_grad
+    torch.testing.assert_close(found.float(), expected.detach(), atol=tolerance, rtol=0)
+
+
+def test_best_labels_drops_only_what_cannot_win():
+    """Ties and NaN included: the first maximum, as argmax gives it."""
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.0, 0.01, 1.0):
+        part = torch.randn(9, 1, 1, generator=generator) + spread * torch.randn(9, 4, 6, generator=generator)
+        part[4] = part[2]
+        resized = F.interpolate(part[None], size=(12, 18), mode="bilinear", align_corners=False)[0]
+        found = best_labels(part, (4, 6), (12, 18), (0, 12), (0, 18))
+        assert torch.equal(resized.gather(0, found[None]), resized.amax(0, keepdim=True))
+        assert not (found == 4).any()
+    flat = torch.tensor([[[0.0, 1.0, float("nan")]], [[0.0, 2.0, 1.0]]])
+    assert first_maximum(flat).tolist() == flat.argmax(dim=0).tolist() == [[0, 1, 0]]
+
+
+def test_part_of_a_resized_picture():
+    picture = np.random.default_rng(0).integers(0, 256, (50, 71, 3), dtype=np.uint8)
+    for size in ((50, 71), (33, 20), (90, 200)):
+        part = resize_picture(picture, size, slice(5, 20), slice(3, 19))
+        assert torch.equal(part, resize_picture(picture, size)[:, 5:20, 3:19])
+
+
+# ------------------------------------------------------------------------------------------------------- label choice
+
+
+@pytest.mark.parametrize("scales, flip", [((1.0,), False), ((0.5, 1), False), ((1.0, 1.5), True)])
+def test_labels_restrict_the_choice(stored, scales, flip):
+    model, picture = stored.model(), stored.picture("wide")
+    chosen = [5, "class 2", 3]
+    _, (all_scores,) = segment(model, stored.processor, picture, scales=scales, flip=flip, return_scores=True)
+    options = {"scales": scales, "flip": flip, "labels": chosen}
+    (label_map,), (found,) = segment(model, stored.processor, picture, return_scores=True, **options)
+    torch.testing.assert_close(found, all_scores[[5, 2, 3]], atol=1e-6, rtol=0)
+    assert torch.equal(label_map, torch.tensor([5, 2, 3])[found.argmax(dim=0)])
+    assert len(label_map.unique()) > 1
+    assert torch.equal(segment(model, stored.processor, picture, **options)[0], label_map)
+
+
+def test_wrong_labels(stored):
+    for labels, sentence in (
+        (["class 1", "clas 2"], r"no labels \['clas 2'\]; did you mean \['class 2'\]"),
+        ([99], r"no labels \[99\]"),
+        ([], "at least one label"),
+        ([1, "class 1"], "each once"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            segment(stored.model(), stored.processor, stored.picture("wide"), labels=labels)
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("scales, flip", [((1.0,), False), ((1.0, 1.3), True)])
+@pytest.mark.parametrize("size", [(90, 400), (400, 90), (300, 310)])
+def test_strips_change_nothing(stored, monkeypatch, size, scales, flip):
+    """The smallest number of MiB that is taken gives several strips, and the same label map and scores."""
+    model = stored.model()
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture = resize_picture(picture[::40, ::40].copy(), size).permute(1, 2, 0).numpy()  # something smooth
+    options = {"scales": scales, "flip": flip, "return_scores": True, "window_batch_size": 3}
+    (expected,), (expected_scores,) = segment(model, stored.processor, picture, **options)
+    monkeypatch.setattr("qlseg_hf.memory.BLOCKS_BYTES", 0)
+    monkeypatch.setattr(MemoryPlan, "forward_bytes", lambda *_: 0)
+    strips = []
+    cut = MemoryPlan.strips
+    monkeypatch.setattr(MemoryPlan, "strips", lambda *args: [strips.append(s) or s for s in cut(*args)])
+    plan = MemoryPlan(model.config, 1, None)
+    layout = window_layout(stored.processor, size, list(scales), flip)
+    enough = plan.needed(size, layout, 64, 1) / 2**20
+    (found,), (found_scores,) = segment(model, stored.processor, picture, max_memory_mb=enough + 1e-3, **options)
+    assert len(strips) >= 3
+    torch.testing.assert_close(found_scores, expected_scores, atol=1e-6, rtol=0)
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=rf"too little for a picture of {size[0]} x {size[1]}"):
+        segment(model, stored.processor, picture, max_memory_mb=enough - 1e-3, **options)
+
+
+def test_memory_plan_prefers_few_strips():
+    config, size = tiny_config(), (100, 1000)
+    processor = QLSegImageProcessor(size={"shortest_edge": 64}, window_size=64, window_stride=48)
+    layout = window_layout(processor, size, [1.0], False)
+    plan = MemoryPlan(config, 4, None)
+    assert list(plan.strips(size, layout)) == [((0, 100), (0, 1000))] and plan.window_batch_size == 4
+    largest, smallest = plan.needed(size, layout, 1000, 4), plan.needed(size, layout, 64, 1)
+    assert largest > plan.needed(size, layout, 500, 4) > smallest
+    for limit, fits in ((largest, True), (plan.needed(size, layout, 1000, 1), True), (smallest, False)):
+        bounded = MemoryPlan(config, 4, limit / 2**20)
+        strips = list(bounded.strips(size, layout))
+        assert (len(strips) == 1) is fits and strips[-1][1][1] == 1000
+        assert bounded.needed(size, layout, strips[0][1][1], bounded.window_batch_size) <= limit
+
+
+MEASURE = """
+import sys
+import torch
+from PIL import Image
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+sys.path.insert(0, "examples")
+from benchmark import peak_memory
+
+width, height, limit = map(int, sys.argv[2:])
+Image.effect_noise((width // 100, height // 100), 80).convert("RGB").resize((width, height)).save(sys.argv[1])
+model = QLSegForSemanticSegmentation(QLSegConfig.for_release("vit-b-ade20k")).eval()
+processor = QLSegImageProcessor.for_release("vit-b-ade20k")
+Image.MAX_IMAGE_PIXELS = None
+torch.set_num_threads(2)
+with peak_memory() as memory:
+    (label_map,) = segment(model, processor, sys.argv[1], max_memory_mb=limit)
+print(*label_map.shape, memory.peak_bytes / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
+@pytest.mark.parametrize("width, height, limit, most", [(12000, 6000, 1024, 1536), (3000, 2000, 512, 512)])
+def test_peak_memory(tmp_path, width, height, limit, most):
+    arguments = [str(tmp_path / "picture.jpg"), str(width), str(height), str(limit)]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    *shape, peak = done.stdout.split()
+    assert shape == [str(height), str(width)]
+    assert float(peak) <= most
