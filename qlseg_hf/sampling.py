@@ -57,13 +57,13 @@ def cells(grid: Grid, levels: int, device: torch.device) -> tuple[torch.Tensor, 
 
 @cached_per_grid
 def first_rows(grid: Grid, batch: int, heads: int, levels: int, device: torch.device) -> torch.Tensor:
-    """Row of (B * L * N * heads, c) values that holds cell (0, 0) of a level; (B, 1, heads, L, 1) int32."""
+    """Row of (B * L * N * heads, c) values that holds cell (0, 0) of a level; (B, 1, heads, 1, L, 1) int32."""
 
     def multiples(n: int, step: int) -> torch.Tensor:
         return torch.arange(n, device=device, dtype=torch.int32) * step
 
     length = grid[0] * grid[1] * heads
-    start = multiples(batch, levels * length)[:, None, None, None, None] + multiples(heads, 1)[:, None, None]
+    start = multiples(batch, levels * length).view(-1, 1, 1, 1, 1, 1) + multiples(heads, 1)[:, None, None, None]
     return start + multiples(levels, length)[:, None]
 
 
@@ -88,31 +88,39 @@ def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Ten
     return out.view(batch, length, heads * width)
 
 
-def corners(
-    offsets: torch.Tensor, weights: torch.Tensor, grid: Grid, batch: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def corners(offsets: torch.Tensor, weights: torch.Tensor, grid: Grid, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The four cells a sample lies between, as rows of (B * L * N * heads, c) values, and their weights.
 
-    Both (B, L * N, heads, L, points, 2, 2), int32 and fp32; the last axes are the corner's row and column. A corner
-    outside the map has weight 0, and the row of some cell inside.
+    Both (B, L * N, heads, 2, 2, L, points), int32 and fp32; 2, 2 are the corner's row and column. A corner outside the
+    map has weight 0, and the row of some cell inside.
     """
     heads, levels = offsets.shape[2:4]
     x, y = cells(grid, levels, offsets.device)
     # fp32: a coordinate of 40 has steps of 1/4 in bf16
-    column, column_share = nearest_two(offsets[..., 0].float() + x, grid[1])  # (B, L * N, heads, L, points, 2)
+    column, column_share = nearest_two(offsets[..., 0].float() + x, grid[1])  # (B, L * N, heads, 2, L, points)
     row, row_share = nearest_two(offsets[..., 1].float() + y, grid[0])
-    row = row * (grid[1] * heads) + first_rows(grid, batch, heads, levels, offsets.device)[..., None]
-    rows = row[..., :, None] + (column * heads)[..., None, :]
-    return rows, (row_share * weights[..., None])[..., :, None] * column_share[..., None, :]
+    row = row * (grid[1] * heads) + first_rows(grid, batch, heads, levels, offsets.device)
+    column, row_share = column * heads, row_share * weights[:, :, :, None]
+    # the corners stand before levels and points: runs of L * points numbers are added faster than pairs
+    return row[:, :, :, :, None] + column[:, :, :, None], row_share[:, :, :, :, None] * column_share[:, :, :, None]
 
 
 def nearest_two(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cells 0..size - 1 before and after a coordinate, and their bilinear weights; (..., 2) int32 and fp32."""
+    """The cells 0..size - 1 before and after (..., L, points) coordinates, and their weights; (..., 2, L, points)."""
     first = place.floor()
     share = place - first
-    cell = first.to(torch.int32)[..., None] + torch.arange(2, device=place.device, dtype=torch.int32)
+    first = first.to(torch.int32)
+    cell = torch.stack([first, first + 1], dim=-3)
     inside = cell.clamp(0, size - 1)
-    return inside, torch.where(inside == cell, torch.stack([1 - share, share], dim=-1), 0.0)
+    return inside, torch.where(inside == cell, torch.stack([1 - share, share], dim=-3), 0.0)
 
 
-__all__ = ["position_code", "sample_levels"]
+def softmax_of_few(x: torch.Tensor) -> torch.Tensor:
+    """Softmax over a last axis of about a dozen fp32 numbers; on a CPU PyTorch's own takes six times as long."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.softmax(dim=-1)
+    x = (x - x.amax(dim=-1, keepdim=True).detach()).exp()
+    return x / x.sum(dim=-1, keepdim=True)
+
+
+__all__ = ["position_code", "sample_levels", "softmax_of_few"]

@@ -44,9 +44,8 @@ def combine(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[i
     for plane, probs, maps in zip(scores, class_probs.transpose(1, 2).contiguous(), mask_logits.float()):
         for start in range(0, height, num_rows):
             stop = min(start + num_rows, height)
-            masks = resized_block(maps, size, (start, stop), (0, width)).sigmoid()  # (K, rows, W)
-            into = plane.flatten(1)[:, start * width : stop * width]
-            torch.mm(probs, masks.flatten(1).to(probs.dtype), out=into)
+            masks = mask_block(maps, size, (start, stop), (0, width)).to(probs.dtype)  # (K, rows * W)
+            torch.mm(probs, masks, out=plane.flatten(1)[:, start * width : stop * width])
     return scores
 
 
@@ -116,11 +115,13 @@ def resized_part(
     return part
 
 
-def resized_block(maps: torch.Tensor, size: tuple[int, int], rows: Span, columns: Span) -> torch.Tensor:
-    """Rows x columns of (K, h, w) fp32 maps after a bilinear resize to `size`; (K, rows, columns)."""
-    old = tuple(maps.shape[1:])
+def mask_block(mask_logits: torch.Tensor, size: tuple[int, int], rows: Span, columns: Span) -> torch.Tensor:
+    """Mask probabilities in rows x columns of (K, h, w) fp32 logits resized to `size`; (K, rows * columns)."""
+    old = tuple(mask_logits.shape[1:])
     (top, bottom), (left, right) = sources(old, size, rows, columns)
-    return resized_part(maps[:, top:bottom, left:right], old, size, rows, columns)
+    part = mask_logits[:, top:bottom, left:right]
+    resized = part.clone() if old == tuple(size) else resized_part(part, old, size, rows, columns)
+    return resized.sigmoid_().flatten(1)  # in place: fresh memory costs more than the arithmetic
 
 
 def best_labels(

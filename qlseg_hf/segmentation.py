@@ -31,8 +31,8 @@ from .scores import (
     block_pixels,
     blocks,
     first_maximum,
+    mask_block,
     overlap,
-    resized_block,
     resized_part,
     sources,
 )
@@ -52,8 +52,8 @@ class Window:
     def scores(self, rows: Span, columns: Span) -> torch.Tensor:
         """(C, rows, columns) of a part of the window; rows and columns of the resized picture."""
         size = (self.rows[1] - self.rows[0], self.columns[1] - self.columns[0])
-        masks = resized_block(self.mask_logits, size, shifted(rows, self.rows[0]), shifted(columns, self.columns[0]))
-        return (self.class_probs @ masks.sigmoid().flatten(1)).view(-1, *masks.shape[1:])
+        masks = mask_block(self.mask_logits, size, shifted(rows, self.rows[0]), shifted(columns, self.columns[0]))
+        return (self.class_probs @ masks).view(-1, rows[1] - rows[0], columns[1] - columns[0])
 
 
 def shifted(span: Span, start: int) -> Span:

@@ -9,10 +9,19 @@ import torch
 from conftest import ROOT, tiny_config
 from torch.nn import functional as F
 
-from qlseg_hf import QLSegImageProcessor, load_picture, scores, segment
+from qlseg_hf import QLSegImageProcessor, scores, segment
 from qlseg_hf.image_processing_qlseg import resize_picture
 from qlseg_hf.memory import MemoryPlan
-from qlseg_hf.scores import best_labels, blocks, combine, first_maximum, label_map_from_scores, resized_block
+from qlseg_hf.scores import (
+    best_labels,
+    blocks,
+    combine,
+    first_maximum,
+    label_map_from_scores,
+    mask_block,
+    resized_part,
+    sources,
+)
 from qlseg_hf.segmentation import window_layout
 
 
@@ -30,7 +39,11 @@ def test_blocks_equal_interpolation(size, small_blocks):
         place = slice(*rows), slice(*columns)
         seen[place] += 1
         assert (rows[1] - rows[0]) * (columns[1] - columns[0]) <= 50
-        torch.testing.assert_close(resized_block(plane, size, rows, columns), expected[:, *place], atol=1e-5, rtol=0)
+        (top, bottom), (left, right) = sources((20, 30), size, rows, columns)
+        found = resized_part(plane[:, top:bottom, left:right], (20, 30), size, rows, columns)
+        torch.testing.assert_close(found, expected[:, *place], atol=1e-5, rtol=0)
+        masks = mask_block(plane, size, rows, columns)
+        torch.testing.assert_close(masks, expected[:, *place].sigmoid().flatten(1), atol=1e-5, rtol=0)
     assert (seen == 1).all()
     assert (label_map_from_scores(plane, size) == expected.argmax(dim=0)).float().mean() > 0.999
 
