@@ -6,7 +6,14 @@ belongs to label i.
 
 import torch
 from torch import distributed
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .scores import bilinear
+
+# fp32 of the masks that are upsampled at once; a dozen tensors of that size live at a time
+CPU_CHUNK_BYTES = 8 << 20
+ACCELERATOR_CHUNK_BYTES = 128 << 20
 
 
 def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, config) -> None:
@@ -67,7 +74,6 @@ def segmentation_loss(
     picture, label = present.nonzero(as_tuple=True)  # (M,) each; the one synchronisation
     class_targets = torch.where(present, torch.arange(num_labels, device=labels.device), num_labels)  # (B, K)
     weights = class_weights(config, labels.device)
-    targets = (labels[picture] == label[:, None, None]).float()  # (M, H, W)
     if normalizers is None:
         class_sum, num_masks = weights[class_targets].sum(), mask_count(present)
     else:
@@ -79,8 +85,7 @@ def segmentation_loss(
         # fp32: products of probabilities and sums over pixels leave the range of half precision
         ce = F.cross_entropy(class_logits[t].float().flatten(0, 1), class_targets.flatten(), weights, reduction="sum")
         logits = mask_logits[t][picture, label].float()  # (M, h, w)
-        logits = F.interpolate(logits[:, None], size=labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-        focal, dice = mask_losses(logits, targets, config.focal_alpha, config.focal_gamma)  # (M,) each
+        focal, dice = MaskLosses.apply(logits, labels, picture, label, config.focal_alpha, config.focal_gamma)  # (M,)
         terms["loss_ce" + suffix] = config.class_weight * ce / class_sum
         terms["loss_mask" + suffix] = config.mask_weight * (focal * weights[label]).sum() / num_masks
         terms["loss_dice" + suffix] = config.dice_weight * (dice * weights[label]).sum() / num_masks
@@ -124,25 +129,89 @@ def mask_count(present: torch.Tensor) -> torch.Tensor:
     return count.clamp(min=1)
 
 
-def mask_losses(logits: torch.Tensor, targets: torch.Tensor, alpha: float, gamma: float):
-    """Focal loss averaged over pixels, and dice loss, per mask.
+class MaskLosses(torch.autograd.Function):
+    """Focal loss averaged over pixels, and dice loss, of each mask, with masks upsampled a few at a time.
 
-    Args:
-        logits: (M, H, W) fp32, before the sigmoid.
-        targets: (M, H, W) fp32, 0 or 1.
+    The gradient is worked out on the way and kept on the patch grid, so that memory does not grow with the number of
+    masks times pixels: autograd would keep seven maps of the label map's size per mask and block.
+
+    Args of `apply`:
+        logits: (M, h, w) fp32, before the sigmoid; resized to the label map (bilinear, half-pixel centres).
+        labels: (B, H, W) int64.
+        picture, label: (M,) which picture a mask belongs to, and the label whose pixels are its foreground.
         alpha: weight of foreground in the focal loss; background has `1 - alpha`.
         gamma: exponent of the focal loss.
 
     Returns:
-        two (M,) tensors: focal loss, and `1 - (2 sum(p t) + 1) / (sum p + sum t + 1)`.
+        two (M,) fp32 tensors: focal loss, and `1 - (2 sum(p t) + 1) / (sum p + sum t + 1)`.
     """
-    probs = logits.sigmoid()
-    bce = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    missed = torch.where(targets > 0, 1 - probs, probs)  # 1 - probability of the truth
-    focal = torch.where(targets > 0, alpha, 1 - alpha) * missed**gamma * bce
-    overlap = (probs * targets).sum(dim=(1, 2))
-    dice = 1 - (2 * overlap + 1) / (probs.sum(dim=(1, 2)) + targets.sum(dim=(1, 2)) + 1)
-    return focal.mean(dim=(1, 2)), dice
+
+    @staticmethod
+    def forward(ctx, logits, labels, picture, label, alpha, gamma):
+        grid, size, wants_gradient = tuple(logits.shape[1:]), tuple(labels.shape[1:]), ctx.needs_input_grad[0]
+        chunk_bytes = CPU_CHUNK_BYTES if logits.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+        num_masks = max(1, chunk_bytes // (4 * size[0] * size[1]))
+        focal, dice, to_focal, to_dice = (logits.new_zeros(shape) for shape in 2 * [len(logits)] + 2 * [logits.shape])
+        with torch.autocast(logits.device.type, enabled=False):  # the products of `upsampled` have to be in fp32
+            for start in range(0, len(logits), num_masks):
+                chunk = slice(start, start + num_masks)
+                is_foreground = labels[picture[chunk]] == label[chunk, None, None]  # (m, H, W)
+                maps = upsampled(logits[chunk], size)
+                focal[chunk], dice[chunk], gradients = mask_losses(maps, is_foreground, alpha, gamma, wants_gradient)
+                if wants_gradient:
+                    to_focal[chunk], to_dice[chunk] = (upsampled(g, grid, is_adjoint=True) for g in gradients)
+        ctx.save_for_backward(to_focal, to_dice)
+        return focal, dice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, focal_grad, dice_grad):
+        to_focal, to_dice = ctx.saved_tensors  # (M, h, w) each
+        return focal_grad[:, None, None] * to_focal + dice_grad[:, None, None] * to_dice, None, None, None, None, None
 
 
-__all__ = ["check_labels", "loss_normalizers", "mask_losses", "segmentation_loss"]
+def upsampled(maps: torch.Tensor, size: tuple[int, int], is_adjoint: bool = False) -> torch.Tensor:
+    """(m, h, w) fp32 maps resized bilinearly to `size`; adjoint: (m, *size) gradients brought back to (m, h, w).
+
+    Both ways are products with the two weight matrices, so they are exact adjoints and the same in every run.
+    """
+    (h, w), (height, width) = maps.shape[1:] if not is_adjoint else size, size if not is_adjoint else maps.shape[1:]
+    down, across = bilinear(h, height, (0, height), maps.device), bilinear(w, width, (0, width), maps.device)
+    if is_adjoint:
+        return torch.bmm(down.t().expand(len(maps), -1, -1), maps) @ across
+    return torch.bmm(down.expand(len(maps), -1, -1), maps @ across.t())
+
+
+def mask_losses(
+    logits: torch.Tensor, is_foreground: torch.Tensor, alpha: float, gamma: float, wants_gradient: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Focal and dice loss of masks that have the label map's size, and their gradients.
+
+    Args:
+        logits: (m, H, W) fp32, before the sigmoid.
+        is_foreground: (m, H, W) bool.
+        alpha, gamma: see `MaskLosses`.
+        wants_gradient: also return the gradients.
+
+    Returns:
+        two (m,) losses, and None or the (m, H, W) gradient of each with respect to `logits`.
+    """
+    margin = torch.where(is_foreground, logits, -logits)
+    truth, missed = margin.sigmoid(), (-margin).sigmoid()  # probability of what is so, and of what is not
+    cross_entropy = F.softplus(-margin)
+    scale = torch.where(is_foreground, alpha, 1 - alpha) * missed**gamma
+    focal = (scale * cross_entropy).mean(dim=(1, 2))
+    overlap = truth.masked_fill(~is_foreground, 0).sum(dim=(1, 2))
+    probs = torch.where(is_foreground, truth, missed).sum(dim=(1, 2))
+    above, below = 2 * overlap + 1, probs + is_foreground.sum(dim=(1, 2)) + 1
+    dice = 1 - above / below
+    if not wants_gradient:
+        return focal, dice, None
+    to_focal = scale * (gamma * truth * cross_entropy + missed) / logits[0].numel()
+    to_focal = torch.where(is_foreground, -to_focal, to_focal)
+    above, below = above[:, None, None], below[:, None, None]
+    to_dice = (above / below**2 - torch.where(is_foreground, 2 / below, 0.0)) * truth * missed
+    return focal, dice, (to_focal, to_dice)
+
+
+__all__ = ["MaskLosses", "check_labels", "loss_normalizers", "mask_losses", "segmentation_loss"]

@@ -7,12 +7,12 @@ import torch
 from conftest import tiny_config
 from torch.nn import functional as F
 
-from qlseg_hf.loss_qlseg import check_labels, mask_losses, segmentation_loss
+from qlseg_hf.loss_qlseg import MaskLosses, check_labels, mask_losses, segmentation_loss
 
 
 def test_mask_losses_on_paper():
     """Two pixels at probability 1/2, one foreground: focal = mean(0.25, 0.75) * 0.25 * ln 2, dice = 1 - 2/3."""
-    focal, dice = mask_losses(torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0]]]), alpha=0.25, gamma=2.0)
+    focal, dice, _ = mask_losses(torch.zeros(1, 1, 2), torch.tensor([[[True, False]]]), alpha=0.25, gamma=2.0)
     assert focal.item() == pytest.approx(0.5 * 0.25 * math.log(2))
     assert dice.item() == pytest.approx(1 - 2 / 3)
 
@@ -64,6 +64,52 @@ def test_against_slow_implementation(ignored):
         expected = slow_loss(class_logits[t], mask_logits[t], labels, config)
         for name, value in zip(("loss_ce", "loss_mask", "loss_dice"), expected):
             assert terms[name + suffix].item() == pytest.approx(float(value), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("gamma", [2.0, 1.0, 2.5])
+def test_gradients_of_masks_against_autograd(gamma, monkeypatch):
+    """The gradient that is worked out on the way, over several chunks, for any weights of the masks."""
+    monkeypatch.setattr("qlseg_hf.loss_qlseg.CPU_CHUNK_BYTES", 2 * 4 * 11 * 13)
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(5, 3, 4)).requires_grad_()
+    labels = torch.randint(0, 3, (2, 11, 13))
+    picture, label = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 2])
+    weights = torch.rand(2, 5)
+    focal, dice = MaskLosses.apply(logits, labels, picture, label, 0.25, gamma)
+    (found,) = torch.autograd.grad((weights[0] * focal + weights[1] * dice).sum(), logits)
+
+    maps = F.interpolate(logits[:, None], size=(11, 13), mode="bilinear", align_corners=False)[:, 0]
+    p, t = maps.sigmoid(), (labels[picture] == label[:, None, None]).float()
+    ce = F.binary_cross_entropy_with_logits(maps, t, reduction="none")
+    expected_focal = ((0.25 * t + 0.75 * (1 - t)) * ((1 - p) * t + p * (1 - t)) ** gamma * ce).mean(dim=(1, 2))
+    area = p.sum(dim=(1, 2)) + t.sum(dim=(1, 2)) + 1
+    expected_dice = 1 - (2 * (p * t).sum(dim=(1, 2)) + 1) / area
+    (expected,) = torch.autograd.grad((weights[0] * expected_focal + weights[1] * expected_dice).sum(), logits)
+    torch.testing.assert_close(focal, expected_focal, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(dice, expected_dice, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_kept_for_the_gradient_is_on_the_patch_grid():
+    logits = torch.randn(6, 3, 4, requires_grad=True)
+    labels = torch.randint(0, 3, (2, 64, 64))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        MaskLosses.apply(logits, labels, torch.arange(6) % 2, torch.arange(6) % 3, 0.25, 2.0)
+    assert kept == [logits.numel()] * 2
+
+
+def test_loss_under_autocast_is_in_fp32():
+    """Upsampling is a matrix product, which autocast would round to bf16."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 4, requires_grad=True), torch.randint(0, 2, (1, 32, 32))
+    arguments = (logits, labels, torch.tensor([0, 0]), torch.tensor([0, 1]), 0.25, 2.0)
+    plain = MaskLosses.apply(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = MaskLosses.apply(*arguments)
+    for mine, expected in zip(found, plain):
+        assert mine.dtype == torch.float32 and torch.equal(mine, expected)
+    assert torch.equal(*(torch.autograd.grad(sum(x.sum() for x in both), logits)[0] for both in (found, plain)))
 
 
 def count_on_rank(rank, port, results):
