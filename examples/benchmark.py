@@ -226,13 +226,9 @@ def run_tricks(args) -> dict:
 
         return inference(run)
 
-    def softmax(x):
-        return x.softmax(dim=-1)
-
     variants = {
         "as it is": inference(lambda: model(pixels)),
         "grid_sample instead of bags of corners": without("sample_levels", grid_sample_levels),
-        "softmax of PyTorch over the sampling points": without("softmax_of_few", softmax),
         "scores at once instead of in blocks": without("combine", combine_at_once),
     }
     rows = take_turns(variants, "as it is", args.repeats, args.device)

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .loss_qlseg import check_labels, segmentation_loss
-from .sampling import Grid, position_code, sample_levels, softmax_of_few
+from .sampling import Grid, position_code, sample_levels
 from .scores import combine
 
 logger = logging.get_logger(__name__)
@@ -313,7 +313,7 @@ class QLSegDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (*self.shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.shape[0], -1))
         del query  # as large as x, and not needed while sampling
-        weights = softmax_of_few(weights.float()).unflatten(-1, self.shape[1:])
+        weights = F.softmax(weights, dim=-1, dtype=torch.float32).unflatten(-1, self.shape[1:])
         value = self.value_proj(x).unflatten(-1, (self.shape[0], -1))  # (B, L * N, heads, c), without position code
         return self.output_proj(sample_levels(value, offsets, weights, grid))
 

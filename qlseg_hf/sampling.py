@@ -115,12 +115,4 @@ def nearest_two(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Ten
     return inside, torch.where(inside == cell, torch.stack([1 - share, share], dim=-3), 0.0)
 
 
-def softmax_of_few(x: torch.Tensor) -> torch.Tensor:
-    """Softmax over a last axis of about a dozen fp32 numbers; on a CPU PyTorch's own takes six times as long."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x.softmax(dim=-1)
-    x = (x - x.amax(dim=-1, keepdim=True).detach()).exp()
-    return x / x.sum(dim=-1, keepdim=True)
-
-
-__all__ = ["position_code", "sample_levels", "softmax_of_few"]
+__all__ = ["position_code", "sample_levels"]
