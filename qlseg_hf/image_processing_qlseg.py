@@ -471,4 +471,6 @@ def as_list(pictures) -> list:
     return [pictures]
 
 
+QLSegImageProcessor.register_for_auto_class()  # see configuration_qlseg.py
+
 __all__ = ["QLSegImageProcessor", "load_label_map", "load_picture"]

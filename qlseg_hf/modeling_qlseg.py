@@ -8,11 +8,12 @@ D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixe
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,6 +25,9 @@ from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .loss_qlseg import check_labels, segmentation_loss
 from .sampling import Grid, position_code, sample_levels, softmax_of_few
 from .scores import combine
+
+if TYPE_CHECKING:  # never run: `save_pretrained` copies the modules that are named like this, and `pipeline` needs it
+    from .segmentation import QLSegImageSegmentationPipeline  # noqa: F401
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +104,7 @@ class QLSegAttention(nn.Module):
     def attend(self, query, key, value, mask=None, output_attentions=False):
         """query (B, Q, C), key and value (B, N, C), mask (B, 1, Q, N), True = may look. Returns (B, Q, C), weights."""
         implementation = self.config._attn_implementation
-        if isinstance(self.config, QLSegConfig) and implementation != "eager":
+        if self.config.model_type == QLSegConfig.model_type and implementation != "eager":
             implementation = "sdpa"  # the decoder's boolean masks are nothing for flash and flex
         if output_attentions:
             implementation = "eager"  # the only one that returns its weights
@@ -478,7 +482,11 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     def __init__(self, config: QLSegConfig):
         super().__init__(config)
         config.align_labels()  # `from_pretrained(id2label=...)` sets that field alone
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        # Classes that come from a model's folder are in no registry, and each Auto class imports its own copy of them:
+        # what is ours is told by `model_type`, here and wherever a class would do.
+        is_ours = config.backbone_config.model_type == QLSegViTConfig.model_type
+        make_backbone = QLSegViTBackbone._from_config if is_ours else AutoBackbone.from_config
+        self.backbone = make_backbone(config.backbone_config)
         widths = self.backbone.channels
         if len(set(widths)) != 1:
             raise ValueError(f"feature maps of width {widths}; a plain ViT backbone with maps of one width is wanted")
@@ -557,7 +565,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if not reuse_labels:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
-        if id2label is None and isinstance(kwargs.get("config"), QLSegConfig):
+        if id2label is None and isinstance(kwargs.get("config"), PreTrainedConfig):
             # the Auto class has put the new names into the configuration; the old ones are in the folder
             id2label = kwargs["config"].id2label
             where = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
@@ -625,6 +633,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
         return kept
 
+
+QLSegViTBackbone.register_for_auto_class("AutoBackbone")  # see configuration_qlseg.py
+QLSegForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = [
     "QLSegForSemanticSegmentation",

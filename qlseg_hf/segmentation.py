@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
+from .configuration_qlseg import QLSegConfig
 from .image_processing_qlseg import (
     Picture,
     QLSegImageProcessor,
@@ -336,8 +337,11 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     label that occurs, at the picture's own size.
     """
 
+    # if not given, transformers takes the saved image processor for a sign of a video processor, and asks for trust
+    _load_video_processor = False
+
     def __new__(cls, model=None, *args, **kwargs):
-        if isinstance(model, QLSegForSemanticSegmentation):
+        if getattr(getattr(model, "config", None), "model_type", None) == QLSegConfig.model_type:
             return super().__new__(cls)
         return ImageSegmentationPipeline(model, *args, **kwargs)
 
