@@ -63,7 +63,8 @@ def segment(
     label taken; with several, each run's resized scores pass a softmax over the labels and are averaged first.
 
     Args:
-        model: on any device, in any floating dtype. Dropout is off during the call.
+        model: on any device, in any floating dtype, with adapters or without, in peft's wrapper or out of it. Dropout
+            is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
         images: one picture or a list of mixed sizes: path, PIL picture, integer array or tensor.
         scales: factors on the short side; it never falls below the window, and coinciding scales are computed once.
@@ -179,7 +180,9 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     """
 
     def __new__(cls, model=None, *args, **kwargs):
-        if isinstance(model, QLSegForSemanticSegmentation):
+        # out of peft's wrapper, if it is in one
+        network = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if isinstance(network, QLSegForSemanticSegmentation):
             return super().__new__(cls)
         return ImageSegmentationPipeline(model, *args, **kwargs)
 
