@@ -24,7 +24,7 @@ from qlseg_hf.command_line import exit_status
 from qlseg_hf.files import written_beside
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
-# On the stored networks these few layers hold most of the pixels that int8 changes.
+# On the larger stored network, kept in fp32, they lower the changed labels of its largest picture from 0.7 to 0.2 %.
 NOT_QUANTISED = ["class_head", r".*\.cross_attn\.[qk]_proj"]
 
 

@@ -24,7 +24,7 @@ from .optimization import learning_rate_factor
 from .recipe import Recipe
 from .vit_weights import load_vit_weights
 
-# Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers below 5.20; timm's
+# Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
 ATTENTION_PROJECTIONS = (
     r"backbone\..*\.([qkvo]_proj|attention\.(query|key|value)|attention\.output\.dense|attn\.(qkv|proj))"
 )

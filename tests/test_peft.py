@@ -16,7 +16,7 @@ from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegIma
 
 peft = pytest.importorskip("peft")
 
-# q_proj is ours, DINOv3's, BEiT's and (from transformers 5.20 on) DINOv2's; below it is query there, and qkv in timm
+# q_proj is ours, DINOv3's, BEiT's and DINOv2's (query in transformers 5.17); qkv in timm
 SETTINGS = peft.LoraConfig(
     r=2,
     target_modules=r"backbone\..*\.(q_proj|v_proj|query|value)",
