@@ -22,11 +22,13 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torchvision is optional and tested in processes of its own, so it lies apart from the rest.
+# torchvision (with timm, which needs it) and torchao are optional and tested in processes of their own, so they lie
+# apart from the rest; torchao would also write to stderr at every import of transformers.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/apart torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/apart torchvision==0.28.0 timm==1.0.31
+	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/torchao torchao==0.18.0
 	touch $@
 
 clean:

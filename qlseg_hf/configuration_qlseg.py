@@ -165,8 +165,10 @@ class QLSegConfig(PreTrainedConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
 
     Args:
-        backbone_config: configuration of any `AutoBackbone` whose feature maps share one grid; `QLSegViTConfig` if not
-            given. Its `out_indices` are the levels, shallow to deep.
+        backbone_config: configuration of any `AutoBackbone` whose feature maps share one grid (DINOv2, DINOv3, BEiT,
+            `TimmBackboneConfig`); `QLSegViTConfig` if not given. Its `out_indices` are the levels, shallow to deep.
+            Pictures are padded to whole patches, so sizes and windows of the processor are best multiples of the patch
+            (DINOv2: 14, for instance 518), with mean and deviation of the encoder's pretraining.
         hidden_size, num_attention_heads, intermediate_size: width C, heads and FFN width of the decoder.
         num_pixel_encoder_layers: layers P of multi-scale deformable attention.
         num_pixel_encoder_heads, num_pixel_encoder_points: heads, and sampling points per head and level.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .loss_qlseg import check_labels, segmentation_loss
 from .sampling import Grid, position_code, sample_levels, softmax_of_few
@@ -139,13 +140,8 @@ class QLSegViTEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {self.num_channels}, H, W) is wanted"
-            )
-        grid = tuple((side + self.patch_size - 1) // self.patch_size for side in pixel_values.shape[-2:])
-        missing = [n * self.patch_size - side for n, side in zip(grid, pixel_values.shape[-2:])]
-        pixel_values = F.pad(pixel_values, (0, missing[1], 0, missing[0]))
+        pixel_values = whole_patches(pixel_values, as_pair(self.patch_size), self.num_channels)
+        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
         positions = resize_positions(self.position_embeddings, self.grid, grid)
         return torch.add(positions, patches.flatten(2).transpose(1, 2)), grid  # (B, N, D), D innermost in memory
@@ -485,15 +481,25 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         # Classes that come from a model's folder are in no registry, and each Auto class imports its own copy of them:
         # what is ours is told by `model_type`, here and wherever a class would do.
         is_ours = config.backbone_config.model_type == QLSegViTConfig.model_type
-        make_backbone = QLSegViTBackbone._from_config if is_ours else AutoBackbone.from_config
+        make_backbone = QLSegViTBackbone._from_config if is_ours else build_backbone
         self.backbone = make_backbone(config.backbone_config)
+        self.patch_size = patch_size_of(self.backbone)
+        self.unused_weights = unused_weights(self.backbone)
         widths = self.backbone.channels
-        if len(set(widths)) != 1:
-            raise ValueError(f"feature maps of width {widths}; a plain ViT backbone with maps of one width is wanted")
         self.pixel_encoder = QLSegPixelEncoder(config, widths[0], len(widths))
         self.decoder = QLSegDecoder(config, widths[0], len(widths))
         self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.post_init()
+        self.freeze_unused_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch projection, whatever the backbone; torchao's loader and reentrant checkpointing ask for it."""
+        return next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+
+    def freeze_unused_weights(self) -> None:
+        """Freeze what of the backbone no feature map depends on; see `unused_weights`. Loading weights undoes it."""
+        for name in self.unused_weights:
+            self.backbone.get_parameter(name).requires_grad_(False)
 
     @can_return_tuple
     def forward(
@@ -526,7 +532,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if labels is not None:
             check_labels(labels, pixel_values, self.config)
         features = self.backbone(
-            pixel_values,
+            whole_patches(pixel_values, self.patch_size, self.backbone.config.num_channels).to(self.backbone.dtype),
             output_hidden_states=self.config.output_hidden_states
             if output_hidden_states is None
             else output_hidden_states,
@@ -563,7 +569,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             ValueError: `reuse_labels` without `id2label`.
         """
         if not reuse_labels:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unused_weights()
+            return loaded
         id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
         if id2label is None and isinstance(kwargs.get("config"), PreTrainedConfig):
             # the Auto class has put the new names into the configuration; the old ones are in the folder
@@ -576,6 +584,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             raise ValueError(f"num_labels differs from the {len(id2label)} names of id2label; leave num_labels out")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_unused_weights()
         model.resize_labels({int(index): name for index, name in id2label.items()})
         return loaded
 

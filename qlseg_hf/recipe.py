@@ -15,7 +15,8 @@ class Recipe:
 
     Args:
         model: QLSeg folder or Hub id to start from; or
-        backbone: pretrained ViT (`load_vit_weights`) under a fresh head; or neither, for random weights.
+        backbone: pretrained weights (`load_vit_weights`) of the kind that `config.backbone_config` describes, under a
+            fresh head; or neither, for random weights.
         config: fields of `QLSegConfig` that differ from its defaults or from the model's.
         processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's.
         dataset, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
