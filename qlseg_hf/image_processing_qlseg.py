@@ -18,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from .configuration_qlseg import release
+from .hub import PushToHubMixin
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
 MEAN_STD_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -262,7 +263,7 @@ class QLSegImageProcessorKwargs(TypedDict, total=False):
     return_tensors: Any
 
 
-class QLSegImageProcessor(BaseImageProcessor):
+class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
     r"""Picture to windows, label file to labels, model output to label map. Defaults are vit-l-ade20k.
 
     Args:
