@@ -6,8 +6,10 @@ D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixe
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +25,9 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
+from .hub import CARD, PushToHubMixin
 from .loss_qlseg import check_labels, segmentation_loss
+from .model_card import plain_model_card
 from .sampling import Grid, position_code, sample_levels, softmax_of_few
 from .scores import combine
 
@@ -32,6 +36,7 @@ if TYPE_CHECKING:  # never run: `save_pretrained` copies the modules that are na
 
 logger = logging.get_logger(__name__)
 
+PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -468,7 +473,7 @@ def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
     return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
 
 
-class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
+class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
     """QLSeg with its loss: any height and width, any number of labels, any plain backbone.
 
     `from_pretrained(..., id2label=..., reuse_labels=True)` keeps what was learnt for labels of the same name when the
@@ -587,6 +592,27 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         model.freeze_unused_weights()
         model.resize_labels({int(index): name for index, name in id2label.items()})
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
+        """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
+
+        `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
+        """
+        pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        card = Path(save_directory) / CARD
+        if is_main_process and not card.exists():
+            card.write_text(plain_model_card(self, card.resolve().parent.name), encoding="utf-8")
+        if is_main_process and push_to_hub:
+            given = {key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs}
+            self.push_to_hub(pushed.pop("repo_id", card.resolve().parent.name), **pushed, **given)
 
     @torch.no_grad()
     def resize_labels(self, id2label: dict[int, str]) -> list[str]:

@@ -397,28 +397,6 @@ def test_empty_output_folder_is_fine(tmp_path, capsys):
     ]
 
 
-def test_push_to_hub(tmp_path, capsys, monkeypatch):
-    """What is asked of the Hub, without a Hub."""
-    from huggingface_hub import HfApi
-
-    calls = []
-
-    def create_repo(self, repo_id, **kwargs):
-        calls.append(("create", repo_id))
-        return type("Url", (), {"repo_id": f"me/{repo_id}"})()
-
-    def upload_folder(self, *, repo_id, folder_path, **kwargs):
-        calls.append(("upload", repo_id, sorted(os.listdir(folder_path))))
-        return "https://example.org/commit"
-
-    monkeypatch.setattr(HfApi, "create_repo", create_repo)
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    arguments = [str(FIXTURES / "b" / "checkpoint.pth"), str(tmp_path / "out"), "--push-to-hub", "qlseg"]
-    assert convert_checkpoints.main(arguments) == 0
-    assert calls[0] == ("create", "qlseg") and calls[1][:2] == ("upload", "me/qlseg")
-    assert "model.safetensors" in calls[1][2] and "https://example.org/commit" in capsys.readouterr().out
-
-
 def test_conversion_leaves_its_input_alone(checkpoint):
     state_dict, meta = checkpoint
     before = {key: value.clone() for key, value in state_dict.items()}, copy.deepcopy(meta)

@@ -531,6 +531,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--config", "{"], "is not YAML"),
         (["--dataset", "null"], "the recipe lacks dataset"),
         (["--push_to_hub", "true"], "push_to_hub wants hub_model_id"),
+        (["--hub_private", "true"], "hub_private and hub_revision want push_to_hub"),
         (["--model", "a", "--backbone", "b"], "exclude each other"),
         (["--lora", "4", "--freeze_backbone", "true"], "exclude each other"),
     ],
