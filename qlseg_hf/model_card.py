@@ -164,7 +164,11 @@ from transformers import pipeline
 segmenter = pipeline("image-segmentation", {model_argument(name)})
 for segment in segmenter("picture.jpg"):
     print(segment["label"], segment["mask"].size)"""
-    return ["## Use", "", *fenced(snippet, "python"), ""]
+    without = (
+        "Without `qlseg_hf`: leave the first line out and give `pipeline` `trust_remote_code=True`; "
+        "the code lies beside the weights."
+    )
+    return ["## Use", "", *fenced(snippet, "python"), "", without, ""]
 
 
 def labels_section(id2label: dict[int, str]) -> list[str]:

@@ -153,18 +153,25 @@ def check_json(folder: Path) -> None:
         assert "--" not in text and str(folder.parent) not in text and HUB_ID not in text
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_folder_is_complete(stored):
     check_code(stored.folder)
     check_json(stored.folder)
+    assert "trust_remote_code=True" in (stored.folder / "README.md").read_text()
 
 
 def test_saved_again_without_the_package(stored, out, tmp_path):
     """Loaded from a folder or from the Hub, and saved: what the package itself would have saved."""
-    stored.model().save_pretrained(tmp_path)
-    stored.processor.save_pretrained(tmp_path)
-    expected = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    for name in ("again", "from hub"):
-        assert {path.name: path.read_bytes() for path in (out / name).iterdir()} == expected
+    for name, origin in (("again", stored.folder.name), ("from hub", HUB_ID)):
+        expected = tmp_path / name
+        stored.model().save_pretrained(expected)
+        stored.processor.save_pretrained(expected)
+        card = (expected / "README.md").read_text()
+        (expected / "README.md").write_text(card.replace(f"`{stored.folder.name}`", f"`{origin}`"))
+        assert contents(out / name) == contents(expected)
         check_json(out / name)
     check_code(out / "model alone")  # also what `pipeline` and the processor need
     check_code(out / "backbone", ["configuration_qlseg", "modeling_qlseg"])
