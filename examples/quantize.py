@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, TorchAoConfig
-from transformers.utils import cached_file
 
 from qlseg_hf import segment
 from qlseg_hf.command_line import exit_status
 from qlseg_hf.files import written_beside
+from qlseg_hf.model_card import plain_model_card
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
 # On the larger stored network, kept in fp32, they lower the changed labels of its largest picture from 0.7 to 0.2 %.
@@ -62,9 +62,8 @@ def quantize(args: argparse.Namespace) -> None:
     with written_beside(args.output) as folder:
         small.save_pretrained(folder)
         processor.save_pretrained(folder)
-        # the card says under which licence the weights are
-        if card := cached_file(args.model, "README.md", _raise_exceptions_for_missing_entries=False):
-            (folder / "README.md").write_bytes(Path(card).read_bytes())
+        card = plain_model_card(small, args.output.resolve().name)  # not the name that the folder has just now
+        (folder / "README.md").write_text(card, encoding="utf-8")
     before = sum(tensor.nbytes for tensor in plain.state_dict().values()) / 1e6
     after = megabytes(args.output)
     print(f"weights: {before:.1f} MB in fp32, {after:.1f} MB in int8, {after / before:.2f} of it")

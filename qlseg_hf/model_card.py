@@ -133,6 +133,7 @@ def card_text(data: ModelCardData, lines: list[str]) -> str:
 
 def network_sentence(model) -> str:
     config, backbone = model.config, model.config.backbone_config
+    quantised = f", quantised by {model.quantization_method.value}" if getattr(model, "is_quantized", False) else ""
     encoder = f"Backbone `{backbone.model_type}`"
     if backbone.model_type == "qlseg_vit":
         encoder = (
@@ -141,7 +142,7 @@ def network_sentence(model) -> str:
         )
     return (
         f"{encoder} with QLSeg's head for {config.num_labels} labels, {model.num_parameters() / 1e6:.1f} M parameters "
-        f"in {str(model.dtype).removeprefix('torch.')}."
+        f"in {str(model.dtype).removeprefix('torch.')}{quantised}."
     )
 
 
