@@ -111,7 +111,7 @@ def test_wrong_labels(stored):
 
 
 @pytest.mark.parametrize("scales, flip", [((1.0,), False), ((1.0, 1.3), True)])
-@pytest.mark.parametrize("size", [(90, 400), (400, 90), (300, 310)])
+@pytest.mark.parametrize("size", [(90, 400), (400, 90)])
 def test_strips_change_nothing(stored, monkeypatch, size, scales, flip):
     """The smallest number of MiB that is taken gives several strips, and the same label map and scores."""
     model = stored.model()
