@@ -11,7 +11,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/installed
+test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/installed
@@ -22,11 +22,20 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# torchvision is optional and tested in processes of its own, so it lies apart from the rest.
+# torchvision (with timm, which needs it) and torchao are optional and tested in processes of their own, so they lie
+# apart from the rest; torchao would also write to stderr at every import of transformers.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
-	$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/apart torchvision==0.28.0
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/apart torchvision timm
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/torchao torchao
+	touch $@
+
+# gradio 6.31 wants Pillow below 13, so it lies apart with what it needs (340 MB); playwright drives the browser.
+$(VENV)/app-installed: $(VENV)/installed
+	sed 's/^pillow==[^;]*/pillow==12.3.0/' constraints.txt > $(VENV)/constraints-app.txt
+	$(BIN)/python -m pip install --quiet --upgrade --constraint $(VENV)/constraints-app.txt --target $(VENV)/app gradio
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
 	touch $@
 
 clean:

@@ -2,7 +2,7 @@
 """Port a released (or fine-tuned) QLSeg `.pth` checkpoint to a folder for `from_pretrained`.
 
     python convert_checkpoints.py CHECKPOINT OUTPUT_DIR [--variant NAME] [--labels FILE] [--dtype float32]
-    [--push-to-hub ID]
+    [--push-to-hub ID [--private] [--revision BRANCH]]
 
 Neither mmcv nor mmsegmentation is needed. Nothing in the file is executed: tensors are read with `weights_only=True`
 and the configuration text inside is parsed, never run. Every key of the file is used or dropped with a reason;
@@ -31,8 +31,9 @@ from tqdm import tqdm
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.command_line import exit_status, first_line
 from qlseg_hf.configuration_qlseg import as_pair, read_label_file
+from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.image_processing_qlseg import RELEASE_PROCESSING
-from qlseg_hf.model_card import converted_model_card, upload_folder
+from qlseg_hf.model_card import converted_model_card
 
 # The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
 # keys: the rows of a packed projection are q, k and v, stacked.
@@ -565,6 +566,7 @@ def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype 
             card = converted_model_card(
                 model,
                 conversion.processor,
+                name=folder.resolve().name,
                 source_name=source.name,
                 source_sha256=file_sha256(source),
                 key_families=[(count, old, new) for (old, new), count in families.items()],
@@ -605,19 +607,28 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; as stored by default"
     )
     parser.add_argument("--push-to-hub", metavar="ID", help="also upload the folder as this model repository")
+    parser.add_argument("--private", action="store_true", default=None, help="make that repository private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to, made if need be (default: main)")
     return parser.parse_args(arguments)
 
 
 def run(args: argparse.Namespace) -> None:
     state_dict, meta = read_checkpoint(args.checkpoint)
     conversion = convert(state_dict, meta, args.variant, args.labels)
+    place = {"private": args.private, "revision": args.revision}
+    if args.push_to_hub:
+        args.push_to_hub = prepare_repo(args.push_to_hub, **place)  # before there is a folder, if it is refused
+    elif any(place.values()):
+        raise ConversionError("--private and --revision belong to --push-to-hub ID; give that too")
     save(conversion, args.output_dir, args.checkpoint, getattr(torch, args.dtype) if args.dtype else None)
     parameters = sum(value.numel() for value in conversion.state_dict.values())
     print(f"{args.output_dir}: {parameters / 1e6:.1f} M parameters, {len(conversion.used)} keys used")
     for line in [f"dropped {key}: {reason}" for key, reason in conversion.dropped.items()] + conversion.notes:
         print(line)
     if args.push_to_hub:
-        print(upload_folder(args.output_dir, args.push_to_hub))
+        branch = f" --revision {args.revision}" if args.revision else ""
+        print(f"uploading; to repeat that alone: hf upload {args.push_to_hub} {args.output_dir}{branch}")
+        print(upload_folder(args.output_dir, args.push_to_hub, commit_message="Upload converted QLSeg", **place))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -42,6 +42,7 @@ from qlseg_hf.evaluation import (
     remove_state,
 )
 from qlseg_hf.files import write_atomically
+from qlseg_hf.model_card import add_result_to_card, inference_protocol
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
 
 NUM_WORST = 20
@@ -66,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--label_map", type=Path, metavar="FILE.json", help='{"stored value": label}')
     parser.add_argument("--max_samples", type=int, help="the first so many pictures only")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="scores and protocol")
+    parser.add_argument("--card", action="store_true", help="also write them into README.md in the model's folder")
     parser.add_argument(
         "--worst", type=Path, metavar="DIR", help=f"overlays of the {NUM_WORST} worst pictures: prediction, reference"
     )
@@ -126,6 +128,9 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} must be a file in a folder that exists")
     if args.worst and args.worst.exists() and not args.worst.is_dir():
         raise ValueError(f"--worst {args.worst} is a file; give a folder")
+
+    if args.card and not (Path(args.model) / "README.md").is_file():
+        raise ValueError(f"--card writes into README.md in the model's folder, and {args.model} holds none")
 
 
 def label_rules(args: argparse.Namespace) -> dict:
@@ -188,6 +193,8 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
     if args.output:
         text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(args.output, (text + "\n").encode())
+    if args.card:
+        add_result_to_card(Path(args.model) / "README.md", result)
     width = max(len(row["label"]) for row in result["per_label"])
     print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'pixels':>12}")
     for row in result["per_label"]:
@@ -215,15 +222,8 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
         "dataset_config": args.dataset_config,
         "split": samples.split,
         "max_samples": args.max_samples,
-        "scales": args.scales,
-        "flip": args.flip,
-        "size": {key: value for key, value in dict(processor.size).items() if value} if processor.do_resize else None,
-        "window_size": processor.window_size if processor.do_sliding_window else None,
-        "window_stride": processor.window_stride if processor.do_sliding_window else None,
+        **inference_protocol(processor, args.scales, args.flip),
         "window_batch_size": args.window_batch_size,
-        "do_reduce_labels": processor.do_reduce_labels,
-        "ignore_index": processor.ignore_index,
-        "label_map": processor.label_map,
         "dtype": args.dtype,
         "processes": state.num_processes,
         "hardware": torch.cuda.get_device_name(state.device) if is_gpu else f"CPU ({platform.machine()})",

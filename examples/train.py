@@ -8,7 +8,8 @@ Precision, devices, FSDP and DeepSpeed come from accelerate. The same command re
 
 `output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`;
 `checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`, one line per step or evaluation;
-`curves.png`; `overlays` of validation pictures.
+`curves.png`; `overlays` of validation pictures. With `push_to_hub: true` the Hub is asked for its repository before
+the first step, and gets `best` with the logs and curves of the whole run after the last, in one commit.
 """
 
 import json
@@ -33,10 +34,11 @@ from qlseg_hf.augmentation import (
 )
 from qlseg_hf.command_line import exit_status
 from qlseg_hf.data import open_dataset
-from qlseg_hf.evaluation import evaluate_samples
+from qlseg_hf.evaluation import OtherProcessError, evaluate_samples, failing_together
 from qlseg_hf.files import recover_folder, write_atomically, written_beside
+from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.label_check import check_labels_of_dataset
-from qlseg_hf.model_card import trained_model_card, upload_folder
+from qlseg_hf.model_card import inference_protocol, trained_model_card
 from qlseg_hf.optimization import parameter_groups
 from qlseg_hf.recipe import Recipe, load_recipe
 from qlseg_hf.training import (
@@ -51,6 +53,8 @@ from qlseg_hf.training import (
     training_step,
 )
 from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
+
+RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
 
 
 def open_split(recipe: Recipe, split: str):
@@ -176,20 +180,41 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
         return
     weights = average.weights if average is not None else weights
     plain = plain_model(accelerator.unwrap_model(model), weights)
+    measured = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
     card = trained_model_card(
         plain,
         processor,
+        name=place.name,
         recipe=recipe,
         step=step,
         num_processes=accelerator.num_processes,
-        result=result,
-        model_id=recipe.hub_model_id or place.name,
+        result=result | {"protocol": measured | inference_protocol(processor)},
     )
     with written_beside(place) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
+        add_results(Path(recipe.output_dir), folder)
+
+
+def add_results(output_dir: Path, folder: Path) -> None:
+    """Copy what the run has logged so far beside a model."""
+    for name in RESULTS:
+        write_atomically(folder / name, (output_dir / name).read_bytes())
+
+
+def upload_best(recipe: Recipe) -> None:
+    """`best`, with all that the run has logged, as one commit."""
+    best = Path(recipe.output_dir) / "best"
+    add_results(best.parent, best)
+    print(f"uploading {best}; should that fail, the same command tries again")
+    message = f"Train {recipe.max_steps} steps"
+    print(upload_folder(best, recipe.hub_model_id, commit_message=message, **hub_place(recipe)))
+
+
+def hub_place(recipe: Recipe) -> dict:
+    return {"private": recipe.hub_private or None, "revision": recipe.hub_revision}
 
 
 def train(recipe: Recipe, only_check: bool) -> None:
@@ -209,6 +234,9 @@ def train(recipe: Recipe, only_check: bool) -> None:
         refuse_broken_data(accelerator, training_samples, processor, model.config, only_check)
     if only_check:
         return
+    with failing_together(accelerator.num_processes):
+        if accelerator.is_main_process and recipe.push_to_hub:
+            prepare_repo(recipe.hub_model_id, **hub_place(recipe))  # hours before the upload, if it is refused
     validation_samples = open_split(recipe, recipe.eval_split)
 
     # optimiser, and where an earlier run stopped
@@ -293,7 +321,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
     bar.close()
     accelerator.end_training()
     if accelerator.is_main_process and recipe.push_to_hub:
-        print(upload_folder(output_dir / "best", recipe.hub_model_id, f"Train {recipe.max_steps} steps"))
+        upload_best(recipe)
 
 
 def main() -> int:
@@ -303,7 +331,10 @@ def main() -> int:
         return 0
     only_check = "--check_data" in arguments
     overrides = [argument for argument in arguments[1:] if argument != "--check_data"]
-    return exit_status("train.py", lambda: train(load_recipe(arguments[0], overrides), only_check))
+    try:
+        return exit_status("train.py", lambda: train(load_recipe(arguments[0], overrides), only_check))
+    except OtherProcessError:  # that process prints the sentence
+        return 1
 
 
 if __name__ == "__main__":

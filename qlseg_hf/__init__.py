@@ -4,13 +4,11 @@ from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentat
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_qlseg import RELEASES, QLSegConfig, QLSegViTConfig
+from .configuration_qlseg import RELEASES, QLSegConfig, QLSegViTConfig, __version__
 from .image_processing_qlseg import QLSegImageProcessor, load_label_map, load_picture
 from .modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput, QLSegViTBackbone
 from .segmentation import QLSegImageSegmentationPipeline, segment
 from .vit_weights import load_vit_weights
-
-__version__ = "0.1.0"
 
 AutoConfig.register("qlseg", QLSegConfig, exist_ok=True)
 AutoConfig.register("qlseg_vit", QLSegViTConfig, exist_ok=True)
@@ -32,6 +30,7 @@ __all__ = [
     "QLSegOutput",
     "QLSegViTBackbone",
     "QLSegViTConfig",
+    "__version__",
     "load_label_map",
     "load_picture",
     "load_vit_weights",

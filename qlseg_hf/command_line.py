@@ -3,20 +3,40 @@
 import sys
 from collections.abc import Callable
 
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
 
 def first_line(error: BaseException) -> str:
     """First line of an error's text; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def sentence(error: BaseException) -> str:
+    """What went wrong, on one line; of the Hub, with what to do about it."""
+    if isinstance(error, HfHubHTTPError):
+        status, said = error.response.status_code, " ".join((error.server_message or "").split())
+        remedies = {
+            401: "log in with `hf auth login` or set HF_TOKEN",
+            403: "use a token that may write there",
+            404: "check the id and the revision, and that the token may see it",
+        }
+        reason = f": {said}" if said else ""
+        remedy = f"; {remedies[status]}" if status in remedies else ""
+        return f"the Hub answered {status}{reason}{remedy}"
+    if isinstance(error, HTTPError):
+        return f"the Hub cannot be reached at {constants.ENDPOINT}: {first_line(error)}"
+    return first_line(error)
+
+
 def exit_status(program: str, function: Callable, *arguments) -> int:
-    """Run `function`; 0, or 1 after printing the sentence of an OSError, TypeError or ValueError."""
+    """Run `function`; 0, or 1 after printing the sentence of an OSError, TypeError, ValueError or the Hub's error."""
     try:
         function(*arguments)
-    except (OSError, TypeError, ValueError) as error:
-        print(f"{program}: {first_line(error)}", file=sys.stderr)
+    except (OSError, TypeError, ValueError, HTTPError) as error:
+        print(f"{program}: {sentence(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-__all__ = ["exit_status", "first_line"]
+__all__ = ["exit_status", "first_line", "sentence"]

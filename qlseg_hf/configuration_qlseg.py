@@ -3,6 +3,7 @@
 Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
 """
 
+import copy
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,9 @@ from typing import ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+__version__ = "0.1.0"
 
 VIT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VIT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -48,6 +52,16 @@ RELEASES = {
         "labels": "pascal-context-60",
         "miou": (59.3, 60.2),
     },
+}
+
+
+# How `pipeline` finds our class in a model's folder, by names in the code that was saved there.
+CUSTOM_PIPELINES = {
+    "image-segmentation": {
+        "impl": "segmentation.QLSegImageSegmentationPipeline",
+        "pt": ["AutoModelForSemanticSegmentation"],
+        "type": "image",
+    }
 }
 
 
@@ -151,8 +165,10 @@ class QLSegConfig(PreTrainedConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
 
     Args:
-        backbone_config: configuration of any `AutoBackbone` whose feature maps share one grid; `QLSegViTConfig` if not
-            given. Its `out_indices` are the levels, shallow to deep.
+        backbone_config: configuration of any `AutoBackbone` whose feature maps share one grid (DINOv2, DINOv3, BEiT,
+            `TimmBackboneConfig`); `QLSegViTConfig` if not given. Its `out_indices` are the levels, shallow to deep.
+            Pictures are padded to whole patches, so sizes and windows of the processor are best multiples of the patch
+            (DINOv2: 14, for instance 518), with mean and deviation of the encoder's pretraining.
         hidden_size, num_attention_heads, intermediate_size: width C, heads and FFN width of the decoder.
         num_pixel_encoder_layers: layers P of multi-scale deformable attention.
         num_pixel_encoder_heads, num_pixel_encoder_points: heads, and sampling points per head and level.
@@ -211,6 +227,8 @@ class QLSegConfig(PreTrainedConfig):
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs):
+        for of_the_code in ("custom_pipelines", "qlseg_hf_version"):  # what wrote the file; `to_dict` says what writes
+            kwargs.pop(of_the_code, None)
         if self.backbone_config is None:
             self.backbone_config = QLSegViTConfig(out_indices=[8, 16, 24])
         elif isinstance(self.backbone_config, dict):
@@ -256,6 +274,20 @@ class QLSegConfig(PreTrainedConfig):
                 "labels; choose a value outside 0..num_labels - 1, for instance -100"
             )
 
+    @property
+    def custom_pipelines(self) -> dict:
+        """What `pipeline` asks for: our class, if this is the code of a model's folder, and nothing in the package.
+
+        The package has put its class into the place of the stock one; named here, it would need `trust_remote_code`.
+        A copy, because `pipeline` writes classes into it.
+        """
+        is_in_folder = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
+        return copy.deepcopy(CUSTOM_PIPELINES) if is_in_folder else {}
+
+    def to_dict(self) -> dict:
+        """All fields, and what a saved folder says of its code."""
+        return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES, "qlseg_hf_version": __version__}
+
     @classmethod
     def for_release(cls, name: str, **overrides) -> "QLSegConfig":
         """Configuration of a released network, with its label names and palette.
@@ -274,5 +306,10 @@ class QLSegConfig(PreTrainedConfig):
             values |= {"id2label": dict(enumerate(labels)), "palette": palette}
         return cls(**(values | overrides))
 
+
+# `save_pretrained` then copies the code beside the weights, for use without the package. Here, not in `__init__.py`,
+# so that a model loaded from such a folder is saved with its code again.
+QLSegConfig.register_for_auto_class()
+QLSegViTConfig.register_for_auto_class()
 
 __all__ = ["RELEASES", "QLSegConfig", "QLSegViTConfig", "label_set", "release"]

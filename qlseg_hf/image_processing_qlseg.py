@@ -17,6 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from .configuration_qlseg import release
+from .hub import PushToHubMixin
 from .scores import label_map_from_scores
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
@@ -249,7 +250,7 @@ class QLSegImageProcessorKwargs(TypedDict, total=False):
     return_tensors: Any
 
 
-class QLSegImageProcessor(BaseImageProcessor):
+class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
     r"""Picture to windows, label file to labels, model output to label map. Defaults are vit-l-ade20k.
 
     Args:
@@ -470,5 +471,7 @@ def as_list(pictures) -> list:
         return list(pictures)
     return [pictures]
 
+
+QLSegImageProcessor.register_for_auto_class()  # see configuration_qlseg.py
 
 __all__ = ["QLSegImageProcessor", "load_label_map", "load_picture"]

@@ -6,13 +6,16 @@ D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixe
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,13 +23,20 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
+from .hub import CARD, PushToHubMixin
 from .loss_qlseg import check_labels, segmentation_loss
+from .model_card import plain_model_card
 from .sampling import Grid, position_code, sample_levels
 from .scores import combine
 
+if TYPE_CHECKING:  # never run: `save_pretrained` copies the modules that are named like this, and `pipeline` needs it
+    from .segmentation import QLSegImageSegmentationPipeline  # noqa: F401
+
 logger = logging.get_logger(__name__)
 
+PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -100,7 +110,7 @@ class QLSegAttention(nn.Module):
     def attend(self, query, key, value, mask=None, output_attentions=False):
         """query (B, Q, C), key and value (B, N, C), mask (B, 1, Q, N), True = may look. Returns (B, Q, C), weights."""
         implementation = self.config._attn_implementation
-        if isinstance(self.config, QLSegConfig) and implementation != "eager":
+        if self.config.model_type == QLSegConfig.model_type and implementation != "eager":
             implementation = "sdpa"  # the decoder's boolean masks are nothing for flash and flex
         if output_attentions:
             implementation = "eager"  # the only one that returns its weights
@@ -135,13 +145,8 @@ class QLSegViTEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
-            raise ValueError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {self.num_channels}, H, W) is wanted"
-            )
-        grid = tuple((side + self.patch_size - 1) // self.patch_size for side in pixel_values.shape[-2:])
-        missing = [n * self.patch_size - side for n, side in zip(grid, pixel_values.shape[-2:])]
-        pixel_values = F.pad(pixel_values, (0, missing[1], 0, missing[0]))
+        pixel_values = whole_patches(pixel_values, as_pair(self.patch_size), self.num_channels)
+        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
         positions = resize_positions(self.position_embeddings, self.grid, grid)
         return torch.add(positions, patches.flatten(2).transpose(1, 2)), grid  # (B, N, D), D innermost in memory
@@ -468,7 +473,7 @@ def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
     return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
 
 
-class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
+class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
     """QLSeg with its loss: any height and width, any number of labels, any plain backbone.
 
     `from_pretrained(..., id2label=..., reuse_labels=True)` keeps what was learnt for labels of the same name when the
@@ -478,14 +483,28 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     def __init__(self, config: QLSegConfig):
         super().__init__(config)
         config.align_labels()  # `from_pretrained(id2label=...)` sets that field alone
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        # Classes that come from a model's folder are in no registry, and each Auto class imports its own copy of them:
+        # what is ours is told by `model_type`, here and wherever a class would do.
+        is_ours = config.backbone_config.model_type == QLSegViTConfig.model_type
+        make_backbone = QLSegViTBackbone._from_config if is_ours else build_backbone
+        self.backbone = make_backbone(config.backbone_config)
+        self.patch_size = patch_size_of(self.backbone)
+        self.unused_weights = unused_weights(self.backbone)
         widths = self.backbone.channels
-        if len(set(widths)) != 1:
-            raise ValueError(f"feature maps of width {widths}; a plain ViT backbone with maps of one width is wanted")
         self.pixel_encoder = QLSegPixelEncoder(config, widths[0], len(widths))
         self.decoder = QLSegDecoder(config, widths[0], len(widths))
         self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.post_init()
+        self.freeze_unused_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch projection, whatever the backbone; torchao's loader and reentrant checkpointing ask for it."""
+        return next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+
+    def freeze_unused_weights(self) -> None:
+        """Freeze what of the backbone no feature map depends on; see `unused_weights`. Loading weights undoes it."""
+        for name in self.unused_weights:
+            self.backbone.get_parameter(name).requires_grad_(False)
 
     @can_return_tuple
     def forward(
@@ -518,7 +537,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if labels is not None:
             check_labels(labels, pixel_values, self.config)
         features = self.backbone(
-            pixel_values,
+            whole_patches(pixel_values, self.patch_size, self.backbone.config.num_channels).to(self.backbone.dtype),
             output_hidden_states=self.config.output_hidden_states
             if output_hidden_states is None
             else output_hidden_states,
@@ -555,9 +574,11 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             ValueError: `reuse_labels` without `id2label`.
         """
         if not reuse_labels:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unused_weights()
+            return loaded
         id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
-        if id2label is None and isinstance(kwargs.get("config"), QLSegConfig):
+        if id2label is None and isinstance(kwargs.get("config"), PreTrainedConfig):
             # the Auto class has put the new names into the configuration; the old ones are in the folder
             id2label = kwargs["config"].id2label
             where = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
@@ -568,8 +589,30 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             raise ValueError(f"num_labels differs from the {len(id2label)} names of id2label; leave num_labels out")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.freeze_unused_weights()
         model.resize_labels({int(index): name for index, name in id2label.items()})
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        **kwargs,
+    ):
+        """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
+
+        `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
+        """
+        pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        card = Path(save_directory) / CARD
+        if is_main_process and not card.exists():
+            card.write_text(plain_model_card(self, card.resolve().parent.name), encoding="utf-8")
+        if is_main_process and push_to_hub:
+            given = {key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs}
+            self.push_to_hub(pushed.pop("repo_id", card.resolve().parent.name), **pushed, **given)
 
     @torch.no_grad()
     def resize_labels(self, id2label: dict[int, str]) -> list[str]:
@@ -625,6 +668,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
         return kept
 
+
+QLSegViTBackbone.register_for_auto_class("AutoBackbone")  # see configuration_qlseg.py
+QLSegForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = [
     "QLSegForSemanticSegmentation",

@@ -15,7 +15,8 @@ class Recipe:
 
     Args:
         model: QLSeg folder or Hub id to start from; or
-        backbone: pretrained ViT (`load_vit_weights`) under a fresh head; or neither, for random weights.
+        backbone: pretrained weights (`load_vit_weights`) of the kind that `config.backbone_config` describes, under a
+            fresh head; or neither, for random weights.
         config: fields of `QLSegConfig` that differ from its defaults or from the model's.
         processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's.
         dataset, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
@@ -38,7 +39,8 @@ class Recipe:
         eval_steps, save_steps: intervals.
         keep_checkpoints: newest ones kept for resuming.
         resume: auto (the newest checkpoint of `output_dir`, if any), none, or the path of a checkpoint.
-        push_to_hub, hub_model_id: upload the best model at the end.
+        push_to_hub, hub_model_id, hub_private, hub_revision: upload the best model and the logs at the end, to this
+            repository and branch (`main` by default); `hub_private` makes the repository private.
         report_to: tracker of accelerate: tensorboard, wandb, ...
         num_workers: processes that load data, per training process; of a stream at most one.
         log_pictures: validation overlays logged at every evaluation.
@@ -88,6 +90,8 @@ class Recipe:
     resume: str = "auto"
     push_to_hub: bool = False
     hub_model_id: str | None = None
+    hub_private: bool = False
+    hub_revision: str | None = None
     report_to: str | None = None
     seed: int = 0
     num_workers: int = 4
@@ -100,6 +104,8 @@ class Recipe:
             raise ValueError("freeze_backbone and lora exclude each other; lora alone freezes the encoder's weights")
         if self.push_to_hub and not self.hub_model_id:
             raise ValueError("push_to_hub wants hub_model_id, for instance hub_model_id: me/my-model")
+        if not self.push_to_hub and (self.hub_private or self.hub_revision):
+            raise ValueError("hub_private and hub_revision want push_to_hub: true")
         positive = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "eval_steps", "save_steps")
         for name in (*positive, "keep_checkpoints"):
             if getattr(self, name) < 1:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
+from .configuration_qlseg import QLSegConfig
 from .image_processing_qlseg import (
     Picture,
     QLSegImageProcessor,
@@ -130,7 +131,8 @@ def segment(
     label taken; with several, each run's resized scores pass a softmax over the labels and are averaged first.
 
     Args:
-        model: on any device, in any floating dtype. Dropout is off during the call.
+        model: on any device, in any floating dtype, with adapters or without, in peft's wrapper or out of it. Dropout
+            is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
         images: one picture or a list of mixed sizes: path, PIL picture, integer array or tensor.
         scales: factors on the short side; it never falls below the window, and coinciding scales are computed once.
@@ -336,8 +338,12 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     label that occurs, at the picture's own size.
     """
 
+    # if not given, transformers takes the saved image processor for a sign of a video processor, and asks for trust
+    _load_video_processor = False
+
     def __new__(cls, model=None, *args, **kwargs):
-        if isinstance(model, QLSegForSemanticSegmentation):
+        # peft's wrapper has the configuration of what it wraps
+        if getattr(getattr(model, "config", None), "model_type", None) == QLSegConfig.model_type:
             return super().__new__(cls)
         return ImageSegmentationPipeline(model, *args, **kwargs)
 

@@ -3,6 +3,7 @@
 A checkpoint is written beside its place and moved there in one step, so whatever kills a run leaves the one before.
 """
 
+import copy
 import json
 import re
 import shutil
@@ -22,6 +23,11 @@ from .modeling_qlseg import QLSegForSemanticSegmentation
 from .optimization import learning_rate_factor
 from .recipe import Recipe
 from .vit_weights import load_vit_weights
+
+# Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
+ATTENTION_PROJECTIONS = (
+    r"backbone\..*\.([qkvo]_proj|attention\.(query|key|value)|attention\.output\.dense|attn\.(qkv|proj))"
+)
 
 # ------------------------------------------------------------------------------------------------ what a recipe builds
 
@@ -88,31 +94,56 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
 
 
 def add_lora(model: QLSegForSemanticSegmentation, rank: int) -> None:
-    """LoRA adapters on the encoder's attention, in place; the encoder's own weights are frozen, the head is not."""
+    """LoRA adapters on the encoder's attention, in place; the encoder's own weights are frozen, the head is not.
+
+    Raises:
+        ImportError: peft is missing.
+        ValueError: no projection of the encoder's attention is known by its name.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("lora needs peft: pip install 'qlseg-hf[train]'") from error
-    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=r"backbone\..*\.[qkvo]_proj")
-    inject_adapter_in_model(settings, model)
+    unused = {f"backbone.{name}" for name in model.unused_weights}  # adapters there would never have a gradient
+    names = [
+        name
+        for name, _ in model.named_modules()
+        if re.fullmatch(ATTENTION_PROJECTIONS, name) and f"{name}.weight" not in unused
+    ]
+    # timm's EVA, where q and v alone have biases, reads the weights of `qkv` past any adapter
+    is_passed_by = any(
+        getattr(model.get_submodule(name.rpartition(".")[0]), "q_bias", None) is not None for name in names
+    )
+    if not names or is_passed_by:
+        kind = getattr(model.config.backbone_config, "backbone", type(model.backbone).__name__)
+        raise ValueError(f"lora knows no attention of {kind} that takes adapters; leave lora out")
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or not name.startswith("backbone."))
 
 
 def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Tensor]) -> QLSegForSemanticSegmentation:
     """An ordinary network on the CPU with `weights` (named as in `model`), LoRA adapters merged."""
-    with torch.device("meta"):
-        plain = QLSegForSemanticSegmentation(model.config)
     merged = {}
-    for name in plain.state_dict():
-        module, _, kind = name.rpartition(".")
-        value = weights.get(name, weights.get(f"{module}.base_layer.{kind}")).detach().cpu()
-        down, up = (weights.get(f"{module}.lora_{side}.default.weight") for side in "AB")
-        if kind == "weight" and down is not None:
-            value = value + model.get_submodule(module).scaling["default"] * (up @ down).detach().cpu()
-        merged[name] = value.clone()
-    plain.load_state_dict(merged, assign=True)
-    return plain.eval()
+    for name, value in weights.items():
+        if ".lora_" in name:
+            continue
+        value = value.detach().cpu()
+        module = name.removesuffix(".base_layer.weight")
+        if module != name:
+            down, up = (weights[f"{module}.lora_{side}.default.weight"].detach().cpu() for side in "AB")
+            value = value + model.get_submodule(module).scaling["default"] * (up @ down)
+        merged[name.replace(".base_layer.", ".")] = value.clone()
+    # a loader, because buffers that no folder holds (rotary frequencies of DINOv3) must be made anew as well
+    plain, report = QLSegForSemanticSegmentation.from_pretrained(
+        None,
+        config=copy.deepcopy(model.config),
+        state_dict=merged,
+        dtype=next(iter(merged.values())).dtype,
+        output_loading_info=True,
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return plain
 
 
 # -------------------------------------------------------------------------------------------------- one optimiser step

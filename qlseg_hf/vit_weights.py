@@ -1,5 +1,6 @@
-"""Start an encoder from an ImageNet ViT: timm's or transformers' naming, from a folder, a file or the Hub."""
+"""Start an encoder from pretrained weights: timm's or transformers' naming, from a folder, a file or the Hub."""
 
+import copy
 import json
 import math
 import os
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig
 from transformers.utils import cached_file, logging
 
+from .backbones import unused_weights
 from .modeling_qlseg import QLSegViTBackbone, resize_positions
 
 logger = logging.get_logger(__name__)
@@ -39,30 +43,41 @@ TRANSFORMERS_KEYS = {
 }
 # Not part of the encoder: class token (dropped before the first layer), final norm (none), pooler and classifier.
 UNUSED_KEYS = r"(embeddings\.)?(cls_token|mask_token)|(norm|fc_norm|layernorm|head|pooler|classifier)\..*"
+# The same of other backbones: heads for other tasks, and the norms of those
+OTHER_UNUSED_KEYS = r"(\w+\.)?(norm|fc_norm|layernorm|head|pooler|classifier|lm_head)\..*"
+# Fields of a configuration that change what a network computes, but no weight's name or shape
+SILENT_FIELDS = ("num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta")
 
 
 @torch.no_grad()
 def load_vit_weights(
-    backbone: QLSegViTBackbone, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
-) -> QLSegViTBackbone:
-    """Load an ImageNet ViT into an encoder, in place; position embeddings are resized to the encoder's grid.
+    backbone: nn.Module, source: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> nn.Module:
+    """Load a pretrained ViT into an encoder, in place.
 
     Args:
-        backbone: `model.backbone` of a QLSeg, or a bare `QLSegViTBackbone`, of the same width, depth and patch size.
-        source: folder, `.safetensors` or `.bin` / `.pth` file, or Hub id
-            (`timm/vit_large_patch16_384.augreg_in21k_ft_in1k`, `google/vit-large-patch16-384`), in timm's or
-            transformers' ViT naming.
+        backbone: `model.backbone` of a QLSeg, or a bare backbone, of the same width, depth and patch size.
+        source: what to load. For `QLSegViTBackbone` an ImageNet ViT: folder, `.safetensors` or `.bin` / `.pth` file,
+            or Hub id (`timm/vit_large_patch16_384.augreg_in21k_ft_in1k`, `google/vit-large-patch16-384`), in timm's or
+            transformers' ViT naming; position embeddings are resized to the encoder's grid. For another backbone of
+            transformers a folder or Hub id of its own kind (`facebook/dinov3-vitl16-pretrain-lvd1689m`), with or
+            without a head; for timm's a folder, file or Hub id of the same timm network.
         revision, token: of the Hub repository.
 
     Returns:
         `backbone`.
 
     Raises:
-        ValueError: the naming is neither, or a weight is missing, unexpected or of another shape; all are named.
+        ValueError: the naming is another, a weight is missing, unexpected or of another shape (all are named), or the
+            source was trained with other heads, activation, epsilon or rotary base.
 
     Source: position embeddings `1:` as a 2-D map, bicubic, `align_corners=False`, no antialias; the class token and
-    its position are dropped, as in the released networks.
+    its position are dropped, as in the released networks. Other backbones keep theirs, and resize at every call.
     """
+    if hasattr(backbone, "_backbone"):
+        return load_timm_weights(backbone, source, revision, token)
+    if not isinstance(backbone, QLSegViTBackbone):
+        return load_transformers_weights(backbone, source, revision, token)
     weights, source_config = read_weights(source, revision, token)
     if "patch_embed.proj.weight" in weights:
         table = TIMM_KEYS
@@ -90,13 +105,80 @@ def load_vit_weights(
         for key, value in target.items()
         if key in renamed and renamed[key].shape != value.shape
     ]
+    refuse(source, missing, unexpected, misshapen)
+    for key, parameter in backbone.named_parameters():
+        parameter.copy_(renamed[key])
+    logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
+    return backbone
+
+
+def refuse(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+    """ValueError that names what does not fit, if anything does not."""
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     if any(problems.values()):
         text = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:4])}, ...)" for kind, keys in problems.items() if keys)
         raise ValueError(f"{source} does not fit this encoder: {text}; compare width, depth and patch size")
-    for key, parameter in backbone.named_parameters():
-        parameter.copy_(renamed[key])
-    logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
+
+
+def load_transformers_weights(
+    backbone: nn.Module, source: str | Path, revision: str | None, token: str | bool | None
+) -> nn.Module:
+    """`load_vit_weights` for a backbone of transformers, by way of its own class, which knows old names of weights.
+
+    Not by `AutoBackbone.from_pretrained`, which asks the Hub (transformers 5.23) even for a folder.
+    """
+    where = {"revision": revision, "token": token}
+    config, theirs = backbone.config, AutoConfig.from_pretrained(source, **where)
+    if theirs.model_type != config.model_type:
+        raise ValueError(f"{source} is a {theirs.model_type}, the encoder a {config.model_type}; make them one kind")
+    for name in SILENT_FIELDS:
+        if (was := getattr(theirs, name, None)) != (wanted := getattr(config, name, None)):
+            raise ValueError(f"{source} has {name} {was}, the encoder {wanted}; set backbone_config.{name} to {was}")
+    loaded, report = type(backbone).from_pretrained(
+        source,
+        config=copy.deepcopy(config),
+        dtype=backbone.dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named and refused here
+        **where,
+    )
+    misshapen = sorted(report["mismatched_keys"])
+    refuse(
+        source,
+        missing=sorted(set(report["missing_keys"]) - set(unused_weights(backbone))),
+        unexpected=sorted(key for key in report["unexpected_keys"] if not re.fullmatch(OTHER_UNUSED_KEYS, key)),
+        misshapen=[f"{key} {tuple(was)} instead of {tuple(new)}" for key, was, new in misshapen],
+    )
+    backbone.load_state_dict(loaded.state_dict())
+    return backbone
+
+
+def load_timm_weights(
+    backbone: nn.Module, source: str | Path, revision: str | None, token: str | bool | None
+) -> nn.Module:
+    """`load_vit_weights` for timm's network inside transformers' wrapper; timm has cut off what no map needs."""
+    weights, _ = read_weights(source, revision, token)
+    network = backbone._backbone.model
+    target, depth = network.state_dict(), len(network.blocks)
+    weights = {
+        key: value
+        for key, value in weights.items()
+        if key in target
+        or not (
+            re.fullmatch(OTHER_UNUSED_KEYS, key) or (key.startswith("blocks.") and int(key.split(".")[1]) >= depth)
+        )
+    }
+    refuse(
+        source,
+        missing=[key for key in target if key not in weights],
+        unexpected=[key for key in weights if key not in target],
+        misshapen=[
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in target.items()
+            if key in weights and weights[key].shape != value.shape
+        ],
+    )
+    network.load_state_dict(weights)
     return backbone
 
 

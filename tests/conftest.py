@@ -1,13 +1,24 @@
 """What the tests share: the two stored networks, converted once, and a tiny network with fresh weights."""
 
 import json
+import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import hub_server
 import pytest
-import torch
-from safetensors.torch import load_file
+
+# before anything reads them: the tests have a Hub of their own, an empty cache and no token
+HUB = hub_server.Hub()
+CACHE = tempfile.TemporaryDirectory(prefix="qlseg-cache-")
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": CACHE.name, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.pop("HF_TOKEN", None)
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
@@ -49,6 +60,16 @@ def stored(request, tmp_path_factory) -> Stored:
         numbers=json.loads((FIXTURES / name / "expected.json").read_text()),
         processor=QLSegImageProcessor.from_pretrained(folder),
     )
+
+
+@pytest.fixture
+def hub(monkeypatch) -> hub_server.Hub:
+    """The Hub on the loopback, empty, with a token that may write."""
+    HUB.repos.clear()
+    HUB.requests.clear()
+    HUB.failing = None
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
+    return HUB
 
 
 def tiny_config(num_labels: int = 20, levels: tuple[int, ...] = (1, 2), **overrides) -> QLSegConfig:

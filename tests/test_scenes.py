@@ -9,14 +9,15 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 from test_examples import run
+from transformers import AutoConfig
 
-from qlseg_hf import RELEASES, QLSegConfig, QLSegImageProcessor, QLSegViTConfig
+from qlseg_hf import RELEASES, QLSegConfig, QLSegImageProcessor
 from qlseg_hf.augmentation import TrainingTransform
 from qlseg_hf.configuration_qlseg import label_set
 from qlseg_hf.data import open_dataset
 from qlseg_hf.recipe import load_recipe
 
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.append(str(ROOT / "examples"))  # behind the packages: there is an evaluate.py
 
 import make_scenes  # noqa: E402
 
@@ -112,8 +113,8 @@ def test_an_empty_folder_may_be_there(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "images", "labels.json"]
 
 
-def test_there_is_a_recipe_per_release_and_three_more():
-    assert {path.stem for path in RECIPES} == {*RELEASES, "finetune", "tiny", "demo"}
+def test_there_is_a_recipe_per_release_and_four_more():
+    assert {path.stem for path in RECIPES} == {*RELEASES, "dinov3-vit-l-ade20k", "finetune", "tiny", "demo"}
     assert set(PUBLISHED) == set(RELEASES)
 
 
@@ -131,7 +132,9 @@ def test_recipe_holds_known_keys(path):
     assert "accelerate launch" in head and launch in head and "Hardware:" in head and "Expected mIoU:" in head
     config = recipe.get("config", {})
     assert set(config) <= {*QLSegConfig().to_dict(), "num_labels"}
-    assert set(config.get("backbone_config", {})) <= {*QLSegViTConfig().to_dict(), "out_indices"}
+    backbone = config.get("backbone_config", {})
+    known = AutoConfig.for_model(backbone.get("model_type", "qlseg_vit")).to_dict()
+    assert set(backbone) <= {*known, "out_indices"}
     QLSegImageProcessor(**recipe.get("processor", {}))  # an unknown setting would be a TypeError
 
 

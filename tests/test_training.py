@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from conftest import ROOT, tiny_config
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import AutoConfig, AutoModel, pipeline
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.files import recover_folder, replace_folder, written_beside
 from qlseg_hf.optimization import parameter_groups
 from qlseg_hf.recipe import Recipe, load_recipe
@@ -331,6 +331,7 @@ def test_processes_do_not_change_the_curve(data, tmp_path, processes):
 
 def test_trained_folder(whole_run, data):
     picture = data / "images" / "validation" / "0.png"
+    assert (whole_run / "best" / "segmentation.py").is_file()  # its code, for use without the package
     pipe = pipeline("image-segmentation", model=str(whole_run / "best"))
     assert {part["label"] for part in pipe(str(picture))} <= {"red", "green", "blue"}
     card = (whole_run / "best" / "README.md").read_text()
@@ -400,6 +401,48 @@ def test_models_that_recipes_build(stored, data, tmp_path):
         build_model(Recipe(str(data), 64, 2, 2, 10, "-", model=str(stored.folder), class_weights={"nothing": 1}), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
         build_model(Recipe(str(data), 64, 2, 2, 10, "-"), 255)
+
+
+def test_dinov3_recipe(data, tmp_path):
+    """examples/recipes/dinov3-vit-l-ade20k.yaml, its sizes cut down, for two steps from stored weights, with LoRA."""
+    path = ROOT / "examples" / "recipes" / "dinov3-vit-l-ade20k.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    vit_l = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    backbone = recipe["config"]["backbone_config"]
+    assert vit_l.items() <= backbone.items() and backbone["out_indices"] == [8, 16, 24]
+    head = path.read_text(encoding="utf-8").split("\n\n")[0]
+    assert "HAS NOT BEEN RUN" in head and "Expected mIoU: unknown" in head
+    with torch.device("meta"):
+        whole = QLSegForSemanticSegmentation(QLSegConfig(**recipe["config"]))
+    assert whole.unused_weights == ["embeddings.mask_token"]
+
+    backbone |= {key: value for key, value in NETWORK["backbone_config"].items() if key in vit_l}
+    backbone |= {"out_indices": [1, 2]}
+    AutoModel.from_config(AutoConfig.for_model(**backbone)).save_pretrained(tmp_path / "weights")
+    small = {key: value for key, value in NETWORK.items() if key != "backbone_config"}
+    recipe["config"] |= small | {"backbone_config": backbone}
+    changes = recipe | {
+        "dataset": str(data),
+        "label_names": {0: "red", 1: "green", 2: "blue"},
+        "do_reduce_labels": False,
+        "backbone": str(tmp_path / "weights"),
+        "crop_size": 32,
+        "resize_box": None,
+        "processor": recipe["processor"] | {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20},
+        "max_steps": 2,
+        "num_workers": 0,
+        "lora": 2,
+        "output_dir": str(tmp_path / "run"),
+    }
+    done = train(write_recipe(tmp_path, data, **changes))
+    assert done.returncode == 0, done.stderr
+    trained = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "run" / "last").backbone
+    weights = load_file(tmp_path / "weights" / "model.safetensors")  # named as DINOv3's repositories have it
+    stored = {re.sub(r"^layer\.", "model.layer.", name): value for name, value in weights.items()}
+    moved = [name for name, value in trained.state_dict().items() if not torch.equal(value, stored[name])]
+    assert sorted(moved) == sorted(
+        f"model.layer.{i}.attention.{part}_proj.weight" for i in range(2) for part in ("q", "k", "v", "o")
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
@@ -488,6 +531,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--config", "{"], "is not YAML"),
         (["--dataset", "null"], "the recipe lacks dataset"),
         (["--push_to_hub", "true"], "push_to_hub wants hub_model_id"),
+        (["--hub_private", "true"], "hub_private and hub_revision want push_to_hub"),
         (["--model", "a", "--backbone", "b"], "exclude each other"),
         (["--lora", "4", "--freeze_backbone", "true"], "exclude each other"),
     ],

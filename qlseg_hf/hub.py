@@ -1,0 +1,164 @@
+"""Uploads to the Hub: always one commit, so that an upload that fails leaves the repository as it was.
+
+Large files go up before the commit. Those that the Hub already holds are not sent again, so that a repeated upload
+goes on where it failed.
+"""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+
+CARD = "README.md"
+# what `save_pretrained` writes; of two generations side by side, `from_pretrained` would take the unsharded one
+WEIGHTS = r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+
+
+def prepare_repo(
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Create a model repository, and its branch `revision`, if they do not exist; returns the full id.
+
+    Raises:
+        ValueError: `private`, but the repository exists and is public.
+        HfHubHTTPError: no token, or one that may not write there.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if private and not api.repo_info(repo_id).private:
+        raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another id")
+    if revision is not None and not create_pr and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return repo_id
+
+
+def upload_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    commit_message: str,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+    keep_card: bool = False,
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """Upload all of `folder` as one commit.
+
+    Args:
+        folder: its name in the snippet of its card is replaced by the repository's id.
+        repo_id: model repository, in the token's namespace if none is given; made if it does not exist.
+        private: whether it is made private.
+        revision: branch, made if it does not exist; `main` by default.
+        create_pr: open a pull request instead of changing the branch.
+        keep_card: leave a card that the branch has as it is.
+        tags: for the card.
+
+    Returns:
+        the commit; as text, its address.
+
+    Weights that the branch has, and the folder does not, are deleted by the same commit if the folder has weights.
+
+    Raises:
+        ValueError: see `prepare_repo`; `tags` without a card; metadata of the card that the Hub refuses.
+        HfHubHTTPError: the Hub refuses; its content is as it was.
+    """
+    repo_id = prepare_repo(repo_id, private=private, revision=revision, token=token, create_pr=create_pr)
+    api, folder = HfApi(token=token), Path(folder).resolve()
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    there = api.list_repo_files(repo_id, revision=revision)
+    stale = [name for name in there if re.fullmatch(WEIGHTS, name) and name not in files]
+    if not any(re.fullmatch(WEIGHTS, name) for name in files):
+        stale = []
+    card = None
+    if keep_card and CARD in there:
+        files.pop(CARD, None)
+        if tags:
+            card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+    elif CARD in files:
+        card = named_in_card(files[CARD].read_text(encoding="utf-8"), folder.name, repo_id, revision)
+    if tags:
+        if card is None:
+            raise ValueError(f"tags belong in a card, and {repo_id} has none; push the model first")
+        card = tagged(card, tags)
+    operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != CARD]
+    operations += [CommitOperationAdd(CARD, card.encode())] if card is not None else []
+    operations += [CommitOperationDelete(name) for name in stale]
+    return api.create_commit(
+        repo_id,
+        operations,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+    )
+
+
+def model_argument(name: str, revision: str | None = None) -> str:
+    """How the snippet of a card names its model."""
+    branch = f", revision={json.dumps(revision)}" if revision not in (None, "main") else ""
+    return f"model={json.dumps(name)}{branch}"
+
+
+def named_in_card(card: str, folder: str, repo_id: str, revision: str | None) -> str:
+    """The card with the repository's id in its snippet instead of the folder's name."""
+    return card.replace(f"{model_argument(folder)})", f"{model_argument(repo_id, revision)})")
+
+
+def tagged(card: str, tags: list[str]) -> str:
+    """The card with further tags in its metadata."""
+    parsed = ModelCard(card)
+    parsed.data.tags = list(dict.fromkeys([*(parsed.data.tags or []), *tags]))
+    return str(parsed)
+
+
+class PushToHubMixin:
+    """`push_to_hub` with the arguments of transformers.
+
+    Differs in that a card is written only by a model, says what the model is, and never replaces one that the branch
+    has; that weights of an earlier push do not stay beside new ones of another number of shards; and that `private` is
+    refused, not ignored, for a public repository.
+    """
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | str | None = None,
+    ) -> CommitInfo:
+        """Save to a temporary folder and upload that; see `upload_folder` for arguments and errors."""
+        tags = [tags] if isinstance(tags, str) else list(tags or [])
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / repo_id.split("/")[-1]
+            self.save_pretrained(folder, max_shard_size=max_shard_size)  # which a processor ignores
+            return upload_folder(
+                folder,
+                repo_id,
+                commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
+                private=private,
+                revision=revision,
+                token=token,
+                create_pr=create_pr,
+                keep_card=True,
+                tags=tags + (getattr(self, "model_tags", None) or []),
+            )
+
+
+__all__ = ["PushToHubMixin", "prepare_repo", "upload_folder"]

@@ -1,0 +1,369 @@
+"""Other backbones under the decoder: any size, gradients, saving, pretrained weights, optimiser groups, adapters."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_config
+from safetensors.torch import save_file
+from test_modeling import labels_for
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    BeitConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
+    ResNetConfig,
+    SwinConfig,
+)
+
+from qlseg_hf import (
+    QLSegConfig,
+    QLSegForSemanticSegmentation,
+    QLSegImageProcessor,
+    QLSegViTConfig,
+    load_vit_weights,
+    segment,
+)
+from qlseg_hf.optimization import parameter_groups
+from qlseg_hf.training import add_lora, plain_model
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "drop_path_rate": 0.0}
+MLP = {"intermediate_size": 64}
+# configuration, and the weights (below `backbone.`) that no map depends on
+BACKBONES = {
+    "qlseg_vit": (QLSegViTConfig(**SIZES, **MLP, image_size=64, out_indices=[1, 2]), r"layers\.2\."),
+    "dinov2": (Dinov2Config(**SIZES, image_size=56, patch_size=14, out_indices=[1, 3]), r"embeddings\.mask_token"),
+    "dinov2-no-norm": (
+        Dinov2Config(**SIZES, image_size=56, patch_size=14, out_indices=[1, 3], apply_layernorm=False),
+        r"embeddings\.mask_token|layernorm\.",
+    ),
+    "dinov2-registers": (
+        Dinov2WithRegistersConfig(
+            **SIZES, image_size=56, patch_size=14, num_register_tokens=3, use_swiglu_ffn=True, out_indices=[0, 3]
+        ),
+        r"embeddings\.mask_token",
+    ),
+    "dinov3": (
+        DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=3, out_indices=[1, 2], use_gated_mlp=True),
+        r"embeddings\.mask_token|model\.layer\.2\.",
+    ),
+    "dinov3-last": (
+        DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=2, out_indices=[2, 3], pos_embed_shift=0.1),
+        r"embeddings\.mask_token",
+    ),
+    "beit": (
+        BeitConfig(**SIZES, **MLP, image_size=64, use_relative_position_bias=True, out_indices=[1, 3]),
+        "none",
+    ),
+    "beit-pretraining": (
+        BeitConfig(
+            **SIZES,
+            **MLP,
+            image_size=64,
+            use_absolute_position_embeddings=True,
+            use_shared_relative_position_bias=True,
+            use_mask_token=True,
+            use_mean_pooling=False,
+            out_indices=[1, 2, 3],
+        ),
+        r"beit\.embeddings\.mask_token|beit\.layernorm\.",
+    ),
+}
+
+
+def network(backbone, **overrides) -> QLSegForSemanticSegmentation:
+    """A tiny QLSeg on a backbone, with weights wide enough that its scores say something."""
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=5, backbone_config=copy.deepcopy(backbone), **overrides)
+    model = QLSegForSemanticSegmentation(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def frozen(model) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+
+
+def without_gradient(model) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+@torch.no_grad()
+def check_sizes(model):
+    """Every size: padded with zeros at the bottom and right to whole patches; a patch stands where it lies."""
+    patch = model.patch_size[0]
+    for size in ((4 * patch, 4 * patch), (2 * patch, 5 * patch), (3 * patch - 1, 2 * patch + 1), (1, 70)):
+        pixel_values = torch.randn(2, 3, *size)
+        output = model(pixel_values)
+        grid = tuple(-(-side // patch) for side in size)
+        assert output.logits.shape == (2, 5, *size) and output.logits.isfinite().all()
+        assert output.masks_queries_logits.shape == (2, 5, *grid)
+        padded = pixel_values.new_zeros(2, 3, *(n * patch for n in grid))
+        padded[:, :, : size[0], : size[1]] = pixel_values
+        assert torch.equal(model(padded).masks_queries_logits, output.masks_queries_logits)
+    pixel_values = torch.randn(1, 3, 2 * patch, 5 * patch)
+    changed = pixel_values.clone()
+    changed[:, :, patch:, 3 * patch : 4 * patch] += 1
+    for before, after in zip(model.backbone(pixel_values).feature_maps, model.backbone(changed).feature_maps):
+        assert (after - before).norm(dim=1).argmax() == 5 + 3  # class and register tokens would shift it
+
+
+def check_gradients(model):
+    """Two steps of DDP, which fails if a trainable parameter has no gradient."""
+    pixel_values = torch.randn(2, 3, 40, 75)
+    labels = labels_for(pixel_values, num_labels=5)
+    model.train()(pixel_values, labels=labels).loss.backward()
+    assert without_gradient(model) == frozen(model)
+    model.zero_grad()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    for _ in range(2):
+        parallel(pixel_values, labels=labels).loss.backward()
+    assert without_gradient(model) == frozen(model)
+    model.zero_grad()
+
+
+def check_round_trip(model, folder: Path):
+    """Folder and JSON; what is frozen stays so."""
+    config = QLSegConfig(**QLSegConfig.from_dict(model.config.to_dict()).to_dict())
+    assert config.to_json_string() == model.config.to_json_string()
+    model.eval().save_pretrained(folder)
+    again = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    pixel_values = torch.randn(1, 3, 40, 75)
+    assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
+    assert frozen(again) == frozen(model)
+    half = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.bfloat16)
+    assert half(pixel_values).logits.dtype == torch.bfloat16  # fp32 pictures are cast where they enter
+
+
+def check_segment(model):
+    patch = model.patch_size[0]
+    processor = QLSegImageProcessor(size={"shortest_edge": 3 * patch}, window_size=3 * patch, window_stride=2 * patch)
+    picture = np.random.default_rng(0).integers(0, 256, (50, 83, 3), dtype=np.uint8)
+    with torch.no_grad():
+        outputs = model(**processor(picture, return_tensors="pt"))
+    (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(50, 83)])
+    assert torch.equal(segment(model, processor, picture)[0], expected) and expected.shape == (50, 83)
+
+
+def check_groups(model, depth: int):
+    """Rates fall with depth, norms are not decayed, and every trainable parameter is in one group."""
+    groups = parameter_groups(model, 1.0, 0.01, layer_decay=0.5)
+    found = {id(parameter): group for group in groups for parameter in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups)
+    rates = set()
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in found) == parameter.requires_grad
+        if name.startswith("backbone.") and parameter.requires_grad:
+            group = found[id(parameter)]
+            rates.add(group["lr"])
+            assert (group["weight_decay"] == 0) == ("norm" in name), name
+    assert rates >= {0.5 ** (depth + 1), 0.5**depth, 0.5 ** (depth - 1)}  # embeddings, layers 0 and 1
+
+
+def check_lora(model, num_projections: int):
+    """Adapters where a gradient can reach them; the merged network computes what the trained one does."""
+    model = copy.deepcopy(model)
+    add_lora(model, rank=2)
+    pixel_values = torch.randn(2, 3, 40, 75)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        model.train()(pixel_values, labels=labels_for(pixel_values, num_labels=5)).loss.backward()
+        assert without_gradient(model) == frozen(model)
+        optimizer.step()
+        optimizer.zero_grad()
+    adapters = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    assert len(adapters) == 2 * num_projections and all(p.abs().sum() > 0 for p in adapters.values())
+    plain = plain_model(model, model.state_dict())
+    assert not any("lora" in name for name in plain.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(pixel_values).logits, model.eval()(pixel_values).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    store = tmp_path_factory.mktemp("process") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_backbone(kind, tmp_path, one_process):
+    config, unused = BACKBONES[kind]
+    model = network(config)
+    assert {name.removeprefix("backbone.") for name in frozen(model)} == {
+        name for name, _ in model.backbone.named_parameters() if re.match(unused, name)
+    }
+    assert model.patch_size == ((14, 14) if "dinov2" in kind else (16, 16))
+    check_sizes(model)
+    check_gradients(model)
+    check_round_trip(model, tmp_path)
+    check_segment(model)
+    check_groups(model, depth=3)
+    check_lora(model, num_projections=4 * (2 if kind in ("dinov3", "qlseg_vit") else 3))
+
+
+@pytest.mark.slow
+def test_compilation():
+    """DINOv3's forward compiles as one graph, for a second size too."""
+    model = network(BACKBONES["dinov3-last"][0])
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((40, 75), (64, 33)):
+            other = torch.randn(1, 3, *size)
+            torch.testing.assert_close(compiled(other).logits, model(other).logits, atol=1e-5, rtol=0)
+
+
+def test_gradient_checkpointing():
+    """DINOv3's layers are checkpointed like ours."""
+    model = network(BACKBONES["dinov3-last"][0])
+    pixel_values = torch.randn(1, 3, 40, 75)
+
+    def gradients():
+        torch.manual_seed(3)  # same dropout, same shift of positions
+        model.zero_grad()
+        model(pixel_values, labels=labels_for(pixel_values, num_labels=5)).loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    model.train()
+    plain = gradients()
+    model.gradient_checkpointing_enable()
+    assert all(layer.gradient_checkpointing for layer in model.backbone.model.layer)
+    found = gradients()
+    assert found.keys() == plain.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=1e-5)
+
+
+WRONG = {
+    "widths": (SwinConfig(embed_dim=24, depths=[1, 1], num_heads=[2, 2], out_indices=[1, 2]), "maps of one width"),
+    "grids": (
+        ResNetConfig(hidden_sizes=[32, 32], depths=[1, 1], embedding_size=32, out_indices=[1, 2]),
+        "ResNetBackbone has no patch size; a plain ViT",
+    ),
+    "pyramid": (
+        BeitConfig(**SIZES | {"num_hidden_layers": 4}, **MLP, image_size=64, add_fpn=True, out_indices=[1, 2, 3, 4]),
+        r"BeitBackbone gives maps \[\(1, 32, 8, 12\), .* \(1, 32, 2, 3\).* are wanted; choose a plain ViT.*add_fpn",
+    ),
+    "tokens": (
+        Dinov2Config(**SIZES, image_size=56, patch_size=14, reshape_hidden_states=False, out_indices=[1, 3]),
+        r"Dinov2Backbone gives maps \[\(1, 7, 32\).* with reshape_hidden_states",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_no_plain_vit(kind):
+    config, message = WRONG[kind]
+    with pytest.raises(ValueError, match=message):
+        network(config)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
+def test_wrong_pictures(kind):
+    for shape in ((1, 4, 32, 32), (3, 32, 32)):
+        with pytest.raises(ValueError, match=r"\(B, 3, H, W\) is wanted"):
+            network(BACKBONES[kind][0])(torch.randn(shape))
+
+
+# -------------------------------------------------------------------------------------------------- pretrained weights
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov2-registers", "dinov3", "beit", "beit-pretraining"])
+def test_pretrained_weights(kind, tmp_path):
+    """From what AutoModel saves, with a head where there is one, into an encoder with other stages and rates."""
+    config = copy.deepcopy(BACKBONES[kind][0])
+    source_class = AutoModel if kind in ("dinov3", "beit-pretraining") else AutoModelForImageClassification
+    torch.manual_seed(1)
+    source = source_class.from_config(config).eval()
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    source.save_pretrained(tmp_path)
+    config.out_indices, config.drop_path_rate = [0, 2, 3], 0.1
+    model = network(config)
+    assert load_vit_weights(model.backbone, tmp_path) is model.backbone
+    assert not model.training and model.backbone.config.out_indices == [0, 2, 3]
+    assert len(frozen(model)) == len(model.unused_weights)
+    pixel_values = torch.randn(1, 3, 56, 112)  # whole patches of 14; of 16 it is cut off below
+    pixel_values = pixel_values[:, :, : 56 // model.patch_size[0] * model.patch_size[0]]
+    base = getattr(source, source.base_model_prefix) if source_class is not AutoModel else source
+    with torch.no_grad():
+        states = base(pixel_values, output_hidden_states=True).hidden_states
+        maps = model.backbone(pixel_values).feature_maps
+        norm = getattr(model.backbone, "layernorm", getattr(model.backbone, "norm", torch.nn.Identity()))
+    for stage, found in zip((0, 2, 3), maps):
+        expected = norm(states[stage])[:, -found[0, 0].numel() :]  # class and register tokens come first
+        torch.testing.assert_close(found.flatten(2).transpose(1, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_hub_naming(tmp_path):
+    """DINOv3's repositories hold `layer.0...`; the encoder's own names begin with `model.`."""
+    config = copy.deepcopy(BACKBONES["dinov3"][0])
+    source = network(config).backbone
+    source.save_pretrained(tmp_path)
+    weights = {key.removeprefix("model."): value for key, value in source.state_dict().items()}
+    assert sum(key.startswith("layer.0.") for key in weights) > 10
+    save_file(weights, tmp_path / "model.safetensors")
+    torch.manual_seed(5)
+    model = QLSegForSemanticSegmentation(tiny_config(num_labels=5, backbone_config=config))
+    load_vit_weights(model.backbone, tmp_path)
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_hidden_layers": 4, "out_indices": [1, 4]}, r"missing \(model.layer.3"),
+        ({"num_hidden_layers": 2}, r"unexpected \(model.layer.2"),
+        (
+            {"intermediate_size": 48},
+            r"15 misshapen \(model.layer.0.mlp.* \(32, 64\) instead of \(32, 48\)",
+        ),
+        (
+            {"num_attention_heads": 2},
+            "has num_attention_heads 4, the encoder 2; set backbone_config.num_attention_heads",
+        ),
+        ({"rope_theta": 50.0}, "has rope_theta 100.0, the encoder 50.0"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(changes, message, tmp_path):
+    config = BACKBONES["dinov3"][0]
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    values = {key: value for key, value in config.to_dict().items() if key not in ("out_features", "stage_names")}
+    backbone = network(type(config)(**values | changes)).backbone
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_vit_weights(backbone, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    with pytest.raises(ValueError, match="is a dinov3_vit, the encoder a beit; make them one kind"):
+        load_vit_weights(network(BACKBONES["beit"][0]).backbone, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ packages that lie apart
+
+
+@pytest.mark.parametrize(
+    "package, folder, script", [("timm", "apart", "timm_vit.py"), ("torchao",) * 2 + ("torchao_int8.py",)]
+)
+def test_optional_package(package, folder, script):
+    """`make` installs them apart from the rest, so the tests run in a process of their own."""
+    place = Path(sys.prefix) / folder
+    if not (place / package).is_dir():
+        pytest.importorskip(package)
+    environment = os.environ | {"PYTHONPATH": str(place)}
+    command = [sys.executable, ROOT / "tests" / script]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,76 @@
+"""timm's ViTs under the decoder: `python tests/timm_vit.py`, which tests/test_backbones.py does.
+
+A process of its own, because timm brings torchvision, which the other tests go without.
+"""
+
+import copy
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+if __name__ == "__main__":
+    library = torch.library.Library("torchvision", "DEF")  # a CPU build of torch finds torchvision without operators
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    sys.exit(pytest.main(["-q", __file__]))
+
+import timm  # noqa: E402
+from test_backbones import (  # noqa: E402
+    check_gradients,
+    check_groups,
+    check_lora,
+    check_round_trip,
+    check_segment,
+    check_sizes,
+    frozen,
+    network,
+    one_process,  # noqa: F401
+)
+from transformers import TimmBackboneConfig  # noqa: E402
+
+from qlseg_hf import load_vit_weights  # noqa: E402
+from qlseg_hf.training import add_lora  # noqa: E402
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "vit_small_patch16_dinov3"])
+def test_timm_backbone(name, tmp_path, one_process):  # noqa: F811
+    model = network(TimmBackboneConfig(backbone=name, out_indices=[0, 2]))
+    assert model.patch_size == (16, 16) and not frozen(model)  # timm cuts off what is not used
+    check_sizes(model)
+    check_gradients(model)
+    check_round_trip(model, tmp_path)
+    check_segment(model)
+    check_groups(model, depth=3)
+    check_lora(model, num_projections=2 * 3)
+
+
+@torch.no_grad()
+def test_weights(tmp_path):
+    source = timm.create_model("test_vit", num_classes=7).eval()
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    model = network(TimmBackboneConfig(backbone="test_vit", out_indices=[0, 2]))
+    before = copy.deepcopy(model.backbone.state_dict())
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        load_vit_weights(model.backbone, place)
+    assert any(not torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
+    size = source.patch_embed.img_size
+    pixel_values = torch.randn(1, 3, *size)
+    expected = source.forward_intermediates(pixel_values, indices=[0, 2], intermediates_only=True)
+    for found, wanted in zip(model.backbone(pixel_values).feature_maps, expected):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    other = network(TimmBackboneConfig(backbone="test_vit2", out_indices=[0, 2])).backbone
+    with pytest.raises(ValueError, match="does not fit this encoder: .*missing"):
+        load_vit_weights(other, tmp_path)
+
+
+def test_one_size_only():
+    with pytest.raises(ValueError, match="timm's beit_base_patch16_224 takes pictures of one size"):
+        network(TimmBackboneConfig(backbone="beit_base_patch16_224", out_indices=[0, 2]))
+
+
+def test_lora_would_do_nothing():
+    model = network(TimmBackboneConfig(backbone="vit_tiny_patch16_dinov3_qkvb", out_indices=[0, 2]))
+    with pytest.raises(ValueError, match="no attention of vit_tiny_patch16_dinov3_qkvb that takes adapters"):
+        add_lora(model, rank=2)
