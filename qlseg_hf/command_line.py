@@ -10,10 +10,10 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_status(program: str, function: Callable, *arguments) -> int:
-    """Run `function`; 0, or 1 after printing the sentence of an OSError, TypeError or ValueError."""
+    """Run `function`; 0, or 1 after printing the sentence of an ImportError, OSError, TypeError or ValueError."""
     try:
         function(*arguments)
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"{program}: {first_line(error)}", file=sys.stderr)
         return 1
     return 0
