@@ -3,9 +3,9 @@
 
     python examples/export_onnx.py MODEL OUT.onnx [--without_logits]
 
-MODEL is a folder or a Hub id. OUT.onnx takes any batch, height and width, and holds the settings of the processor too;
-`qlseg_hf.onnx_model.OnnxQLSeg.from_pretrained("OUT.onnx")` takes the model's place in `qlseg_hf.segment`. The report is
-printed and written to OUT_report.json. A ViT-B takes a minute and 700 MB of disk on a CPU.
+MODEL is a folder or a Hub id. OUT.onnx takes any batch, height and width, and holds the settings of the processor too:
+`OnnxQLSeg.from_pretrained("OUT.onnx")` of `qlseg_hf.onnx_model` takes the model's place in `qlseg_hf.segment`. The
+report is printed and written to OUT_report.json. A ViT-B takes a minute or two and 690 MB of disk.
 """
 
 import argparse
