@@ -30,10 +30,10 @@ def sentence(error: BaseException) -> str:
 
 
 def exit_status(program: str, function: Callable, *arguments) -> int:
-    """Run `function`; 0, or 1 after printing the sentence of an OSError, TypeError, ValueError or the Hub's error."""
+    """Run `function`; 0, or 1 after printing the sentence of an error of input, package, system or Hub."""
     try:
         function(*arguments)
-    except (OSError, TypeError, ValueError, HTTPError) as error:
+    except (ImportError, OSError, TypeError, ValueError, HTTPError) as error:
         print(f"{program}: {sentence(error)}", file=sys.stderr)
         return 1
     return 0

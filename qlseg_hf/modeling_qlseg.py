@@ -154,7 +154,7 @@ class QLSegViTEmbeddings(nn.Module):
 
 def resize_positions(positions: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
     """(1, N, D) position embeddings of grid `old` on grid `new`: bicubic, half-pixel centres, no antialias."""
-    if old == new:
+    if not torch.compiler.is_exporting() and old == new:  # an exported graph is for every grid
         return positions
     maps = positions.transpose(1, 2).unflatten(2, old)  # (1, D, h, w)
     # in fp32: bicubic resampling drifts in half precision
@@ -364,7 +364,7 @@ class QLSegPixelEncoder(nn.Module):
         position = (code + self.level_embeddings[:, None]).flatten(0, 1)  # (L * N, D)
         for layer in self.layers:
             x = layer(x, position, grid)
-        return x.chunk(len(maps), dim=1)
+        return x.unflatten(1, (len(maps), -1)).unbind(1)
 
 
 # -------------------------------------------------------------- decoder: attention to mask, L query sets, T blocks

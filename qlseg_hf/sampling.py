@@ -40,7 +40,7 @@ def position_code(grid: Grid, width: int, temperature: float, device: torch.devi
     codes = []
     for side in grid:
         place = torch.arange(1, side + 1, device=device).float()
-        angle = 2 * math.pi * place / (place[-1:] + 1e-6)
+        angle = 2 * math.pi * place / (place.amax(0) + 1e-6)
         angle = angle[:, None] / frequency  # (side, half)
         codes.append(torch.where(index % 2 == 0, angle.sin(), angle.cos()))
     y, x = codes
@@ -51,8 +51,9 @@ def position_code(grid: Grid, width: int, temperature: float, device: torch.devi
 @cached_per_grid
 def cells(grid: Grid, levels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y of every token's own cell, (L * N, 1, 1, 1) fp32 each."""
-    cell = torch.arange(grid[0] * grid[1], device=device).repeat(levels)[:, None, None, None]
-    return (cell % grid[1]).float(), (cell // grid[1]).float()
+    y, x = (torch.arange(side, device=device).float() for side in grid)
+    y = y[:, None].expand(-1, grid[1]).flatten()
+    return x.repeat(levels * grid[0])[:, None, None, None], y.repeat(levels)[:, None, None, None]
 
 
 @cached_per_grid
@@ -82,10 +83,27 @@ def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Ten
     """
     batch, length, heads, width = value.shape
     rows, shares = corners(offsets, weights, grid, batch)
+    if torch.compiler.is_exporting():
+        return sum_gathered(value, rows, shares.to(value.dtype))
     bags = (batch * length * heads, -1)
     shares = shares.to(value.dtype).view(bags)
     out = F.embedding_bag(rows.view(bags), value.reshape(-1, width), mode="sum", per_sample_weights=shares)
     return out.view(batch, length, heads * width)
+
+
+def sum_gathered(value: torch.Tensor, rows: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """`sample_levels` for exported graphs, whose formats have no `embedding_bag`: rows are gathered, then summed.
+
+    One level at a time: what is gathered at once is 4 * points times as large as `value`. As a product of matrices the
+    sum takes onnxruntime half as long as multiplied and added.
+    """
+    flat, out = value.flatten(0, 2), None  # (B * L * N * heads, c)
+    for level in range(rows.shape[5]):
+        bags = rows[..., level, :].flatten(3)  # (B, L * N, heads, 4 * points)
+        taken = flat.index_select(0, bags.flatten()).unflatten(0, bags.shape)
+        part = shares[..., level, :].flatten(3)[..., None, :] @ taken  # (B, L * N, heads, 1, c)
+        out = part if out is None else out + part
+    return out.flatten(2)
 
 
 def corners(offsets: torch.Tensor, weights: torch.Tensor, grid: Grid, batch: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,7 +37,7 @@ def combine(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[i
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(mask_logits) is not torch.Tensor
     if is_traced or mask_logits.requires_grad or class_logits.requires_grad:
         masks = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False).sigmoid()  # (B, K, H, W)
-        return torch.einsum("bkc,bkyx->bcyx", class_probs, masks)
+        return (class_probs.transpose(1, 2) @ masks.flatten(2)).unflatten(2, size)  # einsum is slow in onnxruntime
     height, width = size
     scores = mask_logits.new_empty(*mask_logits.shape[:2], height, width)
     num_rows = max(1, block_pixels(mask_logits.shape[1], mask_logits.device) // width)

@@ -1,0 +1,186 @@
+"""QLSeg as an ONNX file: writing it, and running it with onnxruntime in place of the PyTorch network.
+
+The file holds one graph for any batch, height and width, in fp32 and operators of the ONNX standard, and as metadata
+the configurations of network and image processor, so that nothing else is needed to segment pictures.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from .configuration_qlseg import QLSegConfig, as_pair
+from .image_processing_qlseg import QLSegImageProcessor
+from .modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput
+from .scores import combine
+
+OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits")
+AXES = {0: "batch", 2: "height", 3: "width"}
+CONFIG, PROCESSOR = "qlseg_config", "qlseg_image_processor"  # keys of the file's metadata
+OPSET = 20  # the first with Gelu
+MOST_BYTES = 2**31 - 2**24  # of weights in one file: protobuf's limit, less what the graph takes
+
+
+def optional(name: str) -> ModuleType:
+    """Import a package of the extra `export`; ImportError says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{error.name} is missing; install it with: pip install "qlseg-hf[export]"') from error
+
+
+class GraphOutputs(nn.Module):
+    """A network whose forward returns a tuple of outputs."""
+
+    def __init__(self, model: QLSegForSemanticSegmentation, names: tuple[str, ...]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = self.model(pixel_values=pixel_values, output_logits="logits" in self.names, return_dict=True)
+        return tuple(outputs[name] for name in self.names)
+
+
+def onnx_program(model: QLSegForSemanticSegmentation, outputs: tuple[str, ...]) -> torch.onnx.ONNXProgram:
+    """The graph of a network in inference mode, for any batch, height and width; see `write_onnx`."""
+    backbone = model.config.backbone_config
+    height, width = as_pair(backbone.patch_size)
+    # sides that no number of patches fills: what happens to whole ones must not become the rule
+    pixel_values = torch.zeros(2, backbone.num_channels, 5 * height + 3, 7 * width + 1)
+    was_training, own, its = model.training, model.config._attn_implementation, backbone._attn_implementation
+    graph = GraphOutputs(model, outputs).eval()
+    model.set_attn_implementation("eager")  # the others guard against rows without any key, which do not exist here
+    try:
+        return torch.onnx.export(
+            graph,
+            (pixel_values,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["pixel_values"],
+            output_names=outputs,
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in AXES.items()},),
+            verbose=False,
+        )
+    finally:
+        model.set_attn_implementation({"": own, "backbone_config": its})
+        model.train(was_training)
+
+
+def write_onnx(
+    model: QLSegForSemanticSegmentation,
+    processor: QLSegImageProcessor,
+    path: str | Path,
+    with_logits: bool = True,
+    check: Callable[[Path], None] = lambda path: None,
+) -> None:
+    """Write a network as an ONNX file. It is written beside `path` and moved there, so `path` is never half a model.
+
+    Args:
+        model: in fp32 on a CPU, in any mode; the graph is that of inference.
+        processor: how its pictures are made, for `OnnxQLSeg`.
+        path: of the file. Weights beyond 2 GiB, the most that an ONNX file can hold, go into PATH.data beside it.
+        with_logits: has the graph the output `logits` too? It takes a tenth of the time, whether asked for or not,
+            and `segment` has no use for it.
+        check: called with the finished file before it is moved; if it raises, nothing is moved.
+
+    Raises:
+        ImportError: an optional package is missing.
+        ValueError: the network is not in fp32 on a CPU.
+    """
+    for name in ("onnx", "onnxscript"):
+        optional(name)
+    if (model.dtype, model.device.type) != (torch.float32, "cpu"):
+        raise ValueError(f"the model is {model.dtype} on {model.device}; call model.float().cpu() before the export")
+    path = Path(path)
+    program = onnx_program(model, OUTPUTS if with_logits else OUTPUTS[:2]).model
+    for part in (program.graph, *program.graph, *program.graph.inputs, *program.graph.outputs):
+        part.metadata_props.clear()  # the exporter's notes: stack traces, with the paths of this machine
+    for value in (value for node in program.graph for value in node.outputs):
+        value.metadata_props.clear()
+    program.metadata_props.clear()
+    program.metadata_props[CONFIG] = model.config.to_json_string(use_diff=False)
+    program.metadata_props[PROCESSOR] = processor.to_json_string()
+    data = f"{path.name}.data" if sum(weights.nbytes for weights in model.parameters()) > MOST_BYTES else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        beside = Path(folder) / path.name
+        optional("onnx_ir").save(program, beside, external_data=data)
+        check(beside)
+        if data is not None:
+            path.unlink(missing_ok=True)  # a kill between the two moves must not leave a graph with other weights
+            os.replace(beside.with_name(data), path.with_name(data))
+        os.replace(beside, path)
+
+
+class OnnxQLSeg:
+    """An exported network in place of the PyTorch one: for `segment`, and called like it. On a CPU, in fp32.
+
+    `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
+    """
+
+    device, dtype, training = torch.device("cpu"), torch.float32, False
+
+    def __init__(self, session, config: QLSegConfig, processor: QLSegImageProcessor):
+        self.session, self.config, self.processor = session, config, processor
+        self.outputs = [output.name for output in session.get_outputs()]
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "OnnxQLSeg":
+        """Load a file that `write_onnx` has written.
+
+        Raises:
+            ImportError: onnxruntime is missing.
+            FileNotFoundError, ValueError: there is no such file, it is no ONNX file, or not of a QLSeg network.
+        """
+        onnxruntime = optional("onnxruntime")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path}; examples/export_onnx.py writes one")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions have no other base
+            raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
+        metadata = session.get_modelmeta().custom_metadata_map
+        if not {CONFIG, PROCESSOR} <= set(metadata):
+            raise ValueError(f"{path} says nothing of a QLSeg network; write it with examples/export_onnx.py")
+        config = QLSegConfig.from_dict(json.loads(metadata[CONFIG]))
+        return cls(session, config, QLSegImageProcessor.from_dict(json.loads(metadata[PROCESSOR])))
+
+    def eval(self) -> "OnnxQLSeg":
+        return self
+
+    def train(self, mode: bool = True) -> "OnnxQLSeg":
+        """Does nothing if `mode` is False; ValueError otherwise."""
+        if mode:
+            raise ValueError("an exported network cannot be trained; train the PyTorch one and export it again")
+        return self
+
+    def __call__(
+        self,
+        pixel_values: torch.Tensor,
+        window_offsets: torch.Tensor | None = None,
+        output_logits: bool | None = None,
+    ) -> QLSegOutput:
+        """As `QLSegForSemanticSegmentation.forward`; ValueError if `pixel_values` has the wrong shape."""
+        channels = self.config.backbone_config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {channels}, H, W) is wanted")
+        found = self.session.run(self.outputs, {"pixel_values": pixel_values.numpy()})
+        outputs = {name: torch.from_numpy(array) for name, array in zip(self.outputs, found)}
+        logits = outputs.pop("logits", None)
+        if output_logits is False:
+            logits = None
+        elif logits is None:
+            size = tuple(pixel_values.shape[-2:])
+            logits = combine(outputs["class_queries_logits"], outputs["masks_queries_logits"], size)
+        return QLSegOutput(logits=logits, window_offsets=window_offsets, **outputs)
+
+
+__all__ = ["OnnxQLSeg", "write_onnx"]
