@@ -26,9 +26,11 @@ kernel = triton.jit if triton is not None else lambda function: function
 
 def can_launch() -> bool:
     """Triton is there, and so are the C compiler and Python's headers: it builds its launcher on the spot."""
+    if triton is None:
+        return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    include = sysconfig.get_paths("posix_prefix")["include"]
-    return triton is not None and bool(compiler) and Path(include, "Python.h").exists()
+    headers = Path(sysconfig.get_path("include", "posix_prefix"))
+    return bool(compiler) and (headers / "Python.h").exists()
 
 
 CAN_LAUNCH = can_launch()  # looked up once: a traced function cannot search the disk
