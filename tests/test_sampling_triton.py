@@ -162,33 +162,37 @@ class Recorder(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-def takes_kernel(width: int = 8, dtype: torch.dtype = torch.float32, device: str = "cuda") -> bool:
+def takes_kernel(device: str) -> bool:
     """Which way `sample_levels` goes; fake tensors stand for those of a GPU."""
     with FakeTensorMode(), Recorder() as recorder:
-        value = torch.empty(1, 12, 2, width, dtype=dtype, device=device)
-        tensors = value, torch.empty(1, 12, 2, 2, 3, 2, device=device), torch.empty(1, 12, 2, 2, 3, device=device)
-        assert sampling.sample_levels(*tensors, (2, 3)).shape == (1, 12, 2 * width)
+        shapes = (1, 12, 2, 8), (1, 12, 2, 2, 3, 2), (1, 12, 2, 2, 3)
+        tensors = [torch.empty(shape, device=device) for shape in shapes]
+        assert sampling.sample_levels(*tensors, (2, 3)).shape == (1, 12, 16)
     kernel, bags = "qlseg::sample_levels" in recorder.names, "embedding_bag" in str(recorder.names)
     assert kernel != bags, recorder.names
     return kernel
 
 
 def test_which_way_is_taken(monkeypatch):
+    def suits(width: int = 8, dtype: torch.dtype = torch.float32) -> bool:
+        with FakeTensorMode():
+            return sampling_triton.suits(torch.empty(1, 12, 2, width, dtype=dtype, device="cuda"))
+
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
-    assert takes_kernel() and takes_kernel(256, torch.bfloat16)
-    assert not takes_kernel(device="cpu")
-    assert not takes_kernel(257)
-    assert not takes_kernel(dtype=torch.float64)  # the kernel adds up in fp32
+    assert takes_kernel("cuda") and not takes_kernel("cpu")
+    assert suits() and suits(256, torch.bfloat16)
+    assert not suits(257)
+    assert not suits(dtype=torch.float64)  # the kernel adds up in fp32
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_exporting", lambda: True)
-        assert not takes_kernel()
+        assert not suits()
     torch.use_deterministic_algorithms(True)
     try:
-        assert not takes_kernel()
+        assert not suits()
     finally:
         torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", False)
-    assert not takes_kernel()
+    assert not suits()
 
 
 def copy_of_module(folder: Path):
@@ -203,7 +207,7 @@ def copy_of_module(folder: Path):
 def test_a_copy_shares_the_operators(tmp_path, monkeypatch):
     assert copy_of_module(tmp_path).forward is not sampling_triton.forward
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
-    assert takes_kernel()  # the package still reaches them
+    assert takes_kernel("cuda")  # the package still reaches them
 
 
 def test_imports_without_triton(tmp_path, monkeypatch):
