@@ -9,6 +9,8 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
+from .sampling_triton import fused_sample_levels, suits
+
 Grid = tuple[int, int]  # (h, w) in patches
 
 
@@ -79,8 +81,11 @@ def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Ten
 
     Returns:
         (B, L * N, heads * c). Every value is read once: a bag of the 4 corners of all points is summed in one pass,
-        instead of writing each sample out as `grid_sample` does.
+        instead of writing each sample out as `grid_sample` does. GPUs with Triton get the kernel of
+        `sampling_triton`, unless the model is exported or deterministic algorithms are asked for.
     """
+    if suits(value):
+        return fused_sample_levels(value, offsets, weights, grid)
     batch, length, heads, width = value.shape
     rows, shares = corners(offsets, weights, grid, batch)
     if torch.compiler.is_exporting():
