@@ -213,7 +213,7 @@ def label_map_at_once(scores, size):
 
 def run_tricks(args) -> dict:
     """Each trick taken back alone, in inference; the loss's is part of `training`."""
-    from qlseg_hf import modeling_qlseg
+    from qlseg_hf import modeling_qlseg, sampling
     from qlseg_hf.scores import label_map_from_scores
 
     model = build(args)
@@ -226,10 +226,16 @@ def run_tricks(args) -> dict:
 
         return inference(run)
 
+    def without_cache():
+        for function in (sampling.position_code, sampling.cells, sampling.first_rows):
+            function.cache_clear()
+        model(pixels)
+
     variants = {
         "as it is": inference(lambda: model(pixels)),
         "grid_sample instead of bags of corners": without("sample_levels", grid_sample_levels),
         "scores at once instead of in blocks": without("combine", combine_at_once),
+        "position codes and grids made anew": inference(without_cache),
     }
     rows = take_turns(variants, "as it is", args.repeats, args.device)
     with torch.inference_mode():

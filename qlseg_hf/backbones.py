@@ -61,8 +61,8 @@ def whole_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_c
     """
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
         raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {num_channels}, H, W) is wanted")
-    # floor division, because torch.compile (2.13) fails on the remainder of a symbolic size
-    missing = [-(-side // patch) * patch - side for side, patch in zip(pixel_values.shape[-2:], patch_size)]
+    # floor division of positive numbers: torch 2.13 compiles no remainder and exports no negative of a symbolic size
+    missing = [(side + patch - 1) // patch * patch - side for side, patch in zip(pixel_values.shape[-2:], patch_size)]
     return F.pad(pixel_values, (0, missing[1], 0, missing[0]))
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import FIXTURES, ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from qlseg_hf.configuration_qlseg import RELEASES
 
@@ -46,6 +47,8 @@ def place(tmp_path, monkeypatch):
     vit = tmp_path / "timm" / "vit_large_patch16_384.augreg_in21k_ft_in1k"
     vit.mkdir(parents=True)
     save_file(load_file(FIXTURES / "imagenet_vit" / "timm_vit.safetensors"), vit / "model.safetensors")
+    small = {"hidden_size": 32, "num_hidden_layers": 24, "num_attention_heads": 2, "intermediate_size": 32}
+    DINOv3ViTModel(DINOv3ViTConfig(**small)).save_pretrained(tmp_path / "facebook" / "dinov3-vitl16-pretrain-lvd1689m")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -71,7 +74,7 @@ def test_commands(place):
                 )
                 assert done.returncode == 0, done.stderr
                 ran += 1
-    assert ran == 2 and (place / "out" / "picture_overlay.png").is_file()
+    assert ran == 3 and (place / "out" / "picture_overlay.png").is_file()
 
 
 def test_make_targets():
