@@ -205,7 +205,9 @@ def copy_of_module(folder: Path):
 
 
 def test_a_copy_shares_the_operators(tmp_path, monkeypatch):
+    registered = torch.ops.qlseg.sample_levels.default
     assert copy_of_module(tmp_path).forward is not sampling_triton.forward
+    assert torch.ops.qlseg.sample_levels.default is registered
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
     assert takes_kernel("cuda")  # the package still reaches them
 
