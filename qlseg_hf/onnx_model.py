@@ -85,8 +85,8 @@ def write_onnx(
         model: in fp32 on a CPU, in any mode; the graph is that of inference.
         processor: how its pictures are made, for `OnnxQLSeg`.
         path: of the file. Weights beyond 2 GiB, the most that an ONNX file can hold, go into PATH.data beside it.
-        with_logits: has the graph the output `logits` too? It takes a tenth of the time, whether asked for or not,
-            and `segment` has no use for it.
+        with_logits: has the graph the output `logits` too? onnxruntime computes it whether asked for or not, and
+            `segment` has no use for it.
         check: called with the finished file before it is moved; if it raises, nothing is moved.
 
     Raises:
