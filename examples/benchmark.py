@@ -9,7 +9,7 @@ MODE is one or several of
     picture   JPEG file to label map, and what of it the network takes
     training  forward, loss and backward of encoder and whole network, and the whole step with AdamW
     loading   augmented training pictures per second and worker
-    peers     EoMT-L, Mask2Former Swin-L, UperNet-BEiT-L, SegFormer-B5 of transformers, random weights, same size
+    peers     EoMT-L, Mask2Former Swin-L (these need scipy), UperNet-BEiT-L, SegFormer-B5 of transformers, same size
 Without a mode: forward, picture, training. Weights are random; results do not depend on them.
 
 Everything that is compared takes turns, so that a slow minute of the machine meets all alike; a ratio is the median

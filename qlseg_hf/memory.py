@@ -22,8 +22,12 @@ class MemoryPlan:
     After `strips` has begun on a picture, `window_batch_size` is the number of windows per forward pass.
     """
 
-    def __init__(self, config: QLSegConfig, window_batch_size: int, max_memory_mb: float | None):
+    def __init__(
+        self, config: QLSegConfig, window_batch_size: int, max_memory_mb: float | None, patch_size: tuple | None = None
+    ):
         self.config, self.most_windows, self.max_memory_mb = config, window_batch_size, max_memory_mb
+        # timm's configurations do not say; the network does
+        self.patch_size = patch_size or as_pair(config.backbone_config.patch_size)
         self.window_batch_size = window_batch_size
 
     def strips(self, size: tuple[int, int], layout: list) -> Iterator[tuple[Span, Span]]:
@@ -80,15 +84,14 @@ class MemoryPlan:
         )
 
     def num_tokens(self, window_pixels: int) -> int:
-        patch = as_pair(getattr(self.config.backbone_config, "patch_size", None) or 16)
-        return ceil(window_pixels / (patch[0] * patch[1]))
+        return ceil(window_pixels / (self.patch_size[0] * self.patch_size[1]))
 
     def window_bytes(self, window_pixels: int) -> int:
         """What is kept of a window: class probabilities and mask logits, fp32."""
         return 4 * self.config.num_labels * (self.config.num_labels + self.num_tokens(window_pixels))
 
     def forward_bytes(self, window_pixels: int) -> int:
-        """What a window adds to a forward pass, in fp32; measured values lie below (`tests/test_memory.py`)."""
+        """What a window adds to a forward pass, in fp32; what was measured lies below it."""
         backbone = self.config.backbone_config
         width = getattr(backbone, "hidden_size", None) or 1024
         levels = len(backbone.out_indices)

@@ -162,7 +162,7 @@ def segment(
     if window_batch_size < 1:
         raise ValueError(f"window_batch_size is {window_batch_size}; it must be at least 1")
     wanted = None if labels is None else label_numbers(labels, model.config.label2id)
-    memory = MemoryPlan(model.config, window_batch_size, max_memory_mb)
+    memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
     targets: list[Target] = []
     strips: deque[Strip] = deque()
     batch: list[tuple[Window, torch.Tensor]] = []

@@ -82,6 +82,7 @@ def test_multiplications():
 
 @pytest.mark.slow
 def test_peers():
+    pytest.importorskip("scipy", reason="EoMT and Mask2Former ask for scipy")
     """Built on the meta device: the right networks, by their number of parameters in millions."""
     with torch.device("meta"):
         found = {name: make().num_parameters() / 1e6 for name, make in benchmark.peers(640).items()}

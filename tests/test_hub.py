@@ -107,7 +107,8 @@ def test_another_number_of_shards_replaces_the_old_weights(hub, tiny_model):
         tiny_model.push_to_hub("me/net", max_shard_size=size)
         assert_same_weights(load(), tiny_model)
     files = hub.files("me/net")
-    assert [name for name in files if name.endswith(".safetensors")] == ["model.safetensors"] and files["notes.txt"] == b"1"
+    assert [name for name in files if name.endswith(".safetensors")] == ["model.safetensors"]
+    assert files["notes.txt"] == b"1"
     WINDOW.push_to_hub("me/net")
     assert "model.safetensors" in hub.files("me/net")
 
