@@ -35,17 +35,19 @@ def combine(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[i
     class_probs = class_logits.softmax(dim=-1)[..., :-1]  # "no object" is left out of the sum, not of the softmax
     # a graph is written as the formula: blocks are for running it as it stands, on real tensors
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(mask_logits) is not torch.Tensor
-    if is_traced or mask_logits.requires_grad or class_logits.requires_grad:
+    if is_traced or mask_logits.is_meta or mask_logits.requires_grad or class_logits.requires_grad:
         masks = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False).sigmoid()  # (B, K, H, W)
         return (class_probs.transpose(1, 2) @ masks.flatten(2)).unflatten(2, size)  # einsum is slow in onnxruntime
     height, width = size
     scores = mask_logits.new_empty(*mask_logits.shape[:2], height, width)
     num_rows = max(1, block_pixels(mask_logits.shape[1], mask_logits.device) // width)
-    for plane, probs, maps in zip(scores, class_probs.transpose(1, 2).contiguous(), mask_logits.float()):
-        for start in range(0, height, num_rows):
-            stop = min(start + num_rows, height)
-            masks = mask_block(maps, size, (start, stop), (0, width)).to(probs.dtype)  # (K, rows * W)
-            torch.mm(probs, masks, out=plane.flatten(1)[:, start * width : stop * width])
+    class_probs = class_probs.transpose(1, 2).to(scores.dtype).contiguous()  # autocast makes a softmax fp32
+    with torch.autocast(scores.device.type, enabled=False):  # upsampling is a product here, which it would round
+        for plane, probs, maps in zip(scores, class_probs, mask_logits.float()):
+            for start in range(0, height, num_rows):
+                stop = min(start + num_rows, height)
+                masks = mask_block(maps, size, (start, stop), (0, width)).to(probs.dtype)  # (K, rows * W)
+                torch.mm(probs, masks, out=plane.flatten(1)[:, start * width : stop * width])
     return scores
 
 
@@ -165,10 +167,11 @@ def label_map_from_scores(plane: torch.Tensor, size: tuple[int, int]) -> torch.T
     """(K, h, w) scores -> (H, W) int64 labels on the CPU: the best label of the scores resized to `size`."""
     label_map = torch.empty(size, dtype=torch.int64)
     plane, old = plane.float(), tuple(plane.shape[1:])
-    for rows, columns in blocks((0, size[0]), (0, size[1]), block_pixels(len(plane), plane.device)):
-        (top, bottom), (left, right) = sources(old, size, rows, columns)
-        labels = best_labels(plane[:, top:bottom, left:right], old, size, rows, columns)
-        label_map[slice(*rows), slice(*columns)] = labels.cpu()
+    with torch.autocast(plane.device.type, enabled=False):  # label numbers beyond 256 are no bf16 numbers
+        for rows, columns in blocks((0, size[0]), (0, size[1]), block_pixels(len(plane), plane.device)):
+            (top, bottom), (left, right) = sources(old, size, rows, columns)
+            labels = best_labels(plane[:, top:bottom, left:right], old, size, rows, columns)
+            label_map[slice(*rows), slice(*columns)] = labels.cpu()
     return label_map
 
 

@@ -171,8 +171,9 @@ def segment(
         if batch:
             forward_windows(model, batch)
             batch.clear()
-        while strips and strips[0].is_complete():
-            finish_strip(strips.popleft(), wanted, return_scores)
+        with torch.autocast(model.device.type, enabled=False):  # scores are made in fp32 whatever the network runs in
+            while strips and strips[0].is_complete():
+                finish_strip(strips.popleft(), wanted, return_scores)
 
     was_training = model.training
     model.eval()

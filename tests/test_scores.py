@@ -59,6 +59,22 @@ def test_combine_in_blocks_equals_the_formula(size, dtype, tolerance, small_bloc
     torch.testing.assert_close(found.float(), expected.detach(), atol=tolerance, rtol=0)
 
 
+def test_scores_and_labels_under_autocast(stored):
+    """Upsampling and the choice of labels are matrix products, which autocast would round to bf16."""
+    class_logits, mask_logits = torch.randn(2, 7, 8), 4 * torch.randn(2, 7, 2, 3)
+    plane = torch.rand(400, 5, 6)
+    expected, labels = combine(class_logits, mask_logits, (32, 48)), label_map_from_scores(plane, (20, 30))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(combine(class_logits, mask_logits, (32, 48)), expected)
+        assert torch.equal(label_map_from_scores(plane, (20, 30)), labels) and labels.max() > 256
+        half = combine(class_logits, mask_logits.bfloat16(), (32, 48))  # as a network under autocast gives them
+        (label_map,) = segment(stored.model(), stored.processor, stored.picture("wide"))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0)
+    (plain,) = segment(stored.model(), stored.processor, stored.picture("wide"))
+    assert (label_map == plain).float().mean() >= 0.99
+
+
 def test_best_labels_drops_only_what_cannot_win():
     """Ties and NaN included: the first maximum, as argmax gives it."""
     generator = torch.Generator().manual_seed(0)
