@@ -283,10 +283,12 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         x, grid = self.embeddings(pixel_values)  # (B, N, D)
-        states, attentions = [x], []
-        for layer in self.layers:
+        # only what is returned is kept: 24 layers of a ViT-L at 640 px are 150 MiB
+        kept = [output_hidden_states or stage in self.out_features for stage in self.stage_names]
+        states, attentions = [x if kept[0] else None], []
+        for layer, is_kept in zip(self.layers, kept[1:]):
             x, weights = layer(x, bool(output_attentions))
-            states.append(x)
+            states.append(x if is_kept else None)
             attentions.append(weights)
         maps = tuple(
             state.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
