@@ -96,7 +96,17 @@ class MemoryPlan:
         width = getattr(backbone, "hidden_size", None) or 1024
         levels = len(backbone.out_indices)
         hidden = max(4 * width + 8 * width, levels * (8 * width + self.config.pixel_encoder_intermediate_size))
-        return 4 * self.num_tokens(window_pixels) * (hidden + levels * width) + 12 * window_pixels
+        heads = getattr(backbone, "num_attention_heads", None) or 16
+        attention = attention_matrices(backbone) * heads * self.num_tokens(window_pixels)
+        return 4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention) + 12 * window_pixels
+
+
+def attention_matrices(backbone) -> int:
+    """How many (heads, N, N) tensors the attention of one layer holds at a time; the fused ones hold none."""
+    if backbone._attn_implementation == "eager":
+        return 3
+    has_bias = any(getattr(backbone, f"use_{kind}relative_position_bias", False) for kind in ("", "shared_"))  # BEiT's
+    return 2 if has_bias else 0
 
 
 def strip_at(size: tuple[int, int], start: int, length: int) -> tuple[Span, Span]:

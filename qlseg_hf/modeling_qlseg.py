@@ -283,13 +283,13 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         x, grid = self.embeddings(pixel_values)  # (B, N, D)
-        # only what is returned is kept: 24 layers of a ViT-L at 640 px are 150 MiB
+        # only what is returned is kept: 24 layers of a ViT-L at 640 px are 150 MiB, their eager attentions 3.7 GiB
         kept = [output_hidden_states or stage in self.out_features for stage in self.stage_names]
         states, attentions = [x if kept[0] else None], []
         for layer, is_kept in zip(self.layers, kept[1:]):
             x, weights = layer(x, bool(output_attentions))
             states.append(x if is_kept else None)
-            attentions.append(weights)
+            attentions.append(weights if output_attentions else None)
         maps = tuple(
             state.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
             for stage, state in zip(self.stage_names, states)

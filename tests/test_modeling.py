@@ -1,5 +1,7 @@
 """The network as a transformers user meets it: sizes, dtypes, compilation, saving, label sets, Trainer."""
 
+import weakref
+
 import pytest
 import torch
 from conftest import tiny_config
@@ -127,6 +129,31 @@ def test_sampling_survives_bad_offsets():
 def test_visible_tokens():
     logits = torch.tensor([[[0.0, -9.0, 9.0], [-9.0, -9.0, -9.0]]])
     assert visible_tokens(logits, 0.4).tolist() == [[[[True, False, True], [True, True, True]]]]
+
+
+@torch.no_grad()
+def test_eager_keeps_one_attention_at_a_time():
+    """Unless they are asked for: those of a ViT-L at 640 px are 3.7 GiB."""
+    backbone = QLSegViTConfig(
+        hidden_size=32,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=32,
+        out_indices=[5],
+    )
+    model = QLSegViTBackbone._from_config(backbone, attn_implementation="eager").eval()
+    seen, num_alive = [], []
+
+    def look(module, arguments, output):
+        num_alive.append(sum(reference() is not None for reference in seen))
+        seen.append(weakref.ref(output[1]))
+
+    for layer in model.layers:
+        layer.register_forward_hook(look)
+    model(torch.randn(1, 3, 32, 48))
+    assert num_alive == [0, 1, 1, 1, 1]
+    assert len(model(torch.randn(1, 3, 32, 48), output_attentions=True).attentions) == 5
 
 
 def test_eager_equals_sdpa(stored):

@@ -196,3 +196,40 @@ def test_peak_memory(tmp_path, width, height, limit, most):
     *shape, peak = done.stdout.split()
     assert shape == [str(height), str(width)]
     assert float(peak) <= most
+
+
+MEASURE_FORWARD = """
+import sys
+import torch
+from transformers import BeitConfig, Dinov2Config, DINOv3ViTConfig
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTConfig
+from qlseg_hf.memory import MemoryPlan
+sys.path.insert(0, "examples")
+from benchmark import keep_freed_memory, peak_memory
+
+kinds = {"qlseg": QLSegViTConfig, "dinov2": Dinov2Config, "dinov3": DINOv3ViTConfig, "beit": BeitConfig}
+sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
+sizes |= {"image_size": 512, "patch_size": 16, "out_indices": [2, 3, 4]}
+if sys.argv[1] == "beit":
+    sizes |= {"use_relative_position_bias": True, "reshape_hidden_states": True}
+config = QLSegConfig(backbone_config=kinds[sys.argv[1]](**sizes), num_labels=150)
+model = QLSegForSemanticSegmentation._from_config(config, attn_implementation=sys.argv[2]).eval()
+keep_freed_memory(False)
+pixel_values = torch.randn(1, 3, 512, 512)
+with torch.inference_mode():
+    model(pixel_values, output_logits=False)
+    with peak_memory() as memory:
+        model(pixel_values, output_logits=False)
+print(memory.peak_bytes / MemoryPlan(model.config, 1, None, model.patch_size).forward_bytes(512 * 512))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("encoder", ["qlseg", "dinov2", "dinov3", "beit"])
+def test_forward_stays_below_the_plan(encoder, attention):
+    arguments = [sys.executable, "-c", MEASURE_FORWARD, encoder, attention]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert 0.3 < float(done.stdout) <= 1
