@@ -147,7 +147,7 @@ def main() -> int:
     installed = version("transformers")
     sys.path.insert(0, str(fetch_mixins(installed)))
     how = f"transformers {installed} {'with' if let_torchvision_in() else 'without'} torchvision"
-    print(f"{how}: about a minute ...", flush=True)
+    print(f"{how}: some minutes ...", flush=True)
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars, and warnings that the tests provoke
         import cases  # needs the mixins
 
