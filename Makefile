@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all conformance lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -13,6 +13,11 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
+
+# transformers' own common tests, fetched from PyPI into build/conformance, without and with torchvision
+conformance: $(VENV)/installed
+	$(BIN)/python tests/conformance/run.py
+	PYTHONPATH=$(VENV)/apart $(BIN)/python tests/conformance/run.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

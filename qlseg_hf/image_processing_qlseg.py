@@ -32,6 +32,14 @@ RELEASE_PROCESSING = {
     "vit-l-pascal-context-60": (520, 480, 320, MEAN_STD_HALF, False),
 }
 
+NEEDED_BY = {
+    "do_resize": ("size",),
+    "do_sliding_window": ("window_size", "window_stride"),
+    "do_rescale": ("rescale_factor",),
+    "do_normalize": ("image_mean", "image_std"),
+    "do_reduce_labels": ("ignore_index",),
+}
+
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
@@ -285,12 +293,11 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
 
     def __init__(self, **kwargs):
         service = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
-        own = {key: kwargs.pop(key) for key in list(kwargs) if key in self.valid_kwargs.__annotations__}
-        if unknown := set(kwargs) - service:
+        if unknown := set(kwargs) - service - set(self.valid_kwargs.__annotations__):
             known = sorted(self.valid_kwargs.__annotations__)
             raise TypeError(f"QLSegImageProcessor has no setting {sorted(unknown)}; it has {known}")
-        super().__init__(**kwargs)
-        self._set_attributes(**own)
+        super().__init__(**kwargs)  # keeps a setting that is None, which `_set_attributes` takes for one not given
+        self._set_attributes(**{key: value for key, value in kwargs.items() if key not in service})
         self._validate_preprocess_kwargs(**{key: getattr(self, key) for key in self._valid_kwargs_names})
 
     @classmethod
@@ -316,6 +323,9 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         return kwargs
 
     def _validate_preprocess_kwargs(self, **kwargs):
+        for switch, names in NEEDED_BY.items():
+            if kwargs[switch] and (missing := [name for name in names if kwargs[name] is None]):
+                raise ValueError(f"{switch} needs {' and '.join(missing)}, which is None; give it or {switch}=False")
         size = kwargs["size"]
         if kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
             raise ValueError(f"size must be {{'shortest_edge': s}} or {{'height': h, 'width': w}}; got {dict(size)}")
@@ -431,16 +441,21 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         return labels
 
     def post_process_semantic_segmentation(
-        self, outputs, target_sizes: list[tuple[int, int]] | torch.Tensor | None = None
-    ) -> list[torch.Tensor]:
+        self,
+        outputs,
+        target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
+        return_segmentation_scores: bool = False,
+    ) -> list[torch.Tensor] | list[BatchFeature]:
         """Put windows together and take the best label at each picture's size.
 
         Args:
-            outputs: `QLSegOutput` of windows (with `window_offsets`) or of whole pictures (without).
+            outputs: `QLSegOutput` of windows (with `window_offsets`) or any output with `logits` of whole pictures.
             target_sizes: (height, width) per picture, pixels; the resized size if not given.
+            return_segmentation_scores: also return the scores that the labels are the best of, (K, height, width).
 
         Returns:
-            one (height, width) int64 label map per picture, on the CPU.
+            one (height, width) int64 label map per picture, on the CPU; with scores, `segmentation` (that map) and
+            `segmentation_scores` (fp32, on the CPU) per picture.
 
         Raises:
             ValueError: there are no logits (training mode), or not one target size per picture.
@@ -449,18 +464,27 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
             raise ValueError(
                 "the output has no logits: in training mode with labels they are left out; use model.eval()"
             )
-        if outputs.window_offsets is None:
+        offsets = getattr(outputs, "window_offsets", None)
+        if offsets is None:
             planes = list(outputs.logits.float())
         else:
             sums = {}
-            for scores, (index, top, left, height, width) in zip(outputs.logits, outputs.window_offsets.tolist()):
+            for scores, (index, top, left, height, width) in zip(outputs.logits, offsets.tolist()):
                 sums.setdefault(index, WindowSum((height, width))).add(scores, top, left)
             planes = [sums[index].mean() for index in sorted(sums)]
         if target_sizes is None:
             target_sizes = [plane.shape[1:] for plane in planes]
         if len(target_sizes) != len(planes):
             raise ValueError(f"{len(target_sizes)} target sizes for {len(planes)} pictures; give one per picture")
-        return [label_map_from_scores(p, (int(h), int(w))) for p, (h, w) in zip(planes, target_sizes)]
+        results = []
+        for plane, (height, width) in zip(planes, target_sizes):
+            size = (int(height), int(width))
+            result = label_map_from_scores(plane, size)
+            if return_segmentation_scores:
+                scores = F.interpolate(plane[None], size=size, mode="bilinear", align_corners=False)[0]
+                result = BatchFeature({"segmentation": result, "segmentation_scores": scores.cpu()})
+            results.append(result)
+        return results
 
 
 def as_list(pictures) -> list:

@@ -263,7 +263,7 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
     def forward(
         self,
         pixel_values: torch.Tensor,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> BackboneOutput:
@@ -271,7 +271,8 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised; any H and W, padded with zeros at the bottom and right to whole
                 patches.
-            output_hidden_states: also return the embedding and every layer's output, (B, N, D) each.
+            output_hidden_states: also return the embedding and every layer's output, (B, N, D) each; numbers return
+                those alone, with None in place of the others.
             output_attentions: also return (B, heads, N, N) weights per layer, computed by the eager implementation.
             return_dict: False for a tuple.
 
@@ -284,7 +285,8 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
             output_attentions = self.config.output_attentions
         x, grid = self.embeddings(pixel_values)  # (B, N, D)
         # only what is returned is kept: 24 layers of a ViT-L at 640 px are 150 MiB, their eager attentions 3.7 GiB
-        kept = [output_hidden_states or stage in self.out_features for stage in self.stage_names]
+        chosen = chosen_states(output_hidden_states, len(self.stage_names))
+        kept = [i in chosen or stage in self.out_features for i, stage in enumerate(self.stage_names)]
         states, attentions = [x if kept[0] else None], []
         for layer, is_kept in zip(self.layers, kept[1:]):
             x, weights = layer(x, bool(output_attentions))
@@ -297,9 +299,17 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         )
         return BackboneOutput(
             feature_maps=maps,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=tuple(x if i in chosen else None for i, x in enumerate(states)) if chosen else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+
+def chosen_states(output_hidden_states: bool | int | list[int], num_states: int) -> set[int]:
+    """Numbers of the hidden states to return; negative ones count from the end, what is out of range chooses none."""
+    if isinstance(output_hidden_states, bool):
+        return set(range(num_states)) if output_hidden_states else set()
+    numbers = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {number % num_states for number in numbers if -num_states <= number < num_states}
 
 
 # ------------------------------------------------------------------- pixel encoder: deformable attention, L levels
@@ -516,7 +526,7 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
         window_offsets: torch.Tensor | None = None,
         loss_normalizers: torch.Tensor | None = None,
         output_logits: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> QLSegOutput:

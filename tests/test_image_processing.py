@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from transformers import AutoImageProcessor
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
 from qlseg_hf.image_processing_qlseg import (
@@ -233,6 +234,29 @@ def test_processor_post_process(stored):
         processor.post_process_semantic_segmentation(type(outputs)(class_queries_logits=torch.zeros(1)))
 
 
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_processor_gives_scores(stored):
+    """As the processors of transformers: with `return_segmentation_scores` what the labels are the best of."""
+    model, processor, pictures = stored.model().eval(), stored.processor, [stored.picture("wide")]
+    with torch.no_grad():
+        outputs = model(**processor(pictures, return_tensors="pt"))
+    for target_sizes in (None, [(31, 47)]):
+        (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes)
+        (found,) = processor.post_process_semantic_segmentation(outputs, target_sizes, return_segmentation_scores=True)
+        assert torch.equal(found.segmentation, expected)
+        assert found.segmentation_scores.shape == (model.config.num_labels, *expected.shape)
+        best = found.segmentation_scores.amax(dim=0)
+        chosen = found.segmentation_scores.gather(0, expected[None])[0]
+        torch.testing.assert_close(chosen, best, atol=1e-6, rtol=0)
+
+
+def test_processor_takes_outputs_of_other_classes():
+    """Whole pictures need `logits` alone, so an output that knows no windows will do."""
+    logits = torch.randn(2, 5, 8, 12)
+    maps = QLSegImageProcessor().post_process_semantic_segmentation(SemanticSegmenterOutput(logits=logits))
+    assert torch.equal(torch.stack(maps), logits.argmax(dim=1))
+
+
 def test_whole_pictures(stored):
     processor = QLSegImageProcessor(size={"height": 32, "width": 48}, do_sliding_window=False)
     features = processor(
@@ -318,6 +342,37 @@ def test_settings_are_checked(settings, error, message):
     if error is ValueError:
         with pytest.raises(error, match=message):
             QLSegImageProcessor()(RAMP, **settings)
+
+
+def test_none_is_kept_and_switches_off(tmp_path):
+    """None is what transformers' own processors keep and take for off; it used to mean the default in `__init__`."""
+    processor = QLSegImageProcessor(do_resize=None, do_sliding_window=None, do_normalize=None, do_rescale=None)
+    processor.save_pretrained(tmp_path)
+    for found in (processor, QLSegImageProcessor.from_pretrained(tmp_path)):
+        assert found.do_resize is None and found.do_sliding_window is None
+        assert np.array_equal(found(RAMP)["pixel_values"][0], np.moveaxis(RAMP, -1, 0))
+
+
+@pytest.mark.parametrize(
+    "name, switch",
+    [
+        ("size", "do_resize"),
+        ("window_size", "do_sliding_window"),
+        ("window_stride", "do_sliding_window"),
+        ("rescale_factor", "do_rescale"),
+        ("image_mean", "do_normalize"),
+        ("image_std", "do_normalize"),
+        ("ignore_index", "do_reduce_labels"),
+    ],
+)
+def test_none_is_refused_where_a_value_is_needed(name, switch):
+    for call in (
+        lambda: QLSegImageProcessor(do_reduce_labels=True, **{name: None}),
+        lambda: QLSegImageProcessor(do_reduce_labels=True)(RAMP, **{name: None}),
+    ):
+        with pytest.raises(ValueError, match=f"^{switch} needs {name}, which is None; give it or {switch}=False$"):
+            call()
+    assert QLSegImageProcessor(**{name: None, switch: False})(RAMP)["pixel_values"]
 
 
 def test_for_release_unknown():

@@ -298,6 +298,17 @@ def test_hidden_states_and_attentions(tiny_model):
     assert isinstance(tiny_model(torch.randn(2, 3, 32, 48), return_dict=False), tuple)
 
 
+def test_hidden_states_by_number(tiny_model):
+    """As in transformers 5.23: those that were asked for, None in place of the others."""
+    pixel_values = torch.randn(2, 3, 32, 48)
+    states = tiny_model(pixel_values, output_hidden_states=True).hidden_states
+    for chosen, kept in (([0, -1], {0, 2}), ([1], {1}), (1, {1}), (-3, {0}), ([2, 7, -4], {2})):
+        found = tiny_model(pixel_values, output_hidden_states=chosen).hidden_states
+        assert [i for i, state in enumerate(found) if state is not None] == sorted(kept)
+        assert all(torch.equal(found[i], states[i]) for i in kept)
+    assert tiny_model(pixel_values, output_hidden_states=[]).hidden_states is None
+
+
 def test_dropout_and_drop_path_act_in_training(tiny_model):
     pixel_values = torch.randn(1, 3, 32, 48)
     assert torch.equal(tiny_model(pixel_values).logits, tiny_model(pixel_values).logits)
