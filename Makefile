@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all properties lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -13,6 +13,10 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
+
+# 20 times as many examples of every property as `make test` tries, drawn afresh, and a table of counts
+properties: $(VENV)/installed
+	$(BIN)/python tests/properties.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
