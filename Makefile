@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all conformance lint format clean
+.PHONY: demo test test-all conformance properties lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -18,6 +18,10 @@ test-all: $(VENV)/app-installed
 conformance: $(VENV)/installed
 	$(BIN)/python tests/conformance/run.py
 	PYTHONPATH=$(VENV)/apart $(BIN)/python tests/conformance/run.py
+
+# 20 times as many examples of every property as `make test` tries, drawn afresh, and a table of counts
+properties: $(VENV)/installed
+	$(BIN)/python tests/properties.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

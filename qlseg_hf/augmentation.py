@@ -117,7 +117,8 @@ class TrainingTransform:
         picture = resized(picture, size)[rows, columns]  # (h, w, 3), h and w at most c
         if rng.random() < 0.5:
             picture, crop = picture[:, ::-1], crop[:, ::-1]
-        picture, crop = np.ascontiguousarray(picture), torch.from_numpy(np.ascontiguousarray(crop))
+        # copies: to NumPy a mirrored column is contiguous, with a stride that torch refuses
+        picture, crop = picture.copy(), torch.from_numpy(crop.copy())
         if self.photometric:
             picture = distorted(picture, rng)
         pixel_values = self.processor.normalized(torch.from_numpy(picture).permute(2, 0, 1))  # (3, h, w)

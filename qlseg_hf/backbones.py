@@ -57,10 +57,12 @@ def whole_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_c
     """(B, channels, H, W) padded with zeros at the bottom and right to whole patches.
 
     Raises:
-        ValueError: `pixel_values` has another number of dimensions or channels.
+        ValueError: `pixel_values` has another number of dimensions or channels, or no pixel.
     """
-    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
-        raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {num_channels}, H, W) is wanted")
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels or 0 in pixel_values.shape:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {num_channels}, H, W) is wanted, none of them 0"
+        )
     # floor division of positive numbers: torch 2.13 compiles no remainder and exports no negative of a symbolic size
     missing = [(side + patch - 1) // patch * patch - side for side, patch in zip(pixel_values.shape[-2:], patch_size)]
     return F.pad(pixel_values, (0, missing[1], 0, missing[0]))

@@ -5,10 +5,13 @@ Source: Xie et al., "Multi-query and multi-level enhanced network for semantic s
 
 import copy
 import json
+import math
+from functools import wraps
 from pathlib import Path
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
@@ -54,6 +57,31 @@ RELEASES = {
     },
 }
 
+
+# Fields of `QLSegConfig` that are at least 1, and those that are finite and not negative
+COUNTS = (
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_pixel_encoder_layers",
+    "num_pixel_encoder_heads",
+    "num_pixel_encoder_points",
+    "pixel_encoder_intermediate_size",
+    "num_group_norm_groups",
+    "num_decoder_blocks",
+    "num_decoder_layers",
+    "num_query_fusion_groups",
+)
+FACTORS = (
+    "position_temperature",
+    "initializer_range",
+    "class_weight",
+    "mask_weight",
+    "dice_weight",
+    "no_object_weight",
+    "focal_alpha",
+    "focal_gamma",
+)
 
 # How `pipeline` finds our class in a model's folder, by names in the code that was saved there.
 CUSTOM_PIPELINES = {
@@ -107,11 +135,37 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
     return content, palette
 
 
+def wrong_types_in_a_sentence(cls: type) -> type:
+    """Make a `strict` class raise ValueError for a field of a wrong type, as for one out of range."""
+    init = cls.__init__
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"{cls.__name__}: {error.__cause__ or error}") from error
+
+    cls.__init__ = __init__
+    return cls
+
+
+def check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:
+    """ValueError if one of the fields `counts` is below 1, or one of `factors` is negative or not finite."""
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+    for name in factors:
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(config, name)}; a finite number, 0 or more, is wanted")
+
+
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side of a square or from a pair."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+@wrong_types_in_a_sentence
 @strict
 class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
@@ -138,28 +192,37 @@ class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int | list[int] | tuple[int, int] = 640
     patch_size: int = 16
     num_channels: int = 3
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float | int = 1e-6
     drop_path_rate: float | int = 0.3
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+        check_ranges(self, (*counts, "num_channels"), ("layer_norm_eps", "initializer_range"))
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
+        indices = kwargs.pop("out_indices", None)
+        try:
+            self.set_output_features_output_indices(out_indices=indices, out_features=kwargs.pop("out_features", None))
+        except (IndexError, TypeError) as error:
+            raise ValueError(f"out_indices {indices} must be stages 0..{self.num_hidden_layers}") from error
         super().__post_init__(**kwargs)
+        if not self.out_indices:
+            raise ValueError("out_indices is empty; at least one stage must be returned")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate {self.drop_path_rate} is outside [0, 1)")
+        if not isinstance(self.image_size, int) and len(self.image_size) != 2:
+            raise ValueError(f"image_size {self.image_size} must be one side or (height, width)")
         if any(side < self.patch_size or side % self.patch_size for side in as_pair(self.image_size)):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
+@wrong_types_in_a_sentence
 @strict
 class QLSegConfig(PreTrainedConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
@@ -212,10 +275,10 @@ class QLSegConfig(PreTrainedConfig):
     num_decoder_blocks: int = 3
     num_decoder_layers: int = 3
     num_query_fusion_groups: int = 10
-    mask_threshold: float = 0.4
+    mask_threshold: float | int = 0.4
     position_temperature: float | int = 10000.0
     dropout: float | int = 0.1
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     class_weight: float | int = 1.0
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0
@@ -223,7 +286,7 @@ class QLSegConfig(PreTrainedConfig):
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     semantic_loss_ignore_index: int = 255
-    label_weights: list[float] | None = None
+    label_weights: list[float | int] | None = None
     palette: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs):
@@ -236,7 +299,14 @@ class QLSegConfig(PreTrainedConfig):
             model_type = values.pop("model_type", "qlseg_vit")
             own = model_type == QLSegViTConfig.model_type
             self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
-        if self.id2label is None and kwargs.get("num_labels") is None:
+        num_labels = kwargs.get("num_labels")
+        if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
+            raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
+        try:
+            self.id2label = self.id2label and {int(number): name for number, name in self.id2label.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"id2label must be {{number: name}}, got {self.id2label!r:.80}") from error
+        if self.id2label is None and num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
         self.align_labels()
@@ -251,20 +321,27 @@ class QLSegConfig(PreTrainedConfig):
             self.label_weights = None
 
     def _check(self):
+        check_ranges(self, COUNTS, FACTORS)
         if self.num_labels < 1:
             raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
         if sorted(self.id2label) != list(range(self.num_labels)):
             raise ValueError(
                 f"id2label must have the keys 0..{self.num_labels - 1}, got {sorted(self.id2label)[:8]}..."
             )
+        if not all(isinstance(name, str) for name in self.id2label.values()):
+            raise ValueError(f"id2label must hold names, got {list(self.id2label.values())[:8]}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
-        positive = ("num_decoder_blocks", "num_decoder_layers", "num_query_fusion_groups", "num_pixel_encoder_points")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.position_temperature == 0:
+            raise ValueError("position_temperature is 0; a positive number is wanted, such as 10000")
+        if self.focal_alpha > 1:
+            raise ValueError(f"focal_alpha {self.focal_alpha} is outside [0, 1]")
+        if any(not 0 <= weight < math.inf for weight in self.label_weights or ()):
+            raise ValueError(f"label_weights must be finite numbers, 0 or more; got {self.label_weights[:8]}")
+        if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette or ()):
+            raise ValueError(f"palette must hold one RGB triple of 0..255 per label; got {self.palette[:4]}")
         for name in ("mask_threshold", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")
@@ -287,6 +364,10 @@ class QLSegConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """All fields, and what a saved folder says of its code."""
         return super().to_dict() | {"custom_pipelines": CUSTOM_PIPELINES, "qlseg_hf_version": __version__}
+
+    def to_diff_dict(self) -> dict:
+        """What `config.json` holds; the labels always, of which transformers leaves out its own default of two."""
+        return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
 
     @classmethod
     def for_release(cls, name: str, **overrides) -> "QLSegConfig":

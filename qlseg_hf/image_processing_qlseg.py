@@ -4,17 +4,21 @@ Resampling is written out in torch, so results do not depend on whether torchvis
 labels, H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
+import math
+import operator
 import os
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import load_image
+from transformers.image_utils import SizeDict, load_image
 
 from .configuration_qlseg import release
 from .hub import PushToHubMixin
@@ -110,11 +114,10 @@ def _rgb_to_array(image: Image.Image) -> np.ndarray:
 def _array_to_8_bit(image: np.ndarray | torch.Tensor) -> np.ndarray:
     """(H, W, c) or (H, W) uint8 from an integer array or tensor with its channels first or last."""
     channels_first = isinstance(image, torch.Tensor)
-    array = image.detach().cpu().numpy() if channels_first else image
-    if array.dtype.kind == "f":
-        raise ValueError(
-            "the picture holds floating-point values; give integers 0..255, e.g. (x * 255).astype('uint8')"
-        )
+    array = to_numpy(image) if channels_first else image
+    if array.dtype.kind not in "iub":
+        kind = "floating-point" if array.dtype.kind == "f" else array.dtype
+        raise ValueError(f"the picture holds {kind} values; give integers 0..255, e.g. (x * 255).astype('uint8')")
     if array.ndim == 3:
         first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 2, 3, 4)
         if not first and not last:
@@ -125,11 +128,17 @@ def _array_to_8_bit(image: np.ndarray | torch.Tensor) -> np.ndarray:
         raise ValueError(f"a picture must have 2 or 3 dimensions; got shape {array.shape}")
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
         return (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8 and array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError(f"the picture holds {array.dtype} values outside 0..255; use uint8, or uint16 for 16 bit")
     return array.astype(np.uint8, copy=False)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Array of a tensor on any device; NumPy has fewer floating dtypes, which all become fp32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def load_label_map(label_map: Picture) -> np.ndarray:
@@ -155,7 +164,7 @@ def load_label_map(label_map: Picture) -> np.ndarray:
             f"a label map holds one label per pixel (modes L, P, I;16); this picture has mode {label_map.mode}, "
             "so translate its colours to labels first"
         )
-    array = label_map.cpu().numpy() if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
+    array = to_numpy(label_map) if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array.squeeze(0 if array.shape[0] == 1 else -1)
     if array.ndim != 2 or array.dtype.kind not in "iub":
@@ -173,6 +182,11 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     """(height, width) after scaling the shorter side to `short_side`, rounded half up; no cap on the longer side."""
     factor = short_side / min(height, width)
     return int(height * factor + 0.5), int(width * factor + 0.5)
+
+
+def at_least_a_pixel(*sides: float) -> tuple[int, ...]:
+    """Whole pixels of sides in pixels, cut off, 1 at least."""
+    return tuple(max(1, int(side)) for side in sides)
 
 
 def resize_picture(
@@ -242,20 +256,28 @@ class WindowSum:
 
 class QLSegImageProcessorKwargs(TypedDict, total=False):
     do_resize: bool | None
-    size: dict[str, int] | int | None
+    size: dict[str, int] | SizeDict | int | None
     default_to_square: bool | None
     do_sliding_window: bool | None
     window_size: int | None
     window_stride: int | None
     do_rescale: bool | None
-    rescale_factor: float | None
+    rescale_factor: float | int | None
     do_normalize: bool | None
-    image_mean: float | list[float] | tuple[float, ...] | None
-    image_std: float | list[float] | tuple[float, ...] | None
+    image_mean: float | int | list[float | int] | tuple[float | int, ...] | None
+    image_std: float | int | list[float | int] | tuple[float | int, ...] | None
     do_reduce_labels: bool | None
     ignore_index: int | None
     label_map: dict | None
     return_tensors: Any
+
+
+def check_types(settings: dict) -> None:
+    """ValueError if one of the processor's `settings` is of a wrong type."""
+    try:
+        validate_typed_dict(QLSegImageProcessorKwargs, settings)
+    except StrictDataclassError as error:
+        raise ValueError(f"QLSegImageProcessor: {error.__cause__ or error}") from error
 
 
 class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
@@ -296,8 +318,10 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         if unknown := set(kwargs) - service - set(self.valid_kwargs.__annotations__):
             known = sorted(self.valid_kwargs.__annotations__)
             raise TypeError(f"QLSegImageProcessor has no setting {sorted(unknown)}; it has {known}")
+        own = {key: value for key, value in kwargs.items() if key not in service}
+        check_types(own)
         super().__init__(**kwargs)  # keeps a setting that is None, which `_set_attributes` takes for one not given
-        self._set_attributes(**{key: value for key, value in kwargs.items() if key not in service})
+        self._set_attributes(**own)
         self._validate_preprocess_kwargs(**{key: getattr(self, key) for key in self._valid_kwargs_names})
 
     @classmethod
@@ -319,21 +343,38 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         kwargs = super()._standardize_kwargs(**kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__}
         # JSON has no integer keys
-        kwargs["label_map"] = None if label_map is None else {int(k): int(v) for k, v in label_map.items()}
-        return kwargs
+        try:
+            integers = label_map and {
+                int(key) if isinstance(key, str) else operator.index(key): operator.index(label)
+                for key, label in label_map.items()
+            }
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"label_map must be {{stored value: label}} of integers; got {label_map}") from error
+        return kwargs | {"label_map": integers}
 
     def _validate_preprocess_kwargs(self, **kwargs):
         for switch, names in NEEDED_BY.items():
             if kwargs[switch] and (missing := [name for name in names if kwargs[name] is None]):
                 raise ValueError(f"{switch} needs {' and '.join(missing)}, which is None; give it or {switch}=False")
-        size = kwargs["size"]
-        if kwargs["do_resize"] and not (size.shortest_edge or (size.height and size.width)):
-            raise ValueError(f"size must be {{'shortest_edge': s}} or {{'height': h, 'width': w}}; got {dict(size)}")
+        size = dict(kwargs["size"] or {})
+        is_known = set(size) in ({"shortest_edge"}, {"height", "width"})
+        if kwargs["do_resize"] and not (is_known and min(size.values()) >= 1):
+            raise ValueError(f"size must be {{'shortest_edge': s}} or {{'height': h, 'width': w}}; got {size}")
+        if kwargs["window_size"] is not None and kwargs["window_size"] < 1:
+            raise ValueError(f"window_size is {kwargs['window_size']}; it must be at least 1 pixel")
         if kwargs["do_sliding_window"] and not 0 < kwargs["window_stride"] <= kwargs["window_size"]:
             raise ValueError(
                 f"window_stride {kwargs['window_stride']} must be 1..window_size ({kwargs['window_size']}), or pixels "
                 "between windows would never be seen"
             )
+        for name, most in (("rescale_factor", 1), ("image_mean", 3), ("image_std", 3)):
+            values = kwargs[name] if isinstance(kwargs[name], tuple) else (kwargs[name],)
+            if values == (None,):
+                continue
+            if len(values) not in (1, most) or not all(map(math.isfinite, values)):
+                raise ValueError(f"{name} is {kwargs[name]}; {most} finite numbers or a single one are wanted")
+            if name == "image_std" and min(values) <= 0:
+                raise ValueError(f"image_std is {kwargs[name]}; pixels are divided by it, so it must be above 0")
         if kwargs["do_reduce_labels"] and kwargs["ignore_index"] == 0:
             raise ValueError("with do_reduce_labels label 1 becomes 0, so ignore_index cannot be 0; use 255")
 
@@ -352,6 +393,7 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         Raises:
             ValueError: a map and its picture differ in size, or windows differ in size and cannot be stacked.
         """
+        check_types(kwargs)
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
@@ -405,13 +447,13 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         settings = {key: settings.get(key, getattr(self, key)) for key in ("do_resize", "size", "window_size")}
         size = settings["size"]
         if not settings["do_resize"]:
-            return max(1, int(height * scale)), max(1, int(width * scale))
+            return at_least_a_pixel(height * scale, width * scale)
         if size.shortest_edge:
-            short_side = int(size.shortest_edge * scale)
+            (short_side,) = at_least_a_pixel(size.shortest_edge * scale)
             if scale != 1:
                 short_side = max(short_side, settings["window_size"])
             return short_side_size(height, width, short_side)
-        return int(size.height * scale), int(size.width * scale)
+        return at_least_a_pixel(size.height * scale, size.width * scale)
 
     def normalized(self, picture: torch.Tensor, **settings) -> torch.Tensor:
         """(3, h, w) uint8 -> (3, h, w) fp32, rescaled and normalised as set."""

@@ -9,7 +9,7 @@ from torch import distributed
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .scores import bilinear
+from .scores import bilinear, sources
 
 # fp32 of the masks that are upsampled at once; a dozen tensors of that size live at a time
 CPU_CHUNK_BYTES = 8 << 20
@@ -28,13 +28,14 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, config) -> No
         ValueError: wrong shape or type; on a CPU also a value outside the range. On other devices the range is
             asserted asynchronously (`torch._assert_async`), because looking at it would stop the host every step.
     """
-    if labels.ndim != 3 or labels.shape[0] != pixel_values.shape[0]:
+    if labels.ndim != 3 or labels.shape[0] != pixel_values.shape[0] or 0 in labels.shape:
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}; ({pixel_values.shape[0]}, height, width) is wanted, one label "
             "map per picture"
         )
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+    if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise ValueError(f"labels are {labels.dtype}; integers are wanted")
+    labels = labels.long()  # 8 bits hold neither 200 nor -100, and torch compares them all the same
     wrong = ((labels < 0) | (labels >= config.num_labels)) & (labels != config.semantic_loss_ignore_index)
     message = (
         f"labels must be 0..{config.num_labels - 1} or {config.semantic_loss_ignore_index} (ignored); check "
@@ -78,6 +79,7 @@ def segmentation_loss(
         class_sum, num_masks = weights[class_targets].sum(), mask_count(present)
     else:
         class_sum, num_masks = normalizers
+    class_sum = class_sum.clamp(min=torch.finfo(class_sum.dtype).tiny)  # all weights may be 0: then so is the term
 
     terms = {}
     for t in range(num_blocks):
@@ -177,9 +179,12 @@ def upsampled(maps: torch.Tensor, size: tuple[int, int], is_adjoint: bool = Fals
     """
     (h, w), (height, width) = maps.shape[1:] if not is_adjoint else size, size if not is_adjoint else maps.shape[1:]
     down, across = bilinear(h, height, (0, height), maps.device), bilinear(w, width, (0, width), maps.device)
+    # label maps may be so small that they are made of some rows and columns only
+    (top, bottom), (left, right) = sources((h, w), (height, width), (0, height), (0, width))
     if is_adjoint:
-        return torch.bmm(down.t().expand(len(maps), -1, -1), maps) @ across
-    return torch.bmm(down.expand(len(maps), -1, -1), maps @ across.t())
+        gradients = torch.bmm(down.t().expand(len(maps), -1, -1), maps) @ across
+        return F.pad(gradients, (left, w - right, top, h - bottom))
+    return torch.bmm(down.expand(len(maps), -1, -1), maps[:, top:bottom, left:right] @ across.t())
 
 
 def mask_losses(

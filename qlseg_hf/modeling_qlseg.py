@@ -351,6 +351,18 @@ class QLSegPixelEncoderLayer(GradientCheckpointingLayer):
         return self.norm2(x + self.fc2(F.relu(self.fc1(x), inplace=True)))
 
 
+class QLSegGroupNorm(nn.GroupNorm):
+    """A group of a single number (one channel of one patch) is its bias.
+
+    PyTorch refuses such a picture alone; in a batch it returns rounding errors times 300, which later norms amplify.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.num_groups == self.num_channels and x.shape[2:] == (1, 1):
+            return (x - x) * self.weight[:, None, None] + self.bias[:, None, None]
+        return super().forward(x)
+
+
 class QLSegPixelEncoder(nn.Module):
     """L feature maps (B, D, h, w), shallow to deep, to L token sequences (B, N, D) that have exchanged information."""
 
@@ -363,7 +375,7 @@ class QLSegPixelEncoder(nn.Module):
             )
         self.temperature = config.position_temperature
         self.projections = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(num_levels))
-        self.norms = nn.ModuleList(nn.GroupNorm(config.num_group_norm_groups, width) for _ in range(num_levels))
+        self.norms = nn.ModuleList(QLSegGroupNorm(config.num_group_norm_groups, width) for _ in range(num_levels))
         self.level_embeddings = nn.Parameter(torch.zeros(num_levels, width))
         self.layers = nn.ModuleList(
             QLSegPixelEncoderLayer(config, width, num_levels) for _ in range(config.num_pixel_encoder_layers)
@@ -644,7 +656,7 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
             **{
                 key: value
                 for key, value in self.config.to_dict().items()
-                if key not in ("id2label", "label2id", "palette")
+                if key not in ("id2label", "label2id", "palette", "label_weights")
             },
             id2label=dict(id2label),
         )
@@ -674,7 +686,8 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
                 nn.init.trunc_normal_(fusion.weights.weight, std=config.initializer_range)
                 nn.init.zeros_(fusion.weights.bias)
             block.query_fusion = fusion
-        self.config.id2label, self.config.label2id, self.config.palette = config.id2label, config.label2id, None
+        self.config.id2label, self.config.label2id = config.id2label, config.label2id
+        self.config.palette = self.config.label_weights = None
         kept = [id2label[new] for new, _ in pairs]
         fresh = [name for _, name in sorted(id2label.items()) if name not in kept]
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")

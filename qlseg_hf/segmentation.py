@@ -5,10 +5,12 @@ by block (see `scores`), so its memory does not depend on labels times pixels.
 """
 
 import difflib
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from operator import index
 
 import numpy as np
 import torch
@@ -155,13 +157,13 @@ def segment(
             none of the model's or `max_memory_mb` is too little for a picture.
     """
     scales = list(scales)
-    if not scales or min(scales) <= 0:
+    if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be positive numbers, at least one; got {scales}")
     if window_batch_size is None:
         window_batch_size = 2 if model.device.type == "cpu" else 8
     if window_batch_size < 1:
         raise ValueError(f"window_batch_size is {window_batch_size}; it must be at least 1")
-    wanted = None if labels is None else label_numbers(labels, model.config.label2id)
+    wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
     targets: list[Target] = []
     strips: deque[Strip] = deque()
@@ -196,11 +198,14 @@ def segment(
     return (label_maps, [target.scores for target in targets]) if return_scores else label_maps
 
 
-def label_numbers(labels: Iterable[str | int], label2id: dict[str, int]) -> list[int]:
-    """Label numbers from names or numbers; ValueError if one is unknown or given twice, or there is none."""
-    labels = [labels] if isinstance(labels, (str, int)) else list(labels)
-    numbers = [label2id.get(label, -1) if isinstance(label, str) else int(label) for label in labels]
-    if unknown := [label for label, number in zip(labels, numbers) if not 0 <= number < len(label2id)]:
+def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list[int]:
+    """Label numbers from names or numbers; ValueError if one is unknown, ambiguous or given twice, or none is."""
+    labels, names = [labels] if isinstance(labels, (str, int)) else list(labels), list(id2label.values())
+    if shared := [label for label in labels if isinstance(label, str) and names.count(label) > 1]:
+        raise ValueError(f"several labels of the model are called {shared}; give their numbers instead")
+    label2id = {name: number for number, name in id2label.items()}
+    numbers = [label2id.get(label, -1) if isinstance(label, str) else index(label) for label in labels]
+    if unknown := [label for label, number in zip(labels, numbers) if number not in id2label]:
         near = [name for label in unknown for name in difflib.get_close_matches(str(label), label2id, n=1)]
         raise ValueError(f"the model has no labels {unknown}" + (f"; did you mean {near}?" if near else ""))
     if not numbers or len(set(numbers)) < len(numbers):

@@ -87,12 +87,16 @@ def tiny_config(num_labels: int = 20, levels: tuple[int, ...] = (1, 2), **overri
     return QLSegConfig(num_labels=num_labels, **({"backbone_config": backbone} | sizes | overrides))
 
 
-@pytest.fixture
-def tiny_model() -> QLSegForSemanticSegmentation:
+def varied_model(config: QLSegConfig, seed: int = 0) -> QLSegForSemanticSegmentation:
     """Fresh weights, drawn with wider deviations than the paper's, so that masks and labels are not degenerate."""
-    torch.manual_seed(0)
-    model = QLSegForSemanticSegmentation(tiny_config()).eval()
+    torch.manual_seed(seed)
+    model = QLSegForSemanticSegmentation(config).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)
     return model
+
+
+@pytest.fixture
+def tiny_model() -> QLSegForSemanticSegmentation:
+    return varied_model(tiny_config())

@@ -67,6 +67,8 @@ def test_json_round_trip(tmp_path):
     assert again.to_json_string() == config.to_json_string()
     assert isinstance(again.backbone_config, QLSegViTConfig)
     assert again.backbone_config.out_features == ["stage1", "stage2"]
+    tiny_config(num_labels=2, mask_threshold=0).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).num_labels == 2  # two labels of default names were read as 150
 
 
 @pytest.mark.parametrize(
@@ -77,6 +79,20 @@ def test_json_round_trip(tmp_path):
         (lambda: tiny_config(num_labels=0), "at least one label"),
         (lambda: tiny_config(num_attention_heads=3), "hidden_size 16 is not a multiple of num_attention_heads 3"),
         (lambda: tiny_config(num_decoder_blocks=0), "num_decoder_blocks is 0"),
+        (lambda: tiny_config(num_attention_heads=0), "num_attention_heads is 0; it must be at least 1"),
+        (
+            lambda: tiny_config(num_pixel_encoder_layers=0),
+            "num_pixel_encoder_layers is 0",
+        ),  # leaves level codes unused
+        (lambda: tiny_config(num_labels="3"), "num_labels is '3'"),
+        (lambda: tiny_config(class_weight=float("nan")), "class_weight is nan; a finite number"),
+        (lambda: tiny_config(position_temperature=0), "position_temperature is 0"),
+        (lambda: tiny_config(focal_alpha=2), "focal_alpha 2 is outside"),
+        (lambda: tiny_config(label_weights=[-1.0] * 20), "label_weights must be finite numbers, 0 or more"),
+        (lambda: tiny_config(palette=[[0, 0, 256]] * 20), "palette must hold one RGB triple of 0..255 per label"),
+        (lambda: tiny_config(hidden_size="16"), "QLSegConfig: Field 'hidden_size' expected int, got str"),
+        (lambda: QLSegConfig(id2label=["a"]), r"id2label .*\['a'\]"),
+        (lambda: QLSegConfig(id2label={0: 7}), r"id2label .*7"),
         (lambda: tiny_config(dropout=1.0), "dropout 1.0 is outside"),
         (lambda: tiny_config(semantic_loss_ignore_index=3), "ignore_index 3 is one of the 20 labels"),
         (lambda: QLSegConfig(id2label={1: "a", 2: "b"}), "id2label must have the keys 0..1"),
@@ -84,6 +100,12 @@ def test_json_round_trip(tmp_path):
         (lambda: QLSegViTConfig(image_size=100), "image_size 100 is not a multiple of patch_size 16"),
         (lambda: QLSegViTConfig(drop_path_rate=1.0), "drop_path_rate 1.0 is outside"),
         (lambda: QLSegViTConfig(out_indices=[25]), "out_indices must be valid indices"),
+        (lambda: QLSegViTConfig(out_indices=[-26]), r"out_indices \[-26\] must be stages 0..24"),
+        (lambda: QLSegViTConfig(out_indices=[]), "out_indices is empty"),
+        (lambda: QLSegViTConfig(patch_size=0), "patch_size is 0"),
+        (lambda: QLSegViTConfig(num_hidden_layers=-1), "num_hidden_layers is -1"),
+        (lambda: QLSegViTConfig(image_size=[64]), r"image_size \[64\] must be one side or"),
+        (lambda: QLSegViTConfig(layer_norm_eps=-1.0), "layer_norm_eps is -1.0"),
         (lambda: QLSegForSemanticSegmentation(tiny_config(num_group_norm_groups=5)), "must be a multiple of 4"),
     ],
 )

@@ -333,6 +333,13 @@ def test_windows_of_labels_follow_the_picture():
         ({"window_stride": 700}, ValueError, "window_stride 700 must be 1..window_size"),
         ({"do_reduce_labels": True, "ignore_index": 0}, ValueError, "ignore_index cannot be 0"),
         ({"size": {"longest_edge": 4}}, ValueError, "size must be"),
+        ({"size": {"shortest_edge": 4, "longest_edge": 8}}, ValueError, "size must be"),  # the cap was ignored
+        ({"size": {"shortest_edge": -4}}, ValueError, "size must be"),
+        ({"window_size": 640.0}, ValueError, "Field 'window_size'"),
+        ({"image_std": [0.5, 0.5, 0.0]}, ValueError, "image_std is .0.5, 0.5, 0.0.; pixels are divided by it"),
+        ({"image_mean": [0.5, 0.5]}, ValueError, "3 finite numbers or a single one"),
+        ({"rescale_factor": float("nan")}, ValueError, "rescale_factor is nan"),
+        ({"label_map": {0: 1.5}}, ValueError, "label_map must be {stored value: label} of integers"),
         ({"windowsize": 3}, TypeError, "no setting .'windowsize'"),
     ],
 )

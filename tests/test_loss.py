@@ -28,12 +28,12 @@ def test_classification_on_paper():
 
 def slow_loss(class_logits, mask_logits, labels, config):
     """The text, picture by picture and label by label."""
-    total, weights, masks = 0.0, 0.0, []
+    total, weights, masks, factors = 0.0, 0.0, [], config.label_weights or [1.0] * config.num_labels
     for b in range(labels.shape[0]):
         occurring = [k for k in range(config.num_labels) if (labels[b] == k).any()]
         for k in range(config.num_labels):
             target = k if k in occurring else config.num_labels
-            weight = 1.0 if k in occurring else config.no_object_weight
+            weight = factors[k] if k in occurring else config.no_object_weight
             total += -weight * class_logits[b, k].log_softmax(-1)[target]
             weights += weight
         masks += [(b, k) for k in occurring]
@@ -43,8 +43,8 @@ def slow_loss(class_logits, mask_logits, labels, config):
         p, t = map_.sigmoid(), (labels[b] == k).float()
         p_true = p * t + (1 - p) * (1 - t)
         alpha = config.focal_alpha * t + (1 - config.focal_alpha) * (1 - t)
-        focal += (-alpha * (1 - p_true) ** config.focal_gamma * p_true.log()).mean()
-        dice += 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+        focal += factors[k] * (-alpha * (1 - p_true) ** config.focal_gamma * p_true.log()).mean()
+        dice += factors[k] * (1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
     count = max(len(masks), 1)
     return config.class_weight * total / weights, config.mask_weight * focal / count, config.dice_weight * dice / count
 
@@ -142,8 +142,16 @@ def test_check_labels():
     pixel_values = torch.zeros(2, 3, 8, 8)
     check_labels(torch.full((2, 8, 8), 255, dtype=torch.uint8), pixel_values, config)
     check_labels(torch.full((2, 4, 4), 4), pixel_values, config)
+    for dtype in (torch.int8, torch.uint16):  # 8 bits took 255 for -1, and unsigned dtypes cannot be compared
+        check_labels(torch.full((2, 8, 8), 4, dtype=dtype), pixel_values, config)
+        check_labels(torch.full((2, 8, 8), 4, dtype=dtype), pixel_values, tiny_config(num_labels=200))
     with pytest.raises(ValueError, match="labels must be 0..4 or 255"):
         check_labels(torch.full((2, 8, 8), 5), pixel_values, config)
+    with pytest.raises(ValueError, match="found .156"):  # what -100 is in 8 bits
+        labels = torch.full((2, 8, 8), 156, dtype=torch.uint8)
+        check_labels(labels, pixel_values, tiny_config(num_labels=5, semantic_loss_ignore_index=-100))
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 0, 8\)"):
+        check_labels(torch.zeros(2, 0, 8, dtype=torch.long), pixel_values, config)
     with pytest.raises(ValueError, match="integers are wanted"):
         check_labels(torch.zeros(2, 8, 8, dtype=torch.bool), pixel_values, config)
 

@@ -395,7 +395,12 @@ def test_same_labels_in_another_order_are_the_same_network(stored):
 def test_wrong_input(tiny_model):
     pixel_values = torch.randn(2, 3, 32, 48)
     labels = labels_for(pixel_values)
-    for wrong in (torch.randn(2, 4, 32, 48), torch.randn(3, 32, 48)):
+    for wrong in (
+        torch.randn(2, 4, 32, 48),
+        torch.randn(3, 32, 48),
+        torch.randn(2, 3, 0, 48),
+        torch.randn(0, 3, 32, 48),
+    ):
         with pytest.raises(ValueError, match=r"\(B, 3, H, W\) is wanted"):
             tiny_model(wrong)
     with pytest.raises(ValueError, match="one label map per picture"):

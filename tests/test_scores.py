@@ -22,7 +22,7 @@ from qlseg_hf.scores import (
     resized_part,
     sources,
 )
-from qlseg_hf.segmentation import window_layout
+from qlseg_hf.segmentation import label_numbers, window_layout
 
 
 @pytest.fixture
@@ -121,6 +121,16 @@ def test_wrong_labels(stored):
     ):
         with pytest.raises(ValueError, match=sentence):
             segment(stored.model(), stored.processor, stored.picture("wide"), labels=labels)
+
+
+def test_labels_of_one_name():
+    """Numbers tell them apart; the last number was "no label", and a name meant the last of its labels."""
+    numbers = {0: "road", 1: "road", 2: "sky"}
+    assert label_numbers([2, 0], numbers) == label_numbers(["sky", 0], numbers) == [2, 0]
+    with pytest.raises(ValueError, match=r"several labels of the model are called \['road'\]; give their numbers"):
+        label_numbers(["road"], numbers)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):  # was label 1
+        label_numbers([1.5], numbers)
 
 
 # -------------------------------------------------------------------------------------------------------------- memory

@@ -123,7 +123,7 @@ def test_model_mode_is_kept(stored):
 
 def test_wrong_input(stored):
     model = stored.model().train()
-    for wrong in ({"scales": ()}, {"scales": (0,)}, {"window_batch_size": 0}):
+    for wrong in ({"scales": ()}, {"scales": (0,)}, {"scales": (1, float("inf"))}, {"window_batch_size": 0}):
         with pytest.raises(ValueError, match="scales must be positive|must be at least 1"):
             segment(model, stored.processor, stored.picture("wide"), **wrong)
     with pytest.raises(TypeError, match="got NoneType"):
