@@ -143,7 +143,7 @@ def label_rules(args: argparse.Namespace) -> dict:
         try:
             table = json.loads(args.label_map.read_text(encoding="utf-8"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
 
