@@ -179,7 +179,8 @@ def save_worst(args, model, processor, samples, evaluation: Evaluation, state: P
 
 def overlay_name(place: int, name: str) -> str:
     """The picture's name comes from the data set: letters, digits and a few signs of it, and not too many."""
-    return f"{place + 1:02d}_{re.sub(r'[^-.() \w]', '_', Path(name).stem)[:60]}.png"
+    safe = re.sub(r"[^-.() \w]", "_", Path(name).stem)
+    return f"{place + 1:02d}_{safe[:60]}.png"
 
 
 def report(args, model, processor, samples, evaluation: Evaluation, state: PartialState) -> None:
