@@ -24,6 +24,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
@@ -470,8 +471,11 @@ def convert(
         notes.append("The file names no labels and --labels was not given: they are called LABEL_0, LABEL_1, ...")
     if len(names) != numbers["num_labels"]:
         raise ConversionError(f"{len(names)} label names for a network of {numbers['num_labels']} labels")
-    config = make_config(numbers, names, palette)
-    processor = make_processor(numbers)
+    try:
+        config, processor = make_config(numbers, names, palette), make_processor(numbers)
+    except (ArithmeticError, LookupError, StrictDataclassError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"the numbers of the configuration text make no network: {reason}") from error
     weights, used, dropped = rename(state_dict, config)
     if "short_side" in numbers and "window" in numbers and numbers["short_side"] < numbers["window"]:
         notes.append("The short side is below the window, so windows are smaller than the network was trained for.")

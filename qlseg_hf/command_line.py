@@ -98,7 +98,7 @@ def naming(what: str) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, RuntimeError, SafetensorError, StrictDataclassError, TypeError) as error:
         raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
 
 

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import tarfile
-import types
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -91,7 +90,6 @@ PICKLES = {
     "builtins.exec": lambda: Reduced(exec, CODE),
     "builtins.compile": lambda: Reduced(compile, CODE, "x", "exec"),
     "builtins.open": lambda: Reduced(open, TRAP, "w"),
-    "builtins.getattr": lambda: Reduced(getattr, os, "system"),
     "builtins.__import__": lambda: Reduced(__import__, "os"),
     "importlib": lambda: Reduced(__import__("importlib").import_module, "antigravity"),
     "runpy": lambda: Reduced(__import__("runpy").run_path, TRAP),
@@ -107,7 +105,6 @@ PICKLES = {
     "torch storage": lambda: Reduced(torch.storage._load_from_bytes, pickle.dumps(Reduced(os.system, command()))),
     "torch.package": lambda: Reduced(torch.package.PackageImporter, TRAP),
     "torch.nn.Module": lambda: nn.Sequential(nn.Linear(1, 1)),
-    "torch.ops.load_library": lambda: Reduced(torch.ops.load_library, TRAP),
     "numpy.load": lambda: Reduced(np.load, TRAP),
     "numpy.save": lambda: Reduced(np.save, TRAP, 1),
     "numpy.fromfile": lambda: Reduced(np.fromfile, "/etc/passwd"),
@@ -115,8 +112,6 @@ PICKLES = {
     "numpy array of objects": lambda: np.array([Reduced(os.system, command())], dtype=object),
     "numpy huge dtype": lambda: Reduced(np._core.multiarray.scalar, np.dtype("V2000000000"), b""),
     "numpy object scalar": lambda: Reduced(np._core.multiarray.scalar, np.dtype("O"), Reduced(os.system, command())),
-    "types.CodeType": lambda: Reduced(types.CodeType, *[0] * 16),
-    "types.FunctionType": lambda: Reduced(types.FunctionType, Reduced(compile, CODE, "x", "exec"), {}),
     "functools.partial": lambda: Reduced(__import__("functools").partial, os.system),
     "webbrowser": lambda: Reduced(__import__("webbrowser").open, "http://127.0.0.1/"),
     "urllib": lambda: Reduced(__import__("urllib.request").request.urlopen, "http://127.0.0.1/"),
@@ -152,6 +147,10 @@ def test_pickles(name, tmp_path, monkeypatch, capsys):
 OPCODES = {
     "eval by its name": b"c__builtin__\neval\n(S'1'\ntR.",
     "posix.system": b"cposix\nsystem\n(S'touch trapped'\ntR.",
+    "types.CodeType": b"ctypes\nCodeType\n(I0\nI0\nI0\ntR.",
+    "types.FunctionType": b"ctypes\nFunctionType\n(I0\n}tR.",
+    "getattr of a module": b"c__builtin__\ngetattr\n(cos\nsystem\nS'__call__'\ntR.",
+    "torch.ops": b"ctorch\nops.load_library\n(S'trapped'\ntR.",
     "dotted name": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0dtouch trapped\x85R.",
     "dotted attribute": b"\x80\x04\x8c\x05torch\x8c\x0cos.system.now\x93\x8c\x01x\x85R.",
     "INST": b"(S'touch trapped'\nios\nsystem\n.",
@@ -160,13 +159,13 @@ OPCODES = {
     "extension registry": b"\x82\x01.",
     "class of a tensor": b"ctorch\nTensor\n)\x81}S'__class__'\ncos\nsystem\nsb.",
     "builtins of a dict": b"ccollections\nOrderedDict\n)R}S'__class__'\nI1\nsb.",
-    "memo bomb": b"\x80\x02]q\x00" + b"(" + b"h\x00" * 200000 + b"e.",
-    "deep lists": b"\x80\x02" + b"]" * 300000 + b"a" * 299999 + b".",
-    "deep tuples": b"\x80\x02)" + b"\x85" * 300000 + b".",
+    "memo bomb": b"\x80\x02]q\x00" + b"(" + b"h\x00" * 20000 + b"e.",
+    "deep lists": b"\x80\x02" + b"]" * 20000 + b"a" * 19999 + b".",
+    "deep tuples": b"\x80\x02)" + b"\x85" * 20000 + b".",
     "long integer": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
     "long string": b"\x80\x02X\xff\xff\xff\xff.",
     "stack": b"0" * 1000 + b".",
-    "marks": b"(" * 300000 + b".",
+    "marks": b"(" * 20000 + b".",
     "nothing": b"",
     "stop": b".",
 }
@@ -273,6 +272,7 @@ print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 10
 """
 
 
+@pytest.mark.slow
 def test_small_files_that_claim_much(tmp_path):
     """In a process of its own, whose peak is measured; `decode_head.query_1.weight` says how many labels there are."""
     whole, paths = torch.load(CHECKPOINT, weights_only=False), []
@@ -284,9 +284,10 @@ def test_small_files_that_claim_much(tmp_path):
     legacy = tmp_path / "legacy.pth"
     torch.save(whole, legacy, _use_new_zipfile_serialization=False)
     content = legacy.read_bytes()
-    size = struct.pack("<q", 96 * 7)
+    numel = whole["state_dict"]["backbone.pos_embed"].numel()
+    size = b"M" + struct.pack("<H", numel)  # of a storage, as pickle writes a short number; and a longer one
     assert size in content
-    legacy.write_bytes(content.replace(size, struct.pack("<q", 10**11)))
+    legacy.write_bytes(content.replace(size, b"J" + struct.pack("<i", 2**31 - 1)))
     paths.append(legacy)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, CHECKPOINT, tmp_path / "out", tmp_path / "good", *paths],
@@ -358,6 +359,7 @@ def checkpoint():
 WRONG_VALUES = ["None", "'x'", "-1", "0", "1e999", "[]", "{}", "[[1]]", "dict(type='x')", "True", "0x" + "f" * 400]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", WRONG_VALUES)
 def test_wrong_values_in_the_text(checkpoint, value):
     """Each value of the text in turn becomes another: a sentence, or a conversion; never another exception."""
@@ -545,7 +547,7 @@ CONFIGS = {
     "misspelt key": {"mask_treshold": 0.9},
 }
 HARMLESS = {"auto_map", "auto_map elsewhere", "auto_map of the backbone", "custom_pipelines"}
-HARMLESS.add("_attn_implementation_internal")
+HARMLESS |= {"_attn_implementation_internal", "quantised by code"}  # both are names that transformers does not know
 
 
 @pytest.fixture
@@ -601,10 +603,9 @@ def test_a_kernel_that_the_caller_names_is_the_callers(key):
     """Only files are refused: who calls `from_pretrained` may name whatever transformers takes."""
     from qlseg_hf import QLSegConfig
 
-    values = tiny_config().to_dict()
-    assert QLSegConfig.from_dict(values, attn_implementation="kernels-community/x").hidden_size == 16
+    assert QLSegConfig.from_dict(tiny_config().to_dict(), attn_implementation="kernels-community/x").hidden_size == 16
     with pytest.raises(ValueError, match="evil/kernel"):
-        QLSegConfig.from_dict(values | {key: KERNEL})
+        QLSegConfig.from_dict(tiny_config().to_dict() | {key: KERNEL})
 
 
 # -------------------------------------------------------------------------------------------------------- data sets
@@ -869,6 +870,7 @@ def test_pictures(name, tmp_path, monkeypatch, tiny_model):
     assert not Path(TRAP).exists()
 
 
+@pytest.mark.slow
 def test_bombs_take_no_memory(tmp_path):
     """All of them in one process of its own, whose peak is measured."""
     for number, make in enumerate(PICTURES.values()):
@@ -894,11 +896,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert int(peak) < MOST_MIB
 
 
-def test_large_pictures_still_work(tmp_path, monkeypatch):
-    """12000 x 6000 as the README says; beyond the limit only if the user raises it."""
+@pytest.mark.slow
+def test_large_pictures_still_work(tmp_path):
+    """12000 x 6000 as the README says."""
     Image.new("L", (12000, 6000), 7).save(tmp_path / "large.png", compress_level=1)
     assert load_label_map(tmp_path / "large.png").shape == (6000, 12000)
     assert load_picture(tmp_path / "large.png").shape == (6000, 12000, 3)
+
+
+def test_the_limit_on_pixels_can_be_raised(tmp_path, monkeypatch):
     Image.new("L", (400, 300), 7).save(tmp_path / "small.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50000)
     with pytest.raises(ValueError, match="raise PIL.Image.MAX_IMAGE_PIXELS"):
