@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all conformance properties lint format clean
+.PHONY: demo test test-all conformance properties faults lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -22,6 +22,10 @@ conformance: $(VENV)/installed
 # 20 times as many examples of every property as `make test` tries, drawn afresh, and a table of counts
 properties: $(VENV)/installed
 	$(BIN)/python tests/properties.py
+
+# kills, full disks, damaged files, rivalling writers; the lines with counts are in the captured output
+faults: $(VENV)/installed
+	$(BIN)/python -m pytest -m faults -rA
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

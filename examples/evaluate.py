@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -27,12 +28,11 @@ import torch
 import transformers
 from accelerate import PartialState
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import logging
 
 import qlseg_hf
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-from qlseg_hf.command_line import exit_status
+from qlseg_hf import segment
+from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.data import StreamedSamples, open_dataset
 from qlseg_hf.evaluation import (
     Evaluation,
@@ -41,8 +41,8 @@ from qlseg_hf.evaluation import (
     failing_together,
     remove_state,
 )
-from qlseg_hf.files import write_atomically
-from qlseg_hf.model_card import add_result_to_card, inference_protocol
+from qlseg_hf.files import remove_partial, write_atomically
+from qlseg_hf.model_card import add_result_to_card, inference_protocol, printable
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
 
 NUM_WORST = 20
@@ -80,10 +80,7 @@ def parse_arguments() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace, state: PartialState) -> None:
     with failing_together(state.num_processes):
         check_outputs(args)
-        processor = AutoImageProcessor.from_pretrained(args.model, **label_rules(args))
-        model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-        if not isinstance(model, QLSegForSemanticSegmentation) or not isinstance(processor, QLSegImageProcessor):
-            raise ValueError(f"{args.model} is a {type(model).__name__}; a QLSeg model with its processor is wanted")
+        model, processor = load_network(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
         model = model.to(state.device)
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
         with failing_together(state.num_processes):
@@ -98,6 +95,9 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
                 )
     place = {"rank": state.process_index, "world_size": state.num_processes}
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
+    if state.is_main_process:
+        for folder in {args.output and args.output.absolute().parent, args.worst} - {None}:
+            remove_partial(folder)
     if state_file and args.resume == "false":
         remove_state(state_file, **place)
     evaluation = evaluate_samples(
@@ -144,7 +144,7 @@ def label_rules(args: argparse.Namespace) -> dict:
         try:
             table = json.loads(args.label_map.read_text(encoding="utf-8"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
 
@@ -178,7 +178,9 @@ def save_worst(args, model, processor, samples, evaluation: Evaluation, state: P
 
 
 def overlay_name(place: int, name: str) -> str:
-    return f"{place + 1:02d}_{Path(name).stem}.png"
+    """The picture's name comes from the data set: letters, digits and a few signs of it, and not too many."""
+    safe = re.sub(r"[^-.() \w]", "_", Path(name).stem)
+    return f"{place + 1:02d}_{safe[:60]}.png"
 
 
 def report(args, model, processor, samples, evaluation: Evaluation, state: PartialState) -> None:
@@ -195,16 +197,17 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
         write_atomically(args.output, (text + "\n").encode())
     if args.card:
         add_result_to_card(Path(args.model) / "README.md", result)
-    width = max(len(row["label"]) for row in result["per_label"])
+    names = [printable(row["label"]) for row in result["per_label"]]
+    width = max(map(len, names))
     print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'pixels':>12}")
-    for row in result["per_label"]:
-        print(f"{row['label']:{width}}  {percent(row['iou'])} {percent(row['accuracy'])} {row['pixels']:12d}")
+    for name, row in zip(names, result["per_label"]):
+        print(f"{name:{width}}  {percent(row['iou'])} {percent(row['accuracy'])} {row['pixels']:12d}")
     low, high = result["miou_interval"]
     print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")
     print(f"mIoU, 95 % interval over pictures: {percent(low)} to {percent(high)} %")
     print(f"{result['num_pictures']} pictures, {result['pictures_per_second']:.2f} per second\n")
     for name, value in protocol.items():
-        print(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+        print(f"{name}: {json.dumps(value)}")
 
 
 def percent(fraction: float | None) -> str:

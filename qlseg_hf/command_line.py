@@ -1,10 +1,22 @@
 """What the command-line tools share: a wrong input is one sentence on stderr and exit status 1, no traceback."""
 
+import difflib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers.utils import logging
+
+from .configuration_qlseg import QLSegConfig
+from .image_processing_qlseg import QLSegImageProcessor
+from .model_card import printable
+from .modeling_qlseg import QLSegForSemanticSegmentation
 
 
 def first_line(error: BaseException) -> str:
@@ -34,9 +46,68 @@ def exit_status(program: str, function: Callable, *arguments) -> int:
     try:
         function(*arguments)
     except (ImportError, OSError, TypeError, ValueError, HTTPError) as error:
-        print(f"{program}: {sentence(error)}", file=sys.stderr)
+        print(f"{program}: {printable(sentence(error))}", file=sys.stderr)
         return 1
     return 0
 
 
-__all__ = ["exit_status", "first_line", "sentence"]
+def load_network(
+    source: str | os.PathLike, settings: dict | None = None, *, dtype: torch.dtype | None = None
+) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
+    """Network, in inference mode, and processor of a folder or Hub id, whole and undamaged as far as can be told.
+
+    `from_pretrained` draws weights that a folder lacks, and only warns.
+
+    Args:
+        source: folder or Hub id. Its code is never run.
+        settings: of the processor, instead of the stored ones.
+        dtype: of the weights; as stored if not given.
+
+    Raises:
+        OSError, ValueError: something is missing, damaged or of another network; names `source`.
+    """
+    where = {"trust_remote_code": False}
+    with naming(f"config.json of {source}"):
+        refuse_misspelt(PreTrainedConfig.get_config_dict(source)[0])
+        config = AutoConfig.from_pretrained(source, **where)
+    with naming(f"preprocessor_config.json of {source}"):
+        processor = AutoImageProcessor.from_pretrained(source, **where, **(settings or {}))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what the report on weights says is said below, in a sentence
+    try:
+        with naming(f"weights of {source}"):
+            model, report = AutoModelForSemanticSegmentation.from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
+            )
+    finally:
+        logging.set_verbosity(verbosity)
+    if not isinstance(model, QLSegForSemanticSegmentation) or not isinstance(processor, QLSegImageProcessor):
+        raise ValueError(f"{source} is a {type(model).__name__}; a QLSeg model with its processor is wanted")
+    problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    plain = {name: x for name, x in model.state_dict().items() if type(x) is torch.Tensor}  # int8 ones are not
+    problems["not finite"] = [name for name, x in plain.items() if not x.isfinite().all()]
+    if found := [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]:
+        raise ValueError(f"weights of {source} do not fit its config.json: {'; '.join(found)}; copy the folder again")
+    return model.eval(), processor
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Whatever is raised because of damaged or wrong files says which; OSError of transformers does already."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, SafetensorError, StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
+
+
+def refuse_misspelt(values: dict) -> None:
+    """ValueError if a key nearly is one that is missing: transformers keeps any, and takes the default."""
+    known = [name for name in (*QLSegConfig().to_dict(), "num_labels") if name not in values]
+    for key in values.keys() - set(QLSegConfig().to_dict()):
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
+            raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
+
+
+__all__ = ["exit_status", "first_line", "load_network", "sentence"]

@@ -117,7 +117,7 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"label file {path} cannot be read: {error}") from error
     palette = None
     if isinstance(content, dict) and "labels" in content:
@@ -165,9 +165,32 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def refuse_kernels(values: dict) -> None:
+    """ValueError if a stored configuration names attention code on the Hub: transformers would fetch and run it.
+
+    Who trusts a kernel gives it to `from_pretrained` as `attn_implementation`.
+    """
+    for key, value in values.items():
+        if key.endswith("attn_implementation") and "/" in str(value):
+            raise ValueError(
+                f"the configuration asks for the attention code {value!r}, which is not run; remove {key}"
+            )
+        if isinstance(value, dict):
+            refuse_kernels({str(name): inner for name, inner in value.items()})
+
+
+class StoredConfig(PreTrainedConfig):
+    """Configuration files may be a stranger's."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        refuse_kernels(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+
 @wrong_types_in_a_sentence
 @strict
-class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class QLSegViTConfig(BackboneConfigMixin, StoredConfig):
     r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
 
     Args:
@@ -224,7 +247,7 @@ class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
 @wrong_types_in_a_sentence
 @strict
-class QLSegConfig(PreTrainedConfig):
+class QLSegConfig(StoredConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
 
     Args:
