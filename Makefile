@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all faults lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -13,6 +13,9 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
+
+faults: $(VENV)/installed
+	$(BIN)/python -m pytest -m faults -rA
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -85,7 +85,7 @@ class TrainingTransform:
         """Read and augment `sample`, number `index` of its data set, for the given epoch.
 
         Returns:
-            see `augment`.
+            see `augment`; and `name` of the sample.
 
         Raises:
             SampleError: it cannot be read, or a label is out of range.
@@ -98,7 +98,8 @@ class TrainingTransform:
                 f"{sample.name}: {np.unique(label_map[wrong])[:8].tolist()} in {wrong.sum()} pixels are no "
                 f"labels 0..{self.num_labels - 1}; check do_reduce_labels, label_map and ignore_index"
             )
-        return self.augment(picture, labels, np.random.default_rng([AUGMENTATION, self.seed, epoch, index]))
+        augmented = self.augment(picture, labels, np.random.default_rng([AUGMENTATION, self.seed, epoch, index]))
+        return augmented | {"name": sample.name}
 
     def augment(self, picture: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Resize, crop, flip, distort, normalise and pad.

@@ -5,6 +5,7 @@ labels, H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -32,6 +33,8 @@ RELEASE_PROCESSING = {
     "vit-l-pascal-context-60": (520, 480, 320, MEAN_STD_HALF, False),
 }
 
+JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
@@ -40,11 +43,34 @@ def open_picture(source: str | Path) -> Image.Image:
     try:
         picture = Image.open(source)
         picture.load()
+        picture.getexif()  # read when it is asked for, and then a damaged one is an error
+        if picture.format in ("JPEG", "MPO") and not has_jpeg_end(source):
+            raise OSError("the JPEG is truncated: it has no end marker")
     except FileNotFoundError:
         raise
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{source} cannot be read as a picture: {error}") from error
     return picture
+
+
+def has_jpeg_end(source) -> bool:
+    """Whether the scans of a JPEG file reach its end marker; Pillow fills what is missing, for instance with grey.
+
+    Source: ITU-T T.81, annex B: in a scan 0xFF is followed by 0 (a stuffed byte) or a restart marker 0xD0..0xD7; a
+    segment between scans states its length.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        data = Path(source).read_bytes()
+    else:
+        source.seek(0)
+        data = source.read()
+    position = data.find(b"\xff\xd8") + 2
+    while found := JPEG_MARKER.search(data, position):
+        if found[1] == b"\xd9":
+            return True
+        length = data[found.end() : found.end() + 2]
+        position = found.end() + int.from_bytes(length, "big")
+    return False
 
 
 def load_picture(image: Picture) -> np.ndarray:
