@@ -15,9 +15,7 @@ import hashlib
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
 import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ from tqdm import tqdm
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.command_line import exit_status, first_line
 from qlseg_hf.configuration_qlseg import as_pair, read_label_file
+from qlseg_hf.files import partial_folder
 from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.image_processing_qlseg import RELEASE_PROCESSING
 from qlseg_hf.model_card import converted_model_card
@@ -83,6 +82,9 @@ DROPPED_KEYS = {
 }
 
 
+MOST_TEXT = 1 << 20  # letters of a configuration text; the released ones have some ten thousand
+
+
 class ConversionError(ValueError):
     """A sentence for the user: what is wrong with the checkpoint or the arguments."""
 
@@ -110,27 +112,20 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """
     if not path.is_file():
         raise ConversionError(f"{path} does not exist or is not a file")
-    # mmcv stores the best score as a NumPy float64 scalar; under NumPy 1 and 2 its constructor has two names
-    scalar = np._core.multiarray.scalar
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype]
-    allowed += [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    is_archive = zipfile.is_zipfile(path)
+    if is_archive:
+        refuse_damaged_archive(path)
+    # mmcv stores the best score as a NumPy scalar; under NumPy 1 and 2 its constructor has two names
+    allowed = [(stored_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    allowed.append((StoredDtype, "numpy.dtype"))
     try:
         with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"the Python object {found[1]}, which is not run" if found else "no PyTorch checkpoint"
         raise ConversionError(f"{path} holds {what}; only tensors and plain data are read") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-        AttributeError,
-        IndexError,
-    ) as error:
+    except Exception as error:  # a stranger's file may provoke any
         raise ConversionError(f"{path} is no PyTorch checkpoint, or is truncated: {first_line(error)}") from error
     meta = content.get("meta", {}) if isinstance(content, dict) else {}
     state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -143,9 +138,66 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise ConversionError(
             f"{path}: {', '.join(others[:4])} are not tensors, so this is no state dict of a network"
         )
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}, meta if isinstance(
-        meta, dict
-    ) else {}
+    strange = [key for key, value in state_dict.items() if not is_plain(value)]
+    if strange:
+        raise ConversionError(f"{path}: {', '.join(strange[:4])} are empty, or no dense tensors of numbers")
+    refuse_claims(path, state_dict)
+    meta = meta if isinstance(meta, dict) else {}
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}, meta
+
+
+def refuse_damaged_archive(path: Path) -> None:
+    """ConversionError if a zip archive is not what `torch.save` writes, or a checksum in it does not match."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if is_compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise ConversionError(f"{path} is no PyTorch checkpoint: it unpacks to more than it holds")
+            damaged = archive.testzip()
+    except ConversionError:
+        raise
+    except Exception as error:  # zipfile raises half a dozen kinds
+        raise ConversionError(f"{path} is no PyTorch checkpoint, or is damaged: {first_line(error)}") from error
+    if damaged is not None:
+        raise ConversionError(f"{path} is damaged: the checksum of {damaged} does not match; copy the file again")
+
+
+def is_plain(value: torch.Tensor) -> bool:
+    """Is this a dense tensor of numbers that lies in memory?"""
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and 0 not in value.shape
+    )
+
+
+def refuse_claims(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
+    """ConversionError if the weights would take more memory than the file, as repeated (expanded) tensors do."""
+    claimed = sum(math.prod(value.shape) * value.element_size() for value in state_dict.values())
+    if claimed > path.stat().st_size:
+        raise ConversionError(
+            f"{path} claims {claimed:.3g} bytes of weights and has {path.stat().st_size:.3g}; store every tensor whole"
+        )
+
+
+class StoredDtype:
+    """In the place of `numpy.dtype`, which a stranger's file could make of any size."""
+
+    def __init__(self, kind: str, *_):
+        if kind not in ("f4", "f8", "i4", "i8"):
+            raise UnpicklingError(f"a NumPy scalar of type {kind!r:.40}")
+        self.kind = kind
+
+    def __setstate__(self, state) -> None:
+        """Byte order and the like; the files are little-endian."""
+
+
+def stored_scalar(dtype: StoredDtype, data: bytes) -> float | int:
+    """In the place of NumPy's constructor of scalars."""
+    return np.frombuffer(data, dtype=f"<{dtype.kind}", count=1)[0].item()
 
 
 def parse_configuration(text: str) -> dict:
@@ -165,16 +217,24 @@ def parse_configuration(text: str) -> dict:
             f"the configuration text holds `{ast.unparse(node)[:60]}`, which is neither literal nor dict(...)"
         )
 
+    if len(text) > MOST_TEXT:
+        raise ConversionError(
+            f"the configuration text inside the checkpoint has {len(text)} letters; at most {MOST_TEXT}"
+        )
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError) as error:
+        for node in tree.body:
+            if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
+                raise ConversionError(
+                    f"the configuration text holds `{ast.unparse(node)[:60]}`, which is no plain assignment"
+                )
+        return {node.targets[0].id: value(node.value) for node in tree.body}
+    except ConversionError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise ConversionError("the configuration text inside the checkpoint is nested too deeply") from error
+    except (SyntaxError, TypeError, ValueError) as error:
         raise ConversionError(f"the configuration text inside the checkpoint cannot be parsed: {error}") from error
-    for node in tree.body:
-        if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
-            raise ConversionError(
-                f"the configuration text holds `{ast.unparse(node)[:60]}`, which is no plain assignment"
-            )
-    return {node.targets[0].id: value(node.value) for node in tree.body}
 
 
 def find_transform(steps, kind: str) -> dict:
@@ -389,13 +449,19 @@ def convert(
         ConversionError: sources contradict each other, or keys are missing, unexpected, misshapen or not finite.
     """
     text = meta.get("config")
-    shapes = numbers_from_shapes(state_dict)
-    numbers = agreed_numbers(shapes, numbers_from_text(text) if isinstance(text, str) else None, variant)
+    try:
+        shapes = numbers_from_shapes(state_dict)
+        numbers = agreed_numbers(shapes, numbers_from_text(text) if isinstance(text, str) else None, variant)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ConversionError(f"shapes or configuration text are not QLSeg's: {first_line(error)}") from error
     notes = []
     if labels_file is not None:
         names, palette = read_label_file(labels_file)
     elif meta.get("CLASSES"):
-        names, palette = [str(name) for name in meta["CLASSES"]], meta.get("PALETTE")
+        names, palette = meta["CLASSES"], meta.get("PALETTE")
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise ConversionError("CLASSES in the checkpoint are no label names; give them with --labels")
+        names = list(names)
     elif variant is not None:
         config = QLSegConfig.for_release(variant)
         names, palette = list(config.id2label.values()), config.palette
@@ -418,9 +484,14 @@ def make_config(numbers: dict, names: list[str], palette) -> QLSegConfig:
     if rest:
         raise ConversionError(f"{numbers['num_samples']} attention weights are not {heads} heads x levels x points")
     if palette is not None:
-        palette = [[int(channel) for channel in colour] for colour in palette]
-        if len(palette) != len(names) or any(len(c) != 3 or min(c) < 0 or max(c) > 255 for c in palette):
+        try:
+            palette = np.asarray(palette)
+        except ValueError:  # rows of different lengths
+            palette = np.zeros(0)
+        is_whole = palette.dtype.kind in "iu" and palette.shape == (len(names), 3)
+        if not is_whole or palette.min() < 0 or palette.max() > 255:
             raise ConversionError(f"the palette must hold {len(names)} RGB triples of 0..255")
+        palette = palette.tolist()
     backbone = QLSegViTConfig(
         hidden_size=numbers["width"],
         num_hidden_layers=numbers["num_layers"],
@@ -553,11 +624,9 @@ def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype 
     if dtype is not None:
         model.to(dtype)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConversionError(f"{folder} exists and is not an empty folder; choose another or remove it")
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with partial_folder(folder.name, folder.parent) as beside:
             model.save_pretrained(beside)
             conversion.processor.save_pretrained(beside)
             families = Counter(
@@ -575,18 +644,9 @@ def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype 
                 notes=conversion.notes,
             )
             (beside / "README.md").write_text(card, encoding="utf-8")
-            beside.chmod(0o777 & ~current_umask())
             os.replace(beside, folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise ConversionError(f"{folder} cannot be written: {first_line(error)}") from error
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def file_sha256(path: Path) -> str:
@@ -614,7 +674,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     state_dict, meta = read_checkpoint(args.checkpoint)
-    conversion = convert(state_dict, meta, args.variant, args.labels)
+    try:
+        conversion = convert(state_dict, meta, args.variant, args.labels)
+    except ValueError as error:
+        raise ConversionError(f"{args.checkpoint}: {error}") from error
     place = {"private": args.private, "revision": args.revision}
     if args.push_to_hub:
         args.push_to_hub = prepare_repo(args.push_to_hub, **place)  # before there is a folder, if it is refused

@@ -29,10 +29,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from qlseg_hf import load_picture, segment
-from qlseg_hf.command_line import exit_status, first_line
+from qlseg_hf.command_line import exit_status, first_line, load_network
 from qlseg_hf.segmentation import window_layout
 from qlseg_hf.visualization import label_colors, label_map_picture, share
 
@@ -404,8 +403,8 @@ def serve(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.pictures} is no folder of pictures")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    processor = AutoImageProcessor.from_pretrained(args.model)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model).to(device).eval()
+    model, processor = load_network(args.model)
+    model = model.to(device)
     with tempfile.TemporaryDirectory() as folder:
         page = make_page(
             model, processor, example_pictures(args.pictures, Path(folder)), f"QLSeg · {Path(args.model).name}"

@@ -28,12 +28,11 @@ import torch
 import transformers
 from accelerate import PartialState
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 from transformers.utils import logging
 
 import qlseg_hf
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-from qlseg_hf.command_line import exit_status
+from qlseg_hf import segment
+from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.data import StreamedSamples, open_dataset
 from qlseg_hf.evaluation import (
     Evaluation,
@@ -43,7 +42,7 @@ from qlseg_hf.evaluation import (
     failing_together,
     remove_state,
 )
-from qlseg_hf.files import write_atomically
+from qlseg_hf.files import remove_partial, write_atomically
 from qlseg_hf.model_card import add_result_to_card, inference_protocol
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
 
@@ -85,10 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 def evaluate(args: argparse.Namespace, state: PartialState) -> None:
     with failing_together(state.num_processes):
         check_outputs(args)
-        processor = AutoImageProcessor.from_pretrained(args.model, **label_rules(args))
-        model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-        if not isinstance(model, QLSegForSemanticSegmentation) or not isinstance(processor, QLSegImageProcessor):
-            raise ValueError(f"{args.model} is a {type(model).__name__}; a QLSeg model with its processor is wanted")
+        model, processor = load_network(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
         model = model.to(state.device)
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
         with failing_together(state.num_processes):
@@ -103,6 +99,9 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
                 )
     place = {"rank": state.process_index, "world_size": state.num_processes}
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
+    if state.is_main_process:
+        for folder in {args.output and args.output.absolute().parent, args.worst} - {None}:
+            remove_partial(folder)
     if state_file and args.resume == "false":
         remove_state(state_file, **place)
     evaluation = evaluate_samples(
@@ -150,7 +149,7 @@ def label_rules(args: argparse.Namespace) -> dict:
         try:
             table = json.loads(args.label_map.read_text(encoding="utf-8"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
-        except (AttributeError, TypeError, ValueError) as error:
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
 

@@ -18,10 +18,9 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from qlseg_hf import QLSegForSemanticSegmentation
-from qlseg_hf.command_line import exit_status
+from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.configuration_qlseg import as_pair
 from qlseg_hf.files import write_atomically
 from qlseg_hf.onnx_model import OUTPUTS, OnnxQLSeg, optional, write_onnx
@@ -105,8 +104,7 @@ def report(model: QLSegForSemanticSegmentation, path: Path) -> dict:
 
 def export(args: argparse.Namespace) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not used
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32).eval()
-    processor = AutoImageProcessor.from_pretrained(args.model)
+    model, processor = load_network(args.model, dtype=torch.float32)
     found = {}
     write_onnx(
         model, processor, args.output, not args.without_logits, check=lambda path: found.update(report(model, path))

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from qlseg_hf.command_line import exit_status
+from qlseg_hf.files import partial_folder
 from qlseg_hf.visualization import label_map_picture
 
 LABELS = ("sky", "grass", "road", "water", "building", "tree", "ball")
@@ -157,9 +157,7 @@ def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int) -> 
         )
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder; name another, or remove it first")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
-        root = Path(folder) / "scenes"
+    with partial_folder(output.name, output.parent) as root:
         for part in ("images", "annotations"):
             for split in SPLITS:
                 (root / part / split).mkdir(parents=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from qlseg_hf import load_picture, segment
-from qlseg_hf.command_line import exit_status
+from qlseg_hf.command_line import exit_status, load_network
+from qlseg_hf.files import remove_partial
 from qlseg_hf.visualization import draw_overlay, label_colors, label_map_picture, save_picture
 
 
@@ -38,10 +38,9 @@ def predict(args: argparse.Namespace) -> None:
     stems = [picture.stem for picture in args.pictures]
     if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise ValueError(f"several pictures are called {', '.join(twice)}; their results would overwrite each other")
-    processor = AutoImageProcessor.from_pretrained(args.model)
-    model = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(
-        args.device
-    )
+    model, processor = load_network(args.model, dtype=getattr(torch, args.dtype))
+    model = model.to(args.device)
+    remove_partial(args.output)
     colors = label_colors(model.config)
     for path in tqdm(args.pictures, unit="picture"):
         picture = load_picture(path)

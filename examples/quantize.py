@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, TorchAoConfig
+from transformers import AutoModelForSemanticSegmentation, TorchAoConfig
 
 from qlseg_hf import segment
-from qlseg_hf.command_line import exit_status
+from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.files import written_beside
 from qlseg_hf.model_card import plain_model_card
 
@@ -54,8 +54,7 @@ def quantize(args: argparse.Namespace) -> None:
     if args.output.exists():
         raise ValueError(f"{args.output} exists; name another folder, or remove it first")
     settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=NOT_QUANTISED)
-    processor = AutoImageProcessor.from_pretrained(args.model)
-    plain = AutoModelForSemanticSegmentation.from_pretrained(args.model, dtype=torch.float32)
+    plain, processor = load_network(args.model, dtype=torch.float32)
     small = AutoModelForSemanticSegmentation.from_pretrained(
         args.model, dtype=torch.float32, quantization_config=settings
     )

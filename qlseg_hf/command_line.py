@@ -1,15 +1,28 @@
 """What the command-line tools share: a wrong input is one sentence on stderr and exit status 1, no traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers.utils import logging
+
+from .image_processing_qlseg import QLSegImageProcessor
+from .modeling_qlseg import QLSegForSemanticSegmentation
 
 
 def first_line(error: BaseException) -> str:
     """First line of an error's text; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    """`text` with what would move the cursor, change colours or hide letters of a terminal written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def sentence(error: BaseException) -> str:
@@ -34,7 +47,7 @@ def exit_status(program: str, function: Callable, *arguments) -> int:
     try:
         function(*arguments)
     except (ImportError, OSError, TypeError, ValueError, HTTPError) as error:
-        print(f"{program}: {sentence(error)}", file=sys.stderr)
+        print(f"{program}: {printable(sentence(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{program}: stopped by a signal", file=sys.stderr)
@@ -42,4 +55,41 @@ def exit_status(program: str, function: Callable, *arguments) -> int:
     return 0
 
 
-__all__ = ["exit_status", "first_line", "sentence"]
+def load_network(
+    source: str | os.PathLike, settings: dict | None = None, *, dtype: torch.dtype | None = None
+) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
+    """Network, in inference mode, and processor of a folder or Hub id, whole and undamaged as far as can be told.
+
+    `from_pretrained` draws weights that a folder lacks, and only warns.
+
+    Args:
+        source: folder or Hub id. Its code is never run.
+        settings: of the processor, instead of the stored ones.
+        dtype: of the weights; as stored if not given.
+
+    Raises:
+        OSError, ValueError: something is missing, damaged or of another network; names `source`.
+    """
+    where = {"trust_remote_code": False}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what the report on weights says is said below, in a sentence
+    try:
+        processor = AutoImageProcessor.from_pretrained(source, **where, **(settings or {}))
+        model, report = AutoModelForSemanticSegmentation.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
+        )
+    except (AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    if not isinstance(model, QLSegForSemanticSegmentation) or not isinstance(processor, QLSegImageProcessor):
+        raise ValueError(f"{source} is a {type(model).__name__}; a QLSeg model with its processor is wanted")
+    problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    plain = {name: x for name, x in model.state_dict().items() if type(x) is torch.Tensor}  # int8 ones are not
+    problems["not finite"] = [name for name, x in plain.items() if not x.isfinite().all()]
+    if found := [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]:
+        raise ValueError(f"weights of {source} do not fit its config.json: {'; '.join(found)}; copy the folder again")
+    return model.eval(), processor
+
+
+__all__ = ["exit_status", "first_line", "load_network", "printable", "sentence"]

@@ -89,7 +89,7 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"label file {path} cannot be read: {error}") from error
     palette = None
     if isinstance(content, dict) and "labels" in content:

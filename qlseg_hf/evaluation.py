@@ -77,18 +77,22 @@ class Progress:
         self.next_index = index + 1
 
     def write(self, path: Path, protocol: dict[str, str]) -> None:
-        """Write a state file; atomic."""
+        """Write a state file; atomic. It holds a checksum of itself, since a wrong bit would be a wrong score."""
         notes = {"next_index": self.next_index, "seconds": self.seconds, "worst": self.worst, "protocol": protocol}
         notes["unreadable"] = self.unreadable
-        write_atomically(path, save(self.scores.state_dict(), metadata={"evaluation": json.dumps(notes)}))
+        state, text = self.scores.state_dict(), json.dumps(notes)
+        write_atomically(path, save(state, metadata={"evaluation": text, "sha256": state_sha256(state, text)}))
 
     def read(self, path: Path, protocol: dict[str, str]) -> None:
-        """Take over a state file. ValueError if it is none, or one of another protocol."""
+        """Take over a state file. ValueError if it is none, is damaged, or one of another protocol."""
         try:
             with safe_open(path, framework="pt") as file:
-                notes = json.loads((file.metadata() or {})["evaluation"])
+                metadata = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, KeyError) as error:
+            if metadata["sha256"] != state_sha256(state, metadata["evaluation"]):
+                raise ValueError("its checksum does not match")
+            notes = json.loads(metadata["evaluation"])
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{path} is no state of an evaluation ({error}); delete it to start over") from error
         stored = notes["protocol"]
         if differing := sorted(key for key in stored | protocol if stored.get(key) != protocol.get(key)):
@@ -393,6 +397,11 @@ def protocol_of_state(
         "flip": str(flip),
         "number of worst pictures": str(num_worst),
     }
+
+
+def state_sha256(state: dict[str, torch.Tensor], notes: str) -> str:
+    """Of all that a state file holds."""
+    return hashlib.sha256(save(state) + notes.encode()).hexdigest()
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -18,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 
 from .configuration_qlseg import release
+from .files import written_into
 from .hub import PushToHubMixin
 from .scores import label_map_from_scores
 
@@ -333,6 +334,15 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
             "do_reduce_labels": reduce_labels,
         }
         return cls(**(values | overrides))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
+        """As that of transformers, but a full disk or a kill leaves what was in the folder before."""
+        folder = Path(save_directory)
+        with written_into(folder) as beside:
+            written = super().save_pretrained(beside)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
+        return [str(folder / Path(path).name) for path in written]
 
     def _standardize_kwargs(self, label_map=None, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)

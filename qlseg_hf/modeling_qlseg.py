@@ -7,12 +7,14 @@ D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixe
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,7 +27,8 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
-from .hub import CARD, PushToHubMixin
+from .files import written_into
+from .hub import CARD, WEIGHTS, PushToHubMixin
 from .loss_qlseg import check_labels, segmentation_loss
 from .model_card import plain_model_card
 from .sampling import Grid, position_code, sample_levels
@@ -212,6 +215,33 @@ class QLSegPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _no_split_modules = ["QLSegViTEmbeddings", "QLSegViTLayer", "QLSegPixelEncoderLayer", "QLSegDecoderLayer"]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
+        """As `PreTrainedModel.save_pretrained`, but a full disk or a kill leaves what was in the folder before.
+
+        Weights of an earlier save in more or fewer shards are removed.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if not is_main_process or kwargs.get("distributed_checkpoint"):  # many processes write into one folder
+            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+            return
+        folder = Path(save_directory)
+        try:
+            with written_into(folder) as beside:
+                super().save_pretrained(beside, is_main_process, *args, **kwargs)
+                self.save_card(beside, folder)
+                written = {path.name for path in beside.iterdir()}
+        except SafetensorError as error:
+            raise OSError(f"{folder} cannot be written: {error}") from error
+        if any(re.fullmatch(WEIGHTS, name) for name in written):
+            for path in folder.iterdir():
+                if re.fullmatch(WEIGHTS, path.name) and path.name not in written:
+                    path.unlink()
+
+    def save_card(self, beside: Path, folder: Path) -> None:
+        """Write the card that belongs into `folder` into `beside`; none for an encoder alone."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -609,12 +639,14 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
         """
         pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        card = Path(save_directory) / CARD
-        if is_main_process and not card.exists():
-            card.write_text(plain_model_card(self, card.resolve().parent.name), encoding="utf-8")
         if is_main_process and push_to_hub:
             given = {key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs}
-            self.push_to_hub(pushed.pop("repo_id", card.resolve().parent.name), **pushed, **given)
+            name = Path(save_directory).resolve().name
+            self.push_to_hub(pushed.pop("repo_id", name), **pushed, **given)
+
+    def save_card(self, beside: Path, folder: Path) -> None:
+        if not (folder / CARD).exists():
+            (beside / CARD).write_text(plain_model_card(self, folder.resolve().name), encoding="utf-8")
 
     @torch.no_grad()
     def resize_labels(self, id2label: dict[int, str]) -> list[str]:

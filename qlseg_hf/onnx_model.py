@@ -9,13 +9,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import ModuleType
 
 import torch
 from torch import nn
 
 from .configuration_qlseg import QLSegConfig, as_pair
+from .files import partial_folder
 from .image_processing_qlseg import QLSegImageProcessor
 from .modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput
 from .scores import combine
@@ -107,9 +107,8 @@ def write_onnx(
     program.metadata_props[CONFIG] = model.config.to_json_string(use_diff=False)
     program.metadata_props[PROCESSOR] = processor.to_json_string()
     data = f"{path.name}.data" if sum(weights.nbytes for weights in model.parameters()) > MOST_BYTES else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        beside = Path(folder) / path.name
+    with partial_folder(path.name, path.parent) as folder:
+        beside = folder / path.name
         optional("onnx_ir").save(program, beside, external_data=data)
         check(beside)
         if data is not None:

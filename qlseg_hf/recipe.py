@@ -3,10 +3,45 @@
 import difflib
 import types
 import typing
+from collections import Counter
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
+
+MOST_BYTES = 1 << 20  # of a recipe file
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """YAML without what a flat file does not need: code (as in SafeLoader), aliases, which can grow without bounds,
+    and keys given twice, of which the first would vanish."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if twice := [key for key, count in counts.items() if count > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Writes what `RecipeLoader` reads."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
+
+
+def read_yaml(text: str):
+    """Plain data; yaml.YAMLError, RecursionError or ValueError if that is not what the text holds."""
+    loader = RecipeLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 @dataclass
@@ -130,7 +165,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Every key, in the order of the class."""
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        return yaml.dump(asdict(self), Dumper=RecipeDumper, sort_keys=False)
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -146,8 +181,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             a key without a value.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        if Path(path).stat().st_size > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES} bytes")
+        values = read_yaml(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
@@ -158,9 +195,17 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if not key.startswith("--"):
             raise ValueError(f"{key} is not an override; write --key value")
         try:
-            values[key[2:]] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            values[key[2:]] = read_yaml(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ValueError(f"{key} {text} is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        return checked(values)
+    except ValueError as error:
+        raise ValueError(f"{path}{' with these overrides' if overrides else ''}: {error}") from error
+
+
+def checked(values: dict) -> Recipe:
+    """A recipe from what its file and the overrides hold; ValueError for an unknown key or a value of a wrong type."""
     known = {entry.name: entry for entry in fields(Recipe)}
     for key in values:
         if key not in known:

@@ -118,7 +118,7 @@ def test_fifty_kills(server, data, tmp_path):  # noqa: F811
             time.sleep(draw.uniform(0, seconds_per_step))
         assert is_running(pid), log.read_text()  # else it failed, or max_steps is too small
         os.killpg(pid, signal.SIGKILL)
-        print(num_killed, way, f"{time.monotonic()-start:.2f}", last_step(before), last_step(checkpoints(run)))
+        print(num_killed, way, f"{time.monotonic() - start:.2f}", last_step(before), last_step(checkpoints(run)))
         assert server.exit_code() == -signal.SIGKILL
         num_killed += 1
         num_in_checkpoint += any(run.glob("checkpoints/.step-*"))
