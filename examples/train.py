@@ -35,10 +35,18 @@ from qlseg_hf.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
+    start_worker,
 )
 from qlseg_hf.command_line import exit_status
 from qlseg_hf.data import open_dataset, without
-from qlseg_hf.evaluation import OtherProcessError, deaths_reported, evaluate_samples, exchanged, failing_together
+from qlseg_hf.evaluation import (
+    OtherProcessError,
+    batches_of,
+    deaths_reported,
+    evaluate_samples,
+    exchanged,
+    failing_together,
+)
 from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, sync, write_atomically, written_beside
 from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.label_check import check_labels_of_dataset
@@ -120,7 +128,7 @@ def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processo
     )
     # a generator of its own, because a DataLoader draws a seed and would move the one that dropout draws from
     options = {"num_workers": recipe.num_workers, "pin_memory": accelerator.device.type == "cuda"}
-    options["generator"] = torch.Generator().manual_seed(recipe.seed)
+    options |= {"generator": torch.Generator().manual_seed(recipe.seed), "worker_init_fn": start_worker}
     if recipe.streaming:
         options["num_workers"] = min(recipe.num_workers, 1)
         dataset = StreamingTrainingDataset(samples, transform, positions)
@@ -306,7 +314,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
     training_samples = without(training_samples, [index for index, _ in state["unreadable"]])
     unreadable = [text for _, text in state["unreadable"]]
     num_labels = accelerator.unwrap_model(model).config.num_labels
-    loader = iter(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
+    loader = batches_of(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
     if accelerator.is_main_process:
         (output_dir / "unreadable.txt").unlink(missing_ok=True)
         if unreadable:
@@ -318,64 +326,67 @@ def train(recipe: Recipe, only_check: bool) -> None:
         accelerator.init_trackers("qlseg", config=flat)
 
     # the loop
-    bar = tqdm(initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process)
     result, started, pictures = None, time.perf_counter(), 0
     model.train()
-    for step in range(state["step"], recipe.max_steps):
-        before = random_state()
-        batches = [next(loader) for _ in range(accelerator.gradient_accumulation_steps)]
-        names = [name for batch in batches for name in batch.pop("name")]
-        batches = [{key: value.to(accelerator.device, non_blocking=True) for key, value in b.items()} for b in batches]
-        try:
-            loss, norm = training_step(accelerator, model, optimizer, batches, recipe, step)
-        except NotFiniteError as error:
-            if accelerator.is_main_process:
-                log.write()
-            set_random_state(before)
-            stop_at(accelerator, error, output_dir, step, names, state, average, recipe)
-        if average is not None:
-            average.update(accelerator.unwrap_model(model))
-        done, pictures = step + 1, pictures + recipe.total_batch_size
-        is_last = done == recipe.max_steps
-        evaluates, saves = (is_last or done % n == 0 for n in (recipe.eval_steps, recipe.save_steps))
-        if accelerator.is_main_process:
-            log.add(done, loss, norm, optimizer.param_groups[0]["lr"])
-            bar.update()
-        if done % 10 == 0 or evaluates or saves:
-            values = log.write() if accelerator.is_main_process else {}
-            speed = pictures / (time.perf_counter() - started)
-            if accelerator.is_main_process:
-                rate = f"{values['learning_rate']:.1e}"
-                bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
-            accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
-        if evaluates:
-            plain = accelerator.unwrap_model(model)
-            with average.swapped_in(plain) if average is not None else nullcontext():
-                evaluation = evaluate_samples(
-                    plain,
-                    processor,
-                    validation_samples,
-                    rank=accelerator.process_index,
-                    world_size=accelerator.num_processes,
-                    progress=accelerator.is_main_process,
-                )
+    with tqdm(
+        initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process
+    ) as bar:
+        for step in range(state["step"], recipe.max_steps):
+            before = random_state()
+            batches = [next(loader) for _ in range(accelerator.gradient_accumulation_steps)]
+            names = [name for batch in batches for name in batch.pop("name")]
+            batches = [
+                {key: value.to(accelerator.device, non_blocking=True) for key, value in b.items()} for b in batches
+            ]
+            try:
+                loss, norm = training_step(accelerator, model, optimizer, batches, recipe, step)
+            except NotFiniteError as error:
                 if accelerator.is_main_process:
-                    save_overlays(accelerator, plain, processor, validation_samples, recipe, done)
-            result, started, pictures = evaluation.result, time.perf_counter(), 0
-            accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
+                    log.write()
+                set_random_state(before)
+                stop_at(accelerator, error, output_dir, step, names, state, average, recipe)
+            if average is not None:
+                average.update(accelerator.unwrap_model(model))
+            done, pictures = step + 1, pictures + recipe.total_batch_size
+            is_last = done == recipe.max_steps
+            evaluates, saves = (is_last or done % n == 0 for n in (recipe.eval_steps, recipe.save_steps))
             if accelerator.is_main_process:
-                evaluations.append([{"step": done} | {key: result[key] for key in ("miou", "macc", "aacc")}])
-                curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
-                save_picture(curves, output_dir / "curves.png")
-                bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
-            if state["best"] is None or result["miou"] > state["best"]:
-                state |= {"best": result["miou"], "best_step": done}
-                save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
-        if is_last:
-            save_model(accelerator, model, average, processor, recipe, output_dir / "last", done, result)
-        if saves:
-            save_checkpoint(accelerator, output_dir, done, state, average, recipe)
-    bar.close()
+                log.add(done, loss, norm, optimizer.param_groups[0]["lr"])
+                bar.update()
+            if done % 10 == 0 or evaluates or saves:
+                values = log.write() if accelerator.is_main_process else {}
+                speed = pictures / (time.perf_counter() - started)
+                if accelerator.is_main_process:
+                    rate = f"{values['learning_rate']:.1e}"
+                    bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
+                accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
+            if evaluates:
+                plain = accelerator.unwrap_model(model)
+                with average.swapped_in(plain) if average is not None else nullcontext():
+                    evaluation = evaluate_samples(
+                        plain,
+                        processor,
+                        validation_samples,
+                        rank=accelerator.process_index,
+                        world_size=accelerator.num_processes,
+                        progress=accelerator.is_main_process,
+                    )
+                    if accelerator.is_main_process:
+                        save_overlays(accelerator, plain, processor, validation_samples, recipe, done)
+                result, started, pictures = evaluation.result, time.perf_counter(), 0
+                accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
+                if accelerator.is_main_process:
+                    evaluations.append([{"step": done} | {key: result[key] for key in ("miou", "macc", "aacc")}])
+                    curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
+                    save_picture(curves, output_dir / "curves.png")
+                    bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+                if state["best"] is None or result["miou"] > state["best"]:
+                    state |= {"best": result["miou"], "best_step": done}
+                    save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
+            if is_last:
+                save_model(accelerator, model, average, processor, recipe, output_dir / "last", done, result)
+            if saves:
+                save_checkpoint(accelerator, output_dir, done, state, average, recipe)
     accelerator.end_training()
     if unreadable:
         shown = "; ".join(unreadable[:5])

@@ -6,6 +6,7 @@ any number of processes and workers sees the same pictures, and position p of a 
 Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -335,6 +336,19 @@ class StreamingTrainingDataset(IterableDataset):
                 yield taken_out(buffer, rng)
 
 
+def start_worker(number: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: no traceback from a worker whose training process was stopped.
+
+    What it was handing over, in a thread of multiprocessing, then has no receiver. Errors in samples go another way.
+    """
+
+    def show(kind, error, trace):
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = show
+
+
 def taken_out(buffer: list, rng: np.random.Generator):
     """A random entry of `buffer`, which loses it."""
     place = rng.integers(len(buffer))
@@ -349,4 +363,5 @@ __all__ = [
     "TrainingSampler",
     "TrainingTransform",
     "sample_order",
+    "start_worker",
 ]

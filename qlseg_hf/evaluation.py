@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -340,20 +341,39 @@ def failing_together(world_size: int) -> Iterator[None]:
     raise OtherProcessError(f"process {failed[0]} failed")
 
 
+class LoaderDiedError(RuntimeError):
+    """A process that loads data is not there to hand over its batch."""
+
+
+def batches_of(loader: Iterable) -> Iterator:
+    """What a DataLoader gives. LoaderDiedError if one of its workers is gone, as far as that is noticed here."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (BrokenPipeError, ConnectionRefusedError, ConnectionResetError, EOFError) as error:
+            raise LoaderDiedError(str(error) or type(error).__name__) from error
+        yield batch
+
+
 @contextmanager
 def deaths_reported() -> Iterator[None]:
     """One sentence, as OSError, for what PyTorch reports when a process that this one needs has died.
 
-    DataLoader reports a dead worker from a signal handler, so in the middle of anything; an error inside a worker
-    comes with its traceback as text, the last line of which says what it was.
+    DataLoader reports a dead worker from a signal handler, so in the middle of anything, or it was about to receive
+    from it; an error inside a worker comes with its traceback as text, the last line of which says what it was.
     """
     try:
         yield
     except Exception as error:  # raised again below, or in other words
         text = str(error).strip()
         goes_on = "the same command goes on from what was saved"
-        if "DataLoader worker (pid" in text:
-            reason = re.search(r"DataLoader worker \(pid.*", text)[0].rstrip(". ")
+        died = re.search(r"DataLoader worker \(pid.*", text)
+        if died or isinstance(error, LoaderDiedError):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else it is reported again while the others are ended
+            reason = died[0].rstrip(". ") if died else text
             raise OSError(
                 f"a process that loads data has died ({reason}); if memory ran out, lower num_workers; {goes_on}"
             ) from error
@@ -431,6 +451,7 @@ def fingerprint_of_samples(samples: Samples) -> str:
 __all__ = [
     "Evaluation",
     "OtherProcessError",
+    "batches_of",
     "deaths_reported",
     "evaluate_samples",
     "exchanged",

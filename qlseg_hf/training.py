@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,7 +28,7 @@ from .image_processing_qlseg import QLSegImageProcessor
 from .loss_qlseg import loss_normalizers
 from .modeling_qlseg import QLSegForSemanticSegmentation
 from .optimization import learning_rate_factor
-from .recipe import Recipe
+from .recipe import Recipe, read_yaml
 from .vit_weights import load_vit_weights
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
@@ -340,8 +339,8 @@ def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = yaml.safe_load((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
-    new = yaml.safe_load(recipe.to_yaml())
+    old = read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    new = read_yaml(recipe.to_yaml())
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in old | new
