@@ -290,9 +290,12 @@ def save_checkpoint(
         if "DataLoader worker" in str(error):  # raised here by chance
             raise
         shutil.rmtree(beside, ignore_errors=True)
+        reason = str(error).splitlines()[0]
+        if "inline_container" in reason:  # all that torch.save says
+            reason = "a file could not be written to its end, probably because the disk is full"
         kept = checkpoints(output_dir)
         before = f"; {kept[-1]} is still valid" if kept else ""
-        raise OSError(f"checkpoint {place} cannot be written: {str(error).splitlines()[0]}{before}") from error
+        raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
     accelerator.wait_for_everyone()
 
 
