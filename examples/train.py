@@ -142,9 +142,12 @@ class LineLog:
 
     def __init__(self, path: Path, start_step: int):
         self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
-        write_atomically(path, "".join(kept).encode())
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        try:
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start_step]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds a line that this run has not written; remove it ({error})") from error
+        write_atomically(path, b"".join(kept))
 
     def append(self, entries: list[dict]) -> None:
         with self.path.open("a") as file:

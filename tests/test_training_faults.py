@@ -78,6 +78,8 @@ class ForkServer:
 def server():
     server = ForkServer()
     yield server
+    if server.pid is not None:
+        os.killpg(server.pid, signal.SIGKILL)
     server.process.stdin.close()
     server.process.wait(timeout=60)
 
@@ -290,6 +292,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder(server, running, data, tmp_path):  # noqa: F811
     command = [sys.executable, "-c", LOCK, str(ROOT / "qlseg_hf" / "files.py"), str(tmp_path / "run")]
     pid, run, log = running()
@@ -627,6 +630,7 @@ def test_every_damage_to_a_checkpoint_is_seen(tmp_path):
     print(f"{tried} damages to {len(paths)} files of a checkpoint tried, {tried} seen and named")
 
 
+@pytest.mark.slow
 def test_changes_between_resumes(server, data, tmp_path):  # noqa: F811
     """Said or refused, never passed over."""
     shutil.copytree(data, tmp_path / "data")
@@ -644,6 +648,10 @@ def test_changes_between_resumes(server, data, tmp_path):  # noqa: F811
     refused(*server.run(log, "train", recipe), f"the pictures of the training split are not those that {newest}")
     for kind in ("images", "annotations"):
         (tmp_path / "data" / kind / "training" / "1b.png").unlink()
+    losses = tmp_path / "run" / "losses.jsonl"
+    losses.write_bytes(b"\xff\n" + losses.read_bytes())
+    refused(*server.run(log, "train", recipe), f"{losses} holds a line that this run has not written; remove it")
+    losses.write_bytes(before["losses.jsonl"])
     (newest / "optimizer.bin").unlink()
     refused(*server.run(log, "train", recipe), f"{newest} is damaged: optimizer.bin is missing; remove it")
     shutil.rmtree(newest)
