@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -43,7 +44,7 @@ from qlseg_hf.evaluation import (
     remove_state,
 )
 from qlseg_hf.files import remove_partial, write_atomically
-from qlseg_hf.model_card import add_result_to_card, inference_protocol
+from qlseg_hf.model_card import add_result_to_card, inference_protocol, printable
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
 
 NUM_WORST = 20
@@ -183,7 +184,9 @@ def save_worst(args, model, processor, samples, evaluation: Evaluation, state: P
 
 
 def overlay_name(place: int, name: str) -> str:
-    return f"{place + 1:02d}_{Path(name).stem}.png"
+    """The picture's name comes from the data set: letters, digits and a few signs of it, and not too many."""
+    safe = re.sub(r"[^-.() \w]", "_", Path(name).stem)
+    return f"{place + 1:02d}_{safe[:60]}.png"
 
 
 def report(args, model, processor, samples, evaluation: Evaluation, state: PartialState) -> None:
@@ -200,10 +203,11 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
         write_atomically(args.output, (text + "\n").encode())
     if args.card:
         add_result_to_card(Path(args.model) / "README.md", result)
-    width = max(len(row["label"]) for row in result["per_label"])
+    names = [printable(row["label"]) for row in result["per_label"]]
+    width = max(map(len, names))
     print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'pixels':>12}")
-    for row in result["per_label"]:
-        print(f"{row['label']:{width}}  {percent(row['iou'])} {percent(row['accuracy'])} {row['pixels']:12d}")
+    for name, row in zip(names, result["per_label"]):
+        print(f"{name:{width}}  {percent(row['iou'])} {percent(row['accuracy'])} {row['pixels']:12d}")
     low, high = result["miou_interval"]
     print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")
     print(f"mIoU, 95 % interval over pictures: {percent(low)} to {percent(high)} %")
@@ -212,7 +216,7 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
         print(f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(skipped)}")
     print()
     for name, value in protocol.items():
-        print(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+        print(f"{name}: {json.dumps(value)}")
 
 
 def percent(fraction: float | None) -> str:

@@ -19,8 +19,12 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     """A backbone with fresh weights; timm's are told to take any size.
 
     Raises:
-        ValueError: the widths of its maps differ, or it is a timm network of one fixed size.
+        ValueError: the widths of its maps differ, it is a timm network of one fixed size, or to be fetched.
     """
+    if config.model_type == "timm_backbone" and set("/:") & set(str(config.backbone)):
+        raise ValueError(
+            f"timm's {config.backbone} would be fetched; give the name of an architecture, without / and :"
+        )
     try:
         any_size = {"dynamic_img_size": True} if config.model_type == "timm_backbone" else {}
         backbone = AutoBackbone.from_config(config, **any_size)

@@ -1,28 +1,27 @@
 """What the command-line tools share: a wrong input is one sentence on stderr and exit status 1, no traceback."""
 
+import difflib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
+from .configuration_qlseg import QLSegConfig
 from .image_processing_qlseg import QLSegImageProcessor
+from .model_card import printable
 from .modeling_qlseg import QLSegForSemanticSegmentation
 
 
 def first_line(error: BaseException) -> str:
     """First line of an error's text; its type if it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def printable(text: str) -> str:
-    """`text` with what would move the cursor, change colours or hide letters of a terminal written out."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def sentence(error: BaseException) -> str:
@@ -71,15 +70,18 @@ def load_network(
         OSError, ValueError: something is missing, damaged or of another network; names `source`.
     """
     where = {"trust_remote_code": False}
+    with naming(f"config.json of {source}"):
+        refuse_misspelt(PreTrainedConfig.get_config_dict(source)[0])
+        config = AutoConfig.from_pretrained(source, **where)
+    with naming(f"preprocessor_config.json of {source}"):
+        processor = AutoImageProcessor.from_pretrained(source, **where, **(settings or {}))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what the report on weights says is said below, in a sentence
     try:
-        processor = AutoImageProcessor.from_pretrained(source, **where, **(settings or {}))
-        model, report = AutoModelForSemanticSegmentation.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
-        )
-    except (AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from error
+        with naming(f"weights of {source}"):
+            model, report = AutoModelForSemanticSegmentation.from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
+            )
     finally:
         logging.set_verbosity(verbosity)
     if not isinstance(model, QLSegForSemanticSegmentation) or not isinstance(processor, QLSegImageProcessor):
@@ -92,4 +94,23 @@ def load_network(
     return model.eval(), processor
 
 
-__all__ = ["exit_status", "first_line", "load_network", "printable", "sentence"]
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Whatever is raised because of damaged or wrong files says which; OSError of transformers does already."""
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, SafetensorError, StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
+
+
+def refuse_misspelt(values: dict) -> None:
+    """ValueError if a key nearly is one that is missing: transformers keeps any, and takes the default."""
+    known = [name for name in (*QLSegConfig().to_dict(), "num_labels") if name not in values]
+    for key in values.keys() - set(QLSegConfig().to_dict()):
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
+            raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
+
+
+__all__ = ["exit_status", "first_line", "load_network", "sentence"]

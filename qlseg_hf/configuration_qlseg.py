@@ -112,8 +112,31 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def refuse_kernels(values: dict) -> None:
+    """ValueError if a stored configuration names attention code on the Hub: transformers would fetch and run it.
+
+    Who trusts a kernel gives it to `from_pretrained` as `attn_implementation`.
+    """
+    for key, value in values.items():
+        if key.endswith("attn_implementation") and "/" in str(value):
+            raise ValueError(
+                f"the configuration asks for the attention code {value!r}, which is not run; remove {key}"
+            )
+        if isinstance(value, dict):
+            refuse_kernels({str(name): inner for name, inner in value.items()})
+
+
+class StoredConfig(PreTrainedConfig):
+    """Configuration files may be a stranger's."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        refuse_kernels(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+
 @strict
-class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
+class QLSegViTConfig(BackboneConfigMixin, StoredConfig):
     r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
 
     Args:
@@ -161,7 +184,7 @@ class QLSegViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 @strict
-class QLSegConfig(PreTrainedConfig):
+class QLSegConfig(StoredConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
 
     Args:

@@ -4,7 +4,6 @@ Nothing is decoded before it is asked for, and then by `load_picture` and `load_
 indices. The package `datasets` is imported only where it is needed; the folder layouts do without.
 """
 
-import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from .image_processing_qlseg import load_label_map, load_picture, open_picture
+from .image_processing_qlseg import NamedBytes, load_label_map, load_picture, open_picture
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
@@ -34,17 +33,6 @@ class SampleError(ValueError):
     def __init__(self, message: str, kind: str = "label map"):
         super().__init__(message)
         self.kind = kind
-
-
-class NamedBytes(io.BytesIO):
-    """Bytes of a picture file that call themselves by a name in error messages."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self.name = name
-
-    def __str__(self) -> str:
-        return self.name
 
 
 @contextmanager

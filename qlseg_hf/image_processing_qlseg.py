@@ -4,6 +4,8 @@ Resampling is written out in torch, so results do not depend on whether torchvis
 labels, H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
+import base64
+import io
 import os
 import re
 from pathlib import Path
@@ -11,16 +13,20 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch.nn import functional as F
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import load_image
 
 from .configuration_qlseg import release
 from .files import written_into
 from .hub import PushToHubMixin
 from .scores import label_map_from_scores
+
+try:
+    from huggingface_hub.utils import httpx  # which of its two packages there is
+except ImportError:  # huggingface_hub 1
+    import httpx
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
 MEAN_STD_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -40,16 +46,26 @@ Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
 def open_picture(source: str | Path) -> Image.Image:
-    """Open and fully read a picture file; ValueError if it is no picture or truncated, FileNotFoundError if absent."""
+    """Open and fully read a picture file; FileNotFoundError if absent.
+
+    Raises:
+        ValueError: no picture, truncated, or of more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million, if
+            nobody changes it), which is told from the file's head. EPS is no picture here: it is a program, which
+            Pillow would have Ghostscript run.
+    """
+    Image.init()
     try:
-        picture = Image.open(source)
+        picture = Image.open(source, formats=[name for name in Image.ID if name != "EPS"])
         picture.load()
         picture.getexif()  # read when it is asked for, and then a damaged one is an error
         if picture.format in ("JPEG", "MPO") and not has_jpeg_end(source):
             raise OSError("the JPEG is truncated: it has no end marker")
     except FileNotFoundError:
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        remedy = "if it is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS"
+        raise ValueError(f"{source} cannot be read as a picture: {error}; {remedy}") from error
+    except Exception as error:  # Pillow's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{source} cannot be read as a picture: {error}") from error
     return picture
 
@@ -74,6 +90,32 @@ def has_jpeg_end(source) -> bool:
     return False
 
 
+class NamedBytes(io.BytesIO):
+    """Bytes of a picture file that call themselves by a name in error messages."""
+
+    def __init__(self, data: bytes, name: str):
+        super().__init__(data)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def downloaded(address: str) -> NamedBytes:
+    """What an http(s) or data: address holds; ValueError if it cannot be had."""
+    name = address if len(address) <= 80 else f"{address[:80]}..."
+    try:
+        if address.startswith("data:"):
+            return NamedBytes(base64.b64decode(address.partition(",")[2]), name)
+        answer = httpx.get(address, timeout=60, follow_redirects=True).raise_for_status()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
+    return NamedBytes(answer.content, name)
+
+
 def load_picture(image: Picture) -> np.ndarray:
     """Read any picture as 8-bit RGB with its EXIF orientation applied.
 
@@ -90,7 +132,7 @@ def load_picture(image: Picture) -> np.ndarray:
         TypeError: another type.
     """
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
-        image = load_image(image)
+        image = open_picture(downloaded(image))
     elif isinstance(image, (str, os.PathLike)):
         image = open_picture(image)
     if isinstance(image, Image.Image):

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 from .image_processing_qlseg import QLSegImageProcessor
+from .model_card import printable
 
 CHUNK = 64  # samples in memory at once
 NUM_NAMED = 5  # offending files and labels that a sentence names
@@ -69,6 +70,7 @@ class LabelReport:
         num_pixels = int(self.label_counts.sum()) + self.num_ignored
         share = f"{self.num_ignored / num_pixels:.1%}" if num_pixels else "none"
         occur = f"{(self.label_counts > 0).sum()} of {len(self.label_counts)} labels occur"
+        lines = [printable(line) for line in lines]  # names of labels and files are the data set's
         return "\n".join([*lines, f"checked {self.num_samples} pictures: {occur}, {share} of the pixels ignored"])
 
 

@@ -40,14 +40,19 @@ CITATION = [
 # ---------------------------------------------------------------------------------------------------- text of others
 
 
+def printable(text: str) -> str:
+    """Any text on one line, with what would move a cursor, change colours or turn the direction written out."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(str(text).split()))
+
+
 def escaped(text: str) -> str:
     """Any text as one line of Markdown that shows it and nothing else, in a table too."""
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(printable(text), quote=False))
 
 
 def as_code(text: str) -> str:
     """Any text as a code span on one line. Not for tables."""
-    text = " ".join(str(text).split())
+    text = printable(text)
     ticks = "`" * (longest_run(text) + 1)
     return f"{ticks} {text} {ticks}" if len(ticks) > 1 else f"`{text}`"
 
@@ -442,5 +447,6 @@ __all__ = [
     "converted_model_card",
     "inference_protocol",
     "plain_model_card",
+    "printable",
     "trained_model_card",
 ]

@@ -9,9 +9,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import write_atomically
+from .model_card import printable
 
 LINE_HEIGHT = 22  # pixels of a legend line
 FONT_SIZE = 14
+LONGEST_NAME = 60  # letters of a label in a legend
 
 
 def label_colors(config) -> np.ndarray:
@@ -61,8 +63,16 @@ def draw_overlay(
     blend[border] = 255
     values, counts = np.unique(labels[named], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    lines = [(int(values[i]), f"{id2label[int(values[i])]} ({share(counts[i] / labels.size)})") for i in order]
+    lines = [
+        (int(values[i]), f"{legend_name(id2label[int(values[i])])} ({share(counts[i] / labels.size)})") for i in order
+    ]
     return beside_legend(Image.fromarray(blend.round().astype(np.uint8)), lines, colors)
+
+
+def legend_name(name: str) -> str:
+    """A label's name on one line of bearable length."""
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 def share(fraction: float) -> str:
