@@ -317,6 +317,8 @@ def read_state(checkpoint: Path) -> dict:
         raise ValueError(f"{checkpoint} is no checkpoint of a run; give a folder checkpoints/step-N")
     try:
         written, found = json.loads((checkpoint / "contents.json").read_text(encoding="utf-8")), contents(checkpoint)
+        if not isinstance(written, dict) or "state.json" not in written:
+            raise ValueError("it does not list state.json")
         damaged = [name for name in written if found.get(name) != written[name]]
         if not damaged:
             return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))

@@ -625,6 +625,10 @@ def test_every_damage_to_a_checkpoint_is_seen(tmp_path):
             path.write_bytes(whole)
             tried += 1
     assert read_state(newest)["step"] == 6
+    for text in ("[]", "{}", "null"):
+        (newest / "contents.json").write_text(text)
+        with pytest.raises(ValueError, match="contents.json cannot be read .it does not list state.json"):
+            read_state(newest)
     with pytest.raises(ValueError, match="is no checkpoint of a run"):
         read_state(tmp_path)
     print(f"{tried} damages to {len(paths)} files of a checkpoint tried, {tried} seen and named")
