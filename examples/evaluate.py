@@ -22,6 +22,7 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from qlseg_hf.data import StreamedSamples, open_dataset
 from qlseg_hf.evaluation import (
     Evaluation,
     OtherProcessError,
+    deaths_reported,
     evaluate_samples,
     failing_together,
     remove_state,
@@ -66,6 +68,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ignore_index", type=int, help="label of pixels that do not count")
     parser.add_argument("--label_map", type=Path, metavar="FILE.json", help='{"stored value": label}')
     parser.add_argument("--max_samples", type=int, help="the first so many pictures only")
+    parser.add_argument(
+        "--skip_unreadable", action="store_true", help="name pictures that cannot be read instead of refusing them"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="scores and protocol")
     parser.add_argument("--card", action="store_true", help="also write them into README.md in the model's folder")
     parser.add_argument(
@@ -110,6 +115,7 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
         max_samples=args.max_samples,
         state_file=state_file,
         num_worst=NUM_WORST if args.worst else 0,
+        skip_unreadable=args.skip_unreadable,
         **place,
     )
     with failing_together(state.num_processes):
@@ -205,7 +211,10 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
     low, high = result["miou_interval"]
     print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")
     print(f"mIoU, 95 % interval over pictures: {percent(low)} to {percent(high)} %")
-    print(f"{result['num_pictures']} pictures, {result['pictures_per_second']:.2f} per second\n")
+    print(f"{result['num_pictures']} pictures, {result['pictures_per_second']:.2f} per second")
+    if skipped := result["unreadable"]:
+        print(f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(skipped)}")
+    print()
     for name, value in protocol.items():
         print(f"{name}: {json.dumps(value)}")
 
@@ -272,11 +281,17 @@ def main() -> int:
         sys.exit(f"evaluate.py: {error}" if is_first else 1)
     if not state.is_main_process:
         logging.disable_progress_bar()
+
+    def run() -> None:
+        with deaths_reported():
+            evaluate(arguments, state)
+
     try:
-        status = exit_status("evaluate.py", evaluate, arguments, state)
+        status = exit_status("evaluate.py", run)
     except OtherProcessError:  # that process prints the sentence
         status = 1
-    state.wait_for_everyone()  # a launcher stops the others when the first one leaves with an error
+    with suppress(RuntimeError):  # those that have died do not come
+        state.wait_for_everyone()  # a launcher stops the others when the first one leaves with an error
     state.destroy_process_group()
     return status
 

@@ -10,9 +10,13 @@ Precision, devices, FSDP and DeepSpeed come from accelerate. The same command re
 `checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`, one line per step or evaluation;
 `curves.png`; `overlays` of validation pictures. With `push_to_hub: true` the Hub is asked for its repository before
 the first step, and gets `best` with the logs and curves of the whole run after the last, in one commit.
+Pictures that cannot be read are left out and listed in `unreadable.txt` (with `strict: true` they stop the run).
 """
 
 import json
+import math
+import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -20,7 +24,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -31,11 +35,19 @@ from qlseg_hf.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
+    start_worker,
 )
 from qlseg_hf.command_line import exit_status
-from qlseg_hf.data import open_dataset
-from qlseg_hf.evaluation import OtherProcessError, evaluate_samples, failing_together
-from qlseg_hf.files import recover_folder, write_atomically, written_beside
+from qlseg_hf.data import open_dataset, without
+from qlseg_hf.evaluation import (
+    OtherProcessError,
+    batches_of,
+    deaths_reported,
+    evaluate_samples,
+    exchanged,
+    failing_together,
+)
+from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, sync, write_atomically, written_beside
 from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.label_check import check_labels_of_dataset
 from qlseg_hf.model_card import inference_protocol, trained_model_card
@@ -43,12 +55,16 @@ from qlseg_hf.optimization import parameter_groups
 from qlseg_hf.recipe import Recipe, load_recipe
 from qlseg_hf.training import (
     MovingAverage,
+    NotFiniteError,
     build_model,
     build_processor,
     checkpoints,
+    identity,
     load_checkpoint,
     plain_model,
+    random_state,
     save_checkpoint,
+    set_random_state,
     step_of,
     training_step,
 )
@@ -69,16 +85,25 @@ def open_split(recipe: Recipe, split: str):
     )
 
 
-def refuse_broken_data(accelerator: Accelerator, samples, processor, config, only_check: bool) -> None:
-    """Read the labels once, on one process; every process stops if that finds an error."""
-    errors = []
-    if accelerator.is_main_process:
-        report = check_labels_of_dataset(samples, processor, config.id2label)
-        print(report, file=sys.stdout if only_check else sys.stderr)
-        errors = report.errors
-    errors = broadcast_object_list([errors])[0]
-    if errors:
-        raise ValueError(f"the data set cannot be trained on: {errors[0]}")
+def refuse_broken_data(accelerator: Accelerator, splits: dict, processor, config, recipe, only_check: bool) -> list:
+    """Read both splits once, on one process; every process stops if that finds an error.
+
+    Returns:
+        [number, what is wrong] of the training pictures to leave out because they cannot be read. A validation picture
+        is never left out: mIoU over fewer pictures is another measure.
+    """
+    unreadable = []
+    with failing_together(accelerator.num_processes):
+        for split, samples in splits.items() if accelerator.is_main_process else ():
+            is_training = split == "training"
+            strict = recipe.strict or not is_training
+            report = check_labels_of_dataset(samples, processor, config.id2label, strict=strict)
+            print(f"{split} data:\n{report}", file=sys.stdout if only_check else sys.stderr)
+            if report.errors:
+                use = "trained on" if is_training else "validated on"
+                raise ValueError(f"the data set cannot be {use}: {report.errors[0]}")
+            unreadable += report.unreadable
+    return exchanged(unreadable, accelerator.num_processes)[0]
 
 
 def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processor, num_labels: int, start_step: int):
@@ -103,7 +128,7 @@ def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processo
     )
     # a generator of its own, because a DataLoader draws a seed and would move the one that dropout draws from
     options = {"num_workers": recipe.num_workers, "pin_memory": accelerator.device.type == "cuda"}
-    options["generator"] = torch.Generator().manual_seed(recipe.seed)
+    options |= {"generator": torch.Generator().manual_seed(recipe.seed), "worker_init_fn": start_worker}
     if recipe.streaming:
         options["num_workers"] = min(recipe.num_workers, 1)
         dataset = StreamingTrainingDataset(samples, transform, positions)
@@ -117,13 +142,17 @@ class LineLog:
 
     def __init__(self, path: Path, start_step: int):
         self.path = path
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
-        write_atomically(path, "".join(kept).encode())
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        try:
+            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start_step]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds a line that this run has not written; remove it ({error})") from error
+        write_atomically(path, b"".join(kept))
 
     def append(self, entries: list[dict]) -> None:
         with self.path.open("a") as file:
-            file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
+        sync(self.path)  # before the checkpoint that counts on it
 
     def pairs(self, key: str) -> list[tuple[int, float]]:
         entries = [json.loads(line) for line in self.path.read_text().splitlines()]
@@ -131,28 +160,20 @@ class LineLog:
 
 
 class LossLog(LineLog):
-    """`losses.jsonl`. Values stay on the device until they are written, every few steps."""
+    """`losses.jsonl`, written every few steps. The gradient of a step that fp16 could not hold is null."""
 
     def __init__(self, path: Path, start_step: int):
         super().__init__(path, start_step)
         self.waiting = []
 
     def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        self.waiting.append((step, loss, norm, learning_rate))
+        loss, norm = float(loss), float(norm) if math.isfinite(norm) else None
+        self.waiting.append({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": learning_rate})
 
     def write(self) -> dict | None:
-        """Write what waits; returns the newest entry. ValueError if a loss is not finite."""
-        entries = [
-            {"step": step, "loss": float(loss), "grad_norm": float(norm), "learning_rate": rate}
-            for step, loss, norm, rate in self.waiting
-        ]
-        self.waiting = []
+        """Write what waits; returns the newest entry."""
+        entries, self.waiting = self.waiting, []
         self.append(entries)
-        for entry in entries:
-            if not abs(entry["loss"]) < float("inf"):
-                raise ValueError(
-                    f"the loss is {entry['loss']} at step {entry['step']}; lower learning_rate, or use bf16"
-                )
         return entries[-1] if entries else None
 
 
@@ -204,6 +225,26 @@ def add_results(output_dir: Path, folder: Path) -> None:
         write_atomically(folder / name, (output_dir / name).read_bytes())
 
 
+def stop_at(accelerator, error, output_dir: Path, step: int, names: list[str], state, average, recipe: Recipe) -> None:
+    """Save the run as it was before a step that cannot be made, and say which one, on which pictures.
+
+    Raises:
+        ValueError: always; OtherProcessError in the other processes.
+    """
+    place = output_dir / "checkpoints" / f"step-{step:08d}"
+    if not place.is_dir():
+        save_checkpoint(accelerator, output_dir, step, state, average, recipe)
+    lists = exchanged(names, accelerator.num_processes)
+    files = ", ".join(lists[0])
+    if len(lists) > 1:
+        files = "; ".join(f"{', '.join(part)} in process {rank}" for rank, part in enumerate(lists))
+    with failing_together(accelerator.num_processes):
+        raise ValueError(
+            f"{error} at step {step + 1} on {files}; the update was not made and {place} holds the run before it: "
+            "look at these pictures, lower learning_rate, or use bf16, and the same command goes on from there"
+        ) from error
+
+
 def upload_best(recipe: Recipe) -> None:
     """`best`, with all that the run has logged, as one commit."""
     best = Path(recipe.output_dir) / "best"
@@ -230,14 +271,24 @@ def train(recipe: Recipe, only_check: bool) -> None:
     resume_from = Path(recipe.resume) if recipe.resume not in ("auto", "none") else None
     if recipe.resume == "auto" and checkpoints(output_dir):
         resume_from = checkpoints(output_dir)[-1]
+    validation_samples = open_split(recipe, recipe.eval_split)
+    state = {"step": 0, "best": None, "best_step": None, "unreadable": []}
+    state |= {"data": identity(training_samples), "label_names": list(model.config.id2label.values())}
     if resume_from is None or only_check:
-        refuse_broken_data(accelerator, training_samples, processor, model.config, only_check)
+        splits = {"training": training_samples, "validation": validation_samples}
+        state["unreadable"] = refuse_broken_data(accelerator, splits, processor, model.config, recipe, only_check)
     if only_check:
         return
     with failing_together(accelerator.num_processes):
+        if accelerator.is_main_process:
+            lock_folder(output_dir)
+            for place in (output_dir / "best", output_dir / "last"):
+                recover_folder(place)
+            for folder in (output_dir, *(path for path in output_dir.iterdir() if path.is_dir())):
+                remove_leftovers(folder)
+    with failing_together(accelerator.num_processes):
         if accelerator.is_main_process and recipe.push_to_hub:
             prepare_repo(recipe.hub_model_id, **hub_place(recipe))  # hours before the upload, if it is refused
-    validation_samples = open_split(recipe, recipe.eval_split)
 
     # optimiser, and where an earlier run stopped
     groups = parameter_groups(
@@ -247,21 +298,30 @@ def train(recipe: Recipe, only_check: bool) -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     average = MovingAverage(accelerator.unwrap_model(model), recipe.ema_decay) if recipe.ema_decay else None
     torch.manual_seed(recipe.seed + accelerator.process_index)
-    state = {"step": 0, "best": None, "best_step": None}
     if resume_from is not None:
-        state = load_checkpoint(accelerator, resume_from, average, recipe)
+        stored = load_checkpoint(accelerator, resume_from, average, recipe)
+        with failing_together(accelerator.num_processes):
+            for key, what in (("data", "pictures of the training split"), ("label_names", "label names")):
+                if stored[key] != state[key]:
+                    raise ValueError(
+                        f"the {what} are not those that {resume_from} was trained with; restore them, or start a new "
+                        "run in another output_dir, with model: the folder best of this one"
+                    )
+        state = stored
         accelerator.print(f"resuming at step {state['step']} from {resume_from}")
     if newer := [path for path in checkpoints(output_dir) if step_of(path) > state["step"]]:
         raise ValueError(
             f"{output_dir} holds {newer[-1].name} of an earlier run, which this one, from step {state['step']}, would "
             "mix with its own checkpoints; remove it, choose another output_dir, or set resume: auto"
         )
+    training_samples = without(training_samples, [index for index, _ in state["unreadable"]])
+    unreadable = [text for _, text in state["unreadable"]]
     num_labels = accelerator.unwrap_model(model).config.num_labels
-    loader = iter(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
+    loader = batches_of(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        recover_folder(output_dir / "best")
-        recover_folder(output_dir / "last")
+        (output_dir / "unreadable.txt").unlink(missing_ok=True)
+        if unreadable:
+            write_atomically(output_dir / "unreadable.txt", "".join(text + "\n" for text in unreadable).encode())
         log = LossLog(output_dir / "losses.jsonl", state["step"])
         evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"])
     if recipe.report_to:
@@ -269,57 +329,75 @@ def train(recipe: Recipe, only_check: bool) -> None:
         accelerator.init_trackers("qlseg", config=flat)
 
     # the loop
-    bar = tqdm(initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process)
     result, started, pictures = None, time.perf_counter(), 0
     model.train()
-    for step in range(state["step"], recipe.max_steps):
-        batches = [next(loader) for _ in range(accelerator.gradient_accumulation_steps)]
-        batches = [{key: value.to(accelerator.device, non_blocking=True) for key, value in b.items()} for b in batches]
-        loss, norm = training_step(accelerator, model, optimizer, batches, recipe, step)
-        if average is not None:
-            average.update(accelerator.unwrap_model(model))
-        done, pictures = step + 1, pictures + recipe.total_batch_size
-        is_last = done == recipe.max_steps
-        evaluates, saves = (is_last or done % n == 0 for n in (recipe.eval_steps, recipe.save_steps))
-        if accelerator.is_main_process:
-            log.add(done, loss, norm, optimizer.param_groups[0]["lr"])
-            bar.update()
-        if done % 10 == 0 or evaluates or saves:
-            values = log.write() if accelerator.is_main_process else {}
-            speed = pictures / (time.perf_counter() - started)
-            if accelerator.is_main_process:
-                rate = f"{values['learning_rate']:.1e}"
-                bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
-            accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
-        if evaluates:
-            plain = accelerator.unwrap_model(model)
-            with average.swapped_in(plain) if average is not None else nullcontext():
-                evaluation = evaluate_samples(
-                    plain,
-                    processor,
-                    validation_samples,
-                    rank=accelerator.process_index,
-                    world_size=accelerator.num_processes,
-                    progress=accelerator.is_main_process,
-                )
+    with tqdm(
+        initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process
+    ) as bar:
+        for step in range(state["step"], recipe.max_steps):
+            before = random_state()
+            batches = [next(loader) for _ in range(accelerator.gradient_accumulation_steps)]
+            names = [name for batch in batches for name in batch.pop("name")]
+            batches = [
+                {key: value.to(accelerator.device, non_blocking=True) for key, value in b.items()} for b in batches
+            ]
+            try:
+                loss, norm = training_step(accelerator, model, optimizer, batches, recipe, step)
+            except NotFiniteError as error:
                 if accelerator.is_main_process:
-                    save_overlays(accelerator, plain, processor, validation_samples, recipe, done)
-            result, started, pictures = evaluation.result, time.perf_counter(), 0
-            accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
+                    log.write()
+                set_random_state(before)
+                stop_at(accelerator, error, output_dir, step, names, state, average, recipe)
+            if average is not None:
+                average.update(accelerator.unwrap_model(model))
+            done, pictures = step + 1, pictures + recipe.total_batch_size
+            is_last = done == recipe.max_steps
+            evaluates, saves = (is_last or done % n == 0 for n in (recipe.eval_steps, recipe.save_steps))
             if accelerator.is_main_process:
-                evaluations.append([{"step": done} | {key: result[key] for key in ("miou", "macc", "aacc")}])
-                curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
-                save_picture(curves, output_dir / "curves.png")
-                bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
-            if state["best"] is None or result["miou"] > state["best"]:
-                state |= {"best": result["miou"], "best_step": done}
-                save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
-        if is_last:
-            save_model(accelerator, model, average, processor, recipe, output_dir / "last", done, result)
-        if saves:
-            save_checkpoint(accelerator, output_dir, done, state, average, recipe)
-    bar.close()
+                log.add(done, loss, norm, optimizer.param_groups[0]["lr"])
+                bar.update()
+            if done % 10 == 0 or evaluates or saves:
+                values = log.write() if accelerator.is_main_process else {}
+                speed = pictures / (time.perf_counter() - started)
+                if accelerator.is_main_process:
+                    rate = f"{values['learning_rate']:.1e}"
+                    bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
+                accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
+            if evaluates:
+                plain = accelerator.unwrap_model(model)
+                with average.swapped_in(plain) if average is not None else nullcontext():
+                    evaluation = evaluate_samples(
+                        plain,
+                        processor,
+                        validation_samples,
+                        rank=accelerator.process_index,
+                        world_size=accelerator.num_processes,
+                        progress=accelerator.is_main_process,
+                    )
+                    if accelerator.is_main_process:
+                        save_overlays(accelerator, plain, processor, validation_samples, recipe, done)
+                result, started, pictures = evaluation.result, time.perf_counter(), 0
+                accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
+                if accelerator.is_main_process:
+                    evaluations.append([{"step": done} | {key: result[key] for key in ("miou", "macc", "aacc")}])
+                    curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
+                    save_picture(curves, output_dir / "curves.png")
+                    bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+                if state["best"] is None or result["miou"] > state["best"]:
+                    state |= {"best": result["miou"], "best_step": done}
+                    save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
+            if is_last:
+                save_model(accelerator, model, average, processor, recipe, output_dir / "last", done, result)
+            if saves:
+                save_checkpoint(accelerator, output_dir, done, state, average, recipe)
     accelerator.end_training()
+    if unreadable:
+        shown = "; ".join(unreadable[:5])
+        accelerator.print(
+            f"{len(unreadable)} training pictures that cannot be read were left out: {shown}"
+            + (f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else "")
+            + f"; all of them in {output_dir / 'unreadable.txt'}"
+        )
     if accelerator.is_main_process and recipe.push_to_hub:
         upload_best(recipe)
 
@@ -331,8 +409,15 @@ def main() -> int:
         return 0
     only_check = "--check_data" in arguments
     overrides = [argument for argument in arguments[1:] if argument != "--check_data"]
+
+    def run() -> None:
+        with deaths_reported():
+            train(load_recipe(arguments[0], overrides), only_check)
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # as Ctrl-C; of several processes the launcher stops the others
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return exit_status("train.py", lambda: train(load_recipe(arguments[0], overrides), only_check))
+        return exit_status("train.py", run)
     except OtherProcessError:  # that process prints the sentence
         return 1
 

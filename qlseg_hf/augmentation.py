@@ -6,6 +6,7 @@ any number of processes and workers sees the same pictures, and position p of a 
 Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -85,7 +86,7 @@ class TrainingTransform:
         """Read and augment `sample`, number `index` of its data set, for the given epoch.
 
         Returns:
-            see `augment`.
+            see `augment`; and `name` of the sample.
 
         Raises:
             SampleError: it cannot be read, or a label is out of range.
@@ -98,7 +99,8 @@ class TrainingTransform:
                 f"{sample.name}: {np.unique(label_map[wrong])[:8].tolist()} in {wrong.sum()} pixels are no "
                 f"labels 0..{self.num_labels - 1}; check do_reduce_labels, label_map and ignore_index"
             )
-        return self.augment(picture, labels, np.random.default_rng([AUGMENTATION, self.seed, epoch, index]))
+        augmented = self.augment(picture, labels, np.random.default_rng([AUGMENTATION, self.seed, epoch, index]))
+        return augmented | {"name": sample.name}
 
     def augment(self, picture: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         """Resize, crop, flip, distort, normalise and pad.
@@ -335,6 +337,19 @@ class StreamingTrainingDataset(IterableDataset):
                 yield taken_out(buffer, rng)
 
 
+def start_worker(number: int) -> None:
+    """For `DataLoader(worker_init_fn=...)`: no traceback from a worker whose training process was stopped.
+
+    What it was handing over, in a thread of multiprocessing, then has no receiver. Errors in samples go another way.
+    """
+
+    def show(kind, error, trace):
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            sys.__excepthook__(kind, error, trace)
+
+    sys.excepthook = show
+
+
 def taken_out(buffer: list, rng: np.random.Generator):
     """A random entry of `buffer`, which loses it."""
     place = rng.integers(len(buffer))
@@ -349,4 +364,5 @@ __all__ = [
     "TrainingSampler",
     "TrainingTransform",
     "sample_order",
+    "start_worker",
 ]

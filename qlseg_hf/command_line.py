@@ -42,12 +42,15 @@ def sentence(error: BaseException) -> str:
 
 
 def exit_status(program: str, function: Callable, *arguments) -> int:
-    """Run `function`; 0, or 1 after printing the sentence of an error of input, package, system or Hub."""
+    """Run `function`; 0, or 1 after the sentence of an error of input, package, system or Hub, or 130 after Ctrl-C."""
     try:
         function(*arguments)
     except (ImportError, OSError, TypeError, ValueError, HTTPError) as error:
         print(f"{program}: {printable(sentence(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{program}: stopped by a signal", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -4,7 +4,7 @@ Nothing is decoded before it is asked for, and then by `load_picture` and `load_
 indices. The package `datasets` is imported only where it is needed; the folder layouts do without.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,11 +197,38 @@ class StreamedSamples(TableRows):
     other shards, and what a training step sees would depend on their number.
     """
 
+    left_out = frozenset()  # numbers of rows that are passed by; see `without`
+
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
         if worker is not None and worker.num_workers > 1:
             raise ValueError(f"a stream is read by one worker, not {worker.num_workers}; set num_workers to 0 or 1")
-        return (self.sample(index, row) for index, row in enumerate(self.table))
+        return (self.sample(index, row) for index, row in enumerate(self.table) if index not in self.left_out)
+
+
+class ChosenSamples:
+    """Some `Sample`s of a sequence, in its order, under their own names. `chosen`: their numbers there."""
+
+    def __init__(self, samples: FolderSamples | TableSamples, chosen: list[int]):
+        self.samples, self.chosen = samples, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[self.chosen[index]]
+
+
+def without(samples: FolderSamples | TableSamples | StreamedSamples, left_out: Iterable[int]):
+    """`samples` as if those of the given numbers were not in the data set."""
+    left_out = frozenset(left_out)
+    if not left_out:
+        return samples
+    if isinstance(samples, StreamedSamples):
+        samples = StreamedSamples(samples.table, samples.columns, samples.split, samples.label_colors)
+        samples.left_out = left_out
+        return samples
+    return ChosenSamples(samples, [index for index in range(len(samples)) if index not in left_out])
 
 
 def open_dataset(
@@ -385,4 +412,5 @@ __all__ = [
     "TableSamples",
     "find_split",
     "open_dataset",
+    "without",
 ]

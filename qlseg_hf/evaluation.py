@@ -7,6 +7,8 @@ so the result does not depend on how pictures are split over processes.
 import hashlib
 import json
 import math
+import re
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from .data import FolderSamples, Sample, StreamedSamples, TableSamples
+from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 from .files import write_atomically
 from .image_processing_qlseg import QLSegImageProcessor
 from .label_check import Tally, range_error
@@ -47,8 +49,9 @@ class Evaluation:
     """Result of `evaluate_samples`, the same in every process.
 
     `result`: `miou`, `macc`, `aacc`: fractions; `miou_interval`: [low, high], 95 %; `per_label`: [{"label": name,
-    "iou", "accuracy", "pixels": of the reference}]; `num_pictures`, `seconds`, `pictures_per_second`. Ready for strict
-    JSON: what is not defined (see `metrics.scores`) is None.
+    "iou", "accuracy", "pixels": of the reference}]; `num_pictures`, `seconds`, `pictures_per_second`; `unreadable`:
+    names of the pictures that were not counted because they cannot be read. Ready for strict JSON: what is not defined
+    (see `metrics.scores`) is None.
     `worst`: (mIoU, index, name) of the pictures with the lowest mIoU of their own, worst first.
     """
 
@@ -65,6 +68,7 @@ class Progress:
     next_index: int = 0
     seconds: float = 0.0
     worst: list[tuple[float, int, str]] = field(default_factory=list)
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, label_map: torch.Tensor, labels: torch.Tensor, index: int, name: str) -> None:
         """Count a picture: predicted and reference (H, W) labels."""
@@ -76,6 +80,7 @@ class Progress:
     def write(self, path: Path, protocol: dict[str, str]) -> None:
         """Write a state file; atomic. It holds a checksum of itself, since a wrong bit would be a wrong score."""
         notes = {"next_index": self.next_index, "seconds": self.seconds, "worst": self.worst, "protocol": protocol}
+        notes["unreadable"] = self.unreadable
         state, text = self.scores.state_dict(), json.dumps(notes)
         write_atomically(path, save(state, metadata={"evaluation": text, "sha256": state_sha256(state, text)}))
 
@@ -98,7 +103,7 @@ class Progress:
             )
         self.scores.load_state_dict(state)
         self.next_index, self.seconds = notes["next_index"], notes["seconds"]
-        self.worst = [tuple(entry) for entry in notes["worst"]]
+        self.worst, self.unreadable = ([tuple(entry) for entry in notes[key]] for key in ("worst", "unreadable"))
 
 
 def evaluate_samples(
@@ -114,6 +119,7 @@ def evaluate_samples(
     max_samples: int | None = None,
     state_file: str | Path | None = None,
     num_worst: int = 0,
+    skip_unreadable: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Scores of a model on labelled pictures, predicted by `segment` at the size of their label maps.
@@ -132,6 +138,8 @@ def evaluate_samples(
         state_file: write what was counted beside it every `ROUND_SECONDS` (see `state_path`, one file per process) and
             start from there if it exists. It stays when all is done; `remove_state` takes it away.
         num_worst: how many of the worst pictures to name.
+        skip_unreadable: name pictures that cannot be read in the result, instead of refusing them. mIoU over fewer
+            pictures is another measure. Label maps that cannot be read are always refused.
         progress: show a bar in process 0.
 
     Raises:
@@ -155,6 +163,11 @@ def evaluate_samples(
             protocol = protocol_of_state(model, processor, samples, scales, flip, num_worst)
             if path.exists():
                 counted.read(path, protocol)
+                if counted.unreadable and not skip_unreadable:
+                    raise ValueError(
+                        f"{path} has passed by {counted.unreadable[0][1]}, which cannot be read; skip unreadable "
+                        "pictures again, or delete the file (or do not resume) to start over"
+                    )
                 if max_samples is not None and counted.next_index > max_samples:
                     raise ValueError(
                         f"{path} has already counted picture {counted.next_index}, but max_samples is {max_samples}; "
@@ -169,10 +182,10 @@ def evaluate_samples(
         given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
         return segment(model, processor, picture, **given)[0], labels
 
-    mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples))
+    mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples), skip_unreadable)
     with tqdm(
         total=total,
-        initial=counted.scores.totals["num_pictures"].item(),
+        initial=counted.scores.totals["num_pictures"].item() + len(counted.unreadable),
         desc="evaluating" if world_size == 1 else f"evaluating, 1 of {world_size} processes",
         unit=" pictures",
         disable=not progress or rank > 0,
@@ -198,8 +211,12 @@ def count_for_a_round(mine: Iterator, counted: Progress, predict: Callable, bar:
     """Count pictures until there is none left (True) or the time of a round is over (False)."""
     start, seconds_before = time.perf_counter(), counted.seconds
     for index, name, picture, stored in mine:
-        label_map, labels = predict(name, picture, stored)
-        counted.add(label_map, labels, index, name)
+        if picture is None:
+            counted.unreadable.append((index, name))
+            counted.next_index = index + 1
+        else:
+            label_map, labels = predict(name, picture, stored)
+            counted.add(label_map, labels, index, name)
         bar.update()
         counted.seconds = seconds_before + time.perf_counter() - start
         if time.perf_counter() - start >= ROUND_SECONDS:
@@ -219,12 +236,26 @@ def own_samples(
         yield index, samples[index]
 
 
-def read_ahead(items: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
-    """(index, name, picture, stored label map) of `items`, in their order, some decoded before they are asked for."""
+def read_ahead(
+    items: Iterator[tuple[int, Sample]], skip_unreadable: bool
+) -> Iterator[tuple[int, str, np.ndarray | None, np.ndarray | None]]:
+    """(index, name, picture, stored label map) of `items`, in their order, some decoded before they are asked for.
+
+    With `skip_unreadable` picture and label map are None if the picture cannot be read; else that is raised.
+    """
+
+    def read(sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
+        try:
+            return sample.read()
+        except SampleError as error:
+            if error.kind == "picture" and skip_unreadable:
+                return None, None
+            raise
+
     with ThreadPoolExecutor(NUM_READ_AHEAD) as pool:
         waiting = deque()
         for index, sample in items:
-            waiting.append((index, sample.name, pool.submit(sample.read)))
+            waiting.append((index, sample.name, pool.submit(read, sample)))
             if len(waiting) > NUM_READ_AHEAD:
                 index, name, future = waiting.popleft()
                 yield index, name, *future.result()
@@ -246,21 +277,23 @@ def checked_labels(stored: np.ndarray, name: str, processor: QLSegImageProcessor
 
 def summed(counted: Progress, model: QLSegForSemanticSegmentation, world_size: int) -> Evaluation:
     """Add up what the processes counted. ValueError if that is nothing."""
-    state, worst, seconds = counted.scores.state_dict(), counted.worst, counted.seconds
+    state, worst, seconds, unreadable = counted.scores.state_dict(), counted.worst, counted.seconds, counted.unreadable
     if world_size > 1 and dist.is_initialized():
         device = "cpu" if dist.get_backend() == "gloo" else model.device
         for name, total in state.items():
             total = total.to(device)
             dist.all_reduce(total)
             state[name] = total.cpu()
-        lists, times = zip(*exchanged((worst, seconds), world_size))
+        lists, times, skipped = zip(*exchanged((worst, seconds, unreadable), world_size))
         worst, seconds = sorted(entry for part in lists for entry in part)[: counted.num_worst], max(times)
+        unreadable = sorted(entry for part in skipped for entry in part)
     scores = StreamingScores(**counted.scores.settings)
     scores.load_state_dict(state)
     found = scores.compute()
     with failing_together(world_size):
         if found["num_pictures"] == 0:
-            raise ValueError("there is no picture to evaluate: the data set is empty")
+            reason = f"none of {len(unreadable)} can be read" if unreadable else "the data set is empty"
+            raise ValueError(f"there is no picture to evaluate: {reason}")
     columns = (found["iou"], found["accuracy"], found["reference_pixels"])
     result = {name: or_none(found[name]) for name in ("miou", "macc", "aacc")}
     result["miou_interval"] = [or_none(bound) for bound in found["miou_interval"]]
@@ -269,6 +302,7 @@ def summed(counted: Progress, model: QLSegForSemanticSegmentation, world_size: i
         for i, (iou, accuracy, pixels) in enumerate(zip(*columns))
     ]
     result["num_pictures"] = found["num_pictures"]
+    result["unreadable"] = [name for _, name in unreadable]
     result["seconds"] = seconds
     result["pictures_per_second"] = found["num_pictures"] / seconds
     return Evaluation(result, worst)
@@ -305,6 +339,50 @@ def failing_together(world_size: int) -> Iterator[None]:
     if error is not None and (world_size == 1 or not dist.is_initialized() or dist.get_rank() == failed[0]):
         raise error
     raise OtherProcessError(f"process {failed[0]} failed")
+
+
+class LoaderDiedError(RuntimeError):
+    """A process that loads data is not there to hand over its batch."""
+
+
+def batches_of(loader: Iterable) -> Iterator:
+    """What a DataLoader gives. LoaderDiedError if one of its workers is gone, as far as that is noticed here."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (BrokenPipeError, ConnectionRefusedError, ConnectionResetError, EOFError) as error:
+            raise LoaderDiedError(str(error) or type(error).__name__) from error
+        yield batch
+
+
+@contextmanager
+def deaths_reported() -> Iterator[None]:
+    """One sentence, as OSError, for what PyTorch reports when a process that this one needs has died.
+
+    DataLoader reports a dead worker from a signal handler, so in the middle of anything, or it was about to receive
+    from it; an error inside a worker comes with its traceback as text, the last line of which says what it was.
+    """
+    try:
+        yield
+    except Exception as error:  # raised again below, or in other words
+        text = str(error).strip()
+        goes_on = "the same command goes on from what was saved"
+        died = re.search(r"DataLoader worker \(pid.*", text)
+        if died or isinstance(error, LoaderDiedError):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else it is reported again while the others are ended
+            reason = died[0].rstrip(". ") if died else text
+            raise OSError(
+                f"a process that loads data has died ({reason}); if memory ran out, lower num_workers; {goes_on}"
+            ) from error
+        if re.match("Caught .* in DataLoader worker process", text):
+            raise OSError(re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) + f"; {goes_on}") from error
+        if isinstance(error, RuntimeError) and re.search("gloo|Connection (closed|reset)|NCCL", text):
+            reason = text.splitlines()[0]
+            raise OSError(f"another process of this run has died ({reason}); {goes_on}") from error
+        raise
 
 
 def state_path(state_file: str | Path, rank: int, world_size: int) -> Path:
@@ -370,4 +448,14 @@ def fingerprint_of_samples(samples: Samples) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 
-__all__ = ["Evaluation", "OtherProcessError", "evaluate_samples", "failing_together", "remove_state", "state_path"]
+__all__ = [
+    "Evaluation",
+    "OtherProcessError",
+    "batches_of",
+    "deaths_reported",
+    "evaluate_samples",
+    "exchanged",
+    "failing_together",
+    "remove_state",
+    "state_path",
+]

@@ -2,8 +2,11 @@
 
 What is being written is called `.NAME.partial-XXXXXXXX`. Whoever writes it holds a lock on it, which the system drops
 when the process dies, so `remove_partial` tells what a kill has left from what somebody is writing just now.
+
+What is moved was given to the disk before (fsync), so a power cut leaves the old or the new one as well.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -16,6 +19,8 @@ try:
     import fcntl
 except ImportError:  # not on Windows, where nothing is locked and what a kill leaves has to be removed by hand
     fcntl = None
+
+LOCKS = []  # open files, see `lock_folder`
 
 
 def hold(path: Path) -> int | None:
@@ -57,8 +62,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         with open(written, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~current_umask())
         os.replace(name, path)
+        sync(path.parent)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -119,16 +127,21 @@ def written_into(folder: Path) -> Iterator[Path]:
         yield beside
         for path in sorted(beside.iterdir()):
             path.chmod(0o666 & ~current_umask())  # safetensors 0.8 writes files that their owner alone may read
+            sync(path)
             os.replace(path, folder / path.name)
+        sync(folder)
 
 
 def replace_folder(new: Path, place: Path) -> None:
     """Move folder `new` to `place`. A kill in between leaves the old one under `.NAME.old`; `recover_folder` knows."""
     old = place.with_name(f".{place.name}.old")
     shutil.rmtree(old, ignore_errors=True)
+    for path in (*new.rglob("*"), new):
+        sync(path)
     if place.exists():
         os.replace(place, old)
     os.replace(new, place)
+    sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -139,9 +152,63 @@ def recover_folder(place: Path) -> None:
         os.replace(old, place)
 
 
+def remove_folder(place: Path) -> None:
+    """Delete a folder, which is whole under its name or gone, never half there."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(place, old)
+    shutil.rmtree(old)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writers left beside their places in `folder`: `.NAME.new`, `.NAME.old` and the others."""
+    remove_partial(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"\..+\.(new|old)", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk and not only in memory."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some file systems do not know it for folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def lock_folder(folder: Path) -> None:
+    """Make `folder` and keep it from other processes until this one ends, however it ends.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("a")
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by DataLoader's workers
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise ValueError(
+            f"another run is writing into {folder}; wait until it has ended, or choose another folder"
+        ) from error
+    except OSError:  # a file system without locks, where runs are not kept apart
+        pass
+    LOCKS.append(file)
+
+
 __all__ = [
+    "lock_folder",
     "partial_folder",
     "recover_folder",
+    "remove_folder",
+    "remove_leftovers",
     "remove_partial",
     "replace_folder",
     "write_atomically",

@@ -9,6 +9,7 @@ import io
 import math
 import operator
 import os
+import re
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -51,6 +52,7 @@ NEEDED_BY = {
     "do_normalize": ("image_mean", "image_std"),
     "do_reduce_labels": ("ignore_index",),
 }
+JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
@@ -67,6 +69,9 @@ def open_picture(source: str | Path) -> Image.Image:
     try:
         picture = Image.open(source, formats=[name for name in Image.ID if name != "EPS"])
         picture.load()
+        picture.getexif()  # read when it is asked for, and then a damaged one is an error
+        if picture.format in ("JPEG", "MPO") and not has_jpeg_end(source):
+            raise OSError("the JPEG is truncated: it has no end marker")
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
@@ -75,6 +80,26 @@ def open_picture(source: str | Path) -> Image.Image:
     except Exception as error:  # Pillow's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{source} cannot be read as a picture: {error}") from error
     return picture
+
+
+def has_jpeg_end(source) -> bool:
+    """Whether the scans of a JPEG file reach its end marker; Pillow fills what is missing, for instance with grey.
+
+    Source: ITU-T T.81, annex B: in a scan 0xFF is followed by 0 (a stuffed byte) or a restart marker 0xD0..0xD7; a
+    segment between scans states its length.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        data = Path(source).read_bytes()
+    else:
+        source.seek(0)
+        data = source.read()
+    position = data.find(b"\xff\xd8") + 2
+    while found := JPEG_MARKER.search(data, position):
+        if found[1] == b"\xd9":
+            return True
+        length = data[found.end() : found.end() + 2]
+        position = found.end() + int.from_bytes(length, "big")
+    return False
 
 
 class NamedBytes(io.BytesIO):

@@ -15,6 +15,7 @@ from .model_card import printable
 
 CHUNK = 64  # samples in memory at once
 NUM_NAMED = 5  # offending files and labels that a sentence names
+MAX_UNREADABLE = 0.1  # share of pictures that may be left out; if more cannot be read, something else is wrong
 
 # What is said of samples that cannot be used, and the remedy, by `SampleError.kind`
 PROBLEMS = {
@@ -34,6 +35,7 @@ class Finding:
     """What one sample holds: stored values and their pixel counts, or why it cannot be used."""
 
     name: str
+    index: int
     values: np.ndarray | None = None  # (n,) int64
     counts: np.ndarray | None = None  # (n,) int64
     error: SampleError | None = None
@@ -52,7 +54,8 @@ class LabelReport:
     """Result of `check_labels_of_dataset`.
 
     `num_samples`: how many were looked at. `label_counts`: (K,) int64, pixels of each label. `num_ignored`: ignored
-    pixels. `errors`: sentences that should stop training. `warnings`: sentences that should be read.
+    pixels. `errors`: sentences that should stop training. `warnings`: sentences that should be read. `unreadable`:
+    (number, what is said of it) of every picture that cannot be read.
     """
 
     num_samples: int
@@ -60,6 +63,7 @@ class LabelReport:
     num_ignored: int
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"error: {text}" for text in self.errors] + [f"warning: {text}" for text in self.warnings]
@@ -76,6 +80,7 @@ def check_labels_of_dataset(
     label_names: dict[int, str] | list[str],
     *,
     max_samples: int | None = None,
+    strict: bool = True,
     num_threads: int = 4,
     show_progress: bool = True,
 ) -> LabelReport:
@@ -86,6 +91,7 @@ def check_labels_of_dataset(
         processor: gives `label_map`, `do_reduce_labels` and `ignore_index`.
         label_names: names of the K labels, in order or by label.
         max_samples: how many to look at.
+        strict: whether pictures that cannot be read are an error; else a warning, up to one in ten.
         num_threads: pictures decoded at a time.
 
     Returns:
@@ -117,27 +123,28 @@ def check_labels_of_dataset(
             ignored_names.append(finding.name)
     if num_samples == 0:
         raise ValueError("the data set is empty")
-    return report(num_samples, values, problems, ignored_names, names, processor)
+    return report(num_samples, values, problems, ignored_names, names, processor, strict)
 
 
 def findings_of(samples: Iterable[Sample], num_threads: int) -> Iterator[Finding]:
     """Findings in the order of `samples`, some of which are decoded at a time."""
-    samples = iter(samples)
+    samples = enumerate(samples)
     with ThreadPoolExecutor(num_threads) as pool:
         while chunk := list(islice(samples, CHUNK)):
             yield from pool.map(finding_of, chunk)
 
 
-def finding_of(sample: Sample) -> Finding:
+def finding_of(numbered: tuple[int, Sample]) -> Finding:
     """Read one sample and count its stored values."""
+    index, sample = numbered
     try:
         label_map = sample.read()[1]
     except SampleError as error:
-        return Finding(sample.name, error=error)
+        return Finding(sample.name, index, error=error)
     if label_map.min() >= 0 and label_map.max() < 1 << 16:
         counts = np.bincount(label_map.ravel())
-        return Finding(sample.name, counts.nonzero()[0], counts[counts > 0])
-    return Finding(sample.name, *np.unique(label_map, return_counts=True))
+        return Finding(sample.name, index, counts.nonzero()[0], counts[counts > 0])
+    return Finding(sample.name, index, *np.unique(label_map, return_counts=True))
 
 
 def labels_of(values: np.ndarray, processor: QLSegImageProcessor, **settings) -> np.ndarray:
@@ -152,6 +159,7 @@ def report(
     ignored_names: list[str],
     names: list[str],
     processor: QLSegImageProcessor,
+    strict: bool,
 ) -> LabelReport:
     """Put what was counted into sentences. `values`: by stored value; `names`: of the labels."""
     stored = np.array(sorted(values), dtype=np.int64)
@@ -165,7 +173,11 @@ def report(
         if found := problems.get(kind):
             reasons = "; ".join(str(finding.error) for finding in found[:NUM_NAMED])
             more = f"; and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else ""
-            result.errors.append(f"{len(found)} of {num_samples} {what}; {remedy}. {reasons}{more}")
+            is_left_out = kind == "picture" and not strict and len(found) <= max(MAX_UNREADABLE * num_samples, 1)
+            remedy = "they are left out" if is_left_out else remedy
+            text = f"{len(found)} of {num_samples} {what}; {remedy}. {reasons}{more}"
+            (result.warnings if is_left_out else result.errors).append(text)
+    result.unreadable = [(finding.index, str(finding.error)) for finding in problems.get("picture", [])]
     if not values:
         return result
     wrong = stored[~is_label & ~is_ignored]

@@ -241,6 +241,7 @@ def measured_line(result: dict) -> str:
         f"configuration {as_code(protocol['dataset_config'])}" if protocol["dataset_config"] else "",
         f"split {as_code(protocol['split'])}",
         f"{result['num_pictures']} pictures at their labels' size",
+        f"{len(result['unreadable'])} more that cannot be read not counted" if result.get("unreadable") else "",
         f"scales {', '.join(f'{scale:g}' for scale in protocol['scales'])}{' with flip' if protocol['flip'] else ''}",
         size or "not resized",
         window if protocol["window_size"] else "in one piece",

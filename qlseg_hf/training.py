@@ -4,24 +4,31 @@ A checkpoint is written beside its place and moved there in one step, so whateve
 """
 
 import copy
+import hashlib
 import json
+import math
 import re
 import shutil
+import sys
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
-from .files import replace_folder
+from .data import FolderSamples, StreamedSamples, TableSamples
+from .evaluation import exchanged, failing_together
+from .files import remove_folder, replace_folder
 from .image_processing_qlseg import QLSegImageProcessor
 from .loss_qlseg import loss_normalizers
 from .modeling_qlseg import QLSegForSemanticSegmentation
 from .optimization import learning_rate_factor
-from .recipe import Recipe
+from .recipe import Recipe, read_yaml
 from .vit_weights import load_vit_weights
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
@@ -149,6 +156,10 @@ def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Te
 # -------------------------------------------------------------------------------------------------- one optimiser step
 
 
+class NotFiniteError(ArithmeticError):
+    """Loss or gradient of a step is infinite or no number. The update was not made."""
+
+
 def training_step(
     accelerator: Accelerator,
     model: nn.Module,
@@ -169,6 +180,11 @@ def training_step(
     Returns:
         loss of the whole step over all processes, and norm of the gradient before clipping; scalars on the device.
 
+    Raises:
+        NotFiniteError: one of them is not finite, in every process; weights and optimiser are those of before. With
+            fp16 an infinite gradient is normal, its step skipped and the next one scaled down; it is an error once the
+            scale is below 1. Looking costs one synchronisation with the device per step.
+
     The loss is normalised over the whole step, so it does not depend on how the pictures are cut over processes and
     accumulation steps. The published implementation normalises its classification term per process.
     """
@@ -180,17 +196,27 @@ def training_step(
     totals = accelerator.reduce(totals, "sum") / (len(batches) * accelerator.num_processes)
     # with at least one mask per picture on average the floor never bites; it is there for batches without any label
     normalizers = torch.stack([totals[0], totals[1].clamp(min=1 / (len(batches) * accelerator.num_processes))])
-    losses, norm = [], None
+    losses, total, norm = [], None, None
     for batch in batches:
         with accelerator.accumulate(model):
             loss = model(batch["pixel_values"], labels=batch["labels"], loss_normalizers=normalizers).loss
             accelerator.backward(loss)
+            losses.append(loss.detach())
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+                total = accelerator.reduce(torch.stack(losses).mean(), "mean")
+                refuse_not_finite(accelerator, float(total), float(norm))
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(loss.detach())
-    return accelerator.reduce(torch.stack(losses).mean(), "mean"), norm
+    return total, norm
+
+
+def refuse_not_finite(accelerator: Accelerator, loss: float, norm: float) -> None:
+    """See `training_step`. Loss and norm are over all processes, so either all of them stop or none."""
+    if not math.isfinite(loss):
+        raise NotFiniteError(f"the loss is {loss}")
+    if not math.isfinite(norm) and (accelerator.scaler is None or accelerator.scaler.get_scale() < 1):
+        raise NotFiniteError(f"the gradient's norm is {norm}, with a loss of {loss:.4g},")
 
 
 class MovingAverage:
@@ -256,32 +282,104 @@ def save_checkpoint(
             (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             state = state | {"step": step, "num_processes": accelerator.num_processes}
             (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+            (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
             replace_folder(beside, place)
             for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
-                shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+                remove_folder(old)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
+        if "DataLoader worker" in str(error):  # raised here by chance
+            raise
         shutil.rmtree(beside, ignore_errors=True)
+        reason = str(error).splitlines()[0]
+        if "inline_container" in reason:  # all that torch.save says
+            reason = "a file could not be written to its end, probably because the disk is full"
         kept = checkpoints(output_dir)
         before = f"; {kept[-1]} is still valid" if kept else ""
-        raise OSError(f"checkpoint {place} cannot be written: {str(error).splitlines()[0]}{before}") from error
+        raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
     accelerator.wait_for_everyone()
 
 
+def contents(checkpoint: Path) -> dict[str, list[int]]:
+    """{file: [size, CRC-32]} of a checkpoint, but for contents.json, which holds this."""
+    found = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != "contents.json"):
+        size = checksum = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                size, checksum = size + len(block), zlib.crc32(block, checksum)
+        found[path.relative_to(checkpoint).as_posix()] = [size, checksum]
+    return found
+
+
+def read_state(checkpoint: Path) -> dict:
+    """`state` of a checkpoint, every file of which is as it was written. ValueError if one is not."""
+    if not re.fullmatch(r"step-\d+", checkpoint.name) or not checkpoint.is_dir():
+        raise ValueError(f"{checkpoint} is no checkpoint of a run; give a folder checkpoints/step-N")
+    try:
+        written, found = json.loads((checkpoint / "contents.json").read_text(encoding="utf-8")), contents(checkpoint)
+        if not isinstance(written, dict) or "state.json" not in written:
+            raise ValueError("it does not list state.json")
+        damaged = [name for name in written if found.get(name) != written[name]]
+        if not damaged:
+            return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        reason = ", ".join(f"{name} is {'changed' if name in found else 'missing'}" for name in damaged[:5])
+    except (OSError, ValueError) as error:
+        reason = f"contents.json cannot be read ({error})"
+    before = [path for path in checkpoints(checkpoint.parent.parent) if step_of(path) < step_of(checkpoint)]
+    remedy = f"from {before[-1]}" if before else "over"
+    raise ValueError(f"{checkpoint} is damaged: {reason}; remove it, and the same command starts {remedy}")
+
+
+def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
+    """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them."""
+    if isinstance(samples, FolderSamples):
+        known = samples.pairs
+    elif isinstance(samples, TableSamples):
+        count = len(samples)
+        known = [count, *(samples[i].name for i in range(0, count, max(count // 16, 1)))]
+    else:
+        known = [str(samples.table.info.splits), next((sample.name for sample in samples), None)]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+
+
+def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
+    """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
+    old = read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    new = read_yaml(recipe.to_yaml())
+    return [
+        f"{key}: {old.get(key)} -> {new.get(key)}"
+        for key in old | new
+        if key != "resume" and old.get(key) != new.get(key)
+    ]
+
+
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingAverage | None, recipe: Recipe) -> dict:
-    """Restore a run from a checkpoint; returns its `state`.
+    """Restore a run from a checkpoint; returns its `state`. Says what has changed in the recipe.
 
     Raises:
-        ValueError: it is no checkpoint, was written by another number of processes, or with another `ema_decay`.
+        ValueError: it is no checkpoint, a file of it is missing or changed, it was written by another number of
+            processes, with another `ema_decay`, or for another network.
     """
-    if not (checkpoint / "state.json").is_file():
-        raise ValueError(f"{checkpoint} is no checkpoint of a run (no state.json); give a folder checkpoints/step-N")
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    state = None
+    with failing_together(accelerator.num_processes):
+        if accelerator.is_main_process:
+            state = read_state(checkpoint)
+            if changed := changes_since(checkpoint, recipe):
+                print(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}", file=sys.stderr)
+    state = exchanged(state, accelerator.num_processes)[0]
     if state["num_processes"] != accelerator.num_processes:
         raise ValueError(
             f"{checkpoint} was written by {state['num_processes']} processes, this run has "
             f"{accelerator.num_processes}; resume with the same number"
         )
-    accelerator.load_state(str(checkpoint))
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{checkpoint} does not fit the recipe's network and optimiser; resume with the recipe beside it, or "
+            f"choose another output_dir ({reason})"
+        ) from error
     if (average is not None) != (checkpoint / "average.safetensors").is_file():
         raise ValueError(f"{checkpoint} and the recipe disagree about ema_decay; resume with the recipe beside it")
     if average is not None:
@@ -306,6 +404,7 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 __all__ = [
     "MovingAverage",
+    "NotFiniteError",
     "build_model",
     "build_processor",
     "load_checkpoint",

@@ -23,6 +23,7 @@ from qlseg_hf.command_line import exit_status
 from qlseg_hf.data import open_dataset
 from qlseg_hf.evaluation import evaluate_samples, remove_state, state_path
 from qlseg_hf.metrics import confusion_counts, scores
+from qlseg_hf.model_card import measured_line
 from qlseg_hf.visualization import draw_overlay, label_colors
 
 SCRIPT = ROOT / "examples" / "evaluate.py"
@@ -439,3 +440,45 @@ def test_state_on_the_command_line(stored, folder, tmp_path, script):
     assert script(*basic, "--flip", "--resume", "false")[0] == 0
     assert strict(tmp_path / "out.json")["protocol"]["flip"] is True
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.json"]
+
+
+@one_network
+def test_unreadable_picture_is_refused_or_told(stored, folder, tmp_path, script):
+    """Never dropped without a word: an error that names it, or its name beside the scores of the others."""
+    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    picture, label_map = folder / "images/validation/2.png", folder / "annotations/validation/2.png"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    status, _, stderr = script(*basic)
+    assert status == 1 and "images/validation/2.png: picture: " in stderr and not (tmp_path / "out.json").exists()
+    status, stdout, _ = script(*basic, "--skip_unreadable")  # goes on from what the refused one has counted
+    told = strict(tmp_path / "out.json")
+    assert status == 0 and "not counted, because they cannot be read: 1 pictures, images/validation/2.png" in stdout
+    assert told["unreadable"] == ["images/validation/2.png"] and told["num_pictures"] == 4
+    assert "1 more that cannot be read not counted" in measured_line(told)
+    samples, model = open_dataset(folder, "val"), stored.model()
+    settings = {"skip_unreadable": True, "progress": False}
+    parts = [
+        evaluate_samples(model, stored.processor, samples, rank=r, world_size=2, **settings).result for r in range(2)
+    ]
+    assert [(part["num_pictures"], part["unreadable"]) for part in parts] == [(2, told["unreadable"]), (2, [])]
+
+    settings |= {"state_file": tmp_path / "state", "max_samples": 3}
+    evaluate_samples(model, stored.processor, samples, **settings)
+    with pytest.raises(ValueError, match="has passed by images/validation/2.png, which cannot be read"):
+        evaluate_samples(model, stored.processor, samples, **(settings | {"skip_unreadable": False}))
+    settings["max_samples"] = None
+    assert evaluate_samples(model, stored.processor, samples, **settings).result["unreadable"] == told["unreadable"]
+
+    for path in (picture, label_map):
+        path.unlink()
+    assert script(*basic)[0] == 0
+    expected = strict(tmp_path / "out.json")
+    assert expected.pop("unreadable") == [] and "cannot be read" not in measured_line(expected)
+    assert [told[key] for key in ("miou", "macc", "per_label")] == [
+        expected[key] for key in ("miou", "macc", "per_label")
+    ]
+    for path in (folder / "images/validation").iterdir():
+        path.write_bytes(b"")
+    status, _, stderr = script(*basic, "--skip_unreadable")
+    assert status == 1 and "there is no picture to evaluate: none of 4 can be read" in stderr

@@ -129,6 +129,25 @@ def test_unreadable(tmp_path):
     assert len(report.errors) == 1 and str(report).endswith("0 of 3 labels occur, none of the pixels ignored")
 
 
+def test_unreadable_pictures_are_left_out_or_refused(tmp_path):
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8 no picture")
+    good = samples_of([0, 1, 2])[0]
+    torn = [Sample(tmp_path / "torn.jpg", good.label_map, f"torn{i}") for i in range(3)]
+    processor, settings = QLSegImageProcessor(), {"strict": False, "show_progress": False}
+    for num_torn, num_good in ((1, 1), (2, 18)):
+        samples = Sequence([*torn[:num_torn], *[good] * num_good])
+        report = check_labels_of_dataset(samples, processor, NAMES, **settings)
+        assert report.errors == [] and [index for index, _ in report.unreadable] == list(range(num_torn))
+        start = f"{num_torn} of {num_torn + num_good} pictures cannot be read; they are left out. torn0: picture: "
+        assert report.warnings[0].startswith(start) and report.unreadable[0][1].startswith("torn0: picture: ")
+    report = check_labels_of_dataset(Sequence([*torn, *[good] * 17]), processor, NAMES, **settings)
+    assert report.errors[0].startswith("3 of 20 pictures cannot be read; copy them again")
+    report = check_labels_of_dataset(
+        Sequence([Sample(good.picture, None, "s"), *[good] * 99]), processor, NAMES, **settings
+    )
+    assert report.errors[0].startswith("1 of 100 label maps cannot be read")
+
+
 def test_ignored_throughout():
     report = check(samples_of([255, 255], [0, 1, 2], [255]))
     assert report.errors == []

@@ -1,0 +1,57 @@
+"""Runs the scripts of examples/ in forked processes: a kill then costs a second, not another import of torch.
+
+A line on stdin is JSON, [log file, script, arguments...]; the answers are two lines, the process's id, which is also
+that of its group, and, when it has ended, its exit code as `subprocess` has it.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def imported(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(main, log: str, arguments: list[str]) -> None:
+    os.setpgid(0, 0)
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = arguments
+    status = 1
+    try:
+        status = main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    import torch._dynamo  # noqa: F401 (what the scripts import late)
+
+    scripts = {name: imported(name) for name in ("train", "evaluate")}
+    importlib.import_module("qlseg_hf.augmentation").opencv()
+    scripts["evaluate"].evaluate_samples.__globals__["ROUND_SECONDS"] = (
+        0.05  # state is written for nearly every picture
+    )
+    for line in sys.stdin:
+        log, script, *arguments = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            run(scripts[script].main, log, [f"{script}.py", *arguments])
+        os.setpgid(pid, pid)  # here too: whoever reads the id may kill at once
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
