@@ -453,7 +453,7 @@ def test_what_others_write_is_left_alone(tmp_path):
     assert tree(tmp_path / "a").keys() == {"b", "b/y"}
 
 
-@pytest.mark.parametrize("writers, rounds", [pytest.param(n, 40, marks=pytest.mark.slow) for n in (2, 4)])
+@pytest.mark.parametrize("writers, rounds", [pytest.param(n, 15, marks=pytest.mark.slow) for n in (2, 4)])
 def test_many_converters_one_folder(tmp_path, writers, rounds):
     """One whole folder, equal to that of a single conversion; the others succeed or say a sentence."""
     assert convert_checkpoints.main([str(CHECKPOINT), str(tmp_path / "alone" / "net")]) == 0
