@@ -42,7 +42,7 @@ from tqdm import tqdm
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.command_line import exit_status
 from qlseg_hf.files import write_atomically
-from qlseg_hf.image_processing_qlseg import load_picture, resize_picture
+from qlseg_hf.pictures import load_picture, resize_picture
 
 MIB = 2**20
 

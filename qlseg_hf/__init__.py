@@ -5,8 +5,9 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_qlseg import RELEASES, QLSegConfig, QLSegViTConfig, __version__
-from .image_processing_qlseg import QLSegImageProcessor, load_label_map, load_picture
+from .image_processing_qlseg import QLSegImageProcessor
 from .modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput, QLSegViTBackbone
+from .pictures import load_label_map, load_picture
 from .segmentation import QLSegImageSegmentationPipeline, segment
 from .vit_weights import load_vit_weights
 

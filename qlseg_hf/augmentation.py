@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
-from .image_processing_qlseg import QLSegImageProcessor, resize_picture
+from .image_processing_qlseg import QLSegImageProcessor
+from .pictures import resize_picture
 
 ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
 CROP_DRAWS = 10

@@ -7,7 +7,7 @@ are NaN.
 import numpy as np
 import torch
 
-from .image_processing_qlseg import Picture, load_label_map
+from .pictures import Picture, load_label_map
 
 try:
     import datasets

@@ -21,7 +21,7 @@ from qlseg_hf.augmentation import (
     sample_order,
 )
 from qlseg_hf.data import Sample, SampleError, StreamedSamples, open_dataset
-from qlseg_hf.image_processing_qlseg import resize_picture
+from qlseg_hf.pictures import resize_picture
 
 NUM_LABELS = 20
 PLAIN = QLSegImageProcessor(do_rescale=False, do_normalize=False)  # pixel_values are the grey levels

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 import convert_checkpoints
 from qlseg_hf import QLSegViTBackbone, QLSegViTConfig, load_picture, load_vit_weights, segment
-from qlseg_hf.image_processing_qlseg import resize_picture
 from qlseg_hf.loss_qlseg import segmentation_loss
+from qlseg_hf.pictures import resize_picture
 from qlseg_hf.scores import combine
 
 pytestmark = pytest.mark.parity

@@ -29,10 +29,11 @@ from qlseg_hf import (
 )
 from qlseg_hf import augmentation as augmentation_module
 from qlseg_hf.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
-from qlseg_hf.image_processing_qlseg import resize_picture, window_starts
+from qlseg_hf.image_processing_qlseg import window_starts
 from qlseg_hf.memory import MemoryPlan
 from qlseg_hf.metrics import StreamingScores, confusion_counts, joint_counts
 from qlseg_hf.optimization import learning_rate_factor
+from qlseg_hf.pictures import resize_picture
 from qlseg_hf.segmentation import window_layout
 
 SEEDS = st.integers(0, 2**32 - 1)

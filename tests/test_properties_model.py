@@ -18,8 +18,8 @@ from transformers import pipeline
 
 import convert_checkpoints
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
-from qlseg_hf.image_processing_qlseg import resize_picture
 from qlseg_hf.memory import SHORTEST_STRIP, MemoryPlan
+from qlseg_hf.pictures import resize_picture
 from qlseg_hf.segmentation import window_layout
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,8 +10,8 @@ from conftest import ROOT, tiny_config
 from torch.nn import functional as F
 
 from qlseg_hf import QLSegImageProcessor, scores, segment
-from qlseg_hf.image_processing_qlseg import resize_picture
 from qlseg_hf.memory import MemoryPlan
+from qlseg_hf.pictures import resize_picture
 from qlseg_hf.scores import (
     best_labels,
     blocks,

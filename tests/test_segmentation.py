@@ -8,7 +8,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipe
 from transformers.pipelines import ImageSegmentationPipeline
 
 from qlseg_hf import QLSegImageProcessor, QLSegImageSegmentationPipeline, load_picture, segment
-from qlseg_hf.image_processing_qlseg import resize_picture, window_starts
+from qlseg_hf.image_processing_qlseg import window_starts
+from qlseg_hf.pictures import resize_picture
 
 
 def label_map_of(segments: list[dict], label2id: dict[str, int]) -> np.ndarray:
