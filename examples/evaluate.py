@@ -35,16 +35,10 @@ import qlseg_hf
 from qlseg_hf import segment
 from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.data import StreamedSamples, open_dataset
-from qlseg_hf.evaluation import (
-    Evaluation,
-    OtherProcessError,
-    deaths_reported,
-    evaluate_samples,
-    failing_together,
-    remove_state,
-)
+from qlseg_hf.evaluation import Evaluation, evaluate_samples, remove_state
 from qlseg_hf.files import remove_partial, write_atomically
 from qlseg_hf.model_card import add_result_to_card, inference_protocol, printable
+from qlseg_hf.processes import OtherProcessError, deaths_reported, failing_together
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
 
 NUM_WORST = 20

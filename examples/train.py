@@ -13,8 +13,6 @@ the first step, and gets `best` with the logs and curves of the whole run after 
 Pictures that cannot be read are left out and listed in `unreadable.txt` (with `strict: true` they stop the run).
 """
 
-import json
-import math
 import os
 import signal
 import sys
@@ -37,37 +35,27 @@ from qlseg_hf.augmentation import (
     TrainingTransform,
     start_worker,
 )
-from qlseg_hf.command_line import exit_status
-from qlseg_hf.data import open_dataset, without
-from qlseg_hf.evaluation import (
-    OtherProcessError,
-    batches_of,
-    deaths_reported,
-    evaluate_samples,
-    exchanged,
-    failing_together,
-)
-from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, sync, write_atomically, written_beside
-from qlseg_hf.hub import prepare_repo, upload_folder
-from qlseg_hf.label_check import check_labels_of_dataset
-from qlseg_hf.model_card import inference_protocol, trained_model_card
-from qlseg_hf.optimization import parameter_groups
-from qlseg_hf.recipe import Recipe, load_recipe
-from qlseg_hf.training import (
-    MovingAverage,
-    NotFiniteError,
-    build_model,
-    build_processor,
+from qlseg_hf.checkpoints import (
     checkpoints,
     identity,
     load_checkpoint,
-    plain_model,
     random_state,
     save_checkpoint,
     set_random_state,
     step_of,
-    training_step,
 )
+from qlseg_hf.command_line import exit_status
+from qlseg_hf.data import open_dataset, without
+from qlseg_hf.evaluation import evaluate_samples
+from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
+from qlseg_hf.hub import prepare_repo, upload_folder
+from qlseg_hf.label_check import check_labels_of_dataset
+from qlseg_hf.model_card import inference_protocol, trained_model_card
+from qlseg_hf.optimization import parameter_groups
+from qlseg_hf.processes import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
+from qlseg_hf.recipe import Recipe, load_recipe
+from qlseg_hf.run_log import LineLog, LossLog
+from qlseg_hf.training import MovingAverage, NotFiniteError, build_model, build_processor, plain_model, training_step
 from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
 
 RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
@@ -137,46 +125,6 @@ def training_batches(recipe: Recipe, accelerator: Accelerator, samples, processo
     return DataLoader(TrainingDataset(samples, transform), batch_sampler=sampler, **options)
 
 
-class LineLog:
-    """A file of one JSON object per line, without what a stopped run wrote after its last checkpoint."""
-
-    def __init__(self, path: Path, start_step: int):
-        self.path = path
-        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-        try:
-            kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start_step]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds a line that this run has not written; remove it ({error})") from error
-        write_atomically(path, b"".join(kept))
-
-    def append(self, entries: list[dict]) -> None:
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
-        sync(self.path)  # before the checkpoint that counts on it
-
-    def pairs(self, key: str) -> list[tuple[int, float]]:
-        entries = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [(entry["step"], entry[key]) for entry in entries]
-
-
-class LossLog(LineLog):
-    """`losses.jsonl`, written every few steps. The gradient of a step that fp16 could not hold is null."""
-
-    def __init__(self, path: Path, start_step: int):
-        super().__init__(path, start_step)
-        self.waiting = []
-
-    def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        loss, norm = float(loss), float(norm) if math.isfinite(norm) else None
-        self.waiting.append({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": learning_rate})
-
-    def write(self) -> dict | None:
-        """Write what waits; returns the newest entry."""
-        entries, self.waiting = self.waiting, []
-        self.append(entries)
-        return entries[-1] if entries else None
-
-
 def save_overlays(accelerator: Accelerator, model, processor, samples, recipe: Recipe, step: int) -> None:
     """The first validation pictures with their predictions, as files and to the trackers that take pictures."""
     colors, overlays = label_colors(model.config), []
@@ -223,6 +171,51 @@ def add_results(output_dir: Path, folder: Path) -> None:
     """Copy what the run has logged so far beside a model."""
     for name in RESULTS:
         write_atomically(folder / name, (output_dir / name).read_bytes())
+
+
+def take_folder(output_dir: Path) -> None:
+    """Keep other runs out of a run's folder, and undo or remove what a kill has left half-way in it."""
+    lock_folder(output_dir)
+    for place in (output_dir / "best", output_dir / "last"):
+        recover_folder(place)
+    for folder in (output_dir, *(path for path in output_dir.iterdir() if path.is_dir())):
+        remove_leftovers(folder)
+
+
+def resumed(accelerator, checkpoint: Path, fresh: dict, average: MovingAverage | None, recipe: Recipe) -> dict:
+    """Load a checkpoint; its state. ValueError if data or labels are not those of `fresh`, the state of a new run."""
+    stored = load_checkpoint(accelerator, checkpoint, average, recipe)
+    with failing_together(accelerator.num_processes):
+        for key, what in (("data", "pictures of the training split"), ("label_names", "label names")):
+            if stored[key] != fresh[key]:
+                raise ValueError(
+                    f"the {what} are not those that {checkpoint} was trained with; restore them, or start a new "
+                    "run in another output_dir, with model: the folder best of this one"
+                )
+    accelerator.print(f"resuming at step {stored['step']} from {checkpoint}")
+    return stored
+
+
+def refuse_newer(output_dir: Path, start_step: int) -> None:
+    """ValueError if the folder holds checkpoints of later steps than the run starts from."""
+    if newer := [path for path in checkpoints(output_dir) if step_of(path) > start_step]:
+        raise ValueError(
+            f"{output_dir} holds {newer[-1].name} of an earlier run, which this one, from step {start_step}, would "
+            "mix with its own checkpoints; remove it, choose another output_dir, or set resume: auto"
+        )
+
+
+def write_unreadable(output_dir: Path, unreadable: list[str]) -> None:
+    """`unreadable.txt`: the pictures that are left out and why, one a line; no file if there are none."""
+    place = output_dir / "unreadable.txt"
+    place.unlink(missing_ok=True)
+    if unreadable:
+        write_atomically(place, "".join(text + "\n" for text in unreadable).encode())
+
+
+def listed_unreadable(unreadable: list[str]) -> str:
+    more = f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
+    return f"{len(unreadable)} training pictures that cannot be read were left out: {'; '.join(unreadable[:5])}{more}"
 
 
 def stop_at(accelerator, error, output_dir: Path, step: int, names: list[str], state, average, recipe: Recipe) -> None:
@@ -281,14 +274,9 @@ def train(recipe: Recipe, only_check: bool) -> None:
         return
     with failing_together(accelerator.num_processes):
         if accelerator.is_main_process:
-            lock_folder(output_dir)
-            for place in (output_dir / "best", output_dir / "last"):
-                recover_folder(place)
-            for folder in (output_dir, *(path for path in output_dir.iterdir() if path.is_dir())):
-                remove_leftovers(folder)
-    with failing_together(accelerator.num_processes):
-        if accelerator.is_main_process and recipe.push_to_hub:
-            prepare_repo(recipe.hub_model_id, **hub_place(recipe))  # hours before the upload, if it is refused
+            take_folder(output_dir)
+            if recipe.push_to_hub:
+                prepare_repo(recipe.hub_model_id, **hub_place(recipe))  # hours before the upload, if it is refused
 
     # optimiser, and where an earlier run stopped
     groups = parameter_groups(
@@ -299,29 +287,14 @@ def train(recipe: Recipe, only_check: bool) -> None:
     average = MovingAverage(accelerator.unwrap_model(model), recipe.ema_decay) if recipe.ema_decay else None
     torch.manual_seed(recipe.seed + accelerator.process_index)
     if resume_from is not None:
-        stored = load_checkpoint(accelerator, resume_from, average, recipe)
-        with failing_together(accelerator.num_processes):
-            for key, what in (("data", "pictures of the training split"), ("label_names", "label names")):
-                if stored[key] != state[key]:
-                    raise ValueError(
-                        f"the {what} are not those that {resume_from} was trained with; restore them, or start a new "
-                        "run in another output_dir, with model: the folder best of this one"
-                    )
-        state = stored
-        accelerator.print(f"resuming at step {state['step']} from {resume_from}")
-    if newer := [path for path in checkpoints(output_dir) if step_of(path) > state["step"]]:
-        raise ValueError(
-            f"{output_dir} holds {newer[-1].name} of an earlier run, which this one, from step {state['step']}, would "
-            "mix with its own checkpoints; remove it, choose another output_dir, or set resume: auto"
-        )
+        state = resumed(accelerator, resume_from, state, average, recipe)
+    refuse_newer(output_dir, state["step"])
     training_samples = without(training_samples, [index for index, _ in state["unreadable"]])
     unreadable = [text for _, text in state["unreadable"]]
     num_labels = accelerator.unwrap_model(model).config.num_labels
     loader = batches_of(training_batches(recipe, accelerator, training_samples, processor, num_labels, state["step"]))
     if accelerator.is_main_process:
-        (output_dir / "unreadable.txt").unlink(missing_ok=True)
-        if unreadable:
-            write_atomically(output_dir / "unreadable.txt", "".join(text + "\n" for text in unreadable).encode())
+        write_unreadable(output_dir, unreadable)
         log = LossLog(output_dir / "losses.jsonl", state["step"])
         evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"])
     if recipe.report_to:
@@ -392,12 +365,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
                 save_checkpoint(accelerator, output_dir, done, state, average, recipe)
     accelerator.end_training()
     if unreadable:
-        shown = "; ".join(unreadable[:5])
-        accelerator.print(
-            f"{len(unreadable)} training pictures that cannot be read were left out: {shown}"
-            + (f"; and {len(unreadable) - 5} more" if len(unreadable) > 5 else "")
-            + f"; all of them in {output_dir / 'unreadable.txt'}"
-        )
+        accelerator.print(f"{listed_unreadable(unreadable)}; all of them in {output_dir / 'unreadable.txt'}")
     if accelerator.is_main_process and recipe.push_to_hub:
         upload_best(recipe)
 

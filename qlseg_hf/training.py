@@ -1,34 +1,21 @@
-"""Parts of the trainer: what a recipe builds, one optimiser step, moving average, checkpoints.
-
-A checkpoint is written beside its place and moved there in one step, so whatever kills a run leaves the one before.
-"""
+"""Parts of the trainer: what a recipe builds, one optimiser step, moving average."""
 
 import copy
-import hashlib
-import json
 import math
 import re
-import shutil
-import sys
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
-from .data import FolderSamples, StreamedSamples, TableSamples
-from .evaluation import exchanged, failing_together
-from .files import remove_folder, replace_folder
 from .image_processing_qlseg import QLSegImageProcessor
 from .loss_qlseg import loss_normalizers
 from .modeling_qlseg import QLSegForSemanticSegmentation
 from .optimization import learning_rate_factor
-from .recipe import Recipe, read_yaml
+from .recipe import Recipe
 from .vit_weights import load_vit_weights
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
@@ -243,172 +230,11 @@ class MovingAverage:
             model.load_state_dict(trained)
 
 
-# --------------------------------------------------------------------------------------------------------- checkpoints
-
-
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def checkpoints(output_dir: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    found = [path for path in (output_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
-    return sorted(found, key=step_of)
-
-
-def save_checkpoint(
-    accelerator: Accelerator, output_dir: Path, step: int, state: dict, average: MovingAverage | None, recipe: Recipe
-) -> None:
-    """Everything that resuming needs, under `checkpoints/step-N`; older ones beyond `keep_checkpoints` are removed.
-
-    Raises:
-        OSError: for instance a full disk; the checkpoints before stay valid.
-    """
-    place = output_dir / "checkpoints" / f"step-{step:08d}"
-    beside = place.with_name(f".{place.name}.new")
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(beside))
-        torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            if average is not None:
-                save_file(
-                    {name: value.cpu() for name, value in average.weights.items()}, beside / "average.safetensors"
-                )
-            (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            state = state | {"step": step, "num_processes": accelerator.num_processes}
-            (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
-            replace_folder(beside, place)
-            for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
-                remove_folder(old)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
-        if "DataLoader worker" in str(error):  # raised here by chance
-            raise
-        shutil.rmtree(beside, ignore_errors=True)
-        reason = str(error).splitlines()[0]
-        if "inline_container" in reason:  # all that torch.save says
-            reason = "a file could not be written to its end, probably because the disk is full"
-        kept = checkpoints(output_dir)
-        before = f"; {kept[-1]} is still valid" if kept else ""
-        raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
-    accelerator.wait_for_everyone()
-
-
-def contents(checkpoint: Path) -> dict[str, list[int]]:
-    """{file: [size, CRC-32]} of a checkpoint, but for contents.json, which holds this."""
-    found = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != "contents.json"):
-        size = checksum = 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                size, checksum = size + len(block), zlib.crc32(block, checksum)
-        found[path.relative_to(checkpoint).as_posix()] = [size, checksum]
-    return found
-
-
-def read_state(checkpoint: Path) -> dict:
-    """`state` of a checkpoint, every file of which is as it was written. ValueError if one is not."""
-    if not re.fullmatch(r"step-\d+", checkpoint.name) or not checkpoint.is_dir():
-        raise ValueError(f"{checkpoint} is no checkpoint of a run; give a folder checkpoints/step-N")
-    try:
-        written, found = json.loads((checkpoint / "contents.json").read_text(encoding="utf-8")), contents(checkpoint)
-        if not isinstance(written, dict) or "state.json" not in written:
-            raise ValueError("it does not list state.json")
-        damaged = [name for name in written if found.get(name) != written[name]]
-        if not damaged:
-            return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        reason = ", ".join(f"{name} is {'changed' if name in found else 'missing'}" for name in damaged[:5])
-    except (OSError, ValueError) as error:
-        reason = f"contents.json cannot be read ({error})"
-    before = [path for path in checkpoints(checkpoint.parent.parent) if step_of(path) < step_of(checkpoint)]
-    remedy = f"from {before[-1]}" if before else "over"
-    raise ValueError(f"{checkpoint} is damaged: {reason}; remove it, and the same command starts {remedy}")
-
-
-def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
-    """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them."""
-    if isinstance(samples, FolderSamples):
-        known = samples.pairs
-    elif isinstance(samples, TableSamples):
-        count = len(samples)
-        known = [count, *(samples[i].name for i in range(0, count, max(count // 16, 1)))]
-    else:
-        known = [str(samples.table.info.splits), next((sample.name for sample in samples), None)]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
-
-
-def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
-    """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
-    new = read_yaml(recipe.to_yaml())
-    return [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in old | new
-        if key != "resume" and old.get(key) != new.get(key)
-    ]
-
-
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingAverage | None, recipe: Recipe) -> dict:
-    """Restore a run from a checkpoint; returns its `state`. Says what has changed in the recipe.
-
-    Raises:
-        ValueError: it is no checkpoint, a file of it is missing or changed, it was written by another number of
-            processes, with another `ema_decay`, or for another network.
-    """
-    state = None
-    with failing_together(accelerator.num_processes):
-        if accelerator.is_main_process:
-            state = read_state(checkpoint)
-            if changed := changes_since(checkpoint, recipe):
-                print(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}", file=sys.stderr)
-    state = exchanged(state, accelerator.num_processes)[0]
-    if state["num_processes"] != accelerator.num_processes:
-        raise ValueError(
-            f"{checkpoint} was written by {state['num_processes']} processes, this run has "
-            f"{accelerator.num_processes}; resume with the same number"
-        )
-    try:
-        accelerator.load_state(str(checkpoint))
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{checkpoint} does not fit the recipe's network and optimiser; resume with the recipe beside it, or "
-            f"choose another output_dir ({reason})"
-        ) from error
-    if (average is not None) != (checkpoint / "average.safetensors").is_file():
-        raise ValueError(f"{checkpoint} and the recipe disagree about ema_decay; resume with the recipe beside it")
-    if average is not None:
-        stored = load_file(checkpoint / "average.safetensors")
-        for name, value in average.weights.items():
-            value.copy_(stored[name])
-    set_random_state(torch.load(checkpoint / f"random-{accelerator.process_index}.pt", weights_only=True))
-    return state
-
-
-def random_state() -> dict[str, torch.Tensor]:
-    """States of the generators that dropout and drop path draw from; augmentation draws by (seed, epoch, sample)."""
-    state = {"cpu": torch.get_rng_state()}
-    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
-
-
-def set_random_state(state: dict[str, torch.Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
 __all__ = [
     "MovingAverage",
     "NotFiniteError",
     "build_model",
     "build_processor",
-    "load_checkpoint",
     "plain_model",
-    "save_checkpoint",
     "training_step",
 ]

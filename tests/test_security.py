@@ -33,12 +33,12 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 import convert_checkpoints
 from convert_checkpoints import ConversionError, parse_configuration, read_checkpoint
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, load_picture
+from qlseg_hf.checkpoints import load_checkpoint, save_checkpoint
 from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.data import open_dataset
 from qlseg_hf.label_check import check_labels_of_dataset
 from qlseg_hf.model_card import plain_model_card
 from qlseg_hf.recipe import Recipe, load_recipe
-from qlseg_hf.training import load_checkpoint, save_checkpoint
 from qlseg_hf.visualization import draw_overlay, label_colors
 from qlseg_hf.vit_weights import load_vit_weights
 

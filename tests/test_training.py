@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.checkpoints import checkpoints, save_checkpoint
 from qlseg_hf.files import recover_folder, replace_folder, written_beside
 from qlseg_hf.optimization import parameter_groups
 from qlseg_hf.recipe import Recipe, load_recipe
@@ -31,9 +32,7 @@ from qlseg_hf.training import (
     add_lora,
     build_model,
     build_processor,
-    checkpoints,
     plain_model,
-    save_checkpoint,
     training_step,
 )
 

@@ -25,17 +25,10 @@ from test_training import data, environment, make_data, train, write_recipe  # n
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.augmentation import BatchPositions, TrainingSampler
+from qlseg_hf.checkpoints import checkpoints, read_state, save_checkpoint, step_of
 from qlseg_hf.data import Sample, SampleError, open_dataset
 from qlseg_hf.recipe import Recipe
-from qlseg_hf.training import (
-    NotFiniteError,
-    checkpoints,
-    read_state,
-    refuse_not_finite,
-    save_checkpoint,
-    step_of,
-    training_step,
-)
+from qlseg_hf.training import NotFiniteError, refuse_not_finite, training_step
 
 pytestmark = [
     pytest.mark.faults,
