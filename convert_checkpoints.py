@@ -11,7 +11,6 @@ anything missing, unexpected, misshapen or not finite is named, and then nothing
 
 import argparse
 import ast
-import hashlib
 import math
 import os
 import re
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.command_line import exit_status, first_line
 from qlseg_hf.configuration_qlseg import as_pair, read_label_file
-from qlseg_hf.files import partial_folder
+from qlseg_hf.files import file_sha256, partial_folder
 from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.image_processing_qlseg import RELEASE_PROCESSING
 from qlseg_hf.model_card import converted_model_card
@@ -651,14 +650,6 @@ def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype 
             os.replace(beside, folder)
     except OSError as error:
         raise ConversionError(f"{folder} cannot be written: {first_line(error)}") from error
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

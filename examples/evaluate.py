@@ -16,7 +16,6 @@ with the data set.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -36,7 +35,7 @@ from qlseg_hf import segment
 from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.data import StreamedSamples, open_dataset
 from qlseg_hf.evaluation import Evaluation, evaluate_samples, remove_state
-from qlseg_hf.files import remove_partial, write_atomically
+from qlseg_hf.files import file_sha256, remove_partial, write_atomically
 from qlseg_hf.model_card import add_result_to_card, inference_protocol, printable
 from qlseg_hf.processes import OtherProcessError, deaths_reported, failing_together
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
@@ -247,14 +246,7 @@ def weights_of(model: str) -> dict[str, str] | None:
     """sha256 of the weight files in a folder, by name; None for a Hub id, which has a revision."""
     if not Path(model).is_dir():
         return None
-    digests = {}
-    for path in sorted(Path(model).glob("*.safetensors")):
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        digests[path.name] = digest.hexdigest()
-    return digests
+    return {path.name: file_sha256(path) for path in sorted(Path(model).glob("*.safetensors"))}
 
 
 def joined_processes() -> PartialState:

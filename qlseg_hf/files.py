@@ -7,6 +7,7 @@ What is moved was given to the disk before (fsync), so a power cut leaves the ol
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -203,7 +204,17 @@ def lock_folder(folder: Path) -> None:
     LOCKS.append(file)
 
 
+def file_sha256(path: Path) -> str:
+    """Of a file of any size, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 __all__ = [
+    "file_sha256",
     "lock_folder",
     "partial_folder",
     "recover_folder",

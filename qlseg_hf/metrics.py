@@ -168,13 +168,6 @@ class StreamingScores:
         self.totals["num_pictures"] += 1
         return label_iou(areas).nanmean().item()
 
-    def merge(self, other: "StreamingScores") -> None:
-        """Add the pictures of `other`. ValueError if its settings differ."""
-        if self.settings != other.settings:
-            raise ValueError(f"scores of {other.settings} cannot join those of {self.settings}; use one setting")
-        for name, total in self.totals.items():
-            total += other.totals[name]
-
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of all sums, int64 on the CPU. The sum over processes of each is the state of all pictures."""
         return {name: total.clone() for name, total in self.totals.items()}

@@ -16,6 +16,7 @@ import convert_checkpoints
 from convert_checkpoints import ConversionError, convert, parse_configuration, read_checkpoint
 from qlseg_hf import RELEASES, QLSegForSemanticSegmentation
 from qlseg_hf.configuration_qlseg import label_set
+from qlseg_hf.files import file_sha256
 
 MANIFESTS = FIXTURES / "manifests"
 
@@ -73,7 +74,7 @@ def test_card(stored):
     card = ModelCard.load(stored.folder / "README.md")
     assert card.data.license == "other" and card.data.pipeline_tag == "image-segmentation"
     assert "academic, non-commercial use" in card.text
-    assert convert_checkpoints.file_sha256(stored.checkpoint) in card.text
+    assert file_sha256(stored.checkpoint) in card.text
     state_dict, _ = read_checkpoint(stored.checkpoint)
     missing = [key for key in state_dict if f"`{key}`" not in card.text]
     assert missing == []
