@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all versions lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -13,6 +13,10 @@ test: $(VENV)/installed
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
+
+# oldest and newest that setup.cfg allows, and without the optional packages: see the file
+versions:
+	$(PYTHON) tests/versions.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
