@@ -34,6 +34,7 @@ def fixture(request):
 
 @pytest.fixture
 def mean_iou(tmp_path):
+    pytest.importorskip("evaluate")
     return MeanIoU(cache_dir=str(tmp_path))
 
 
@@ -295,6 +296,7 @@ def test_metric_gives_the_hubs_example(mean_iou):
 
 @pytest.mark.parametrize("keep_in_memory", [False, True])
 def test_metric_over_batches_of_mixed_sizes(tmp_path, keep_in_memory):
+    pytest.importorskip("evaluate")
     metric = MeanIoU(cache_dir=str(tmp_path), keep_in_memory=keep_in_memory)
     pairs = random_maps(7, 5)
     assert len({pair[0].shape for pair in pairs}) > 3
@@ -311,6 +313,7 @@ def test_metric_over_batches_of_mixed_sizes(tmp_path, keep_in_memory):
 
 def test_metric_over_processes(tmp_path):
     """Two instances that meet in a cache folder, as those of two processes do; only the first gives a result."""
+    pytest.importorskip("evaluate")
     pairs = random_maps(5, 3)
 
     def run(process: int):

@@ -366,6 +366,7 @@ def test_moving_average():
 
 
 def test_lora_trains_and_merges(tmp_path):
+    pytest.importorskip("peft")
     torch.manual_seed(0)
     model = QLSegForSemanticSegmentation(tiny_config()).eval()
     pixel_values = torch.randn(1, 3, 32, 48)
