@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all conformance properties faults lint format clean
+.PHONY: demo test test-all conformance properties faults versions lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -26,6 +26,10 @@ properties: $(VENV)/installed
 # kills, full disks, damaged files, rivalling writers; the lines with counts are in the captured output
 faults: $(VENV)/installed
 	$(BIN)/python -m pytest -m faults -rA
+
+# oldest and newest that setup.cfg allows, and without the optional packages: see the file
+versions:
+	$(PYTHON) tests/versions.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

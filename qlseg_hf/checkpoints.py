@@ -10,6 +10,7 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
@@ -151,6 +152,11 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
         )
     try:
         accelerator.load_state(str(checkpoint))
+        set_random_state(torch.load(checkpoint / f"random-{accelerator.process_index}.pt", weights_only=True))
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint} holds more than tensors and plain data, which is not run; take one that training wrote"
+        ) from error
     except (KeyError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -163,7 +169,6 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
         stored = load_file(checkpoint / "average.safetensors")
         for name, value in average.weights.items():
             value.copy_(stored[name])
-    set_random_state(torch.load(checkpoint / f"random-{accelerator.process_index}.pt", weights_only=True))
     return state
 
 

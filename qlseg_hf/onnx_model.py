@@ -103,6 +103,10 @@ def write_onnx(
         part.metadata_props.clear()  # the exporter's notes: stack traces, with the paths of this machine
     for value in (value for node in program.graph for value in node.outputs):
         value.metadata_props.clear()
+    for node in program.graph:
+        if node.op_type == "Resize":  # torch 2.11 writes pytorch_half_pixel, which is not PyTorch's where a side is 1
+            mode = optional("onnx_ir").AttrString("coordinate_transformation_mode", "half_pixel")
+            node.attributes[mode.name] = mode
     program.metadata_props.clear()
     program.metadata_props[CONFIG] = model.config.to_json_string(use_diff=False)
     program.metadata_props[PROCESSOR] = processor.to_json_string()

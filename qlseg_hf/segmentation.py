@@ -80,7 +80,7 @@ class Run:
                 total = part.new_zeros(len(part), rows[1] - rows[0], columns[1] - columns[0])
                 count = total.new_zeros(total.shape[1:])
             place = slice(*shifted(part_rows, rows[0])), slice(*shifted(part_columns, columns[0]))
-            total[:, *place] += part
+            total[(slice(None), *place)] += part
             count[place] += 1
         return total.div_(count)
 
@@ -271,7 +271,7 @@ def window_pixels(
         resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (3, h, w) uint8
         for window in windows:
             place = slice(*shifted(window.rows, rows[0])), slice(*shifted(window.columns, columns[0]))
-            pixels = processor.normalized(resized[:, *place])
+            pixels = processor.normalized(resized[(slice(None), *place)])
             yield window, pixels.flip(-1) if window.is_flipped else pixels
 
 
@@ -312,7 +312,7 @@ def finish_strip(strip: Strip, wanted: list[int] | None, return_scores: bool) ->
                 scores = scores[wanted]
             labels = first_maximum(scores)
             if return_scores:
-                target.scores[:, *place] = scores
+                target.scores[(slice(None), *place)] = scores
         labels = labels.cpu()
         target.label_map[place] = labels if numbers is None else numbers[labels]
 

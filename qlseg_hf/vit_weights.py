@@ -6,8 +6,10 @@ import math
 import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
@@ -220,10 +222,14 @@ def read_weights(source: str | Path, revision: str | None, token: str | bool | N
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a `.safetensors` file or, never running what it holds, of a pickle."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Tensors of a `.safetensors` file or, never running what it holds, of a pickle. ValueError if it is neither."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (EOFError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        reason = type(error).__name__
+        raise ValueError(f"{path} holds no weights that can be read without running code ({reason})") from error
 
 
 __all__ = ["load_vit_weights"]

@@ -357,7 +357,6 @@ def test_the_page_in_a_browser(stored, server, page, tmp_path):
     assert outside == [] and page.faults == [] and "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
 def test_files_of_the_server_are_not_served(stored, server):
     """The page does without Gradio's preprocessing; Gradio must still refuse paths that were not uploaded."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,10 @@ def check_groups(model, depth: int):
 def check_lora(model, num_projections: int):
     """Adapters where a gradient can reach them; the merged network computes what the trained one does."""
     model = copy.deepcopy(model)
+    if find_spec("peft") is None:
+        with pytest.raises(ImportError, match="lora needs peft"):
+            add_lora(model, rank=2)
+        return
     add_lora(model, rank=2)
     pixel_values = torch.randn(2, 3, 40, 75)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)

@@ -38,6 +38,8 @@ def arguments(monkeypatch):
 
 @pytest.mark.parametrize("mode", sorted(set(benchmark.MODES) - {"peers"}))
 def test_modes(mode, arguments):
+    if mode == "loading":
+        pytest.importorskip("cv2")
     rows = benchmark.MODES[mode](arguments)
     assert len(rows) >= 1 and all(name.startswith(mode) for name in rows)
     timed = [row for row in rows.values() if "seconds" in row]
@@ -101,6 +103,7 @@ def test_command_line(tmp_path):
     done = subprocess.run([*command, "speed"], capture_output=True, text=True)
     assert done.returncode == 1 and "no mode speed; there are forward" in done.stderr
     assert "Traceback" not in done.stderr
+    pytest.importorskip("cv2")
     output = tmp_path / "loading.json"
     done = subprocess.run([*command, "loading", "--repeats", "1", "--output", output], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -57,6 +57,7 @@ def test_predict_refuses_in_one_sentence(stored, tmp_path):
 
 
 def test_demo(tmp_path):
+    pytest.importorskip("cv2")
     done = run("examples/demo.py", "--output", tmp_path, "--max_steps", "12")
     assert re.search(r"6. mIoU on held-out scenes: \d+.\d % before, \d+.\d % after", done.stdout)
     assert "class 7" in done.stdout and (tmp_path / "overlay.png").stat().st_size > 2000

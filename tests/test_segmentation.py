@@ -40,7 +40,7 @@ def slow_segment(model, processor, path, scales, flip):
             for top in window_starts(size[0], window, processor.window_stride):
                 for left in window_starts(size[1], window, processor.window_stride):
                     place = (slice(top, top + window), slice(left, left + window))
-                    plane[:, *place] += model(pixels[..., *place]).logits[0]
+                    plane[(slice(None), *place)] += model(pixels[(..., *place)]).logits[0]
                     count[place] += 1
             plane = (plane / count).flip(-1) if is_flipped else plane / count
             plane = torch.nn.functional.interpolate(plane[None], size=picture.shape[:2], mode="bilinear")[0]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,7 @@ def write_recipe(folder: Path, data: Path, **changes) -> Path:
         "save_steps": 2,
         "num_workers": 2,
         "log_pictures": 1,
+        "photometric": find_spec("cv2") is not None,
         "output_dir": str(folder / "run"),
     }
     path = folder / "recipe.yaml"
@@ -365,6 +367,7 @@ def test_moving_average():
 
 
 def test_lora_trains_and_merges(tmp_path):
+    pytest.importorskip("peft")
     torch.manual_seed(0)
     model = QLSegForSemanticSegmentation(tiny_config()).eval()
     pixel_values = torch.randn(1, 3, 32, 48)
@@ -404,6 +407,8 @@ def test_models_that_recipes_build(stored, data, tmp_path):
 
 def test_dinov3_recipe(data, tmp_path):
     """examples/recipes/dinov3-vit-l-ade20k.yaml, its sizes cut down, for two steps from stored weights, with LoRA."""
+    pytest.importorskip("peft")
+    pytest.importorskip("cv2")
     path = ROOT / "examples" / "recipes" / "dinov3-vit-l-ade20k.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     vit_l = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -449,8 +454,6 @@ def test_dinov3_recipe(data, tmp_path):
 
 def relaid(data: Path, root: Path, layout: str) -> dict:
     """The same pictures in another layout; returns what the recipe must say of it."""
-    import datasets
-
     pairs = {
         split: [(data / kind / split / f"{i}.png") for i in range(count) for kind in ("images", "annotations")]
         for split, count in (("training", 9), ("validation", 3))
@@ -473,6 +476,7 @@ def relaid(data: Path, root: Path, layout: str) -> dict:
             names = "".join(f"{name}_{path.stem}\n" for path in pairs[split][::2])
             (root / "ImageSets" / "SegmentationContext" / f"{name}.txt").write_text(names)
         return {"dataset": str(root)}
+    datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
     tables = {
         name: datasets.Dataset.from_dict(

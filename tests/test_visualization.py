@@ -1,7 +1,5 @@
 """Overlays and label-map pictures."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -72,11 +70,10 @@ def test_label_map_picture_holds_the_labels(tmp_path):
 def test_save_is_atomic(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_text("old")
 
-    def no_space(self, data):
-        self.write_text("half")
+    def no_space(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", no_space)
+    monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(OSError, match="disk full"):
         save_picture(Image.new("L", (2, 2)), tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"] and (tmp_path / "x.png").read_text() == "old"
