@@ -141,6 +141,7 @@ def wrong_types_in_a_sentence(cls: type) -> type:
 
     @wraps(init)
     def __init__(self, *args, **kwargs):
+        refuse_booleans(cls.__name__, kwargs, {name: field.type for name, field in cls.__dataclass_fields__.items()})
         try:
             init(self, *args, **kwargs)
         except StrictDataclassError as error:
@@ -148,6 +149,13 @@ def wrong_types_in_a_sentence(cls: type) -> type:
 
     cls.__init__ = __init__
     return cls
+
+
+def refuse_booleans(owner: str, values: dict, types: dict) -> None:
+    """ValueError for True and False where numbers are wanted; huggingface_hub 1.5 takes them for 1 and 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) and name in types and "bool" not in str(types[name]):
+            raise ValueError(f"{owner}: Field '{name}' is {value}, which is no number")
 
 
 def check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:

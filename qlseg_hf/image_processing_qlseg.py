@@ -18,7 +18,7 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
-from .configuration_qlseg import release
+from .configuration_qlseg import refuse_booleans, release
 from .files import written_into
 from .hub import PushToHubMixin
 from .pictures import Picture, as_list, load_label_map, load_picture, resize_picture
@@ -110,6 +110,7 @@ class QLSegImageProcessorKwargs(TypedDict, total=False):
 
 def check_types(settings: dict) -> None:
     """ValueError if one of the processor's `settings` is of a wrong type."""
+    refuse_booleans("QLSegImageProcessor", settings, QLSegImageProcessorKwargs.__annotations__)
     try:
         validate_typed_dict(QLSegImageProcessorKwargs, settings)
     except StrictDataclassError as error:
