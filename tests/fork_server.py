@@ -11,6 +11,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from tqdm import tqdm
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -40,6 +42,7 @@ def run(main, log: str, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    tqdm.monitor_interval = 0  # its thread may hold a lock while this is forked, and the child would wait for ever
     import torch._dynamo  # noqa: F401 (what the scripts import late)
 
     scripts = {name: imported(name) for name in ("train", "evaluate")}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tqdm
 from conftest import FIXTURES, ROOT
 from full_disk import tree
 
@@ -32,6 +33,9 @@ from qlseg_hf.recipe import load_recipe
 pytestmark = pytest.mark.faults
 one_network = pytest.mark.parametrize("stored", ["b"], indirect=True)
 CHECKPOINT = FIXTURES / "b" / "checkpoint.pth"
+# the thread that watches progress bars may hold their lock while a process is forked, which then waits for ever
+NO_MONITOR = "import tqdm; tqdm.tqdm.monitor_interval = 0"
+tqdm.tqdm.monitor_interval = 0
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -282,7 +286,7 @@ def test_damaged_small_files(tmp_path, capsys, kind):
 
 def start(code: str, *arguments) -> subprocess.Popen:
     """A process that prints "ready" when everything is imported, and waits for a line before it goes on."""
-    code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'examples')!r}]\n{code}"
+    code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'examples')!r}]\n{NO_MONITOR}\n{code}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=ENVIRONMENT, **pipes)
 
