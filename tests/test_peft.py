@@ -11,6 +11,7 @@ from PIL import Image
 from test_backbones import BACKBONES, network
 from test_modeling import labels_for
 from transformers import AutoModelForSemanticSegmentation, pipeline
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegImageSegmentationPipeline, segment
 
@@ -94,6 +95,10 @@ def test_get_peft_model(base, tmp_path):
     check_same(load(tmp_path / "merged"), model, load(base))
 
 
+@pytest.mark.skipif(
+    version.parse(peft.__version__) < version.parse(MIN_PEFT_VERSION),
+    reason=f"transformers {transformers.__version__} wants peft {MIN_PEFT_VERSION}, this is {peft.__version__}",
+)
 @pytest.mark.skipif(not LOADS_HEADS, reason="transformers below 5.23 drops modules_to_save of an adapter it loads")
 def test_add_adapter(base, tmp_path):
     """The model stays a QLSeg; what is saved is the adapter and the trained copies of the head."""
