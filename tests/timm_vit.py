@@ -70,6 +70,7 @@ def test_one_size_only():
 
 
 def test_lora_would_do_nothing():
+    pytest.importorskip("peft")
     model = network(TimmBackboneConfig(backbone="vit_small_patch16_dinov3_qkvb", out_indices=[0, 2]))
     with pytest.raises(ValueError, match="no attention of vit_small_patch16_dinov3_qkvb that takes adapters"):
         add_lora(model, rank=2)
