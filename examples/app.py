@@ -31,9 +31,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from qlseg_hf import load_picture, segment
-from qlseg_hf.command_line import exit_status, first_line, load_network
-from qlseg_hf.segmentation import window_layout
-from qlseg_hf.visualization import label_colors, label_map_picture, share
+from qlseg_hf.cli.common import exit_status, first_line, load_network
+from qlseg_hf.model.segmentation import window_layout
+from qlseg_hf.utils.visualization import label_colors, label_map_picture, share
 
 MAX_PIXELS = 4_000_000  # larger pictures are shrunk: the browser paints all of it whenever the mouse meets a new label
 MAX_FILE_PIXELS = 64_000_000  # larger files are refused before they are decoded

@@ -40,9 +40,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-from qlseg_hf.command_line import exit_status
-from qlseg_hf.files import write_atomically
-from qlseg_hf.pictures import load_picture, resize_picture
+from qlseg_hf.cli.common import exit_status
+from qlseg_hf.model.image_io import load_picture, resize_picture
+from qlseg_hf.utils.files import write_atomically
 
 MIB = 2**20
 
@@ -213,8 +213,9 @@ def label_map_at_once(scores, size):
 
 def run_tricks(args) -> dict:
     """Each trick taken back alone, in inference; the loss's is part of `training`."""
-    from qlseg_hf import modeling_qlseg, sampling
-    from qlseg_hf.scores import label_map_from_scores
+    from qlseg_hf.model import deformable_attention as sampling
+    from qlseg_hf.model import modeling_qlseg
+    from qlseg_hf.model.scores import label_map_from_scores
 
     model = build(args)
     pixels = torch.randn(1, 3, args.size, args.size, device=args.device)
@@ -295,7 +296,7 @@ def training_labels(batch: int, size: int, num_labels: int, device: torch.device
 
 def loss_by_autograd(logits, labels, picture, label, alpha, gamma):
     """The mask losses with every mask upsampled at once and the gradient left to autograd."""
-    from qlseg_hf.loss_qlseg import mask_losses
+    from qlseg_hf.model.loss_qlseg import mask_losses
 
     maps = F.interpolate(logits[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False)[:, 0]
     return mask_losses(maps, labels[picture] == label[:, None, None], alpha, gamma)[:2]
@@ -303,7 +304,7 @@ def loss_by_autograd(logits, labels, picture, label, alpha, gamma):
 
 def run_training(args) -> dict:
     """Encoder: forward and backward from the sum of its maps. Whole network: forward, loss, backward."""
-    from qlseg_hf.loss_qlseg import MaskLosses
+    from qlseg_hf.model.loss_qlseg import MaskLosses
 
     rows = {}
     model = build(args).train()
@@ -347,8 +348,8 @@ def run_training(args) -> dict:
 
 def run_loading(args) -> dict:
     """One core's augmented training samples of an ADE20K-like picture; a step of 8 in 0.15 s wants 53 per second."""
-    from qlseg_hf.augmentation import TrainingTransform
-    from qlseg_hf.data import open_dataset
+    from qlseg_hf.data.augmentation import TrainingTransform
+    from qlseg_hf.data.datasets import open_dataset
 
     processor = QLSegImageProcessor.for_release(args.release)
     rows, threads = {}, torch.get_num_threads()

@@ -32,13 +32,13 @@ from transformers.utils import logging
 
 import qlseg_hf
 from qlseg_hf import segment
-from qlseg_hf.command_line import exit_status, load_network
-from qlseg_hf.data import StreamedSamples, open_dataset
-from qlseg_hf.evaluation import Evaluation, evaluate_samples, remove_state
-from qlseg_hf.files import file_sha256, remove_partial, write_atomically
-from qlseg_hf.model_card import add_result_to_card, inference_protocol, printable
-from qlseg_hf.processes import OtherProcessError, deaths_reported, failing_together
-from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
+from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.data.datasets import StreamedSamples, open_dataset
+from qlseg_hf.evaluation.evaluator import Evaluation, evaluate_samples, remove_state
+from qlseg_hf.hub.card import add_result_to_card, inference_protocol, printable
+from qlseg_hf.utils.distributed import OtherProcessError, deaths_reported, failing_together
+from qlseg_hf.utils.files import file_sha256, remove_partial, write_atomically
+from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_picture
 
 NUM_WORST = 20
 

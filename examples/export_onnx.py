@@ -4,7 +4,7 @@
     python examples/export_onnx.py MODEL OUT.onnx [--without_logits]
 
 MODEL is a folder or a Hub id. OUT.onnx takes any batch, height and width, and holds the settings of the processor too:
-`OnnxQLSeg.from_pretrained("OUT.onnx")` of `qlseg_hf.onnx_model` takes the model's place in `qlseg_hf.segment`. The
+`OnnxQLSeg.from_pretrained("OUT.onnx")` of `qlseg_hf.export.onnx` takes the model's place in `qlseg_hf.segment`. The
 report is printed and written to OUT_report.json. A ViT-B takes a minute or two and 690 MB of disk.
 """
 
@@ -20,11 +20,11 @@ import torch
 from torch.nn import functional as F
 
 from qlseg_hf import QLSegForSemanticSegmentation
-from qlseg_hf.command_line import exit_status, load_network
-from qlseg_hf.configuration_qlseg import as_pair
-from qlseg_hf.files import write_atomically
-from qlseg_hf.onnx_model import OUTPUTS, OnnxQLSeg, optional, write_onnx
-from qlseg_hf.scores import first_maximum
+from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, optional, write_onnx
+from qlseg_hf.model.configuration_qlseg import as_pair
+from qlseg_hf.model.scores import first_maximum
+from qlseg_hf.utils.files import write_atomically
 
 LEAST_AGREEMENT = 0.999  # share of pixels with the same label
 NUM_RUNS = 3  # the shortest of as many counts

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from qlseg_hf.command_line import exit_status
-from qlseg_hf.files import partial_folder
-from qlseg_hf.visualization import label_map_picture
+from qlseg_hf.cli.common import exit_status
+from qlseg_hf.utils.files import partial_folder
+from qlseg_hf.utils.visualization import label_map_picture
 
 LABELS = ("sky", "grass", "road", "water", "building", "tree", "ball")
 COLORS = np.array([0x87CEFA, 0x7CC83C, 0x6E6E6E, 0x1E50C8, 0xC8783C, 0x14641E, 0xE6283C])[:, None] >> [16, 8, 0] & 255

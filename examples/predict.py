@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from qlseg_hf import load_picture, segment
-from qlseg_hf.command_line import exit_status, load_network
-from qlseg_hf.files import remove_partial
-from qlseg_hf.visualization import draw_overlay, label_colors, label_map_picture, save_picture
+from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.utils.files import remove_partial
+from qlseg_hf.utils.visualization import draw_overlay, label_colors, label_map_picture, save_picture
 
 
 def parse_arguments() -> argparse.Namespace:

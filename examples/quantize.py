@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig
 
 from qlseg_hf import segment
-from qlseg_hf.command_line import exit_status, load_network
-from qlseg_hf.files import written_beside
-from qlseg_hf.model_card import plain_model_card
+from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.hub.card import plain_model_card
+from qlseg_hf.utils.files import written_beside
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
 # On the larger stored network, kept in fp32, they lower the changed labels of its largest picture from 0.7 to 0.2 %.

@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qlseg_hf import segment
-from qlseg_hf.augmentation import (
+from qlseg_hf.cli.common import exit_status
+from qlseg_hf.data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
     TrainingDataset,
@@ -35,7 +36,20 @@ from qlseg_hf.augmentation import (
     TrainingTransform,
     start_worker,
 )
-from qlseg_hf.checkpoints import (
+from qlseg_hf.data.check import check_labels_of_dataset
+from qlseg_hf.data.datasets import open_dataset, without
+from qlseg_hf.evaluation.evaluator import evaluate_samples
+from qlseg_hf.hub.card import inference_protocol, trained_model_card
+from qlseg_hf.hub.upload import prepare_repo, upload_folder
+from qlseg_hf.training.build import (
+    MovingAverage,
+    NotFiniteError,
+    build_model,
+    build_processor,
+    plain_model,
+    training_step,
+)
+from qlseg_hf.training.checkpoints import (
     checkpoints,
     identity,
     load_checkpoint,
@@ -44,19 +58,12 @@ from qlseg_hf.checkpoints import (
     set_random_state,
     step_of,
 )
-from qlseg_hf.command_line import exit_status
-from qlseg_hf.data import open_dataset, without
-from qlseg_hf.evaluation import evaluate_samples
-from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
-from qlseg_hf.hub import prepare_repo, upload_folder
-from qlseg_hf.label_check import check_labels_of_dataset
-from qlseg_hf.model_card import inference_protocol, trained_model_card
-from qlseg_hf.optimization import parameter_groups
-from qlseg_hf.processes import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
-from qlseg_hf.recipe import Recipe, load_recipe
-from qlseg_hf.run_log import LineLog, LossLog
-from qlseg_hf.training import MovingAverage, NotFiniteError, build_model, build_processor, plain_model, training_step
-from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
+from qlseg_hf.training.log import LineLog, LossLog
+from qlseg_hf.training.optimization import parameter_groups
+from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
+from qlseg_hf.utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
+from qlseg_hf.utils.visualization import draw_curves, draw_overlay, label_colors, save_picture
 
 RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
 

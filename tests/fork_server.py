@@ -46,7 +46,7 @@ if __name__ == "__main__":
     import torch._dynamo  # noqa: F401 (what the scripts import late)
 
     scripts = {name: imported(name) for name in ("train", "evaluate")}
-    importlib.import_module("qlseg_hf.augmentation").opencv()
+    importlib.import_module("qlseg_hf.data.augmentation").opencv()
     scripts["evaluate"].evaluate_samples.__globals__["ROUND_SECONDS"] = (
         0.05  # state is written for nearly every picture
     )

@@ -25,7 +25,7 @@ from conftest import FIXTURES, ROOT, tiny_config
 from PIL import Image
 
 from qlseg_hf import QLSegImageProcessor, load_picture, segment
-from qlseg_hf.visualization import label_colors
+from qlseg_hf.utils.visualization import label_colors
 
 sys.path.append(str(ROOT / "examples"))  # at the end: evaluate.py there must not hide the package evaluate
 

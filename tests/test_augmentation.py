@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from qlseg_hf import QLSegImageProcessor
-from qlseg_hf import augmentation as module
-from qlseg_hf.augmentation import (
+from qlseg_hf.data import augmentation as module
+from qlseg_hf.data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
     TrainingDataset,
@@ -20,8 +20,8 @@ from qlseg_hf.augmentation import (
     resized,
     sample_order,
 )
-from qlseg_hf.data import Sample, SampleError, StreamedSamples, open_dataset
-from qlseg_hf.pictures import resize_picture
+from qlseg_hf.data.datasets import Sample, SampleError, StreamedSamples, open_dataset
+from qlseg_hf.model.image_io import resize_picture
 
 NUM_LABELS = 20
 PLAIN = QLSegImageProcessor(do_rescale=False, do_normalize=False)  # pixel_values are the grey levels

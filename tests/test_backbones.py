@@ -34,8 +34,8 @@ from qlseg_hf import (
     load_vit_weights,
     segment,
 )
-from qlseg_hf.optimization import parameter_groups
-from qlseg_hf.training import add_lora, plain_model
+from qlseg_hf.training.build import add_lora, plain_model
+from qlseg_hf.training.optimization import parameter_groups
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "drop_path_rate": 0.0}
 MLP = {"intermediate_size": 64}

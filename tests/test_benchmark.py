@@ -14,9 +14,9 @@ sys.path.append(str(ROOT / "examples"))
 import benchmark  # noqa: E402
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation  # noqa: E402
-from qlseg_hf.loss_qlseg import MaskLosses  # noqa: E402
-from qlseg_hf.sampling import sample_levels  # noqa: E402
-from qlseg_hf.scores import combine, label_map_from_scores  # noqa: E402
+from qlseg_hf.model.deformable_attention import sample_levels  # noqa: E402
+from qlseg_hf.model.loss_qlseg import MaskLosses  # noqa: E402
+from qlseg_hf.model.scores import combine, label_map_from_scores  # noqa: E402
 
 
 @pytest.fixture

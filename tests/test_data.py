@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from qlseg_hf.data import Sample, SampleError, find_split, open_dataset
+from qlseg_hf.data.datasets import Sample, SampleError, find_split, open_dataset
 
 LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
 NUM_ROWS, NUM_COLUMNS = LABELS.shape
@@ -335,9 +335,9 @@ def test_orientation_of_the_picture(tmp_path):
 
 def test_import_is_light():
     """yaml, the other extra, comes with transformers anyhow."""
-    code = "import sys, qlseg_hf.label_check, qlseg_hf.augmentation as a; print(a.__name__, *sys.modules.keys())"
+    code = "import sys, qlseg_hf.data.check, qlseg_hf.data.augmentation as a; print(a.__name__, *sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert found[0] == "qlseg_hf.augmentation"
+    assert found[0] == "qlseg_hf.data.augmentation"
     assert not {"datasets", "cv2"} & set(found)
 
 

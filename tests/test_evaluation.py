@@ -17,14 +17,14 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from qlseg_hf import evaluation as evaluation_module
 from qlseg_hf import load_label_map, load_picture, segment
-from qlseg_hf.command_line import exit_status
-from qlseg_hf.data import open_dataset
-from qlseg_hf.evaluation import evaluate_samples, remove_state, state_path
-from qlseg_hf.metrics import confusion_counts, scores
-from qlseg_hf.model_card import measured_line
-from qlseg_hf.visualization import draw_overlay, label_colors
+from qlseg_hf.cli.common import exit_status
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.evaluation import evaluator as evaluation_module
+from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
+from qlseg_hf.evaluation.metrics import confusion_counts, scores
+from qlseg_hf.hub.card import measured_line
+from qlseg_hf.utils.visualization import draw_overlay, label_colors
 
 SCRIPT = ROOT / "examples" / "evaluate.py"
 SIZES = [(70, 110), (80, 102), (97, 95), (64, 64), (110, 71)]  # of 5 pictures, which neither 2 nor 3 divide
@@ -196,7 +196,7 @@ def test_killed_and_resumed(stored, folder, tmp_path):
     # the real script, with a state after every picture and a pause that leaves time for the kill
     code = f"""
 import runpy, sys, time
-from qlseg_hf import evaluation
+from qlseg_hf.evaluation import evaluator as evaluation
 evaluation.ROUND_SECONDS = 0
 count = evaluation.count_for_a_round
 def paused(mine, counted, predict, bar):

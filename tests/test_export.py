@@ -13,10 +13,11 @@ from test_examples import run
 from torch.nn import functional as F
 from transformers import Dinov2Config
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, onnx_model, segment
-from qlseg_hf.modeling_qlseg import QLSegOutput
-from qlseg_hf.onnx_model import OUTPUTS, OnnxQLSeg, write_onnx
-from qlseg_hf.sampling import sample_levels, sum_gathered
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.export import onnx as onnx_model
+from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, write_onnx
+from qlseg_hf.model.deformable_attention import sample_levels, sum_gathered
+from qlseg_hf.model.modeling_qlseg import QLSegOutput
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -158,7 +159,7 @@ def test_torch_export(stored):
 
 
 def test_gathered_sum_equals_the_bags():
-    from qlseg_hf.sampling import corners
+    from qlseg_hf.model.deformable_attention import corners
 
     batch, heads, levels, points, grid = 2, 4, 3, 2, (3, 5)
     length = levels * grid[0] * grid[1]

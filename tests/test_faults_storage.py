@@ -23,12 +23,12 @@ from full_disk import tree
 
 import convert_checkpoints
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
-from qlseg_hf.command_line import exit_status, load_network
-from qlseg_hf.configuration_qlseg import read_label_file
-from qlseg_hf.evaluation import Progress
-from qlseg_hf.files import partial_folder, remove_partial, write_atomically, written_into
-from qlseg_hf.metrics import StreamingScores
-from qlseg_hf.recipe import load_recipe
+from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.evaluation.evaluator import Progress
+from qlseg_hf.evaluation.metrics import StreamingScores
+from qlseg_hf.model.configuration_qlseg import read_label_file
+from qlseg_hf.training.recipe import load_recipe
+from qlseg_hf.utils.files import partial_folder, remove_partial, write_atomically, written_into
 
 pytestmark = pytest.mark.faults
 one_network = pytest.mark.parametrize("stored", ["b"], indirect=True)
@@ -96,7 +96,7 @@ def test_failed_save_leaves_the_folder(tiny_model, tmp_path, monkeypatch):
     tiny_model.save_pretrained(tmp_path / "net")
     before = tree(tmp_path)
     for folder in ("net", "new/deep"):
-        for name in ("qlseg_hf.modeling_qlseg.plain_model_card", "transformers.modeling_utils.safe_save_file"):
+        for name in ("qlseg_hf.model.modeling_qlseg.plain_model_card", "transformers.modeling_utils.safe_save_file"):
 
             def no_space(*args, **kwargs):
                 raise OSError(28, "No space left on device")
@@ -338,8 +338,8 @@ for line in sys.stdin:
 """
 EXPORTS = """
 import os, functools, torch, export_onnx
-from qlseg_hf import onnx_model
-from qlseg_hf.command_line import load_network
+from qlseg_hf.export import onnx as onnx_model
+from qlseg_hf.cli.common import load_network
 model, processor = load_network(sys.argv[1])
 program = onnx_model.onnx_program(model, onnx_model.OUTPUTS)
 onnx_model.onnx_program = lambda *_: program

@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
-from qlseg_hf.image_processing_qlseg import WindowSum, short_side_size, window_starts
-from qlseg_hf.pictures import resize_picture
+from qlseg_hf.model.image_io import resize_picture
+from qlseg_hf.model.image_processing_qlseg import WindowSum, short_side_size, window_starts
 
 RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from qlseg_hf import QLSegImageProcessor
-from qlseg_hf.data import Sample, StreamedSamples
-from qlseg_hf.label_check import check_labels_of_dataset
+from qlseg_hf.data.check import check_labels_of_dataset
+from qlseg_hf.data.datasets import Sample, StreamedSamples
 
 NAMES = ["wall", "floor", "tree"]
 

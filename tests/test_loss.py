@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_config
 from torch.nn import functional as F
 
-from qlseg_hf.loss_qlseg import MaskLosses, check_labels, mask_losses, segmentation_loss
+from qlseg_hf.model.loss_qlseg import MaskLosses, check_labels, mask_losses, segmentation_loss
 
 
 def test_mask_losses_on_paper():
@@ -69,7 +69,7 @@ def test_against_slow_implementation(ignored):
 @pytest.mark.parametrize("gamma", [2.0, 1.0, 2.5])
 def test_gradients_of_masks_against_autograd(gamma, monkeypatch):
     """The gradient that is worked out on the way, over several chunks, for any weights of the masks."""
-    monkeypatch.setattr("qlseg_hf.loss_qlseg.CPU_CHUNK_BYTES", 2 * 4 * 11 * 13)
+    monkeypatch.setattr("qlseg_hf.model.loss_qlseg.CPU_CHUNK_BYTES", 2 * 4 * 11 * 13)
     torch.manual_seed(0)
     logits = (3 * torch.randn(5, 3, 4)).requires_grad_()
     labels = torch.randint(0, 3, (2, 11, 13))

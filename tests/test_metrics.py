@@ -12,8 +12,8 @@ import torch
 from conftest import FIXTURES
 from safetensors.torch import load_file
 
-from qlseg_hf import metrics
-from qlseg_hf.metrics import MeanIoU, StreamingScores, confusion_counts, joint_counts, scores
+from qlseg_hf.evaluation import metrics
+from qlseg_hf.evaluation.metrics import MeanIoU, StreamingScores, confusion_counts, joint_counts, scores
 
 NAN = float("nan")
 # 2 x 3 pixels, 4 labels; label 3 occurs nowhere. IoU 1/2, 2/3, 0/1.

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
-from qlseg_hf.modeling_qlseg import visible_tokens
-from qlseg_hf.sampling import sample_levels
+from qlseg_hf.model.deformable_attention import sample_levels
+from qlseg_hf.model.modeling_qlseg import visible_tokens
 
 
 def labels_for(pixel_values: torch.Tensor, num_labels: int = 20) -> torch.Tensor:
@@ -270,7 +270,7 @@ def test_synchronisations(tiny_model, monkeypatch):
     assert mode.count == 0
     labels = labels_for(pixel_values)
     # on a CPU the label check looks at the labels; elsewhere it is an assertion on the device
-    monkeypatch.setattr("qlseg_hf.modeling_qlseg.check_labels", lambda *_: None)
+    monkeypatch.setattr("qlseg_hf.model.modeling_qlseg.check_labels", lambda *_: None)
     with torch.no_grad(), CountSynchronisations() as mode:
         tiny_model.train()(pixel_values, labels=labels)
     assert mode.count == 1

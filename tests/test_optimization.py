@@ -10,7 +10,7 @@ from transformers import AutoBackbone, Dinov2Config
 
 import convert_checkpoints
 from qlseg_hf import QLSegForSemanticSegmentation
-from qlseg_hf.optimization import learning_rate_factor, parameter_groups
+from qlseg_hf.training.optimization import learning_rate_factor, parameter_groups
 
 
 def settings_by_name(model: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]]:

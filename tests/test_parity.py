@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 import convert_checkpoints
 from qlseg_hf import QLSegViTBackbone, QLSegViTConfig, load_picture, load_vit_weights, segment
-from qlseg_hf.loss_qlseg import segmentation_loss
-from qlseg_hf.pictures import resize_picture
-from qlseg_hf.scores import combine
+from qlseg_hf.model.image_io import resize_picture
+from qlseg_hf.model.loss_qlseg import segmentation_loss
+from qlseg_hf.model.scores import combine
 
 pytestmark = pytest.mark.parity
 

@@ -27,14 +27,14 @@ from qlseg_hf import (
     sampling,
     scores,
 )
-from qlseg_hf import augmentation as augmentation_module
-from qlseg_hf.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
-from qlseg_hf.image_processing_qlseg import window_starts
-from qlseg_hf.memory import MemoryPlan
-from qlseg_hf.metrics import StreamingScores, confusion_counts, joint_counts
-from qlseg_hf.optimization import learning_rate_factor
-from qlseg_hf.pictures import resize_picture
-from qlseg_hf.segmentation import window_layout
+from qlseg_hf.data import augmentation as augmentation_module
+from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
+from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts
+from qlseg_hf.model.image_io import resize_picture
+from qlseg_hf.model.image_processing_qlseg import window_starts
+from qlseg_hf.model.memory import MemoryPlan
+from qlseg_hf.model.segmentation import window_layout
+from qlseg_hf.training.optimization import learning_rate_factor
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.one_of(st.integers(1, 60), st.sampled_from([1, 2, 15, 16, 17, 64, 300]))

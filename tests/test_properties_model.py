@@ -18,9 +18,9 @@ from transformers import pipeline
 
 import convert_checkpoints
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
-from qlseg_hf.memory import SHORTEST_STRIP, MemoryPlan
-from qlseg_hf.pictures import resize_picture
-from qlseg_hf.segmentation import window_layout
+from qlseg_hf.model.image_io import resize_picture
+from qlseg_hf.model.memory import SHORTEST_STRIP, MemoryPlan
+from qlseg_hf.model.segmentation import window_layout
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.one_of(
@@ -279,7 +279,7 @@ def test_strips_are_the_whole(processor, size, is_tall, scales, flip, spare, see
     _, (expected,) = segment(model, processor, picture, **options)
     plan, layout = MemoryPlan(model.config, 3, None), window_layout(processor, size, scales, flip)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qlseg_hf.memory.BLOCKS_BYTES", 0)
+        patch.setattr("qlseg_hf.model.memory.BLOCKS_BYTES", 0)
         patch.setattr(MemoryPlan, "forward_bytes", lambda *_: 0)
         least, most = (plan.needed(size, layout, length, 1) for length in (SHORTEST_STRIP, max(size)))
         limit = (least + spare * (most - least)) / 2**20 + 1e-6

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
-from qlseg_hf.configuration_qlseg import RELEASES
+from qlseg_hf.model.configuration_qlseg import RELEASES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -16,7 +16,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qlseg_hf import sampling, sampling_triton
+from qlseg_hf.model import deformable_attention as sampling
+from qlseg_hf.model import deformable_attention_triton as sampling_triton
 
 HERE = Path(__file__).resolve()
 needs_triton = pytest.mark.skipif(sampling_triton.triton is None, reason="triton is not installed")

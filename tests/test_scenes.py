@@ -12,10 +12,10 @@ from test_examples import run
 from transformers import AutoConfig
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegImageProcessor
-from qlseg_hf.augmentation import TrainingTransform
-from qlseg_hf.configuration_qlseg import label_set
-from qlseg_hf.data import open_dataset
-from qlseg_hf.recipe import load_recipe
+from qlseg_hf.data.augmentation import TrainingTransform
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.model.configuration_qlseg import label_set
+from qlseg_hf.training.recipe import load_recipe
 
 sys.path.append(str(ROOT / "examples"))  # behind the packages: there is an evaluate.py
 

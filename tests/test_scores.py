@@ -9,10 +9,11 @@ import torch
 from conftest import ROOT, tiny_config
 from torch.nn import functional as F
 
-from qlseg_hf import QLSegImageProcessor, scores, segment
-from qlseg_hf.memory import MemoryPlan
-from qlseg_hf.pictures import resize_picture
-from qlseg_hf.scores import (
+from qlseg_hf import QLSegImageProcessor, segment
+from qlseg_hf.model import scores
+from qlseg_hf.model.image_io import resize_picture
+from qlseg_hf.model.memory import MemoryPlan
+from qlseg_hf.model.scores import (
     best_labels,
     blocks,
     combine,
@@ -22,7 +23,7 @@ from qlseg_hf.scores import (
     resized_part,
     sources,
 )
-from qlseg_hf.segmentation import label_numbers, window_layout
+from qlseg_hf.model.segmentation import label_numbers, window_layout
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_strips_change_nothing(stored, monkeypatch, size, scales, flip):
     picture = resize_picture(picture[::40, ::40].copy(), size).permute(1, 2, 0).numpy()  # something smooth
     options = {"scales": scales, "flip": flip, "return_scores": True, "window_batch_size": 3}
     (expected,), (expected_scores,) = segment(model, stored.processor, picture, **options)
-    monkeypatch.setattr("qlseg_hf.memory.BLOCKS_BYTES", 0)
+    monkeypatch.setattr("qlseg_hf.model.memory.BLOCKS_BYTES", 0)
     monkeypatch.setattr(MemoryPlan, "forward_bytes", lambda *_: 0)
     strips = []
     cut = MemoryPlan.strips
@@ -213,7 +214,7 @@ import sys
 import torch
 from transformers import BeitConfig, Dinov2Config, DINOv3ViTConfig
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTConfig
-from qlseg_hf.memory import MemoryPlan
+from qlseg_hf.model.memory import MemoryPlan
 sys.path.insert(0, "examples")
 from benchmark import keep_freed_memory, peak_memory
 

@@ -33,14 +33,14 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 import convert_checkpoints
 from convert_checkpoints import ConversionError, parse_configuration, read_checkpoint
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, load_picture
-from qlseg_hf.checkpoints import contents, load_checkpoint, save_checkpoint
-from qlseg_hf.command_line import exit_status, load_network
-from qlseg_hf.data import open_dataset
-from qlseg_hf.label_check import check_labels_of_dataset
-from qlseg_hf.model_card import plain_model_card
-from qlseg_hf.recipe import Recipe, load_recipe
-from qlseg_hf.visualization import draw_overlay, label_colors
-from qlseg_hf.vit_weights import load_vit_weights
+from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.data.check import check_labels_of_dataset
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.hub.card import plain_model_card
+from qlseg_hf.training.checkpoints import contents, load_checkpoint, save_checkpoint
+from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.utils.visualization import draw_overlay, label_colors
+from qlseg_hf.weights import load_vit_weights
 
 sys.path.append(str(ROOT / "examples"))
 
@@ -856,7 +856,7 @@ def test_pictures(name, tmp_path, monkeypatch, tiny_model):
             read(str(path))
     from base64 import b64encode
 
-    from qlseg_hf.data import Sample
+    from qlseg_hf.data.datasets import Sample
 
     with pytest.raises(ValueError, match="data:image/png"):
         load_picture(f"data:image/png;base64,{b64encode(path.read_bytes()[:100000]).decode()}")

@@ -8,8 +8,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipe
 from transformers.pipelines import ImageSegmentationPipeline
 
 from qlseg_hf import QLSegImageProcessor, QLSegImageSegmentationPipeline, load_picture, segment
-from qlseg_hf.image_processing_qlseg import window_starts
-from qlseg_hf.pictures import resize_picture
+from qlseg_hf.model.image_io import resize_picture
+from qlseg_hf.model.image_processing_qlseg import window_starts
 
 
 def label_map_of(segments: list[dict], label2id: dict[str, int]) -> np.ndarray:

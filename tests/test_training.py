@@ -24,11 +24,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-from qlseg_hf.checkpoints import checkpoints, save_checkpoint
-from qlseg_hf.files import recover_folder, replace_folder, written_beside
-from qlseg_hf.optimization import parameter_groups
-from qlseg_hf.recipe import Recipe, load_recipe
-from qlseg_hf.training import (
+from qlseg_hf.training.build import (
     MovingAverage,
     add_lora,
     build_model,
@@ -36,6 +32,10 @@ from qlseg_hf.training import (
     plain_model,
     training_step,
 )
+from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
+from qlseg_hf.training.optimization import parameter_groups
+from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.utils.files import recover_folder, replace_folder, written_beside
 
 NETWORK = {
     "hidden_size": 16,

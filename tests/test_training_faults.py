@@ -24,11 +24,11 @@ from safetensors.torch import load_file
 from test_training import data, environment, make_data, train, write_recipe  # noqa: F401 (data is a fixture)
 
 from qlseg_hf import QLSegForSemanticSegmentation
-from qlseg_hf.augmentation import BatchPositions, TrainingSampler
-from qlseg_hf.checkpoints import checkpoints, read_state, save_checkpoint, step_of
-from qlseg_hf.data import Sample, SampleError, open_dataset
-from qlseg_hf.recipe import Recipe
-from qlseg_hf.training import NotFiniteError, refuse_not_finite, training_step
+from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
+from qlseg_hf.data.datasets import Sample, SampleError, open_dataset
+from qlseg_hf.training.build import NotFiniteError, refuse_not_finite, training_step
+from qlseg_hf.training.checkpoints import checkpoints, read_state, save_checkpoint, step_of
+from qlseg_hf.training.recipe import Recipe
 
 pytestmark = [
     pytest.mark.faults,

@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_config
 from PIL import Image
 
-from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, label_map_picture, save_picture
+from qlseg_hf.utils.visualization import draw_curves, draw_overlay, label_colors, label_map_picture, save_picture
 
 NAMES = {0: "sky", 1: "a rather long label name", 2: "road"}
 

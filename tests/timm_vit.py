@@ -30,7 +30,7 @@ from test_backbones import (  # noqa: E402
 from transformers import TimmBackboneConfig  # noqa: E402
 
 from qlseg_hf import load_vit_weights  # noqa: E402
-from qlseg_hf.training import add_lora  # noqa: E402
+from qlseg_hf.training.build import add_lora  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit3", "vit_small_patch16_dinov3"])

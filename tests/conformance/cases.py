@@ -27,7 +27,7 @@ from qlseg_hf import (
     QLSegViTBackbone,
     QLSegViTConfig,
 )
-from qlseg_hf.modeling_qlseg import QLSegViTLayer
+from qlseg_hf.model.modeling_qlseg import QLSegViTLayer
 
 PICTURE = Path(__file__).resolve().parents[1] / "fixtures" / "a" / "wide.png"
 PIPELINE_MIXIN = Path(importlib.util.find_spec("tests.test_pipeline_mixin").origin)

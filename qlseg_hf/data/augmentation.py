@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
-from .image_processing_qlseg import QLSegImageProcessor
-from .pictures import resize_picture
+from ..model.image_io import resize_picture
+from ..model.image_processing_qlseg import QLSegImageProcessor
+from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 
 ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
 CROP_DRAWS = 10

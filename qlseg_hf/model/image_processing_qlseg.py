@@ -18,10 +18,10 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
+from ..hub.upload import PushToHubMixin
+from ..utils.files import written_into
 from .configuration_qlseg import refuse_booleans, release
-from .files import written_into
-from .hub import PushToHubMixin
-from .pictures import Picture, as_list, load_label_map, load_picture, resize_picture
+from .image_io import Picture, as_list, load_label_map, load_picture, resize_picture
 from .scores import label_map_from_scores
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)

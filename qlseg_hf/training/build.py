@@ -10,13 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
-from .image_processing_qlseg import QLSegImageProcessor
-from .loss_qlseg import loss_normalizers
-from .modeling_qlseg import QLSegForSemanticSegmentation
+from ..model.configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
+from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..model.loss_qlseg import loss_normalizers
+from ..model.modeling_qlseg import QLSegForSemanticSegmentation
+from ..weights import load_vit_weights
 from .optimization import learning_rate_factor
 from .recipe import Recipe
-from .vit_weights import load_vit_weights
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
 ATTENTION_PROJECTIONS = (

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file, logging
 
-from .backbones import unused_weights
-from .modeling_qlseg import QLSegViTBackbone, resize_positions
+from .model.backbones import unused_weights
+from .model.modeling_qlseg import QLSegViTBackbone, resize_positions
 
 logger = logging.get_logger(__name__)
 

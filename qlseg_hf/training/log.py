@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .files import sync, write_atomically
+from ..utils.files import sync, write_atomically
 
 
 class LineLog:

@@ -14,8 +14,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 from yaml import YAMLError
 
-from .files import write_atomically
-from .hub import CARD, model_argument
+from ..utils.files import write_atomically
+from .upload import CARD, model_argument
 
 RELEASE_LICENSE = {
     "license": "other",

@@ -14,11 +14,11 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from .configuration_qlseg import QLSegConfig, as_pair
-from .files import partial_folder
-from .image_processing_qlseg import QLSegImageProcessor
-from .modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput
-from .scores import combine
+from ..model.configuration_qlseg import QLSegConfig, as_pair
+from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..model.modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput
+from ..model.scores import combine
+from ..utils.files import partial_folder
 
 OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits")
 AXES = {0: "batch", 2: "height", 3: "width"}

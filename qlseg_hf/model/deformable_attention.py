@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from .sampling_triton import fused_sample_levels, suits
+from .deformable_attention_triton import fused_sample_levels, suits
 
 Grid = tuple[int, int]  # (h, w) in patches
 

@@ -7,7 +7,7 @@ are NaN.
 import numpy as np
 import torch
 
-from .pictures import Picture, load_label_map
+from ..model.image_io import Picture, load_label_map
 
 try:
     import datasets

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
-from .image_processing_qlseg import QLSegImageProcessor
-from .model_card import printable
+from ..hub.card import printable
+from ..model.image_processing_qlseg import QLSegImageProcessor
+from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 
 CHUNK = 64  # samples in memory at once
 NUM_NAMED = 5  # offending files and labels that a sentence names

@@ -18,10 +18,10 @@ from PIL import Image
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .configuration_qlseg import QLSegConfig
+from .image_io import Picture, as_list, load_picture, resize_picture
 from .image_processing_qlseg import QLSegImageProcessor, window_starts
 from .memory import MemoryPlan
 from .modeling_qlseg import QLSegForSemanticSegmentation
-from .pictures import Picture, as_list, load_picture, resize_picture
 from .scores import (
     Span,
     best_labels,

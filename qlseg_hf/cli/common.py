@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
-from .configuration_qlseg import QLSegConfig
-from .image_processing_qlseg import QLSegImageProcessor
-from .model_card import printable
-from .modeling_qlseg import QLSegForSemanticSegmentation
+from ..hub.card import printable
+from ..model.configuration_qlseg import QLSegConfig
+from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 
 
 def first_line(error: BaseException) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..hub.card import printable
 from .files import write_atomically
-from .model_card import printable
 
 LINE_HEIGHT = 22  # pixels of a legend line
 FONT_SIZE = 14

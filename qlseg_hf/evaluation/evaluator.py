@@ -23,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
-from .files import write_atomically
-from .image_processing_qlseg import QLSegImageProcessor
-from .label_check import Tally, range_error
+from ..data.check import Tally, range_error
+from ..data.datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
+from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..model.modeling_qlseg import QLSegForSemanticSegmentation
+from ..model.segmentation import segment
+from ..utils.distributed import exchanged, failing_together
+from ..utils.files import write_atomically
 from .metrics import StreamingScores
-from .modeling_qlseg import QLSegForSemanticSegmentation
-from .processes import exchanged, failing_together
-from .segmentation import segment
 
 Samples = FolderSamples | TableSamples | StreamedSamples
 

@@ -25,13 +25,13 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from ..hub.card import plain_model_card
+from ..hub.upload import CARD, WEIGHTS, PushToHubMixin
+from ..utils.files import written_into
 from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
-from .files import written_into
-from .hub import CARD, WEIGHTS, PushToHubMixin
+from .deformable_attention import Grid, position_code, sample_levels
 from .loss_qlseg import check_labels, segmentation_loss
-from .model_card import plain_model_card
-from .sampling import Grid, position_code, sample_levels
 from .scores import combine
 
 if TYPE_CHECKING:  # never run: `save_pretrained` copies the modules that are named like this, and `pipeline` needs it

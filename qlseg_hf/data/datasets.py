@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from .pictures import NamedBytes, load_label_map, load_picture, open_picture
+from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")

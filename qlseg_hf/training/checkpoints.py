@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .data import FolderSamples, StreamedSamples, TableSamples
-from .files import remove_folder, replace_folder
-from .processes import exchanged, failing_together
+from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
+from ..utils.distributed import exchanged, failing_together
+from ..utils.files import remove_folder, replace_folder
+from .build import MovingAverage
 from .recipe import Recipe, read_yaml
-from .training import MovingAverage
 
 
 def step_of(checkpoint: Path) -> int:
