@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.cli.common import exit_status, first_line
+from qlseg_hf.data.labels import read_label_file
 from qlseg_hf.hub.card import converted_model_card
 from qlseg_hf.hub.upload import prepare_repo, upload_folder
-from qlseg_hf.model.configuration_qlseg import as_pair, read_label_file
-from qlseg_hf.model.image_processing_qlseg import RELEASE_PROCESSING
+from qlseg_hf.model.configuration_qlseg import as_pair
 from qlseg_hf.utils.files import file_sha256, partial_folder
 
 # The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
@@ -356,7 +356,7 @@ def numbers_from_variant(name: str) -> dict:
         raise ConversionError(f"unknown variant {name!r}; choose one of {', '.join(RELEASES)}")
     config = QLSegConfig.for_release(name)
     backbone = config.backbone_config
-    short_side, window, stride, (mean, std), reduce_labels = RELEASE_PROCESSING[name]
+    processing = QLSegImageProcessor.for_release(name)
     return {
         "width": backbone.hidden_size,
         "num_channels": backbone.num_channels,
@@ -376,13 +376,13 @@ def numbers_from_variant(name: str) -> dict:
         "num_pixel_layers": config.num_pixel_encoder_layers,
         "num_groups": config.num_query_fusion_groups,
         "threshold": config.mask_threshold,
-        "mean": [255 * m for m in mean],
-        "std": [255 * s for s in std],
-        "reduce_labels": reduce_labels,
+        "mean": [255 * m for m in processing.image_mean],
+        "std": [255 * s for s in processing.image_std],
+        "reduce_labels": processing.do_reduce_labels,
         "slides": True,
-        "window": window,
-        "stride": stride,
-        "short_side": short_side,
+        "window": processing.window_size,
+        "stride": processing.window_stride,
+        "short_side": processing.size.shortest_edge,
     }
 
 

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 import convert_checkpoints  # noqa: E402
 from qlseg_hf import QLSegImageProcessor, load_picture  # noqa: E402
 from qlseg_hf.data.datasets import open_dataset  # noqa: E402
+from qlseg_hf.data.labels import read_label_file  # noqa: E402
 from qlseg_hf.evaluation.evaluator import evaluate_samples  # noqa: E402
-from qlseg_hf.model.configuration_qlseg import read_label_file  # noqa: E402
 from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_picture  # noqa: E402
 
 FIXTURE = ROOT / "tests" / "fixtures" / "a"

@@ -4,11 +4,12 @@ from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentat
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .model.configuration_qlseg import RELEASES, QLSegConfig, QLSegViTConfig, __version__
+from .hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone
+from .model.configuration_qlseg import QLSegConfig, QLSegViTConfig, __version__
 from .model.image_io import load_label_map, load_picture
-from .model.image_processing_qlseg import QLSegImageProcessor
-from .model.modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput, QLSegViTBackbone
+from .model.modeling_qlseg import QLSegOutput
 from .model.segmentation import QLSegImageSegmentationPipeline, segment
+from .releases import RELEASES
 from .weights import load_vit_weights
 
 AutoConfig.register("qlseg", QLSegConfig, exist_ok=True)

@@ -6,7 +6,7 @@ from conftest import tiny_config
 from transformers import AutoConfig
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
-from qlseg_hf.model.configuration_qlseg import label_set
+from qlseg_hf.releases import label_set
 
 
 # D / layers / heads, C / decoder heads, image, K, 0-based layers, drop path; millions of parameters where published

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 import convert_checkpoints
 from convert_checkpoints import ConversionError, convert, parse_configuration, read_checkpoint
 from qlseg_hf import RELEASES, QLSegForSemanticSegmentation
-from qlseg_hf.model.configuration_qlseg import label_set
+from qlseg_hf.releases import label_set
 from qlseg_hf.utils.files import file_sha256
 
 MANIFESTS = FIXTURES / "manifests"

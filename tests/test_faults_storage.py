@@ -24,9 +24,9 @@ from full_disk import tree
 import convert_checkpoints
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.data.labels import read_label_file
 from qlseg_hf.evaluation.evaluator import Progress
 from qlseg_hf.evaluation.metrics import StreamingScores
-from qlseg_hf.model.configuration_qlseg import read_label_file
 from qlseg_hf.training.recipe import load_recipe
 from qlseg_hf.utils.files import partial_folder, remove_partial, write_atomically, written_into
 

@@ -14,9 +14,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.utils import logging
 
 from ..hub.card import printable
+from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
-from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 
 
 def first_line(error: BaseException) -> str:

@@ -14,9 +14,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig, as_pair
-from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..model.modeling_qlseg import QLSegForSemanticSegmentation, QLSegOutput
+from ..model.modeling_qlseg import QLSegOutput
 from ..model.scores import combine
 from ..utils.files import partial_folder
 

@@ -6,7 +6,6 @@ goes on where it failed.
 
 import json
 import re
-import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
@@ -121,44 +120,4 @@ def tagged(card: str, tags: list[str]) -> str:
     return str(parsed)
 
 
-class PushToHubMixin:
-    """`push_to_hub` with the arguments of transformers.
-
-    Differs in that a card is written only by a model, says what the model is, and never replaces one that the branch
-    has; that weights of an earlier push do not stay beside new ones of another number of shards; and that `private` is
-    refused, not ignored, for a public repository.
-    """
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str | None = None,
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
-        tags: list[str] | str | None = None,
-    ) -> CommitInfo:
-        """Save to a temporary folder and upload that; see `upload_folder` for arguments and errors."""
-        tags = [tags] if isinstance(tags, str) else list(tags or [])
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place) / repo_id.split("/")[-1]
-            self.save_pretrained(folder, max_shard_size=max_shard_size)  # which a processor ignores
-            return upload_folder(
-                folder,
-                repo_id,
-                commit_message=commit_message or f"Upload {type(self).__name__}",
-                commit_description=commit_description,
-                private=private,
-                revision=revision,
-                token=token,
-                create_pr=create_pr,
-                keep_card=True,
-                tags=tags + (getattr(self, "model_tags", None) or []),
-            )
-
-
-__all__ = ["PushToHubMixin", "prepare_repo", "upload_folder"]
+__all__ = ["prepare_repo", "upload_folder"]

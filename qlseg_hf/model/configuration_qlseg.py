@@ -1,11 +1,11 @@
-"""Configuration of QLSeg: every number of the network, and the five released networks as data.
+"""Configuration of QLSeg: every number of the network.
 
 Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
 """
 
 import copy
-import json
 import math
+import os
 from functools import wraps
 from pathlib import Path
 from typing import ClassVar
@@ -17,46 +17,6 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 __version__ = "0.1.0"
-
-VIT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-VIT_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-DECODER_BASE = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536}
-DECODER_LARGE = {"hidden_size": 512, "num_attention_heads": 16, "intermediate_size": 2048}
-
-# Published mIoU in %, single scale / multi-scale with flip, is the paper's, not ours.
-RELEASES = {
-    "vit-b-ade20k": {
-        "backbone": VIT_BASE | {"image_size": 512, "out_indices": [6, 8, 12], "drop_path_rate": 0.1},
-        "decoder": DECODER_BASE,
-        "labels": "ade20k",
-        "miou": (52.9, 53.6),
-    },
-    "vit-l-ade20k": {
-        "backbone": VIT_LARGE | {"image_size": 640, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
-        "decoder": DECODER_LARGE,
-        "labels": "ade20k",
-        "miou": (55.3, 56.2),
-    },
-    "vit-l-cocostuff10k": {
-        "backbone": VIT_LARGE | {"image_size": 512, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
-        "decoder": DECODER_LARGE,
-        "labels": "coco-stuff-171",
-        "miou": (50.5, 51.0),
-    },
-    "vit-l-pascal-context-59": {
-        "backbone": VIT_LARGE | {"image_size": 480, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
-        "decoder": DECODER_LARGE,
-        "labels": "pascal-context-59",
-        "miou": (65.5, 66.4),
-    },
-    "vit-l-pascal-context-60": {
-        "backbone": VIT_LARGE | {"image_size": 480, "out_indices": [8, 16, 24], "drop_path_rate": 0.3},
-        "decoder": DECODER_LARGE,
-        "labels": "pascal-context-60",
-        "miou": (59.3, 60.2),
-    },
-}
-
 
 # Fields of `QLSegConfig` that are at least 1, and those that are finite and not negative
 COUNTS = (
@@ -83,6 +43,18 @@ FACTORS = (
     "focal_gamma",
 )
 
+# How the Auto classes find ours in a model's folder
+AUTO_MAPS = {
+    "qlseg": {
+        "AutoConfig": "configuration_qlseg.QLSegConfig",
+        "AutoModelForSemanticSegmentation": "modeling_qlseg.QLSegForSemanticSegmentation",
+    },
+    "qlseg_vit": {
+        "AutoConfig": "configuration_qlseg.QLSegViTConfig",
+        "AutoBackbone": "modeling_qlseg.QLSegViTBackbone",
+    },
+}
+
 # How `pipeline` finds our class in a model's folder, by names in the code that was saved there.
 CUSTOM_PIPELINES = {
     "image-segmentation": {
@@ -91,48 +63,6 @@ CUSTOM_PIPELINES = {
         "type": "image",
     }
 }
-
-
-def release(name: str) -> dict:
-    """The entry of `RELEASES` called `name`; ValueError naming the five if there is none."""
-    if name not in RELEASES:
-        raise ValueError(f"unknown release {name!r}; choose one of {', '.join(RELEASES)}")
-    return RELEASES[name]
-
-
-def label_set(name: str) -> tuple[list[str], list[list[int]]]:
-    """Names and palette (RGB, 0..255) of a label set: ade20k, coco-stuff-171, pascal-context-59, pascal-context-60."""
-    sets = json.loads((Path(__file__).parent / "label_sets.json").read_text(encoding="utf-8"))
-    if name not in sets:
-        raise ValueError(f"unknown label set {name!r}; choose one of {', '.join(sets)}")
-    return sets[name]["labels"], sets[name]["palette"]
-
-
-def read_label_file(path: Path) -> tuple[list[str], list | None]:
-    """Names and palette (or None) from JSON (a list, {id: name} or {"labels", "palette"}) or from lines of text.
-
-    Raises:
-        ValueError: the file cannot be read or holds something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"label file {path} cannot be read: {error}") from error
-    palette = None
-    if isinstance(content, dict) and "labels" in content:
-        content, palette = content["labels"], content.get("palette")
-    elif isinstance(content, dict):
-        try:
-            ids = {int(key): name for key, name in content.items()}
-        except ValueError as error:
-            raise ValueError(f"label file {path}: the keys must be label numbers ({error})") from error
-        if sorted(ids) != list(range(len(ids))):
-            raise ValueError(f"label file {path}: the keys must be 0..{len(ids) - 1}")
-        content = [ids[i] for i in range(len(ids))]
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"label file {path} must hold names: a list, {{id: name}}, or one per line")
-    return content, palette
 
 
 def wrong_types_in_a_sentence(cls: type) -> type:
@@ -187,8 +117,22 @@ def refuse_kernels(values: dict) -> None:
             refuse_kernels({str(name): inner for name, inner in value.items()})
 
 
+def copy_code(folder: str | os.PathLike) -> None:
+    """Copy this folder's modules into a saved folder, which then works without the package (`trust_remote_code`)."""
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name != "__init__.py":
+            (Path(folder) / path.name).write_bytes(path.read_bytes())
+
+
 class StoredConfig(PreTrainedConfig):
-    """Configuration files may be a stranger's."""
+    """Configuration files may be a stranger's. What is saved names the code that is saved with it."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As `PreTrainedConfig.save_pretrained`, and with the code; also how the model's folder gets its code."""
+        os.makedirs(save_directory, exist_ok=True)
+        copy_code(save_directory)
+        self.auto_map = dict(AUTO_MAPS[self.model_type])
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -400,28 +344,5 @@ class QLSegConfig(StoredConfig):
         """What `config.json` holds; the labels always, of which transformers leaves out its own default of two."""
         return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
 
-    @classmethod
-    def for_release(cls, name: str, **overrides) -> "QLSegConfig":
-        """Configuration of a released network, with its label names and palette.
 
-        Args:
-            name: one of `RELEASES`.
-            overrides: fields to change; `num_labels` or `id2label` replaces the label names and drops the palette.
-
-        Raises:
-            ValueError: there is no such release.
-        """
-        entry = release(name)
-        values = entry["decoder"] | {"backbone_config": QLSegViTConfig(**entry["backbone"])}
-        if not {"num_labels", "id2label"} & set(overrides):
-            labels, palette = label_set(entry["labels"])
-            values |= {"id2label": dict(enumerate(labels)), "palette": palette}
-        return cls(**(values | overrides))
-
-
-# `save_pretrained` then copies the code beside the weights, for use without the package. Here, not in `__init__.py`,
-# so that a model loaded from such a folder is saved with its code again.
-QLSegConfig.register_for_auto_class()
-QLSegViTConfig.register_for_auto_class()
-
-__all__ = ["RELEASES", "QLSegConfig", "QLSegViTConfig", "label_set", "release"]
+__all__ = ["QLSegConfig", "QLSegViTConfig"]

@@ -6,7 +6,6 @@ Letters: K labels, H x W a picture's own size, h x w its resized size, both in p
 import math
 import operator
 import os
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,23 +17,13 @@ from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import SizeDict
 
-from ..hub.upload import PushToHubMixin
-from ..utils.files import written_into
-from .configuration_qlseg import refuse_booleans, release
+from .configuration_qlseg import copy_code, refuse_booleans
 from .image_io import Picture, as_list, load_label_map, load_picture, resize_picture
 from .scores import label_map_from_scores
+from .windows import window_starts
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
 MEAN_STD_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-
-# How each released network was measured: short side, window, stride (pixels), mean and std (of 1), is label 0 void?
-RELEASE_PROCESSING = {
-    "vit-b-ade20k": (512, 512, 341, MEAN_STD_IMAGENET, True),
-    "vit-l-ade20k": (640, 640, 608, MEAN_STD_HALF, True),
-    "vit-l-cocostuff10k": (512, 512, 341, MEAN_STD_HALF, True),
-    "vit-l-pascal-context-59": (520, 480, 320, MEAN_STD_HALF, True),
-    "vit-l-pascal-context-60": (520, 480, 320, MEAN_STD_HALF, False),
-}
 
 NEEDED_BY = {
     "do_resize": ("size",),
@@ -43,12 +32,6 @@ NEEDED_BY = {
     "do_normalize": ("image_mean", "image_std"),
     "do_reduce_labels": ("ignore_index",),
 }
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along a side of `length` pixels; the last window ends at the border."""
-    count = max(length - window + stride - 1, 0) // stride + 1
-    return [min(i * stride, max(length - window, 0)) for i in range(count)]
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -117,7 +100,7 @@ def check_types(settings: dict) -> None:
         raise ValueError(f"QLSegImageProcessor: {error.__cause__ or error}") from error
 
 
-class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
+class QLSegImageProcessor(BaseImageProcessor):
     r"""Picture to windows, label file to labels, model output to label map. Defaults are vit-l-ade20k.
 
     Args:
@@ -161,29 +144,12 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
         self._set_attributes(**own)
         self._validate_preprocess_kwargs(**{key: getattr(self, key) for key in self._valid_kwargs_names})
 
-    @classmethod
-    def for_release(cls, name: str, **overrides) -> "QLSegImageProcessor":
-        """Settings that a released network was measured with; ValueError if there is no such release."""
-        release(name)
-        short_side, window, stride, (mean, std), reduce_labels = RELEASE_PROCESSING[name]
-        values = {
-            "size": {"shortest_edge": short_side},
-            "window_size": window,
-            "window_stride": stride,
-            "image_mean": mean,
-            "image_std": std,
-            "do_reduce_labels": reduce_labels,
-        }
-        return cls(**(values | overrides))
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """As that of transformers, but a full disk or a kill leaves what was in the folder before."""
-        folder = Path(save_directory)
-        with written_into(folder) as beside:
-            written = super().save_pretrained(beside)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)
-        return [str(folder / Path(path).name) for path in written]
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> list[str]:
+        """As `BaseImageProcessor.save_pretrained`, and with the code."""
+        os.makedirs(save_directory, exist_ok=True)
+        copy_code(save_directory)
+        self.auto_map = {"AutoImageProcessor": "image_processing_qlseg.QLSegImageProcessor"}
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _standardize_kwargs(self, label_map=None, **kwargs) -> dict:
         kwargs = super()._standardize_kwargs(**kwargs)
@@ -374,7 +340,5 @@ class QLSegImageProcessor(PushToHubMixin, BaseImageProcessor):
             results.append(result)
         return results
 
-
-QLSegImageProcessor.register_for_auto_class()  # see configuration_qlseg.py
 
 __all__ = ["QLSegImageProcessor"]

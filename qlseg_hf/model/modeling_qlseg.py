@@ -3,18 +3,16 @@
 Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
 Letters: B batch, L levels (= decoder branches), T decoder blocks, K labels (= queries; query i belongs to label i),
 D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixels.
+
+The pipeline is imported though nothing here uses it: of a model's folder transformers fetches this module and what it
+imports, and a model that is saved again takes its code from there.
 """
 
 import math
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,21 +23,15 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from ..hub.card import plain_model_card
-from ..hub.upload import CARD, WEIGHTS, PushToHubMixin
-from ..utils.files import written_into
 from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .deformable_attention import Grid, position_code, sample_levels
 from .loss_qlseg import check_labels, segmentation_loss
 from .scores import combine
-
-if TYPE_CHECKING:  # never run: `save_pretrained` copies the modules that are named like this, and `pipeline` needs it
-    from .segmentation import QLSegImageSegmentationPipeline  # noqa: F401
+from .segmentation import QLSegImageSegmentationPipeline  # noqa: F401 (see the module's docstring)
 
 logger = logging.get_logger(__name__)
 
-PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -215,33 +207,6 @@ class QLSegPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _no_split_modules = ["QLSegViTEmbeddings", "QLSegViTLayer", "QLSegPixelEncoderLayer", "QLSegDecoderLayer"]
-
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, *args, **kwargs):
-        """As `PreTrainedModel.save_pretrained`, but a full disk or a kill leaves what was in the folder before.
-
-        Weights of an earlier save in more or fewer shards are removed.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        if not is_main_process or kwargs.get("distributed_checkpoint"):  # many processes write into one folder
-            super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
-            return
-        folder = Path(save_directory)
-        try:
-            with written_into(folder) as beside:
-                super().save_pretrained(beside, is_main_process, *args, **kwargs)
-                self.save_card(beside, folder)
-                written = {path.name for path in beside.iterdir()}
-        except SafetensorError as error:
-            raise OSError(f"{folder} cannot be written: {error}") from error
-        if any(re.fullmatch(WEIGHTS, name) for name in written):
-            for path in folder.iterdir():
-                if re.fullmatch(WEIGHTS, path.name) and path.name not in written:
-                    path.unlink()
-
-    def save_card(self, beside: Path, folder: Path) -> None:
-        """Write the card that belongs into `folder` into `beside`; none for an encoder alone."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -527,12 +492,14 @@ def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
     return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
 
 
-class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
+class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     """QLSeg with its loss: any height and width, any number of labels, any plain backbone.
 
     `from_pretrained(..., id2label=..., reuse_labels=True)` keeps what was learnt for labels of the same name when the
     label set changes; see `resize_labels`.
     """
+
+    vit_backbone_class = QLSegViTBackbone  # the package has a subclass of it
 
     def __init__(self, config: QLSegConfig):
         super().__init__(config)
@@ -540,7 +507,7 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
         # Classes that come from a model's folder are in no registry, and each Auto class imports its own copy of them:
         # what is ours is told by `model_type`, here and wherever a class would do.
         is_ours = config.backbone_config.model_type == QLSegViTConfig.model_type
-        make_backbone = QLSegViTBackbone._from_config if is_ours else build_backbone
+        make_backbone = self.vit_backbone_class._from_config if is_ours else build_backbone
         self.backbone = make_backbone(config.backbone_config)
         self.patch_size = patch_size_of(self.backbone)
         self.unused_weights = unused_weights(self.backbone)
@@ -647,29 +614,6 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
         model.resize_labels({int(index): name for index, name in id2label.items()})
         return loaded
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        state_dict: dict | None = None,
-        push_to_hub: bool = False,
-        **kwargs,
-    ):
-        """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
-
-        `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
-        """
-        pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        if is_main_process and push_to_hub:
-            given = {key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs}
-            name = Path(save_directory).resolve().name
-            self.push_to_hub(pushed.pop("repo_id", name), **pushed, **given)
-
-    def save_card(self, beside: Path, folder: Path) -> None:
-        if not (folder / CARD).exists():
-            (beside / CARD).write_text(plain_model_card(self, folder.resolve().name), encoding="utf-8")
-
     @torch.no_grad()
     def resize_labels(self, id2label: dict[int, str]) -> list[str]:
         """Change the label set in place. Queries and classifier rows of labels with the same name are kept.
@@ -725,9 +669,6 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
         return kept
 
-
-QLSegViTBackbone.register_for_auto_class("AutoBackbone")  # see configuration_qlseg.py
-QLSegForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 
 __all__ = [
     "QLSegForSemanticSegmentation",

@@ -15,13 +15,13 @@ from operator import index
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .configuration_qlseg import QLSegConfig
 from .image_io import Picture, as_list, load_picture, resize_picture
-from .image_processing_qlseg import QLSegImageProcessor, window_starts
+from .image_processing_qlseg import QLSegImageProcessor
 from .memory import MemoryPlan
-from .modeling_qlseg import QLSegForSemanticSegmentation
 from .scores import (
     Span,
     best_labels,
@@ -33,6 +33,7 @@ from .scores import (
     resized_part,
     sources,
 )
+from .windows import window_starts
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Strip:
 
 @torch.inference_mode()
 def segment(
-    model: QLSegForSemanticSegmentation,
+    model: PreTrainedModel,
     processor: QLSegImageProcessor,
     images: Picture | list[Picture],
     *,
@@ -275,7 +276,7 @@ def window_pixels(
             yield window, pixels.flip(-1) if window.is_flipped else pixels
 
 
-def forward_windows(model: QLSegForSemanticSegmentation, batch: list[tuple[Window, torch.Tensor]]) -> None:
+def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tensor]]) -> None:
     """One forward pass; what the network says goes into the windows, in fp32, mirrored back."""
     pixel_values = torch.stack([pixels for _, pixels in batch]).to(model.device, model.dtype)
     outputs = model(pixel_values=pixel_values, output_logits=False)

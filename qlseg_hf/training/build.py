@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..model.configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
-from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..data.labels import read_label_file
+from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
+from ..model.configuration_qlseg import QLSegConfig
 from ..model.loss_qlseg import loss_normalizers
-from ..model.modeling_qlseg import QLSegForSemanticSegmentation
+from ..releases import RELEASES, label_set
 from ..weights import load_vit_weights
 from .optimization import learning_rate_factor
 from .recipe import Recipe
