@@ -6,7 +6,7 @@ import torch
 from conftest import tiny_config
 from PIL import Image
 
-from qlseg_hf.utils.visualization import draw_curves, draw_overlay, label_colors, label_map_picture, save_picture
+from qlseg_hf.utils.visualization import draw_overlay, label_colors, label_map_picture, save_picture
 
 NAMES = {0: "sky", 1: "a rather long label name", 2: "road"}
 
@@ -42,14 +42,6 @@ def test_legend_has_room_for_every_label(num_labels):
 def test_palette_of_the_configuration():
     palette = [[1, 2, 3], [4, 5, 6]]
     assert label_colors(tiny_config(num_labels=2, palette=palette)).tolist() == palette
-
-
-def test_curves():
-    chart = np.asarray(draw_curves([(step, 10 / step) for step in range(1, 101)], [(50, 0.25), (100, 0.75)]))
-    blue = (chart == [0x1F, 0x5F, 0xBF]).all(axis=2)
-    # mIoU 25 % at half the width and 75 % at the right end, on an axis from 360 (0 %) to 30 (100 %)
-    assert blue[round(360 - 330 * 0.25), 360] and blue[round(360 - 330 * 0.75), 669]
-    assert not blue[100, 200]
 
 
 def test_sizes_must_agree():

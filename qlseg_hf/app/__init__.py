@@ -1,0 +1,1 @@
+"""The page that segments pictures in a browser."""

@@ -1,0 +1,1 @@
+"""Programs that measure time and memory against a baseline of the same run."""

@@ -1,0 +1,1 @@
+"""The command `qlseg`, one file per sub-command."""

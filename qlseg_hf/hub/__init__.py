@@ -1,0 +1,6 @@
+"""The Hub: classes that save whole folders with cards, uploads as one commit, and the cards' texts."""
+
+from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone
+from .upload import prepare_repo, upload_folder
+
+__all__ = ["QLSegForSemanticSegmentation", "QLSegImageProcessor", "QLSegViTBackbone", "prepare_repo", "upload_folder"]

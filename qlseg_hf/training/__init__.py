@@ -1,0 +1,1 @@
+"""Training by a recipe: what it builds, the loop, one step, checkpoints, logs."""

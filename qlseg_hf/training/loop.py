@@ -61,9 +61,10 @@ from qlseg_hf.training.checkpoints import (
 from qlseg_hf.training.log import LineLog, LossLog
 from qlseg_hf.training.optimization import parameter_groups
 from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.report import draw_curves
 from qlseg_hf.utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
 from qlseg_hf.utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
-from qlseg_hf.utils.visualization import draw_curves, draw_overlay, label_colors, save_picture
+from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_picture
 
 RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
 

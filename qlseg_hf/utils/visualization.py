@@ -109,45 +109,6 @@ def label_map_picture(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) 
     return picture
 
 
-def draw_curves(losses: list[tuple[int, float]], mious: list[tuple[int, float]], size=(720, 400)) -> Image.Image:
-    """Chart of a training run: loss (grey, left axis from 0) and mIoU in % (blue, right axis 0..100) over steps.
-
-    Args:
-        losses, mious: (step, value) in order of the steps; mIoU as fraction.
-        size: (width, height) in pixels.
-    """
-    width, height = size
-    left, right, top, bottom = 50, width - 50, 30, height - 40
-    last_step = max(step for step, _ in losses)
-    smooth, highest = [], 1e-9
-    for i, (step, _) in enumerate(losses):
-        window = [value for _, value in losses[max(0, i - 9) : i + 1]]
-        smooth.append((step, sum(window) / len(window)))
-        highest = max(highest, smooth[-1][1])
-    canvas = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(FONT_SIZE - 2)
-
-    def place(step: int, share: float) -> tuple[float, float]:
-        return left + (right - left) * step / last_step, bottom - (bottom - top) * share
-
-    for tenth in range(0, 11, 2):
-        y = place(0, tenth / 10)[1]
-        draw.line([(left, y), (right, y)], fill="#e0e0e0")
-        draw.text((left - 8, y), f"{highest * tenth / 10:.1f}", fill="#707070", font=font, anchor="rm")
-        draw.text((right + 8, y), f"{10 * tenth}", fill="#1f5fbf", font=font, anchor="lm")
-        step = round(last_step * tenth / 10)
-        draw.text((place(step, 0)[0], bottom + 8), str(step), fill="black", font=font, anchor="mt")
-    draw.line([place(step, value / highest) for step, value in smooth], fill="#909090", width=2)
-    points = [place(step, value) for step, value in mious]
-    draw.line(points, fill="#1f5fbf", width=3)
-    for x, y in points:
-        draw.ellipse([x - 4, y - 4, x + 4, y + 4], fill="#1f5fbf")
-    draw.text((left, 8), "loss (mean of 10 steps)", fill="#707070", font=font)
-    draw.text((right, 8), "mIoU in %", fill="#1f5fbf", font=font, anchor="ra")
-    draw.text(((left + right) // 2, height - 6), "step", fill="black", font=font, anchor="ms")
-    return canvas
-
-
 def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG in one step; see `write_atomically`."""
     encoded = io.BytesIO()
@@ -155,4 +116,4 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     write_atomically(path, encoded.getvalue())
 
 
-__all__ = ["draw_curves", "draw_overlay", "label_colors", "label_map_picture", "save_picture"]
+__all__ = ["draw_overlay", "label_colors", "label_map_picture", "save_picture"]

@@ -1,0 +1,5 @@
+"""`python -m qlseg_hf` is `qlseg`."""
+
+from .cli.main import main
+
+main()

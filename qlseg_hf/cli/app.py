@@ -1,0 +1,23 @@
+"""`qlseg app MODEL`"""
+
+from pathlib import Path
+
+import click
+
+from .options import PATH, subcommand
+
+
+@subcommand("app")
+@click.argument("model", envvar="QLSEG_MODEL")
+@click.option(
+    "--pictures", type=PATH, metavar="DIR", envvar="QLSEG_PICTURES", help="Example pictures; drawn ones if not given."
+)
+def command(model: str, pictures: Path | None) -> None:
+    """A page that segments pictures: hover for label names, set the opacity, choose labels, download the label map.
+
+    MODEL is a folder or a Hub id; QLSEG_MODEL and QLSEG_PICTURES in the environment do as well. Gradio (extra `app`)
+    reads GRADIO_SERVER_NAME and GRADIO_SERVER_PORT.
+    """
+    from ..app.page import serve
+
+    serve(model, pictures)

@@ -1,0 +1,38 @@
+"""`qlseg benchmark [MODE...]`"""
+
+import click
+
+from .options import PATH, Numbers, subcommand
+
+
+@subcommand("benchmark")
+@click.argument("modes", nargs=-1, metavar="[MODE...]")
+@click.option("--release", default="vit-b-ade20k", help="Which network.")
+@click.option("--size", type=int, help="Side of the square input in pixels; the network's if not given.")
+@click.option("--batch_sizes", type=Numbers(int), default="1")
+@click.option("--training_batch_sizes", type=Numbers(int), default="2")
+@click.option("--repeats", type=int, default=7, help="Turns.")
+@click.option("--compile", is_flag=True, help="Also torch.compile, in forward and peers.")
+@click.option("--device", help="A GPU if there is one.")
+@click.option("--threads", type=int, help="CPU threads; PyTorch's if not given.")
+@click.option("--output", type=PATH, metavar="FILE.json", help="Also write the results to this file.")
+def command(**settings) -> None:
+    """Time and memory as ratios against baselines of the same run: encoder alone, eager, fp32, peers.
+
+    \b
+    MODE is one or several of
+      forward   encoder and whole network by batch size, in fp32 and bf16 (and compiled, with --compile)
+      tricks    the network with one trick of ours taken back at a time
+      picture   JPEG file to label map, and what of it the network takes
+      training  forward, loss and backward of encoder and whole network, and the whole step with AdamW
+      loading   augmented training pictures per second and worker
+      peers     EoMT-L, Mask2Former Swin-L (these need scipy), UperNet-BEiT-L, SegFormer-B5, same size
+    Without a mode: forward, picture, training. Weights are random; results do not depend on them.
+
+    Everything that is compared takes turns, so that a slow minute of the machine meets all alike; a ratio is the
+    median over the turns. On a GPU times are those of CUDA events after warm-up, memory that of the allocator; on a
+    CPU memory is the peak of resident memory above what the process held before (Linux).
+    """
+    from ..benchmark.speed import benchmark
+
+    benchmark(**settings)

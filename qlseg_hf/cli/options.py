@@ -1,0 +1,67 @@
+"""What the sub-commands share: how options are written, what several of them take, and one sentence for a wrong input.
+
+No import of torch here, so that `--help` answers at once.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("-", "_"),  # --max-steps is --max_steps
+    "show_default": True,
+}
+
+
+class Numbers(click.ParamType):
+    """Numbers separated by commas or spaces, as one value: 0.5,1,1.5."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type):
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple:
+        if isinstance(value, (tuple, list)):
+            return tuple(value)
+        try:
+            return tuple(self.kind(part) for part in value.replace(",", " ").split())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as 0.5,1,1.5", param, context)
+
+
+def subcommand(name: str) -> Callable[[Callable], click.Command]:
+    """Decorator: a sub-command in which an error of input, package, system or Hub is one sentence and status 1."""
+
+    def decorate(function: Callable) -> click.Command:
+        def run(**kwargs) -> None:
+            from .common import exit_status
+
+            if status := exit_status(f"qlseg {name}", lambda: function(**kwargs)):
+                sys.exit(status)
+
+        run.__doc__ = function.__doc__
+        run.__click_params__ = getattr(function, "__click_params__", [])
+        return click.command(name, context_settings=SETTINGS)(run)
+
+    return decorate
+
+
+def scales(function: Callable) -> Callable:
+    """`--scales` and `--flip` of the multi-scale protocol."""
+    function = click.option("--flip", is_flag=True, help="Also average over the mirrored picture.")(function)
+    return click.option(
+        "--scales", type=Numbers(float), default="1", help="Factors on the short side, separated by commas."
+    )(function)
+
+
+dtype = click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the network."
+)
+
+__all__ = ["Numbers", "PATH", "SETTINGS", "dtype", "scales", "subcommand"]

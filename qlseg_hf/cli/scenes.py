@@ -1,0 +1,23 @@
+"""`qlseg scenes FOLDER`"""
+
+from pathlib import Path
+
+import click
+
+from .options import PATH, subcommand
+
+
+@subcommand("scenes")
+@click.argument("folder", type=PATH)
+@click.option("--train", type=int, default=200, help="Number of training scenes.")
+@click.option("--validation", type=int, default=50, help="Number of validation scenes.")
+@click.option("--size", type=int, default=96, help="Sides are 0.85 to 1.4 times this, pixels.")
+@click.option("--seed", type=int, default=0, help="Of all draws.")
+def command(folder: Path, train: int, validation: int, size: int, seed: int) -> None:
+    """Draw a small data set of scenes with labels, to try things on: images/, annotations/ and labels.json.
+
+    FOLDER is made if it is not there; it must be empty.
+    """
+    from ..data.scenes import make_scenes
+
+    make_scenes(folder, {"training": train, "validation": validation}, size, seed)
