@@ -1,39 +1,23 @@
-#!/usr/bin/env python3
-"""Write a model with int8 weights that `from_pretrained` reads, and compare it with the one it came from.
+"""A model with int8 weights that `from_pretrained` reads.
 
-    python examples/quantize.py MODEL OUT [PICTURE...]
-
-Needs `pip install "qlseg-hf[quantize]"`. MODEL is a folder or a Hub id, OUT a new folder with a third of the bytes.
-Linear layers compute in int8, with weights scaled per channel and activations per token; kept in fp32 are the
-classifier and what makes the mask logits. With PICTUREs both networks segment them: time and agreement.
-
-A ViT-B of 512 px on one CPU core: 208 MB instead of 684, and 0.65 of the time. Small networks get slower.
+Linear layers compute in int8, with weights scaled per channel and activations per token. A ViT-B of 512 px on one CPU
+core: 208 MB instead of 684, and 0.65 of the time. Small networks get slower.
 """
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig
 
-from qlseg_hf import segment
-from qlseg_hf.cli.common import exit_status, load_network
-from qlseg_hf.hub.card import plain_model_card
-from qlseg_hf.utils.files import written_beside
+from ..cli.common import load_network
+from ..hub.card import plain_model_card
+from ..model.segmentation import segment
+from ..utils.files import written_beside
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
 # On the larger stored network, kept in fp32, they lower the changed labels of its largest picture from 0.7 to 0.2 %.
 NOT_QUANTISED = ["class_head", r".*\.cross_attn\.[qk]_proj"]
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder or Hub id of a QLSeg model")
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder for the quantised model")
-    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="to compare both networks on")
-    return parser.parse_args()
 
 
 def megabytes(folder: Path) -> float:
@@ -46,35 +30,36 @@ def timed_label_maps(model, processor, pictures: list[str]) -> tuple[list[torch.
     return segment(model, processor, pictures), time.perf_counter() - started
 
 
-def quantize(args: argparse.Namespace) -> None:
+def quantize(model: str, output: Path, pictures: list[str]) -> None:
+    """Write `model` (folder or Hub id) to the new folder `output`, and compare both on `pictures`, if there are any.
+
+    Raises:
+        ValueError: torchao is missing, `output` exists, or something is no model or no picture.
+    """
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     except ImportError as error:
         raise ValueError("quantising needs torchao: pip install 'qlseg-hf[quantize]'") from error
-    if args.output.exists():
-        raise ValueError(f"{args.output} exists; name another folder, or remove it first")
+    if output.exists():
+        raise ValueError(f"{output} exists; name another folder, or remove it first")
     settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=NOT_QUANTISED)
-    plain, processor = load_network(args.model, dtype=torch.float32)
-    small = AutoModelForSemanticSegmentation.from_pretrained(
-        args.model, dtype=torch.float32, quantization_config=settings
-    )
-    with written_beside(args.output) as folder:
+    plain, processor = load_network(model, dtype=torch.float32)
+    small = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=torch.float32, quantization_config=settings)
+    with written_beside(output) as folder:
         small.save_pretrained(folder)
         processor.save_pretrained(folder)
-        card = plain_model_card(small, args.output.resolve().name)  # not the name that the folder has just now
+        card = plain_model_card(small, output.resolve().name)  # not the name that the folder has just now
         (folder / "README.md").write_text(card, encoding="utf-8")
     before = sum(tensor.nbytes for tensor in plain.state_dict().values()) / 1e6
-    after = megabytes(args.output)
+    after = megabytes(output)
     print(f"weights: {before:.1f} MB in fp32, {after:.1f} MB in int8, {after / before:.2f} of it")
-    if args.pictures:
-        maps, seconds = timed_label_maps(plain, processor, args.pictures)
-        small_maps, small_seconds = timed_label_maps(small, processor, args.pictures)
+    if pictures:
+        maps, seconds = timed_label_maps(plain, processor, pictures)
+        small_maps, small_seconds = timed_label_maps(small, processor, pictures)
         same = sum((one == other).sum().item() for one, other in zip(maps, small_maps))
         pixels = sum(label_map.numel() for label_map in maps)
         print(f"time: {seconds:.2f} s in fp32, {small_seconds:.2f} s in int8, {small_seconds / seconds:.2f} of it")
         print(f"labels: {100 * same / pixels:.2f} % of {pixels} pixels agree")
 
 
-if __name__ == "__main__":
-    arguments = parse_arguments()
-    sys.exit(exit_status("quantize.py", quantize, arguments))
+__all__ = ["quantize"]

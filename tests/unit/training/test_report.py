@@ -23,5 +23,6 @@ def test_curves():
 
 def test_loss_is_smoothed_over_what_there_is():
     constant = np.asarray(draw_curves([(step, 2.0) for step in range(1, 31)], []))
-    grey = np.nonzero((np.abs(constant.astype(int) - 140) < 6).all(axis=2))
-    assert len(grey[0]) and np.ptp(grey[0][(grey[1] > 100) & (grey[1] < 600) & (grey[0] < 330)]) < 4  # a level line from the first step
+    grey = (np.abs(constant.astype(int) - 140) < 6).all(axis=2)[:330, 100:600]  # without the labels of the axes
+    rows = np.nonzero(grey)[0]
+    assert len(rows) and np.ptp(rows) < 4  # a level line from the first step

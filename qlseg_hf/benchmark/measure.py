@@ -1,0 +1,154 @@
+"""Measuring time and memory: variants take turns, and a ratio is the median over the turns."""
+
+import ctypes
+import gc
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+MIB = 2**20
+
+
+class Peak:
+    """What `peak_memory` found, in bytes."""
+
+    peak_bytes = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device | None = None) -> Iterator[Peak]:
+    """Peak of memory inside the block above what was held before, on a GPU or (Linux) of the process."""
+    found = Peak()
+    gc.collect()
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found.peak_bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed, but that the C library keeps
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    yield found
+    found.peak_bytes = resident("VmHWM") - before
+
+
+def resident(key: str) -> int:
+    """Bytes of resident memory of this process: "VmRSS" now, "VmHWM" at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
+
+
+def keep_freed_memory(keep: bool) -> None:
+    """Tell glibc whether to hand freed memory out again, or to return it to the kernel at once.
+
+    Kept while times are taken, as in a long-running server (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the
+    environment do the same): otherwise large tensors are faulted in anew for every layer, and what is timed is the
+    kernel. Returned while memory is measured, so that resident memory is what tensors and libraries hold.
+    """
+    if sys.platform == "linux":
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        for option in (m_trim_threshold, m_mmap_threshold):
+            ctypes.CDLL(None).mallopt(option, 2**31 - 1 if keep else 1 << 17)
+
+
+def seconds(function: Callable, device: torch.device) -> float:
+    if device.type != "cuda":
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1000
+
+
+def take_turns(variants: dict[str, Callable], baseline: str, repeats: int, device: torch.device) -> dict[str, dict]:
+    """Time the variants in turns; per variant the median and range in seconds, peak MiB, and ratio to the baseline."""
+    memory = {}
+    keep_freed_memory(False)
+    for name, function in tqdm(variants.items(), desc="warm-up", leave=False):
+        function()
+        with peak_memory(device) as peak:
+            function()
+        memory[name] = peak.peak_bytes / MIB
+    keep_freed_memory(True)
+    times = {name: [] for name in variants}
+    for _ in tqdm(range(repeats), desc="turns", leave=False):
+        for name, function in variants.items():
+            times[name].append(seconds(function, device))
+    return {
+        name: {
+            "seconds": statistics.median(found),
+            "range": [min(found), max(found)],
+            "ratio": statistics.median(a / b for a, b in zip(found, times[baseline])),
+            "peak_mib": memory[name],
+        }
+        for name, found in times.items()
+    }
+
+
+def multiplications(function: Callable) -> int:
+    """Multiplications of matrix products and convolutions (half of PyTorch's count of floating-point operations)."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops() // 2
+
+
+def machine(device: torch.device) -> dict:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def table(rows: dict[str, dict]) -> str:
+    lines = [f"{'':62} {'median s':>9} {'range s':>17} {'ratio':>6} {'peak MiB':>9}"]
+    for name, row in rows.items():
+        time_, low_high = f"{row['seconds']:.3f}" if "seconds" in row else "", ""
+        if "range" in row:
+            low_high = f"{row['range'][0]:.3f} .. {row['range'][1]:.3f}"
+        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
+        memory = f"{row['peak_mib']:.0f}" if "peak_mib" in row else ""
+        more = ", ".join(
+            f"{key} {row[key]:.3g}"
+            for key in (
+                "to_fp32",
+                "to_encoder_compiled",
+                "outside_network",
+                "pictures_per_s",
+                "workers_for_53_per_s",
+                "multiplications",
+            )
+            if key in row
+        )
+        lines.append(f"{name:62} {time_:>9} {low_high:>17} {ratio:>6} {memory:>9}  {more}".rstrip())
+    return "\n".join(lines)
+
+
+__all__ = [
+    "keep_freed_memory",
+    "machine",
+    "multiplications",
+    "peak_memory",
+    "seconds",
+    "table",
+    "take_turns",
+]
