@@ -29,7 +29,7 @@ sys.path += [str(ROOT), str(ROOT / "examples"), *filter(None, [os.environ.get("E
 
 from convert_checkpoints import main as convert  # noqa: E402
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_picture, onnx_model, segment  # noqa: E402
-from qlseg_hf.cli.common import exit_status  # noqa: E402
+from qlseg_hf.cli.errors import exit_status  # noqa: E402
 
 PAGE = 4096
 

@@ -18,7 +18,7 @@ from conftest import ROOT
 from PIL import Image
 
 from qlseg_hf import load_label_map, load_picture, segment
-from qlseg_hf.cli.common import exit_status
+from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation import evaluator as evaluation_module
 from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path

@@ -23,10 +23,11 @@ from full_disk import tree
 
 import convert_checkpoints
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
-from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.labels import read_label_file
 from qlseg_hf.evaluation.evaluator import Progress
 from qlseg_hf.evaluation.metrics import StreamingScores
+from qlseg_hf.hub.loading import load_network
 from qlseg_hf.training.recipe import load_recipe
 from qlseg_hf.utils.files import partial_folder, remove_partial, write_atomically, written_into
 
@@ -339,7 +340,7 @@ for line in sys.stdin:
 EXPORTS = """
 import os, functools, torch, export_onnx
 from qlseg_hf.export import onnx as onnx_model
-from qlseg_hf.cli.common import load_network
+from qlseg_hf.hub.loading import load_network
 model, processor = load_network(sys.argv[1])
 program = onnx_model.onnx_program(model, onnx_model.OUTPUTS)
 onnx_model.onnx_program = lambda *_: program

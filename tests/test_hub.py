@@ -26,7 +26,8 @@ import convert_checkpoints
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples
-from qlseg_hf.hub.card import add_result_to_card, as_code, fenced, inference_protocol
+from qlseg_hf.hub.card import add_result_to_card, inference_protocol
+from qlseg_hf.utils.text import as_code, fenced
 
 NASTY = "<script>alert(1)</script> a|b\n```\n*c* [d](e)"
 WINDOW = QLSegImageProcessor(size={"shortest_edge": 32}, window_size=32, window_stride=24)

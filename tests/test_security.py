@@ -33,10 +33,11 @@ from transformers import AutoModelForSemanticSegmentation, pipeline
 import convert_checkpoints
 from convert_checkpoints import ConversionError, parse_configuration, read_checkpoint
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, load_picture
-from qlseg_hf.cli.common import exit_status, load_network
+from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.check import check_labels_of_dataset
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.hub.card import plain_model_card
+from qlseg_hf.hub.loading import load_network
 from qlseg_hf.training.checkpoints import contents, load_checkpoint, save_checkpoint
 from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.utils.visualization import draw_overlay, label_colors

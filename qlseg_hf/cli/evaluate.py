@@ -32,9 +32,9 @@ def command(**settings) -> None:
     result is the same for any number of processes with as many threads each. With --output FILE.json, what was
     counted is kept in FILE.json.state.* until all is done; the same command continues from there.
     """
-    from ..evaluation.run import evaluate_from_command_line
+    from ..evaluation.run import Request, measure
 
-    evaluate_from_command_line(**settings)
+    measure(Request(**settings))
 
 
 if __name__ == "__main__":

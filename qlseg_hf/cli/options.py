@@ -40,7 +40,7 @@ def subcommand(name: str) -> Callable[[Callable], click.Command]:
 
     def decorate(function: Callable) -> click.Command:
         def run(**kwargs) -> None:
-            from .common import exit_status
+            from .errors import exit_status
 
             if status := exit_status(f"qlseg {name}", lambda: function(**kwargs)):
                 sys.exit(status)

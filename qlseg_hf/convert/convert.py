@@ -27,12 +27,13 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
-from qlseg_hf.cli.common import exit_status, first_line
+from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.labels import read_label_file
 from qlseg_hf.hub.card import converted_model_card
 from qlseg_hf.hub.upload import prepare_repo, upload_folder
 from qlseg_hf.model.configuration_qlseg import as_pair
 from qlseg_hf.utils.files import file_sha256, partial_folder
+from qlseg_hf.utils.text import first_line
 
 # The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
 # keys: the rows of a packed projection are q, k and v, stacked.

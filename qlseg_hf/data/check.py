@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..hub.card import printable
 from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..utils.text import printable
 from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 
 CHUNK = 64  # samples in memory at once

@@ -1,29 +1,23 @@
-#!/usr/bin/env python3
 """Draw scenes with known labels: a data set to try training with, in ADE20K's folder layout.
 
-    python examples/make_scenes.py OUTPUT_DIR [--train 200] [--validation 50] [--size 96] [--seed 0]
-
-writes OUTPUT_DIR/images/{training,validation}/*.jpg, annotations/{training,validation}/*.png (palette pictures whose
-values are the labels, none reduced, none ignored) and labels.json ({label: name}). The seven labels differ in
+`make_scenes` writes images/{training,validation}/*.jpg, annotations/{training,validation}/*.png (palette pictures
+whose values are the labels, none reduced, none ignored) and labels.json ({label: name}). The seven labels differ in
 texture, shape and place: balls and buildings have any colour, trees that of grass, water that of the sky. A scene
 depends on seed, split and number only, so more of them repeat the first ones. About 100 scenes of 96 px a second.
 """
 
-import argparse
 import colorsys
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from qlseg_hf.cli.common import exit_status
-from qlseg_hf.utils.files import partial_folder
-from qlseg_hf.utils.visualization import label_map_picture
+from ..utils.files import partial_folder
+from ..utils.visualization import label_map_picture
 
 LABELS = ("sky", "grass", "road", "water", "building", "tree", "ball")
 COLORS = np.array([0x87CEFA, 0x7CC83C, 0x6E6E6E, 0x1E50C8, 0xC8783C, 0x14641E, 0xE6283C])[:, None] >> [16, 8, 0] & 255
@@ -150,6 +144,17 @@ def draw_scene(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray
 
 
 def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int) -> None:
+    """Draw a data set.
+
+    Args:
+        output: folder to make; it must not be there, or be empty.
+        numbers: scenes of each of `SPLITS`.
+        size: sides are 0.85 to 1.4 times this, pixels.
+        seed: of all draws.
+
+    Raises:
+        ValueError: a number is too small, or `output` is not empty.
+    """
     if size < 16 or seed < 0 or min(numbers.values()) < 1:
         raise ValueError(
             f"size {size}, seed {seed} and {list(numbers.values())} scenes are given; at least 16 px, seed 0 and "
@@ -171,17 +176,4 @@ def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int) -> 
         os.replace(root, output)  # so that a folder that exists is whole
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, metavar="OUTPUT_DIR", help="made if it is not there; must be empty")
-    parser.add_argument("--train", type=int, default=200, help="number of training scenes (default: 200)")
-    parser.add_argument("--validation", type=int, default=50, help="number of validation scenes (default: 50)")
-    parser.add_argument("--size", type=int, default=96, help="sides are 0.85 to 1.4 times this, pixels (default: 96)")
-    parser.add_argument("--seed", type=int, default=0, help="of all draws (default: 0)")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    arguments = parse_arguments()
-    counts = dict(zip(SPLITS, (arguments.train, arguments.validation)))
-    sys.exit(exit_status("make_scenes.py", make_scenes, arguments.output, counts, arguments.size, arguments.seed))
+__all__ = ["COLORS", "LABELS", "SPLITS", "draw_scene", "make_scenes"]

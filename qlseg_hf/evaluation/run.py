@@ -1,27 +1,16 @@
-#!/usr/bin/env python3
-"""Measure mIoU, mAcc and aAcc of a model on a data set, by the paper's protocol.
+"""Measuring a model on a data set by the paper's protocol: the work behind `qlseg evaluate`.
 
-    accelerate launch examples/evaluate.py --model M --dataset D --split S [--scales 0.5 0.75 1 1.25 1.5 1.75 --flip]
-
-M is a folder or a Hub id; D a folder (ADE20K, COCO-Stuff-10K or PASCAL-Context as mmsegmentation lays them out, or of
-`datasets`) or a Hub id. Label rules are the processor's unless given. Runs on the GPUs that accelerate is told of, on
-one process with plain `python`, and on several CPU processes with
-
-    torchrun --nproc-per-node 2 examples/evaluate.py ...
-
-(without MPI, `accelerate launch --cpu --num_processes 2` starts one process only). Every picture is counted once, and
-the result is the same for any number of processes with as many threads each. With --output FILE.json,
-FILE.json.state.* hold what was counted until all is done; the same command continues from there. Memory does not grow
+Runs on the GPUs that accelerate is told of, in one process, or in several CPU processes under torchrun. Every picture
+is counted once, and the result is the same for any number of processes with as many threads each. Memory does not grow
 with the data set.
 """
 
-import argparse
 import json
 import os
 import platform
 import re
-import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,52 +19,81 @@ from accelerate import PartialState
 from PIL import Image
 from transformers.utils import logging
 
-import qlseg_hf
-from qlseg_hf import segment
-from qlseg_hf.cli.common import exit_status, load_network
-from qlseg_hf.data.datasets import StreamedSamples, open_dataset
-from qlseg_hf.evaluation.evaluator import Evaluation, evaluate_samples, remove_state
-from qlseg_hf.hub.card import add_result_to_card, inference_protocol, printable
-from qlseg_hf.utils.distributed import OtherProcessError, deaths_reported, failing_together
-from qlseg_hf.utils.files import file_sha256, remove_partial, write_atomically
-from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_picture
+from ..data.datasets import StreamedSamples, open_dataset
+from ..hub.card import add_result_to_card, inference_protocol
+from ..hub.loading import load_network
+from ..model.configuration_qlseg import __version__
+from ..model.segmentation import segment
+from ..utils.distributed import OtherProcessError, deaths_reported, failing_together
+from ..utils.files import file_sha256, remove_partial, write_atomically
+from ..utils.text import printable
+from ..utils.visualization import draw_overlay, label_colors, save_picture
+from .evaluator import Evaluation, evaluate_samples, remove_state
 
 NUM_WORST = 20
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    truth = {"choices": ["true", "false"], "metavar": "true|false"}
-    parser.add_argument("--model", required=True, help="folder or Hub id of a QLSeg model")
-    parser.add_argument("--dataset", required=True, help="folder or Hub id of a data set")
-    parser.add_argument("--split", required=True)
-    parser.add_argument("--dataset_config", help="configuration of a Hub data set")
-    parser.add_argument("--image_column", help="guessed if not given, as is --label_column")
-    parser.add_argument("--label_column")
-    parser.add_argument("--streaming", action="store_true", help="read the data set without downloading it")
-    parser.add_argument(
-        "--scales", type=float, nargs="+", default=[1.0], help="factors on the short side (default: 1)"
-    )
-    parser.add_argument("--flip", action="store_true", help="also average over the mirrored picture")
-    parser.add_argument("--do_reduce_labels", **truth, help="label 0 is void and the others are lowered by one")
-    parser.add_argument("--ignore_index", type=int, help="label of pixels that do not count")
-    parser.add_argument("--label_map", type=Path, metavar="FILE.json", help='{"stored value": label}')
-    parser.add_argument("--max_samples", type=int, help="the first so many pictures only")
-    parser.add_argument(
-        "--skip_unreadable", action="store_true", help="name pictures that cannot be read instead of refusing them"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="scores and protocol")
-    parser.add_argument("--card", action="store_true", help="also write them into README.md in the model's folder")
-    parser.add_argument(
-        "--worst", type=Path, metavar="DIR", help=f"overlays of the {NUM_WORST} worst pictures: prediction, reference"
-    )
-    parser.add_argument("--window_batch_size", type=int, help="windows per forward pass")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--resume", default="true", **truth, help="continue an interrupted run (default: true)")
-    return parser.parse_args()
+@dataclass(frozen=True)
+class Request:
+    """What to measure and where to put it.
+
+    Args:
+        model: folder or Hub id.
+        data, split, dataset_config, image_column, label_column, streaming: see `open_dataset`.
+        scales, flip, window_batch_size: see `segment`.
+        do_reduce_labels, ignore_index: label rules instead of the processor's.
+        label_mapping: JSON file {"stored value": label}, instead of the processor's.
+        max_samples: the first so many pictures only.
+        skip_unreadable: name pictures that cannot be read instead of refusing them.
+        output: JSON file for scores and protocol; what was counted until all is done lies beside it.
+        card: also write them into README.md in the model's folder.
+        worst: folder for overlays of the worst pictures, prediction and reference.
+        dtype: of the network.
+        resume: continue an interrupted run.
+    """
+
+    model: str
+    data: str
+    split: str = "validation"
+    dataset_config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    streaming: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    do_reduce_labels: bool | None = None
+    ignore_index: int | None = None
+    label_mapping: Path | None = None
+    max_samples: int | None = None
+    skip_unreadable: bool = False
+    output: Path | None = None
+    card: bool = False
+    worst: Path | None = None
+    window_batch_size: int | None = None
+    dtype: str = "float32"
+    resume: bool = True
 
 
-def evaluate(args: argparse.Namespace, state: PartialState) -> None:
+def measure(request: Request) -> None:
+    """Evaluate in the processes that a launcher has started, or in this one; print the table and write the files.
+
+    Raises:
+        ValueError: something does not fit; nothing is written then.
+        OtherProcessError: another process failed; that one raises, and says, why.
+    """
+    state = joined_processes()
+    if not state.is_main_process:
+        logging.disable_progress_bar()
+    try:
+        with deaths_reported():
+            _evaluate(request, state)
+    finally:
+        with suppress(RuntimeError):  # those that have died do not come
+            state.wait_for_everyone()  # a launcher stops the others when the first one leaves with an error
+        state.destroy_process_group()
+
+
+def _evaluate(args: Request, state: PartialState) -> None:
     with failing_together(state.num_processes):
         check_outputs(args)
         model, processor = load_network(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
@@ -84,7 +102,7 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
         with failing_together(state.num_processes):
             if state.is_local_main_process is is_first:
                 samples = open_dataset(
-                    args.dataset,
+                    args.data,
                     args.split,
                     config=args.dataset_config,
                     image_column=args.image_column,
@@ -96,7 +114,7 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
     if state.is_main_process:
         for folder in {args.output and args.output.absolute().parent, args.worst} - {None}:
             remove_partial(folder)
-    if state_file and args.resume == "false":
+    if state_file and not args.resume:
         remove_state(state_file, **place)
     evaluation = evaluate_samples(
         model,
@@ -121,7 +139,7 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
         remove_state(state_file, **place)
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def check_outputs(args: Request) -> None:
     """ValueError, before hours of work, if results could not be written."""
     if args.output and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
         raise ValueError(f"--output {args.output} must be a file in a folder that exists")
@@ -132,19 +150,19 @@ def check_outputs(args: argparse.Namespace) -> None:
         raise ValueError(f"--card writes into README.md in the model's folder, and {args.model} holds none")
 
 
-def label_rules(args: argparse.Namespace) -> dict:
+def label_rules(args: Request) -> dict:
     """The processor's settings that the command line changes."""
     rules = {}
     if args.do_reduce_labels is not None:
-        rules["do_reduce_labels"] = args.do_reduce_labels == "true"
+        rules["do_reduce_labels"] = args.do_reduce_labels
     if args.ignore_index is not None:
         rules["ignore_index"] = args.ignore_index
-    if args.label_map is not None:
+    if args.label_mapping is not None:
         try:
-            table = json.loads(args.label_map.read_text(encoding="utf-8"))
+            table = json.loads(args.label_mapping.read_text(encoding="utf-8"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
+            raise ValueError(f'{args.label_mapping} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
 
 
@@ -223,7 +241,7 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
         "model": args.model,
         "weights_sha256": weights_of(args.model),
         "revision": getattr(model.config, "_commit_hash", None),
-        "dataset": args.dataset,
+        "dataset": args.data,
         "dataset_config": args.dataset_config,
         "split": samples.split,
         "max_samples": args.max_samples,
@@ -237,7 +255,7 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "qlseg_hf": qlseg_hf.__version__,
+            "qlseg_hf": __version__,
         },
     }
 
@@ -254,33 +272,10 @@ def joined_processes() -> PartialState:
     wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
     state = PartialState(cpu=wants_cpu or not torch.accelerator.is_available())
     if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", 1))):
+        if os.environ.get("RANK", "0") != "0":
+            raise OtherProcessError("process 0 says why")
         raise ValueError(f"{launched} processes were launched, but {state.num_processes} joined; use one per device")
     return state
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    try:
-        state = joined_processes()
-    except ValueError as error:
-        is_first = os.environ.get("RANK", "0") == "0"
-        sys.exit(f"evaluate.py: {error}" if is_first else 1)
-    if not state.is_main_process:
-        logging.disable_progress_bar()
-
-    def run() -> None:
-        with deaths_reported():
-            evaluate(arguments, state)
-
-    try:
-        status = exit_status("evaluate.py", run)
-    except OtherProcessError:  # that process prints the sentence
-        status = 1
-    with suppress(RuntimeError):  # those that have died do not come
-        state.wait_for_everyone()  # a launcher stops the others when the first one leaves with an error
-    state.destroy_process_group()
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["Request", "measure"]

@@ -1,17 +1,7 @@
-#!/usr/bin/env python3
-"""Write a network as an ONNX file, and compare onnxruntime with PyTorch before it is put in place.
+"""Exporting a network, and comparing the file with PyTorch before it is put in place."""
 
-    python examples/export_onnx.py MODEL OUT.onnx [--without_logits]
-
-MODEL is a folder or a Hub id. OUT.onnx takes any batch, height and width, and holds the settings of the processor too:
-`OnnxQLSeg.from_pretrained("OUT.onnx")` of `qlseg_hf.export.onnx` takes the model's place in `qlseg_hf.segment`. The
-report is printed and written to OUT_report.json. A ViT-B takes a minute or two and 690 MB of disk.
-"""
-
-import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,25 +9,15 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from qlseg_hf import QLSegForSemanticSegmentation
-from qlseg_hf.cli.common import exit_status, load_network
-from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, optional, write_onnx
-from qlseg_hf.model.configuration_qlseg import as_pair
-from qlseg_hf.model.scores import first_maximum
-from qlseg_hf.utils.files import write_atomically
+from ..export.onnx import OUTPUTS, OnnxQLSeg, optional, write_onnx
+from ..hub.loading import load_network
+from ..hub.saving import QLSegForSemanticSegmentation
+from ..model.configuration_qlseg import as_pair
+from ..model.scores import first_maximum
+from ..utils.files import write_atomically
 
 LEAST_AGREEMENT = 0.999  # share of pixels with the same label
 NUM_RUNS = 3  # the shortest of as many counts
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder or Hub id of a QLSeg model")
-    parser.add_argument("output", type=Path, metavar="OUT.onnx")
-    parser.add_argument(
-        "--without_logits", action="store_true", help="leave out the output `logits`, which `segment` does not need"
-    )
-    return parser.parse_args()
 
 
 def smooth_noise(model: OnnxQLSeg) -> list[torch.Tensor]:
@@ -102,18 +82,24 @@ def report(model: QLSegForSemanticSegmentation, path: Path) -> dict:
     return found
 
 
-def export(args: argparse.Namespace) -> None:
+def export(source: str, output: Path, *, with_logits: bool = True) -> None:
+    """Write `output` (ONNX) and the report `OUTPUT_report.json` beside it.
+
+    Args:
+        source: folder or Hub id of the model.
+        output: the file; a ViT-B takes a minute or two and 690 MB of disk.
+        with_logits: whether the graph gives `logits` too, which `segment` does not need.
+
+    Raises:
+        ValueError: onnxruntime and PyTorch disagree; nothing is written then.
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not used
-    model, processor = load_network(args.model, dtype=torch.float32)
+    model, processor = load_network(source, dtype=torch.float32)
     found = {}
-    write_onnx(
-        model, processor, args.output, not args.without_logits, check=lambda path: found.update(report(model, path))
-    )
-    place = args.output.with_name(f"{args.output.stem}_report.json")
+    write_onnx(model, processor, output, with_logits, check=lambda path: found.update(report(model, path)))
+    place = output.with_name(f"{output.stem}_report.json")
     write_atomically(place, json.dumps(found, indent=2).encode() + b"\n")
-    print(f"wrote {args.output} and {place}")
+    print(f"wrote {output} and {place}")
 
 
-if __name__ == "__main__":
-    arguments = parse_arguments()
-    sys.exit(exit_status("export_onnx.py", export, arguments))
+__all__ = ["export"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig
 
-from ..cli.common import load_network
 from ..hub.card import plain_model_card
+from ..hub.loading import load_network
 from ..model.segmentation import segment
 from ..utils.files import written_beside
 

@@ -1,9 +1,7 @@
 """Model cards: what a folder on the Hub says about itself. Names from data sets and checkpoints are escaped."""
 
-import html
 import json
 import platform
-import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from transformers.utils import cached_file
 from yaml import YAMLError
 
 from ..utils.files import write_atomically
+from ..utils.text import as_code, escaped, fenced
 from .upload import CARD, model_argument
 
 RELEASE_LICENSE = {
@@ -36,36 +35,6 @@ CITATION = [
     "Pattern Recognition, 2024.",
     "",
 ]
-
-# ---------------------------------------------------------------------------------------------------- text of others
-
-
-def printable(text: str) -> str:
-    """Any text on one line, with what would move a cursor, change colours or turn the direction written out."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(str(text).split()))
-
-
-def escaped(text: str) -> str:
-    """Any text as one line of Markdown that shows it and nothing else, in a table too."""
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(printable(text), quote=False))
-
-
-def as_code(text: str) -> str:
-    """Any text as a code span on one line. Not for tables."""
-    text = printable(text)
-    ticks = "`" * (longest_run(text) + 1)
-    return f"{ticks} {text} {ticks}" if len(ticks) > 1 else f"`{text}`"
-
-
-def fenced(text: str, language: str) -> list[str]:
-    """Any text as a code block."""
-    ticks = "`" * max(3, longest_run(text) + 1)
-    return [f"{ticks}{language}", text.rstrip("\n"), ticks]
-
-
-def longest_run(text: str) -> int:
-    """Backticks in a row."""
-    return max(map(len, re.findall("`+", text)), default=0)
 
 
 def hub_id(source: str | None) -> str | None:
@@ -447,6 +416,5 @@ __all__ = [
     "converted_model_card",
     "inference_protocol",
     "plain_model_card",
-    "printable",
     "trained_model_card",
 ]

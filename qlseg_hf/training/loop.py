@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from qlseg_hf import segment
-from qlseg_hf.cli.common import exit_status
+from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,

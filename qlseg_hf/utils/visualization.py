@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..hub.card import printable
+from ..utils.text import printable
 from .files import write_atomically
 
 LINE_HEIGHT = 22  # pixels of a legend line

@@ -1,56 +1,19 @@
-"""What the command-line tools share: a wrong input is one sentence on stderr and exit status 1, no traceback."""
+"""Loading a folder or Hub id whole and undamaged, or saying in a sentence what is wrong with it."""
 
 import difflib
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
-from ..hub.card import printable
-from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's text; its type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def sentence(error: BaseException) -> str:
-    """What went wrong, on one line; of the Hub, with what to do about it."""
-    if isinstance(error, HfHubHTTPError):
-        status, said = error.response.status_code, " ".join((error.server_message or "").split())
-        remedies = {
-            401: "log in with `hf auth login` or set HF_TOKEN",
-            403: "use a token that may write there",
-            404: "check the id and the revision, and that the token may see it",
-        }
-        reason = f": {said}" if said else ""
-        remedy = f"; {remedies[status]}" if status in remedies else ""
-        return f"the Hub answered {status}{reason}{remedy}"
-    if isinstance(error, HTTPError):
-        return f"the Hub cannot be reached at {constants.ENDPOINT}: {first_line(error)}"
-    return first_line(error)
-
-
-def exit_status(program: str, function: Callable, *arguments) -> int:
-    """Run `function`; 0, or 1 after the sentence of an error of input, package, system or Hub, or 130 after Ctrl-C."""
-    try:
-        function(*arguments)
-    except (ImportError, OSError, TypeError, ValueError, HTTPError) as error:
-        print(f"{program}: {printable(sentence(error))}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{program}: stopped by a signal", file=sys.stderr)
-        return 130
-    return 0
+from ..utils.text import first_line
+from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 
 
 def load_network(
@@ -112,4 +75,4 @@ def refuse_misspelt(values: dict) -> None:
             raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
-__all__ = ["exit_status", "first_line", "load_network", "sentence"]
+__all__ = ["load_network"]

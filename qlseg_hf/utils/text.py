@@ -1,0 +1,40 @@
+"""Text of others, shown so that it can do no harm: on one line, escaped for Markdown, or as code."""
+
+import html
+import re
+
+
+def printable(text: str) -> str:
+    """Any text on one line, with what would move a cursor, change colours or turn the direction written out."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(str(text).split()))
+
+
+def escaped(text: str) -> str:
+    """Any text as one line of Markdown that shows it and nothing else, in a table too."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(printable(text), quote=False))
+
+
+def as_code(text: str) -> str:
+    """Any text as a code span on one line. Not for tables."""
+    text = printable(text)
+    ticks = "`" * (longest_run(text) + 1)
+    return f"{ticks} {text} {ticks}" if len(ticks) > 1 else f"`{text}`"
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """Any text as a code block."""
+    ticks = "`" * max(3, longest_run(text) + 1)
+    return [f"{ticks}{language}", text.rstrip("\n"), ticks]
+
+
+def longest_run(text: str) -> int:
+    """Backticks in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text; its type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+__all__ = ["as_code", "escaped", "fenced", "first_line", "printable"]
