@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,12 @@ os.environ.pop("HF_TOKEN", None)
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
-sys.path.insert(0, str(ROOT))
+from networks import tiny_config, varied_model  # noqa: E402
+from programs import ROOT, make_data  # noqa: E402, F401
 
-import convert_checkpoints  # noqa: E402
-from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig  # noqa: E402
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor  # noqa: E402
+from qlseg_hf.convert import convert_file  # noqa: E402
 
 
 @dataclass
@@ -51,7 +50,7 @@ def stored(request, tmp_path_factory) -> Stored:
     name = request.param
     checkpoint = FIXTURES / name / "checkpoint.pth"
     folder = tmp_path_factory.mktemp("converted") / name
-    assert convert_checkpoints.main([str(checkpoint), str(folder)]) == 0
+    convert_file(checkpoint, folder)
     return Stored(
         name=name,
         folder=folder,
@@ -72,31 +71,13 @@ def hub(monkeypatch) -> hub_server.Hub:
     return HUB
 
 
-def tiny_config(num_labels: int = 20, levels: tuple[int, ...] = (1, 2), **overrides) -> QLSegConfig:
-    """32 wide, 2 layers, for pictures around 32 x 48."""
-    backbone = QLSegViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=[32, 48],
-        out_indices=list(levels),
-    )
-    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32, "num_pixel_encoder_layers": 1}
-    sizes |= {"pixel_encoder_intermediate_size": 32, "num_decoder_blocks": 2, "num_decoder_layers": 2}
-    return QLSegConfig(num_labels=num_labels, **({"backbone_config": backbone} | sizes | overrides))
-
-
-def varied_model(config: QLSegConfig, seed: int = 0) -> QLSegForSemanticSegmentation:
-    """Fresh weights, drawn with wider deviations than the paper's, so that masks and labels are not degenerate."""
-    torch.manual_seed(seed)
-    model = QLSegForSemanticSegmentation(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return model
-
-
 @pytest.fixture
 def tiny_model() -> QLSegForSemanticSegmentation:
     return varied_model(tiny_config())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_data(root)
+    return root

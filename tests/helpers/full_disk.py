@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT), str(ROOT / "examples"), *filter(None, [os.environ.get("EXTRA_PATH")])]
 
 from convert_checkpoints import main as convert  # noqa: E402

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import FIXTURES, ROOT
-from test_backbones import BACKBONES, network
+from networks import BACKBONES, network
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig, pipeline
 

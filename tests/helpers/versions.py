@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / ".venv"
 # what can be absent: its distributions, and by what a file of tests names it
 OPTIONAL = {

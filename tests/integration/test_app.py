@@ -21,7 +21,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES, ROOT, tiny_config
+from conftest import FIXTURES, ROOT
+from networks import tiny_config
 from PIL import Image
 
 from qlseg_hf import QLSegImageProcessor, load_picture, segment

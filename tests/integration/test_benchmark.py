@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, tiny_config
+from conftest import ROOT
+from networks import tiny_config
 
 sys.path.append(str(ROOT / "examples"))
 

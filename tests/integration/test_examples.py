@@ -26,7 +26,7 @@ def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
 def test_predict(stored, tmp_path):
     pictures = [stored.picture("wide"), stored.picture("tall")]
-    done = run("examples/predict.py", stored.folder, *pictures, "--output", tmp_path / "out")
+    done = run("predict", stored.folder, *pictures, "--output", tmp_path / "out")
     assert "2/2" in done.stderr  # progress bar
     names = ["tall_labels.png", "tall_overlay.png", "wide_labels.png", "wide_overlay.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
@@ -51,7 +51,7 @@ def test_predict_refuses_in_one_sentence(stored, tmp_path):
         (stored.folder, twice, "several pictures are called wide"),
         (tmp_path / "no_model", [stored.picture("wide")], "no_model"),
     ):
-        done = run("examples/predict.py", model, *pictures, "--output", tmp_path / "out", expect=1)
+        done = run("predict", model, *pictures, "--output", tmp_path / "out", expect=1)
         assert sentence in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "out").exists()
 
@@ -65,7 +65,7 @@ def test_demo(tmp_path):
 
 
 def test_converter_from_the_command_line(tmp_path):
-    done = run("convert_checkpoints.py", ROOT / "setup.cfg", tmp_path / "out", expect=1)
+    done = run("convert", ROOT / "setup.cfg", tmp_path / "out", expect=1)
     assert done.stderr.startswith("convert_checkpoints.py: ") and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
-    assert "--variant" in run("convert_checkpoints.py", "--help").stdout
+    assert "--variant" in run("convert", "--help").stdout

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_config
-from test_examples import run
+from conftest import ROOT
+from networks import tiny_config
+from programs import run
 from torch.nn import functional as F
 from transformers import Dinov2Config
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import FIXTURES, ROOT, tiny_config
+from conftest import FIXTURES, ROOT
 from hub_server import card_errors
 from huggingface_hub import HfApi, ModelCard, constants, metadata_load
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from markdown_it import MarkdownIt
+from networks import tiny_config
 from PIL import Image
-from test_training import NETWORK, make_data, write_recipe
+from programs import NETWORK, make_data, write_recipe
 from transformers import AutoModelForSemanticSegmentation, Dinov2Config, pipeline
 
 import convert_checkpoints

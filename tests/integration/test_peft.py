@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from networks import BACKBONES, labels_for, network
 from packaging import version
 from PIL import Image
-from test_backbones import BACKBONES, network
-from test_modeling import labels_for
 from transformers import AutoModelForSemanticSegmentation, pipeline
 from transformers.integrations.peft import MIN_PEFT_VERSION
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from networks import tiny_config
 from packaging.requirements import Requirement
 from packaging.version import Version
 from safetensors.torch import load_file

@@ -6,11 +6,9 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +16,10 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from conftest import ROOT, tiny_config
+from conftest import ROOT
+from networks import tiny_config
 from PIL import Image
+from programs import NETWORK, environment, make_data, train, write_recipe
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
@@ -36,95 +36,6 @@ from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
 from qlseg_hf.training.optimization import parameter_groups
 from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.utils.files import recover_folder, replace_folder, written_beside
-
-NETWORK = {
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "num_pixel_encoder_layers": 1,
-    "num_pixel_encoder_heads": 4,
-    "pixel_encoder_intermediate_size": 32,
-    "num_decoder_blocks": 2,
-    "num_decoder_layers": 1,
-    "backbone_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-        "image_size": 32,
-        "patch_size": 8,
-        "out_indices": [1, 2],
-    },
-}
-
-
-def make_data(root: Path, num_training: int = 9, num_validation: int = 3) -> None:
-    """Pictures whose colour tells the label, in ADE20K's layout."""
-    rng = np.random.default_rng(0)
-    for split, count in (("training", num_training), ("validation", num_validation)):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(count):
-            labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 9), dtype=int)).astype(np.uint8)
-            picture = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])[labels] + rng.integers(
-                -30, 30, (36, 45, 3)
-            )
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / split / f"{i}.png")
-            Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    make_data(root)
-    return root
-
-
-def write_recipe(folder: Path, data: Path, **changes) -> Path:
-    recipe = {
-        "dataset": str(data),
-        "label_names": {0: "red", 1: "green", 2: "blue"},
-        "config": NETWORK,
-        "crop_size": 32,
-        "scale_range": [0.8, 1.5],
-        "total_batch_size": 4,
-        "per_device_batch_size": 2,
-        "max_steps": 24,
-        "warmup_steps": 2,
-        "learning_rate": 2e-3,
-        "head_lr_multiplier": 1.0,
-        "ema_decay": 0.9,
-        "eval_steps": 8,
-        "save_steps": 2,
-        "num_workers": 2,
-        "log_pictures": 1,
-        "photometric": find_spec("cv2") is not None,
-        "output_dir": str(folder / "run"),
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe | changes))
-    return path
-
-
-def environment() -> dict:
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def train(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
-    launcher = [sys.executable]
-    if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    command = [*launcher, str(ROOT / "examples" / "train.py"), *map(str, arguments)]
-    more = {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment() | more, timeout=600)
 
 
 def run_files(run: Path) -> dict:

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
 from hypothesis import assume, example
 from hypothesis import strategies as st
+from networks import tiny_config
 from PIL import Image
 from properties import holds
-from test_loss import slow_loss
-from test_metrics import slow_scores
+from slow import slow_loss, slow_scores
 from torch.nn import functional as F
 
 from qlseg_hf import (

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, varied_model
 from hypothesis import assume, example
 from hypothesis import strategies as st
+from networks import tiny_config, varied_model
 from PIL import Image
 from properties import holds
 from transformers import pipeline

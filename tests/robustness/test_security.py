@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import FIXTURES, ROOT, tiny_config
+from conftest import FIXTURES, ROOT
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from networks import tiny_config
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation, pipeline

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, tiny_config
+from conftest import ROOT
+from networks import tiny_config
 from PIL import Image
+from programs import environment, make_data, write_recipe
 from safetensors.torch import load_file
-from test_training import data, environment, make_data, train, write_recipe  # noqa: F401 (data is a fixture)
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler

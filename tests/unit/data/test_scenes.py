@@ -8,20 +8,17 @@ import pytest
 import yaml
 from conftest import ROOT
 from PIL import Image
-from test_examples import run
+from programs import run
 from transformers import AutoConfig
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegImageProcessor
+from qlseg_hf.data import scenes as make_scenes
 from qlseg_hf.data.augmentation import TrainingTransform
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.releases import label_set
 from qlseg_hf.training.recipe import load_recipe
 
-sys.path.append(str(ROOT / "examples"))  # behind the packages: there is an evaluate.py
-
-import make_scenes  # noqa: E402
-
-RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "qlseg_hf" / "recipes").glob("*.yaml"))
 # spec of the published training: total, per GPU, steps, weight decay, power, box at ratio 1
 PUBLISHED = {
     "vit-b-ade20k": (8, 2, 160_000, 0.01, 1, [2048, 512]),
@@ -35,7 +32,7 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "new" / "drawn"
-    done = run("examples/make_scenes.py", folder, "--train", 12, "--validation", 3, "--size", 48)
+    done = run("scenes", folder, "--train", 12, "--validation", 3, "--size", 48)
     assert "15/15" in done.stderr  # progress bar
     assert [path.name for path in folder.parent.iterdir()] == ["drawn"]  # nothing is left beside it
     return folder
@@ -92,7 +89,7 @@ def test_make_scenes_refuses_in_one_sentence(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     (tmp_path / "file").write_text("keep")
-    done = run("examples/make_scenes.py", tmp_path / "full", expect=1)
+    done = run("scenes", tmp_path / "full", expect=1)
     assert "full exists and is not an empty folder; name another, or remove it first" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
     for name, train, size, seed, sentence in (
@@ -140,7 +137,7 @@ def test_recipe_holds_known_keys(path):
 
 @pytest.mark.parametrize("name", RELEASES)
 def test_recipe_has_the_numbers_of_its_release(name):
-    text = (ROOT / "examples" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "qlseg_hf" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     recipe = yaml.safe_load(text)
     labels, palette = label_set(recipe["label_names"])
     config = QLSegConfig(id2label=dict(enumerate(labels)), palette=palette, **recipe["config"])

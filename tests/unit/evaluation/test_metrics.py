@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import FIXTURES
 from safetensors.torch import load_file
+from slow import slow_scores
 
 from qlseg_hf.evaluation import metrics
 from qlseg_hf.evaluation.metrics import MeanIoU, StreamingScores, confusion_counts, joint_counts, scores
@@ -53,30 +54,6 @@ def random_maps(count: int, num_labels: int, seed: int = 0):
         predicted = np.where(rng.random(size) < 0.5, reference, rng.integers(0, num_labels, size))
         pairs.append((predicted, np.where(rng.random(size) < 0.125, 255, reference)))
     return pairs
-
-
-def slow_scores(pairs, num_labels: int) -> dict:
-    """IoU and accuracy from sets of pixels, without any count matrix."""
-    labels = [(int(p), int(r)) for pair in pairs for p, r in zip(pair[0].flat, pair[1].flat) if r != 255]
-    iou, accuracy = [], []
-    for label in range(num_labels):
-        predicted = {i for i, (p, _) in enumerate(labels) if p == label}
-        reference = {i for i, (_, r) in enumerate(labels) if r == label}
-        hit, either = len(predicted & reference), len(predicted | reference)
-        iou.append(hit / either if either else NAN)
-        accuracy.append(hit / len(reference) if reference else NAN)
-    return {
-        "miou": mean(iou),
-        "macc": mean(accuracy),
-        "aacc": sum(p == r for p, r in labels) / len(labels) if labels else NAN,
-        "iou": iou,
-        "accuracy": accuracy,
-    }
-
-
-def mean(values: list[float]) -> float:
-    values = [value for value in values if not math.isnan(value)]
-    return sum(values) / len(values) if values else NAN
 
 
 def assert_scores(found: dict, expected: dict) -> None:

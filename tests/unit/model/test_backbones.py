@@ -11,17 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_config
+from conftest import ROOT
+from networks import BACKBONES, MLP, SIZES, labels_for, network, tiny_config
 from safetensors.torch import save_file
-from test_modeling import labels_for
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     BeitConfig,
     Dinov2Config,
-    Dinov2WithRegistersConfig,
-    DINOv3ViTConfig,
     ResNetConfig,
     SwinConfig,
 )
@@ -30,66 +28,11 @@ from qlseg_hf import (
     QLSegConfig,
     QLSegForSemanticSegmentation,
     QLSegImageProcessor,
-    QLSegViTConfig,
     load_vit_weights,
     segment,
 )
 from qlseg_hf.training.build import add_lora, plain_model
 from qlseg_hf.training.optimization import parameter_groups
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "drop_path_rate": 0.0}
-MLP = {"intermediate_size": 64}
-# configuration, and the weights (below `backbone.`) that no map depends on
-BACKBONES = {
-    "qlseg_vit": (QLSegViTConfig(**SIZES, **MLP, image_size=64, out_indices=[1, 2]), r"layers\.2\."),
-    "dinov2": (Dinov2Config(**SIZES, image_size=56, patch_size=14, out_indices=[1, 3]), r"embeddings\.mask_token"),
-    "dinov2-no-norm": (
-        Dinov2Config(**SIZES, image_size=56, patch_size=14, out_indices=[1, 3], apply_layernorm=False),
-        r"embeddings\.mask_token|layernorm\.",
-    ),
-    "dinov2-registers": (
-        Dinov2WithRegistersConfig(
-            **SIZES, image_size=56, patch_size=14, num_register_tokens=3, use_swiglu_ffn=True, out_indices=[0, 3]
-        ),
-        r"embeddings\.mask_token",
-    ),
-    "dinov3": (
-        DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=3, out_indices=[1, 2], use_gated_mlp=True),
-        r"embeddings\.mask_token|model\.layer\.2\.",
-    ),
-    "dinov3-last": (
-        DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=2, out_indices=[2, 3], pos_embed_shift=0.1),
-        r"embeddings\.mask_token",
-    ),
-    "beit": (
-        BeitConfig(**SIZES, **MLP, image_size=64, use_relative_position_bias=True, out_indices=[1, 3]),
-        "none",
-    ),
-    "beit-pretraining": (
-        BeitConfig(
-            **SIZES,
-            **MLP,
-            image_size=64,
-            use_absolute_position_embeddings=True,
-            use_shared_relative_position_bias=True,
-            use_mask_token=True,
-            use_mean_pooling=False,
-            out_indices=[1, 2, 3],
-        ),
-        r"beit\.embeddings\.mask_token|beit\.layernorm\.",
-    ),
-}
-
-
-def network(backbone, **overrides) -> QLSegForSemanticSegmentation:
-    """A tiny QLSeg on a backbone, with weights wide enough that its scores say something."""
-    torch.manual_seed(0)
-    config = tiny_config(num_labels=5, backbone_config=copy.deepcopy(backbone), **overrides)
-    model = QLSegForSemanticSegmentation(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return model
 
 
 def frozen(model) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_config
+from networks import tiny_config
 from transformers import AutoConfig
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_config
+from networks import tiny_config
+from slow import slow_loss
 from torch.nn import functional as F
 
 from qlseg_hf.model.loss_qlseg import MaskLosses, check_labels, mask_losses, segmentation_loss
@@ -24,29 +25,6 @@ def test_classification_on_paper():
     terms = segmentation_loss(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 2, 2), labels, config)
     assert terms["loss_ce"].item() == pytest.approx(math.log(3))
     assert set(terms) == {"loss_ce", "loss_mask", "loss_dice"}
-
-
-def slow_loss(class_logits, mask_logits, labels, config):
-    """The text, picture by picture and label by label."""
-    total, weights, masks, factors = 0.0, 0.0, [], config.label_weights or [1.0] * config.num_labels
-    for b in range(labels.shape[0]):
-        occurring = [k for k in range(config.num_labels) if (labels[b] == k).any()]
-        for k in range(config.num_labels):
-            target = k if k in occurring else config.num_labels
-            weight = factors[k] if k in occurring else config.no_object_weight
-            total += -weight * class_logits[b, k].log_softmax(-1)[target]
-            weights += weight
-        masks += [(b, k) for k in occurring]
-    focal = dice = 0.0
-    for b, k in masks:
-        map_ = F.interpolate(mask_logits[b, k][None, None], size=labels.shape[1:], mode="bilinear")[0, 0]
-        p, t = map_.sigmoid(), (labels[b] == k).float()
-        p_true = p * t + (1 - p) * (1 - t)
-        alpha = config.focal_alpha * t + (1 - config.focal_alpha) * (1 - t)
-        focal += factors[k] * (-alpha * (1 - p_true) ** config.focal_gamma * p_true.log()).mean()
-        dice += factors[k] * (1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
-    count = max(len(masks), 1)
-    return config.class_weight * total / weights, config.mask_weight * focal / count, config.dice_weight * dice / count
 
 
 @pytest.mark.parametrize("ignored", [0, 1, 2])

@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from conftest import tiny_config
+from networks import labels_for, tiny_config
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -18,13 +18,6 @@ from transformers import (
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
 from qlseg_hf.model.deformable_attention import sample_levels
 from qlseg_hf.model.modeling_qlseg import visible_tokens
-
-
-def labels_for(pixel_values: torch.Tensor, num_labels: int = 20) -> torch.Tensor:
-    """(B, H, W) labels in vertical stripes, so that several labels occur."""
-    columns = torch.arange(pixel_values.shape[-1]) * num_labels // pixel_values.shape[-1]
-    return columns.expand(pixel_values.shape[0], *pixel_values.shape[-2:]).contiguous()
-
 
 # ------------------------------------------------------------------------------------------------------ auto classes
 

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_config
+from conftest import ROOT
+from networks import tiny_config
 from torch.nn import functional as F
 
 from qlseg_hf import QLSegImageProcessor, segment

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_config
+from networks import tiny_config
 from torch import nn
 from transformers import AutoBackbone, Dinov2Config
 

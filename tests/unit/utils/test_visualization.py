@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from networks import tiny_config
 from PIL import Image
 
 from qlseg_hf.utils.visualization import draw_overlay, label_colors, label_map_picture, save_picture

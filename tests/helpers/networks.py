@@ -1,0 +1,93 @@
+"""Tiny networks with fresh weights, on encoders of several kinds."""
+
+import copy
+
+import torch
+from transformers import BeitConfig, Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
+
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTConfig
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "drop_path_rate": 0.0}
+MLP = {"intermediate_size": 64}
+# configuration, and the weights (below `backbone.`) that no map depends on
+BACKBONES = {
+    "qlseg_vit": (QLSegViTConfig(**SIZES, **MLP, image_size=64, out_indices=[1, 2]), r"layers\.2\."),
+    "dinov2": (Dinov2Config(**SIZES, image_size=56, patch_size=14, out_indices=[1, 3]), r"embeddings\.mask_token"),
+    "dinov2-no-norm": (
+        Dinov2Config(**SIZES, image_size=56, patch_size=14, out_indices=[1, 3], apply_layernorm=False),
+        r"embeddings\.mask_token|layernorm\.",
+    ),
+    "dinov2-registers": (
+        Dinov2WithRegistersConfig(
+            **SIZES, image_size=56, patch_size=14, num_register_tokens=3, use_swiglu_ffn=True, out_indices=[0, 3]
+        ),
+        r"embeddings\.mask_token",
+    ),
+    "dinov3": (
+        DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=3, out_indices=[1, 2], use_gated_mlp=True),
+        r"embeddings\.mask_token|model\.layer\.2\.",
+    ),
+    "dinov3-last": (
+        DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=2, out_indices=[2, 3], pos_embed_shift=0.1),
+        r"embeddings\.mask_token",
+    ),
+    "beit": (
+        BeitConfig(**SIZES, **MLP, image_size=64, use_relative_position_bias=True, out_indices=[1, 3]),
+        "none",
+    ),
+    "beit-pretraining": (
+        BeitConfig(
+            **SIZES,
+            **MLP,
+            image_size=64,
+            use_absolute_position_embeddings=True,
+            use_shared_relative_position_bias=True,
+            use_mask_token=True,
+            use_mean_pooling=False,
+            out_indices=[1, 2, 3],
+        ),
+        r"beit\.embeddings\.mask_token|beit\.layernorm\.",
+    ),
+}
+
+
+def network(backbone, **overrides) -> QLSegForSemanticSegmentation:
+    """A tiny QLSeg on a backbone, with weights wide enough that its scores say something."""
+    torch.manual_seed(0)
+    config = tiny_config(num_labels=5, backbone_config=copy.deepcopy(backbone), **overrides)
+    model = QLSegForSemanticSegmentation(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def tiny_config(num_labels: int = 20, levels: tuple[int, ...] = (1, 2), **overrides) -> QLSegConfig:
+    """32 wide, 2 layers, for pictures around 32 x 48."""
+    backbone = QLSegViTConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=[32, 48],
+        out_indices=list(levels),
+    )
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 32, "num_pixel_encoder_layers": 1}
+    sizes |= {"pixel_encoder_intermediate_size": 32, "num_decoder_blocks": 2, "num_decoder_layers": 2}
+    return QLSegConfig(num_labels=num_labels, **({"backbone_config": backbone} | sizes | overrides))
+
+
+def varied_model(config: QLSegConfig, seed: int = 0) -> QLSegForSemanticSegmentation:
+    """Fresh weights, drawn with wider deviations than the paper's, so that masks and labels are not degenerate."""
+    torch.manual_seed(seed)
+    model = QLSegForSemanticSegmentation(config).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def labels_for(pixel_values: torch.Tensor, num_labels: int = 20) -> torch.Tensor:
+    """(B, H, W) labels in vertical stripes, so that several labels occur."""
+    columns = torch.arange(pixel_values.shape[-1]) * num_labels // pixel_values.shape[-1]
+    return columns.expand(pixel_values.shape[0], *pixel_values.shape[-2:]).contiguous()

@@ -1,0 +1,112 @@
+"""The command `qlseg` as a user runs it, and small data and recipes for it."""
+
+import os
+import socket
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+
+NETWORK = {
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_pixel_encoder_layers": 1,
+    "num_pixel_encoder_heads": 4,
+    "pixel_encoder_intermediate_size": 32,
+    "num_decoder_blocks": 2,
+    "num_decoder_layers": 1,
+    "backbone_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+        "patch_size": 8,
+        "out_indices": [1, 2],
+    },
+}
+
+
+def make_data(root: Path, num_training: int = 9, num_validation: int = 3) -> None:
+    """Pictures whose colour tells the label, in ADE20K's layout."""
+    rng = np.random.default_rng(0)
+    for split, count in (("training", num_training), ("validation", num_validation)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 9), dtype=int)).astype(np.uint8)
+            picture = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])[labels] + rng.integers(
+                -30, 30, (36, 45, 3)
+            )
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / split / f"{i}.png")
+            Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
+
+
+def write_recipe(folder: Path, data: Path, **changes) -> Path:
+    recipe = {
+        "dataset": str(data),
+        "label_names": {0: "red", 1: "green", 2: "blue"},
+        "config": NETWORK,
+        "crop_size": 32,
+        "scale_range": [0.8, 1.5],
+        "total_batch_size": 4,
+        "per_device_batch_size": 2,
+        "max_steps": 24,
+        "warmup_steps": 2,
+        "learning_rate": 2e-3,
+        "head_lr_multiplier": 1.0,
+        "ema_decay": 0.9,
+        "eval_steps": 8,
+        "save_steps": 2,
+        "num_workers": 2,
+        "log_pictures": 1,
+        "photometric": find_spec("cv2") is not None,
+        "output_dir": str(folder / "run"),
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | changes))
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For sub-processes: the package of this tree, one thread, no GPU, and the Hub of the tests."""
+    own = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return os.environ | own | more
+
+
+def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
+    """`qlseg COMMAND ...` in a process of its own; its exit status must be `expect`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "qlseg_hf", *map(str, command)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=600,
+    )
+    assert done.returncode == expect, done.stderr
+    return done
+
+
+def launcher(processes: int) -> list[str]:
+    """The start of a command for so many processes of this machine."""
+    if processes == 1:
+        return [sys.executable]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+
+
+def train(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
+    """`qlseg train ...` on so many processes."""
+    command = [*launcher(processes), "-m", "qlseg_hf.cli.train", *map(str, arguments)]
+    own = environment(ACCELERATE_USE_CPU="true")
+    return subprocess.run(command, capture_output=True, text=True, env=own, timeout=600)
