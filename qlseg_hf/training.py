@@ -75,6 +75,7 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
         if len(weights) != model.config.num_labels:
             raise ValueError(f"{len(weights)} class_weights for {model.config.num_labels} labels")
         model.config.label_weights = weights
+    model.freeze_unused_weights()  # before there are groups of an optimiser
     if recipe.freeze_backbone:
         model.backbone.requires_grad_(False)
     if recipe.lora:
