@@ -22,6 +22,7 @@ from qlseg_hf import segment
 from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.files import written_beside
 from qlseg_hf.model_card import plain_model_card
+from qlseg_hf.optional import import_package
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
 # On the larger stored network, kept in fp32, they lower the changed labels of its largest picture from 0.7 to 0.2 %.
@@ -47,13 +48,11 @@ def timed_label_maps(model, processor, pictures: list[str]) -> tuple[list[torch.
 
 
 def quantize(args: argparse.Namespace) -> None:
-    try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-    except ImportError as error:
-        raise ValueError("quantising needs torchao: pip install 'qlseg-hf[quantize]'") from error
+    int8 = "Int8DynamicActivationInt8WeightConfig"
+    torchao = import_package("torchao.quantization", int8, "quantising", "'qlseg-hf[quantize]'")
     if args.output.exists():
         raise ValueError(f"{args.output} exists; name another folder, or remove it first")
-    settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=NOT_QUANTISED)
+    settings = TorchAoConfig(getattr(torchao, int8)(), modules_to_not_convert=NOT_QUANTISED)
     plain, processor = load_network(args.model, dtype=torch.float32)
     small = AutoModelForSemanticSegmentation.from_pretrained(
         args.model, dtype=torch.float32, quantization_config=settings

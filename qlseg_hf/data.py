@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from .optional import import_package
 from .pictures import NamedBytes, load_label_map, load_picture, open_picture
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
@@ -340,11 +341,7 @@ def listed_names(path: Path) -> list[str]:
 
 def import_datasets(what: str):
     """The package `datasets`; ImportError that says what for."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(f"{what} needs the package datasets: pip install 'qlseg-hf[train]'") from error
-    return datasets
+    return import_package("datasets", "load_dataset", what, "'qlseg-hf[train]'")
 
 
 def open_table(dataset: str, split: str, config: str | None, streaming: bool):

@@ -176,7 +176,7 @@ def check_lora(model, num_projections: int):
     """Adapters where a gradient can reach them; the merged network computes what the trained one does."""
     model = copy.deepcopy(model)
     if find_spec("peft") is None:
-        with pytest.raises(ImportError, match="lora needs peft"):
+        with pytest.raises(ImportError, match="lora needs the package peft"):
             add_lora(model, rank=2)
         return
     add_lora(model, rank=2)
