@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Port a released (or fine-tuned) QLSeg `.pth` checkpoint to a folder for `from_pretrained`.
 
-    python convert_checkpoints.py CHECKPOINT OUTPUT_DIR [--variant NAME] [--labels FILE] [--dtype float32]
-    [--push-to-hub ID [--private] [--revision BRANCH]]
+    python convert_checkpoints.py CHECKPOINT OUTPUT_DIR [--variant NAME] [--labels FILE] [--ema]
+    [--dtype float32] [--push-to-hub ID [--private] [--revision BRANCH]]
 
 Neither mmcv nor mmsegmentation is needed. Nothing in the file is executed: tensors are read with `weights_only=True`
 and the configuration text inside is parsed, never run. Every key of the file is used or dropped with a reason;
@@ -17,6 +17,7 @@ import re
 import sys
 import zipfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +25,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
@@ -80,7 +82,29 @@ DROPPED_KEYS = {
     r"backbone\.cls_token": "the network drops the class token before its first layer",
     r"decode_head\.loss_decode\.criterion\.empty_weight": "a constant of the loss, not a weight",
 }
-
+# Names as a file may have them: behind a prefix, or as a buffer of mmcv's EMAHook (`ema_` and underscores for dots)
+_NAMES = "|".join(re.sub(r"\?P<\w+>", "?:", pattern) for pattern in (*KEY_TABLE, *DROPPED_KEYS))
+_PREFIX = r"(?P<prefix>(?:[\w-]{1,40}\.){0,6})"  # stands in the card, so it is a path of modules and nothing else
+KNOWN = re.compile(_PREFIX + rf"(?:(?P<name>{_NAMES})|ema_(?P<buffer>{_NAMES.replace(chr(92) + '.', '_')}))", re.A)
+WRAPPERS = r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+AVERAGE_NAME = r"(?i)(?<![a-z])ema(?![a-z])|averaged?(?![a-z])"  # in the name of a dict or a prefix
+AVERAGE_COUNTERS = r"(?:[\w.]+\.)?(?:n_averaged|steps?|num_updates|decay|initted)"
+AVERAGE = "a moving average of the weights; --ema takes it instead of them"
+PLAIN = "the weights without the moving average, which was taken instead of them"
+# What training frameworks store beside weights; it is passed over, and no code of it runs
+BESIDE_WEIGHTS = (
+    r"(?:addict|deepspeed|lightning|lightning_fabric|mmcv|mmengine|mmseg|omegaconf|pytorch_lightning|yacs)\..+"
+    r"|numpy\.(?:_?core\.(?:multiarray\._reconstruct|numeric\._frombuffer)|ndarray|dtypes\.\w+)"
+    r"|argparse\.Namespace|collections\.(?:defaultdict|deque)|datetime\.\w+|pathlib\.[\w.]+|typing\.Any"
+    r"|builtins\.(?:bool|dict|float|int|list|object|str|tuple)|copyreg\._reconstructor"
+)
+# data sets of mmsegmentation 1 whose label 0 is void unless the text says otherwise
+VOID_IS_ZERO = ("ADE20KDataset", "ISPRSDataset", "LoveDADataset", "PascalContextDataset59", "PotsdamDataset")
+STRIP = (
+    "python -c \"import torch; c = torch.load('%s', weights_only=False); m = c.get('meta', {}); torch.save({'meta': "
+    "{k: m[k] for k in ('config', 'cfg', 'CLASSES', 'PALETTE', 'dataset_meta') if k in m}, 'state_dict': "
+    "c['state_dict']}, 'stripped.pth')\""
+)
 
 MOST_TEXT = 1 << 20  # letters of a configuration text; the released ones have some ten thousand
 
@@ -104,46 +128,240 @@ class Conversion:
 # ------------------------------------------------------------------------------------------------ reading the file
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """State dict (without `module.` prefix) and meta (empty if stripped) of a `.pth` file, executing nothing.
+@dataclass
+class Checkpoint:
+    """One network of a file, and what was done to get it."""
+
+    state_dict: dict[str, torch.Tensor]  # named as the published implementation names it
+    meta: dict  # of mmcv or mmengine; empty if stripped
+    keys: dict[str, str]  # name -> key in the file
+    dropped: dict[str, str]  # key in the file -> reason
+    notes: list[str]
+
+
+@dataclass
+class Network:
+    """Weights in a file that belong together: of one dict (`place`), with one prefix."""
+
+    place: str
+    prefix: str
+    is_average: bool
+    has_buffers: bool = False  # mmcv's, whose names have lost their dots
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)  # by name
+    keys: dict[str, str] = field(default_factory=dict)  # name -> key in the dict
+
+    def add(self, name: str, key: str, value) -> None:
+        if name in self.weights:
+            raise ConversionError(f"{self.keys[name]} and {key} are both {name} without prefix and wrappers; keep one")
+        self.weights[name], self.keys[name] = value, key
+
+
+def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
+    """A network of a `.pth` or `.safetensors` file, executing nothing.
+
+    Wherever the weights lie (`state_dict`, `model`, `module`, the file itself), they are found by their names; the
+    prefix that all of them have is taken off.
+
+    Args:
+        path: of the file.
+        ema: take the moving average of the weights instead of them.
 
     Raises:
-        ConversionError: no checkpoint, truncated, or holding objects that only code could rebuild.
+        ConversionError: no checkpoint, truncated, holding objects that only code could rebuild, no network or several,
+            keys that are not of the network's prefix, or no moving average.
     """
     if not path.is_file():
         raise ConversionError(f"{path} does not exist or is not a file")
+    content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    places = dict(state_dicts(content))
+    if not places:  # no name is known: what it is instead
+        inner = content.get("state_dict", content) if isinstance(content, dict) else None
+        if not isinstance(inner, dict) or not inner or not all(isinstance(key, str) for key in inner):
+            raise ConversionError(
+                f"{path} holds no state dict; a checkpoint of mmsegmentation or a bare state dict is wanted"
+            )
+        places = {"state_dict" if inner is not content else "": inner}
+    meta = next((part["meta"] for part in along(content, [*places][0]) if isinstance(part.get("meta"), dict)), {})
+    try:
+        networks, dropped = [], {}
+        for place, state_dict in places.items():
+            found, counters = split_networks(place, state_dict)
+            networks += found
+            dropped |= counters
+        taken, notes = choose_network(networks, meta, ema)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    for other in networks:
+        reason = AVERAGE if other.is_average else PLAIN
+        where = f"{other.place}." if other.place != taken.place else ""
+        dropped |= {where + key: reason for key in other.keys.values() if other is not taken}
+    others = [taken.keys[name] for name, value in taken.weights.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise ConversionError(
+            f"{path}: {', '.join(others[:4])} are not tensors, so this is no state dict of a network"
+        )
+    strange = [taken.keys[name] for name, value in taken.weights.items() if not is_plain(value)]
+    if strange:
+        raise ConversionError(
+            f"{path}: {', '.join(strange[:4])} are empty, or no dense tensors of numbers; if DeepSpeed ZeRO-3 has cut "
+            "them up, join them with its zero_to_fp32.py"
+        )
+    refuse_claims(path, taken.weights)
+    return Checkpoint(taken.weights, meta, taken.keys, dropped, notes)
+
+
+def read_safetensors(path: Path) -> dict:
+    """Tensors by name, and as meta a configuration text if the file's own metadata has one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = {key: text for key, text in (file.metadata() or {}).items() if key in ("config", "cfg")}
+            return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": texts}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{path} is no safetensors file, or is truncated: {first_line(error)}") from error
+
+
+def read_pickle(path: Path):
+    """What `torch.save` wrote, with nothing in the place of objects of training frameworks."""
     is_archive = zipfile.is_zipfile(path)
     if is_archive:
         refuse_damaged_archive(path)
     # mmcv stores the best score as a NumPy scalar; under NumPy 1 and 2 its constructor has two names
     allowed = [(stored_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     allowed.append((StoredDtype, "numpy.dtype"))
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"the Python object {found[1]}, which is not run" if found else "no PyTorch checkpoint"
-        raise ConversionError(f"{path} holds {what}; only tensors and plain data are read") from error
-    except Exception as error:  # a stranger's file may provoke any
-        raise ConversionError(f"{path} is no PyTorch checkpoint, or is truncated: {first_line(error)}") from error
-    meta = content.get("meta", {}) if isinstance(content, dict) else {}
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(key, str) for key in state_dict):
-        raise ConversionError(
-            f"{path} holds no state dict; a checkpoint of mmsegmentation or a bare state dict is wanted"
+    while True:
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+        except UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)", str(error))
+            name = found and (found[1] if "." in found[1] else f"builtins.{found[1]}")
+            if name and re.fullmatch(BESIDE_WEIGHTS, name) and all(name != known for _, known in allowed):
+                allowed.append((Nothing, name))
+                continue
+            what = f"the Python object {found[1]}, which is not run" if found else "no PyTorch checkpoint"
+            remedy = f"; if you trust the file, strip it (this runs it): {STRIP % path.name}" if found else ""
+            raise ConversionError(f"{path} holds {what}; only tensors and plain data are read{remedy}") from error
+        except Exception as error:  # a stranger's file may provoke any
+            raise ConversionError(f"{path} is no PyTorch checkpoint, or is truncated: {first_line(error)}") from error
+
+
+class Nothing:
+    """In the place of an object that weights do not need; takes everything and keeps nothing."""
+
+    def __new__(cls, *_, **__):
+        return object.__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state) -> None:
+        pass
+
+
+def state_dicts(content, place: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, dict]]:
+    """(`model.state_dict`, dict) for every dict in a file that holds a weight of the network; each dict once."""
+    seen = set() if seen is None else seen
+    if not isinstance(content, dict) or id(content) in seen:
+        return
+    seen.add(id(content))
+    texts = {key: value for key, value in content.items() if isinstance(key, str)}
+    if any(isinstance(value, torch.Tensor) and KNOWN.fullmatch(unwrapped(key)) for key, value in texts.items()):
+        yield place, content
+    elif place.count(".") < 3:
+        for key, value in texts.items():
+            if re.fullmatch(r"(?ai)(?!.*(?:optim|sched))[\w-]{1,40}", key):  # it may stand in the card
+                yield from state_dicts(value, f"{place}.{key}".lstrip("."), seen)
+
+
+def along(content, place: str) -> Iterator[dict]:
+    """The dicts on the way to a place."""
+    for key in place.split("."):
+        if isinstance(content, dict):
+            yield content
+            content = content.get(key)
+
+
+def unwrapped(key: str) -> str:
+    """A key without the names that compiling and distributing put between those of the network."""
+    start = re.search(r"(?:^|\.)(?:backbone|decode_head)\.", key)
+    return key[: start.end()] + re.sub(WRAPPERS, "", key[start.end() :]) if start else key
+
+
+def split_networks(place: str, state_dict: dict) -> tuple[list[Network], dict[str, str]]:
+    """The networks of a dict by their prefixes, and {key: reason} of counters beside a moving average."""
+    networks, rest, dropped = {}, [], {}
+    for key, value in state_dict.items():
+        match = KNOWN.fullmatch(unwrapped(key)) if isinstance(key, str) else None
+        if match is None:
+            rest.append(key)
+            continue
+        is_buffer = match["buffer"] is not None
+        prefix = match["prefix"]
+        is_average = is_buffer or re.search(AVERAGE_NAME, f"{place}.{prefix}") is not None
+        network = networks.setdefault((prefix, is_buffer), Network(place, prefix, is_average, is_buffer))
+        network.add(restored(match["buffer"]) if is_buffer else match["name"], key, value)
+    whole = [network for network in networks.values() if not network.has_buffers] or [*networks.values()]
+    whole = sorted(whole, key=lambda network: len(network.prefix), reverse=True) or [Network(place, "", False)]
+    for key in rest:
+        owner = next((network for network in whole if isinstance(key, str) and key.startswith(network.prefix)), None)
+        if isinstance(key, str) and re.fullmatch(AVERAGE_COUNTERS, key):
+            dropped[key] = "a counter of the moving average"
+        elif owner is None:
+            raise ConversionError(
+                f"{key} lacks the prefix {whole[0].prefix!r} that others have; keep the keys of one network"
+            )
+        else:  # refused later, by name
+            owner.add(key[len(owner.prefix) :], key, state_dict[key])
+    return [*networks.values()] or whole, dropped
+
+
+def choose_network(networks: list[Network], meta: dict, ema: bool) -> tuple[Network, list[str]]:
+    """The network to convert, and sentences on what was done to find it."""
+    notes = []
+    by_place = {network.place: network for network in networks}
+    if {"state_dict", "ema_state_dict"} <= set(by_place) and ("mmengine_version" in meta or "cfg" in meta):
+        by_place["state_dict"].is_average, by_place["ema_state_dict"].is_average = True, False
+        networks = [network for network in networks if network.place != "ema_state_dict"]
+        notes.append(
+            "mmengine's EMAHook exchanges both when it saves: state_dict is the moving average and was taken, "
+            "ema_state_dict the weights without it."
         )
-    others = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ConversionError(
-            f"{path}: {', '.join(others[:4])} are not tensors, so this is no state dict of a network"
+    averages = [network for network in networks if network.is_average]
+    plain = [network for network in networks if not network.is_average]
+    if ema and not averages:
+        raise ConversionError("there is no moving average of the weights; leave --ema out")
+    wanted = averages if ema or not plain else plain
+    if len(wanted) > 1:
+        parts = [f"{len(n.weights)} keys {place_of(n)}" for n in wanted]
+        raise ConversionError(f"the keys are not those of one network: {', '.join(parts)}; keep one of them")
+    (taken,) = wanted
+    if not plain and not notes:
+        notes.append("The file holds a moving average of the weights only, which was taken.")
+    if len(averages) == 1 and averages[0].has_buffers and "EpochBasedRunner" in str(meta.get("config")):
+        notes.append(
+            "mmcv's EMAHook exchanges both at the end of an epoch, and this file is of its EpochBasedRunner: what was "
+            f"taken as the {'moving average' if ema else 'weights'} may be the other."
         )
-    strange = [key for key, value in state_dict.items() if not is_plain(value)]
-    if strange:
-        raise ConversionError(f"{path}: {', '.join(strange[:4])} are empty, or no dense tensors of numbers")
-    refuse_claims(path, state_dict)
-    meta = meta if isinstance(meta, dict) else {}
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}, meta
+    if taken.place not in ("", "state_dict"):
+        notes.append(f"The weights are those of {taken.place}.")
+    if taken.prefix:
+        notes.append(f"Every key has the prefix {taken.prefix}, which was taken off.")
+    if any(unwrapped(key) != key for key in taken.keys.values()):
+        notes.append("Names of wrappers inside the keys (_orig_mod and the like) were taken off.")
+    return taken, notes
+
+
+def place_of(network: Network) -> str:
+    prefix = f"with the prefix {network.prefix}" if network.prefix else "without a prefix"
+    return f"{prefix} in {network.place}" if network.place else prefix
+
+
+def restored(name: str) -> str:
+    """A name with underscores for dots, as mmcv's EMAHook makes it, in the network's own spelling."""
+    for pattern in (*KEY_TABLE, *DROPPED_KEYS):
+        if match := re.fullmatch(pattern.replace(r"\.", "_"), name):
+            return re.sub(r"\(\?P<(\w+)>[^)]*\)", lambda group: match[group[1]], pattern).replace(r"\.", ".")  # noqa: B023
+    raise AssertionError(name)
 
 
 def refuse_damaged_archive(path: Path) -> None:
@@ -187,8 +405,6 @@ class StoredDtype:
     """In the place of `numpy.dtype`, which a stranger's file could make of any size."""
 
     def __init__(self, kind: str, *_):
-        if kind not in ("f4", "f8", "i4", "i8"):
-            raise UnpicklingError(f"a NumPy scalar of type {kind!r:.40}")
         self.kind = kind
 
     def __setstate__(self, state) -> None:
@@ -197,6 +413,8 @@ class StoredDtype:
 
 def stored_scalar(dtype: StoredDtype, data: bytes) -> float | int:
     """In the place of NumPy's constructor of scalars."""
+    if dtype.kind not in ("f4", "f8", "i4", "i8"):
+        raise UnpicklingError(f"a NumPy scalar of type {dtype.kind!r:.40}")
     return np.frombuffer(data, dtype=f"<{dtype.kind}", count=1)[0].item()
 
 
@@ -240,7 +458,7 @@ def parse_configuration(text: str) -> dict:
 def find_transform(steps, kind: str) -> dict:
     """First transform called `kind` in a pipeline of mmsegmentation, also inside `transforms`; {} if there is none."""
     for step in steps or []:
-        if step.get("type") == kind:
+        if str(step.get("type")).rpartition(".")[2] == kind:  # mmengine may write `mmseg.Resize`
             return step
         if found := find_transform(step.get("transforms"), kind):
             return found
@@ -306,10 +524,23 @@ def numbers_from_text(text: str) -> dict:
     if backbone.get("final_norm") or backbone.get("with_cls_token"):
         raise ConversionError("the text asks for a final norm or for the class token in the output; QLSeg has neither")
     test_cfg = model.get("test_cfg") or settings.get("test_cfg") or {}
-    test, train = settings.get("test_pipeline"), settings.get("train_pipeline")
-    normalize = find_transform(test, "Normalize") or settings.get("img_norm_cfg") or {}
+    data = {split: dataset_of(settings, split) for split in ("test", "train")}
+    test, train = (settings.get(f"{split}_pipeline") or data[split].get("pipeline") for split in data)
+    preprocessor = model.get("data_preprocessor") or settings.get("data_preprocessor") or {}  # of mmengine
+    normalize = find_transform(test, "Normalize") or settings.get("img_norm_cfg") or preprocessor
+    is_rgb = normalize.get("bgr_to_rgb", False) if normalize is preprocessor else normalize.get("to_rgb", True)
+    if "mean" in normalize and not is_rgb:
+        raise ConversionError("the text's network takes BGR pictures (to_rgb or bgr_to_rgb is not true); QLSeg's RGB")
+    resize = find_transform(test, "Resize")
     scale = find_transform(test, "MultiScaleFlipAug").get("img_scale")
-    min_size = find_transform(test, "Resize").get("min_size")
+    if scale is None and resize.get("keep_ratio"):
+        scale = resize.get("scale")
+    edge = find_transform(test, "ResizeShortestEdge").get("scale")
+    min_size = resize.get("min_size") or (min(edge) if isinstance(edge, list) else edge)
+    reduce_labels = find_transform(train, "LoadAnnotations").get("reduce_zero_label")
+    if reduce_labels is None and "train_dataloader" in settings:  # mmsegmentation 1: the data set's, if not said here
+        kind = str(data["train"].get("type")).rpartition(".")[2]
+        reduce_labels = data["train"].get("reduce_zero_label", kind in VOID_IS_ZERO)
     slides = test_cfg.get("mode") == "slide"
     side = backbone.get("img_size")
     found = {
@@ -333,13 +564,21 @@ def numbers_from_text(text: str) -> dict:
         "num_groups": head.get("compress_c"),
         "mean": normalize.get("mean"),
         "std": normalize.get("std"),
-        "reduce_labels": find_transform(train, "LoadAnnotations").get("reduce_zero_label"),
+        "reduce_labels": reduce_labels,
         "slides": slides if test_cfg.get("mode") else None,
         "window": square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
         "stride": square(test_cfg["stride"], "test_cfg.stride") if slides else None,
         "short_side": max(min(scale), min_size or 0) if scale else min_size,
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def dataset_of(settings: dict, split: str) -> dict:
+    """The data set of a split in a configuration of mmengine, out of what repeats it; {} if there is none."""
+    dataset = (settings.get(f"{split}_dataloader") or {}).get("dataset") or {}
+    while isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset
 
 
 def square(size, name: str) -> int:
@@ -390,8 +629,8 @@ def agreed_numbers(shapes: dict, text: dict | None, variant: str | None) -> dict
     """One value per number. The file's text comes before the variant; whatever two sources state must agree."""
     if text is None and variant is None:
         raise ConversionError(
-            "the checkpoint holds no configuration text (it was stripped), and shapes do not give heads, levels and "
-            f"threshold; say --variant with one of {', '.join(RELEASES)}"
+            "the checkpoint holds no configuration text of mmsegmentation (meta.config or meta.cfg), and shapes do "
+            f"not give heads, levels and threshold; say --variant with one of {', '.join(RELEASES)}"
         )
     sources = {
         "shapes": shapes,
@@ -440,27 +679,27 @@ def convert(
     """Configuration, processor and renamed weights of a checkpoint.
 
     Args:
-        state_dict: of the published implementation, without `module.` prefix.
-        meta: of mmcv (`config`, `CLASSES`, `PALETTE`), or empty.
+        state_dict: of the published implementation, without a prefix.
+        meta: of mmcv (`config`, `CLASSES`, `PALETTE`), of mmengine (`cfg`, `dataset_meta`), or empty.
         variant: one of the released names, needed if there is no configuration text.
         labels_file: label names that take the place of those in the file.
 
     Raises:
         ConversionError: sources contradict each other, or keys are missing, unexpected, misshapen or not finite.
     """
-    text = meta.get("config")
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), None)
     try:
         shapes = numbers_from_shapes(state_dict)
-        numbers = agreed_numbers(shapes, numbers_from_text(text) if isinstance(text, str) else None, variant)
+        numbers = agreed_numbers(shapes, numbers_from_text(text) if text is not None else None, variant)
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ConversionError(f"shapes or configuration text are not QLSeg's: {first_line(error)}") from error
     notes = []
+    names, palette = stored_labels(meta)
     if labels_file is not None:
         names, palette = read_label_file(labels_file)
-    elif meta.get("CLASSES"):
-        names, palette = meta["CLASSES"], meta.get("PALETTE")
+    elif names is not None:
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ConversionError("CLASSES in the checkpoint are no label names; give them with --labels")
+            raise ConversionError("the classes in the checkpoint are no label names; give them with --labels")
         names = list(names)
     elif variant is not None:
         config = QLSegConfig.for_release(variant)
@@ -479,6 +718,16 @@ def convert(
     if "short_side" in numbers and "window" in numbers and numbers["short_side"] < numbers["window"]:
         notes.append("The short side is below the window, so windows are smaller than the network was trained for.")
     return Conversion(config, processor, weights, used, dropped, notes)
+
+
+def stored_labels(meta: dict) -> tuple:
+    """Label names and palette as mmcv or mmengine store them, unchecked; None for what there is not."""
+    dataset = meta.get("dataset_meta")
+    for part in (meta, dataset if isinstance(dataset, dict) else {}):
+        for classes, palette in (("CLASSES", "PALETTE"), ("classes", "palette")):
+            if (names := part.get(classes)) is not None and names not in ((), []):
+                return names, part.get(palette)
+    return None, None
 
 
 def make_config(numbers: dict, names: list[str], palette) -> QLSegConfig:
@@ -654,10 +903,11 @@ def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help=".pth file of the published implementation")
+    parser.add_argument("checkpoint", type=Path, help=".pth or .safetensors file of the published implementation")
     parser.add_argument("output_dir", type=Path, help="folder to make; must not exist or be empty")
     parser.add_argument("--variant", help=f"released network, if the file does not say: {', '.join(RELEASES)}")
     parser.add_argument("--labels", type=Path, help="label names instead of the file's: JSON, or one per line")
+    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights instead of them")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; as stored by default"
     )
@@ -668,11 +918,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    state_dict, meta = read_checkpoint(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint, args.ema)
     try:
-        conversion = convert(state_dict, meta, args.variant, args.labels)
+        conversion = convert(checkpoint.state_dict, checkpoint.meta, args.variant, args.labels)
     except ValueError as error:
         raise ConversionError(f"{args.checkpoint}: {error}") from error
+    # the file's own keys
+    conversion.used = {checkpoint.keys[name]: ours for name, ours in conversion.used.items()}
+    conversion.dropped = {checkpoint.keys[name]: why for name, why in conversion.dropped.items()} | checkpoint.dropped
+    conversion.notes = checkpoint.notes + conversion.notes
     place = {"private": args.private, "revision": args.revision}
     if args.push_to_hub:
         args.push_to_hub = prepare_repo(args.push_to_hub, **place)  # before there is a folder, if it is refused
@@ -681,8 +935,11 @@ def run(args: argparse.Namespace) -> None:
     save(conversion, args.output_dir, args.checkpoint, getattr(torch, args.dtype) if args.dtype else None)
     parameters = sum(value.numel() for value in conversion.state_dict.values())
     print(f"{args.output_dir}: {parameters / 1e6:.1f} M parameters, {len(conversion.used)} keys used")
-    for line in [f"dropped {key}: {reason}" for key, reason in conversion.dropped.items()] + conversion.notes:
-        print(line)
+    for reason in dict.fromkeys(conversion.dropped.values()):
+        keys = [key for key, why in conversion.dropped.items() if why == reason]
+        print(f"dropped {', '.join(keys) if len(keys) < 4 else f'{len(keys)} keys ({keys[0]}, ...)'}: {reason}")
+    for note in conversion.notes:
+        print(note)
     if args.push_to_hub:
         branch = f" --revision {args.revision}" if args.revision else ""
         print(f"uploading; to repeat that alone: hf upload {args.push_to_hub} {args.output_dir}{branch}")

@@ -353,7 +353,8 @@ def test_texts(name, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return read_checkpoint(CHECKPOINT)
+    source = read_checkpoint(CHECKPOINT)
+    return source.state_dict, source.meta
 
 
 WRONG_VALUES = ["None", "'x'", "-1", "0", "1e999", "[]", "{}", "[[1]]", "dict(type='x')", "True", "0x" + "f" * 400]
