@@ -21,7 +21,7 @@ from transformers import AutoModelForSemanticSegmentation, pipeline, set_seed
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import convert_checkpoints  # noqa: E402
+from qlseg_hf.cli.main import run  # noqa: E402
 from qlseg_hf import QLSegImageProcessor, load_picture  # noqa: E402
 from qlseg_hf.data.datasets import open_dataset  # noqa: E402
 from qlseg_hf.data.labels import read_label_file  # noqa: E402
@@ -41,7 +41,7 @@ def main() -> int:
         shutil.rmtree(output / name, ignore_errors=True)
 
     print(f"1. convert {FIXTURE.relative_to(ROOT) / 'checkpoint.pth'}")
-    if convert_checkpoints.main([str(FIXTURE / "checkpoint.pth"), str(folder)]):
+    if run(["convert", FIXTURE / "checkpoint.pth", folder]):
         return 1
 
     print("2. load it with from_pretrained")

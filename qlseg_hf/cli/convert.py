@@ -12,6 +12,7 @@ from .options import PATH, subcommand
 @click.argument("folder", type=PATH)
 @click.option("--variant", metavar="NAME", help="Released network, if the file does not say.")
 @click.option("--labels", type=PATH, metavar="FILE", help="Label names instead of the file's: JSON, or one per line.")
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights instead of them.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Of the weights; as stored if not given."
 )
@@ -24,6 +25,6 @@ def command(checkpoint: Path, folder: Path, **settings) -> None:
     Neither mmcv nor mmsegmentation is needed, and nothing in the file is executed. Every key of the file is used or
     dropped with a reason; anything missing, unexpected, misshapen or not finite is named, and then nothing is written.
     """
-    from ..convert.convert import convert_file
+    from ..convert import convert_file
 
     convert_file(checkpoint, folder, **settings)

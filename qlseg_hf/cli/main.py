@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Iterable
 
 import click
 
@@ -42,10 +43,22 @@ def group() -> None:
     """QLSeg for transformers: semantic segmentation with plain vision transformers."""
 
 
+def run(arguments: Iterable[object]) -> int:
+    """Run `qlseg ARGUMENTS` in this process; returns its exit status.
+
+    A wrong input is one sentence on stderr and status 1, a wrong option status 2.
+    """
+    try:
+        group.main([str(argument) for argument in arguments], prog_name="qlseg")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
 def main() -> None:
-    """The console script. A wrong input is one sentence on stderr and exit status 1; a wrong option is status 2."""
-    group(prog_name="qlseg")
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

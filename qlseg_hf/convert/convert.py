@@ -1,93 +1,32 @@
-#!/usr/bin/env python3
-"""Port a released (or fine-tuned) QLSeg `.pth` checkpoint to a folder for `from_pretrained`.
+"""A checkpoint of the published implementation to a folder for `from_pretrained`.
 
-    python convert_checkpoints.py CHECKPOINT OUTPUT_DIR [--variant NAME] [--labels FILE] [--dtype float32]
-    [--push-to-hub ID [--private] [--revision BRANCH]]
-
-Neither mmcv nor mmsegmentation is needed. Nothing in the file is executed: tensors are read with `weights_only=True`
-and the configuration text inside is parsed, never run. Every key of the file is used or dropped with a reason;
-anything missing, unexpected, misshapen or not finite is named, and then nothing is written.
+Every key of the file is used or dropped with a reason; anything missing, unexpected, misshapen or not finite is named,
+and then nothing is written.
 """
 
-import argparse
-import ast
 import math
 import os
 import re
-import sys
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
-from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
-from qlseg_hf.cli.errors import exit_status
-from qlseg_hf.data.labels import read_label_file
-from qlseg_hf.hub.card import converted_model_card
-from qlseg_hf.hub.upload import prepare_repo, upload_folder
-from qlseg_hf.model.configuration_qlseg import as_pair
-from qlseg_hf.utils.files import file_sha256, partial_folder
-from qlseg_hf.utils.text import first_line
-
-# The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
-# keys: the rows of a packed projection are q, k and v, stacked.
-ONE_BASED = ("branch", "fusion_block")
-LAYER = r"decode_head\.atm_(?P<block>\d+)_decoder_(?P<branch>\d+)\.layers\.(?P<layer>\d+)"
-NEW_LAYER = "decoder.blocks.{block}.branches.{branch}.{layer}"
-PIXEL_LAYER = r"decode_head\.transformer\.encoder\.layers\.(?P<layer>\d+)"
-KEY_TABLE = {
-    r"backbone\.patch_embed\.projection\.(?P<p>weight|bias)": "backbone.embeddings.projection.{p}",
-    r"backbone\.pos_embed": "backbone.embeddings.position_embeddings",
-    r"backbone\.layers\.(?P<layer>\d+)\.ln1\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_before.{p}",
-    r"backbone\.layers\.(?P<layer>\d+)\.ln2\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_after.{p}",
-    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.in_proj_(?P<p>weight|bias)": (
-        "backbone.layers.{layer}.attention.{qkv}_proj.{p}"
-    ),
-    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.out_proj\.(?P<p>weight|bias)": (
-        "backbone.layers.{layer}.attention.o_proj.{p}"
-    ),
-    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.0\.0\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc1.{p}",
-    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.1\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc2.{p}",
-    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.0\.(?P<p>weight|bias)": "pixel_encoder.projections.{level}.{p}",
-    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.1\.(?P<p>weight|bias)": "pixel_encoder.norms.{level}.{p}",
-    r"decode_head\.transformer\.level_embed": "pixel_encoder.level_embeddings",
-    PIXEL_LAYER
-    + r"\.self_attn\.(?P<part>sampling_offsets|attention_weights|value_proj|output_proj)\.(?P<p>weight|bias)": (
-        "pixel_encoder.layers.{layer}.self_attn.{part}.{p}"
-    ),
-    PIXEL_LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.fc{n}.{p}",
-    PIXEL_LAYER + r"\.norm(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.norm{n}.{p}",
-    r"decode_head\.input_proj_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.projections.{branch}.{p}",
-    r"decode_head\.proj_norm_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.norms.{branch}.{p}",
-    r"decode_head\.query_(?P<branch>\d+)\.weight": "decoder.queries[{branch}]",
-    LAYER + r"\.self_attn\.in_proj_(?P<p>weight|bias)": NEW_LAYER + ".self_attn.{qkv}_proj.{p}",
-    LAYER + r"\.self_attn\.out_proj\.(?P<p>weight|bias)": NEW_LAYER + ".self_attn.o_proj.{p}",
-    LAYER + r"\.multihead_attn\.(?P<part>[qkv])\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.{part}_proj.{p}",
-    LAYER + r"\.multihead_attn\.proj\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.o_proj.{p}",
-    LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": NEW_LAYER + ".fc{n}.{p}",
-    LAYER + r"\.norm(?P<n>[123])\.(?P<p>weight|bias)": NEW_LAYER + ".norm{n}.{p}",
-    r"decode_head\.QFM_(?P<fusion_block>\d+)\.weights\.(?P<p>weight|bias)": (
-        "decoder.blocks.{fusion_block}.query_fusion.weights.{p}"
-    ),
-    r"decode_head\.class_embed\.(?P<p>weight|bias)": "class_head.{p}",
-}
-DROPPED_KEYS = {
-    r"backbone\.cls_token": "the network drops the class token before its first layer",
-    r"decode_head\.loss_decode\.criterion\.empty_weight": "a constant of the loss, not a weight",
-}
-
-
-MOST_TEXT = 1 << 20  # letters of a configuration text; the released ones have some ten thousand
-
-
-class ConversionError(ValueError):
-    """A sentence for the user: what is wrong with the checkpoint or the arguments."""
+from ..data.labels import read_label_file
+from ..hub.card import converted_model_card
+from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
+from ..hub.upload import prepare_repo, upload_folder
+from ..model.configuration_qlseg import QLSegConfig, QLSegViTConfig
+from ..releases import RELEASES
+from ..utils.files import file_sha256, partial_folder
+from ..utils.text import first_line
+from .config_text import numbers_from_text
+from .key_table import DROPPED_KEYS, key_family, new_names, old_name
+from .reader import ConversionError, read_checkpoint
 
 
 @dataclass
@@ -100,152 +39,6 @@ class Conversion:
     used: dict[str, list[str]]  # source key -> our keys
     dropped: dict[str, str]  # source key -> reason
     notes: list[str] = field(default_factory=list)
-
-
-# ------------------------------------------------------------------------------------------------ reading the file
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """State dict (without `module.` prefix) and meta (empty if stripped) of a `.pth` file, executing nothing.
-
-    Raises:
-        ConversionError: no checkpoint, truncated, or holding objects that only code could rebuild.
-    """
-    if not path.is_file():
-        raise ConversionError(f"{path} does not exist or is not a file")
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        refuse_damaged_archive(path)
-    # mmcv stores the best score as a NumPy scalar; under NumPy 1 and 2 its constructor has two names
-    allowed = [(stored_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed.append((StoredDtype, "numpy.dtype"))
-    try:
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"the Python object {found[1]}, which is not run" if found else "no PyTorch checkpoint"
-        raise ConversionError(f"{path} holds {what}; only tensors and plain data are read") from error
-    except Exception as error:  # a stranger's file may provoke any
-        raise ConversionError(f"{path} is no PyTorch checkpoint, or is truncated: {first_line(error)}") from error
-    meta = content.get("meta", {}) if isinstance(content, dict) else {}
-    state_dict = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not state_dict or not all(isinstance(key, str) for key in state_dict):
-        raise ConversionError(
-            f"{path} holds no state dict; a checkpoint of mmsegmentation or a bare state dict is wanted"
-        )
-    others = [key for key, value in state_dict.items() if not isinstance(value, torch.Tensor)]
-    if others:
-        raise ConversionError(
-            f"{path}: {', '.join(others[:4])} are not tensors, so this is no state dict of a network"
-        )
-    strange = [key for key, value in state_dict.items() if not is_plain(value)]
-    if strange:
-        raise ConversionError(f"{path}: {', '.join(strange[:4])} are empty, or no dense tensors of numbers")
-    refuse_claims(path, state_dict)
-    meta = meta if isinstance(meta, dict) else {}
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}, meta
-
-
-def refuse_damaged_archive(path: Path) -> None:
-    """ConversionError if a zip archive is not what `torch.save` writes, or a checksum in it does not match."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if is_compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise ConversionError(f"{path} is no PyTorch checkpoint: it unpacks to more than it holds")
-            damaged = archive.testzip()
-    except ConversionError:
-        raise
-    except Exception as error:  # zipfile raises half a dozen kinds
-        raise ConversionError(f"{path} is no PyTorch checkpoint, or is damaged: {first_line(error)}") from error
-    if damaged is not None:
-        raise ConversionError(f"{path} is damaged: the checksum of {damaged} does not match; copy the file again")
-
-
-def is_plain(value: torch.Tensor) -> bool:
-    """Is this a dense tensor of numbers that lies in memory?"""
-    return (
-        type(value) in (torch.Tensor, torch.nn.Parameter)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and 0 not in value.shape
-    )
-
-
-def refuse_claims(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
-    """ConversionError if the weights would take more memory than the file, as repeated (expanded) tensors do."""
-    claimed = sum(math.prod(value.shape) * value.element_size() for value in state_dict.values())
-    if claimed > path.stat().st_size:
-        raise ConversionError(
-            f"{path} claims {claimed:.3g} bytes of weights and has {path.stat().st_size:.3g}; store every tensor whole"
-        )
-
-
-class StoredDtype:
-    """In the place of `numpy.dtype`, which a stranger's file could make of any size."""
-
-    def __init__(self, kind: str, *_):
-        if kind not in ("f4", "f8", "i4", "i8"):
-            raise UnpicklingError(f"a NumPy scalar of type {kind!r:.40}")
-        self.kind = kind
-
-    def __setstate__(self, state) -> None:
-        """Byte order and the like; the files are little-endian."""
-
-
-def stored_scalar(dtype: StoredDtype, data: bytes) -> float | int:
-    """In the place of NumPy's constructor of scalars."""
-    return np.frombuffer(data, dtype=f"<{dtype.kind}", count=1)[0].item()
-
-
-def parse_configuration(text: str) -> dict:
-    """Assignments of literals and `dict(...)` calls as a dict. Parsed with `ast`; nothing is run."""
-
-    def value(node: ast.AST):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-            if not node.args and all(keyword.arg for keyword in node.keywords):
-                return {keyword.arg: value(keyword.value) for keyword in node.keywords}
-        elif isinstance(node, ast.Dict) and None not in node.keys:
-            return {value(k): value(v) for k, v in zip(node.keys, node.values)}
-        elif isinstance(node, (ast.List, ast.Tuple)):
-            return [value(element) for element in node.elts]
-        elif isinstance(node, (ast.Constant, ast.UnaryOp)):
-            return ast.literal_eval(node)
-        raise ConversionError(
-            f"the configuration text holds `{ast.unparse(node)[:60]}`, which is neither literal nor dict(...)"
-        )
-
-    if len(text) > MOST_TEXT:
-        raise ConversionError(
-            f"the configuration text inside the checkpoint has {len(text)} letters; at most {MOST_TEXT}"
-        )
-    try:
-        tree = ast.parse(text)
-        for node in tree.body:
-            if not isinstance(node, ast.Assign) or len(node.targets) != 1 or not isinstance(node.targets[0], ast.Name):
-                raise ConversionError(
-                    f"the configuration text holds `{ast.unparse(node)[:60]}`, which is no plain assignment"
-                )
-        return {node.targets[0].id: value(node.value) for node in tree.body}
-    except ConversionError:
-        raise
-    except (MemoryError, RecursionError) as error:
-        raise ConversionError("the configuration text inside the checkpoint is nested too deeply") from error
-    except (SyntaxError, TypeError, ValueError) as error:
-        raise ConversionError(f"the configuration text inside the checkpoint cannot be parsed: {error}") from error
-
-
-def find_transform(steps, kind: str) -> dict:
-    """First transform called `kind` in a pipeline of mmsegmentation, also inside `transforms`; {} if there is none."""
-    for step in steps or []:
-        if step.get("type") == kind:
-            return step
-        if found := find_transform(step.get("transforms"), kind):
-            return found
-    return {}
 
 
 # ---------------------------------------------------------------------- three sources of numbers, which must agree
@@ -295,62 +88,6 @@ def numbers_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict:
     }
 
 
-def numbers_from_text(text: str) -> dict:
-    """What the configuration text gives; entries it does not state are left out."""
-    settings = parse_configuration(text)
-    model = settings.get("model") or {}
-    if "backbone" not in model or "decode_head" not in model:
-        raise ConversionError(
-            "the configuration text has no model with backbone and decode_head, so it is not QLSeg's"
-        )
-    backbone, head = model["backbone"], model["decode_head"]
-    if backbone.get("final_norm") or backbone.get("with_cls_token"):
-        raise ConversionError("the text asks for a final norm or for the class token in the output; QLSeg has neither")
-    test_cfg = model.get("test_cfg") or settings.get("test_cfg") or {}
-    test, train = settings.get("test_pipeline"), settings.get("train_pipeline")
-    normalize = find_transform(test, "Normalize") or settings.get("img_norm_cfg") or {}
-    scale = find_transform(test, "MultiScaleFlipAug").get("img_scale")
-    min_size = find_transform(test, "Resize").get("min_size")
-    slides = test_cfg.get("mode") == "slide"
-    side = backbone.get("img_size")
-    found = {
-        "width": backbone.get("embed_dims"),
-        "num_channels": backbone.get("in_channels"),
-        "patch_size": backbone.get("patch_size"),
-        "num_layers": backbone.get("num_layers"),
-        "num_heads": backbone.get("num_heads"),
-        "image_size": square(side, "img_size") if side is not None else None,
-        "drop_path": backbone.get("drop_path_rate"),
-        "norm_eps": (backbone.get("norm_cfg") or {}).get("eps"),
-        "layers": [i % backbone["num_layers"] for i in backbone["out_indices"]] if "out_indices" in backbone else None,
-        "num_labels": head.get("num_classes"),
-        "num_decoder_layers": head.get("num_layers"),
-        "decoder_heads": head.get("num_heads"),
-        "num_levels": head.get("use_stages"),
-        "decoder_width": head.get("embed_dims"),
-        "num_blocks": head.get("num_atm_layers"),
-        "threshold": head.get("attn_mask_thre"),
-        "num_pixel_layers": head.get("num_ps_layers"),
-        "num_groups": head.get("compress_c"),
-        "mean": normalize.get("mean"),
-        "std": normalize.get("std"),
-        "reduce_labels": find_transform(train, "LoadAnnotations").get("reduce_zero_label"),
-        "slides": slides if test_cfg.get("mode") else None,
-        "window": square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
-        "stride": square(test_cfg["stride"], "test_cfg.stride") if slides else None,
-        "short_side": max(min(scale), min_size or 0) if scale else min_size,
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def square(size, name: str) -> int:
-    """The side of a square given as a number or an equal pair."""
-    height, width = as_pair(tuple(size) if isinstance(size, list) else size)
-    if height != width:
-        raise ConversionError(f"the text's {name} {size} is not square")
-    return height
-
-
 def numbers_from_variant(name: str) -> dict:
     """What a released variant gives."""
     if name not in RELEASES:
@@ -391,8 +128,8 @@ def agreed_numbers(shapes: dict, text: dict | None, variant: str | None) -> dict
     """One value per number. The file's text comes before the variant; whatever two sources state must agree."""
     if text is None and variant is None:
         raise ConversionError(
-            "the checkpoint holds no configuration text (it was stripped), and shapes do not give heads, levels and "
-            f"threshold; say --variant with one of {', '.join(RELEASES)}"
+            "the checkpoint holds no configuration text of mmsegmentation (meta.config or meta.cfg), and shapes do "
+            f"not give heads, levels and threshold; say --variant with one of {', '.join(RELEASES)}"
         )
     sources = {
         "shapes": shapes,
@@ -441,27 +178,27 @@ def convert(
     """Configuration, processor and renamed weights of a checkpoint.
 
     Args:
-        state_dict: of the published implementation, without `module.` prefix.
-        meta: of mmcv (`config`, `CLASSES`, `PALETTE`), or empty.
+        state_dict: of the published implementation, without a prefix.
+        meta: of mmcv (`config`, `CLASSES`, `PALETTE`), of mmengine (`cfg`, `dataset_meta`), or empty.
         variant: one of the released names, needed if there is no configuration text.
         labels_file: label names that take the place of those in the file.
 
     Raises:
         ConversionError: sources contradict each other, or keys are missing, unexpected, misshapen or not finite.
     """
-    text = meta.get("config")
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), None)
     try:
         shapes = numbers_from_shapes(state_dict)
-        numbers = agreed_numbers(shapes, numbers_from_text(text) if isinstance(text, str) else None, variant)
+        numbers = agreed_numbers(shapes, numbers_from_text(text) if text is not None else None, variant)
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ConversionError(f"shapes or configuration text are not QLSeg's: {first_line(error)}") from error
     notes = []
+    names, palette = stored_labels(meta)
     if labels_file is not None:
         names, palette = read_label_file(labels_file)
-    elif meta.get("CLASSES"):
-        names, palette = meta["CLASSES"], meta.get("PALETTE")
+    elif names is not None:
         if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-            raise ConversionError("CLASSES in the checkpoint are no label names; give them with --labels")
+            raise ConversionError("the classes in the checkpoint are no label names; give them with --labels")
         names = list(names)
     elif variant is not None:
         config = QLSegConfig.for_release(variant)
@@ -480,6 +217,16 @@ def convert(
     if "short_side" in numbers and "window" in numbers and numbers["short_side"] < numbers["window"]:
         notes.append("The short side is below the window, so windows are smaller than the network was trained for.")
     return Conversion(config, processor, weights, used, dropped, notes)
+
+
+def stored_labels(meta: dict) -> tuple:
+    """Label names and palette as mmcv or mmengine store them, unchecked; None for what there is not."""
+    dataset = meta.get("dataset_meta")
+    for part in (meta, dataset if isinstance(dataset, dict) else {}):
+        for classes, palette in (("CLASSES", "PALETTE"), ("classes", "palette")):
+            if (names := part.get(classes)) is not None and names not in ((), []):
+                return names, part.get(palette)
+    return None, None
 
 
 def make_config(numbers: dict, names: list[str], palette) -> QLSegConfig:
@@ -584,39 +331,6 @@ def rename(state_dict: dict[str, torch.Tensor], config: QLSegConfig):
     return weights, used, dropped
 
 
-def new_names(key: str) -> list[str]:
-    """Our keys for a key of the checkpoint: none, one, or three for a packed projection."""
-    for pattern, template in KEY_TABLE.items():
-        if match := re.fullmatch(pattern, key):
-            groups = {
-                k: int(v) - (k in ONE_BASED) if v.isdigit() and k != "n" else v for k, v in match.groupdict().items()
-            }
-            return [template.format(**groups, qkv=part) for part in ("qkv" if "{qkv}" in template else ("",))]
-    return []
-
-
-def old_name(name: str) -> str:
-    """The checkpoint's key for one of ours: `new_names` backwards, for telling what is missing."""
-    kinds = {"p": "weight|bias", "qkv": "[qkv]", "part": r"\w+"}
-    for pattern, template in KEY_TABLE.items():
-        texts = re.split(r"\{(\w+)\}", template)
-        texts[1::2] = [f"(?P<{group}>{kinds.get(group, '[0-9]+')})" for group in texts[1::2]]
-        texts[::2] = map(re.escape, texts[::2])
-        if match := re.fullmatch("".join(texts), name):
-            key = pattern.replace("\\.", ".")
-            for group, value in match.groupdict().items():
-                value = str(int(value) + 1) if group in ONE_BASED else value
-                key = re.sub(rf"\(\?P<{group}>[^)]*\)", value, key)
-            if name in new_names(key):
-                return key
-    return name
-
-
-def key_family(key: str) -> str:
-    """A key with its indices replaced by a star, for the summary."""
-    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", key)
-
-
 # ---------------------------------------------------------------------------------------------- writing the folder
 
 
@@ -653,46 +367,60 @@ def save(conversion: Conversion, folder: Path, source: Path, dtype: torch.dtype 
         raise ConversionError(f"{folder} cannot be written: {first_line(error)}") from error
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help=".pth file of the published implementation")
-    parser.add_argument("output_dir", type=Path, help="folder to make; must not exist or be empty")
-    parser.add_argument("--variant", help=f"released network, if the file does not say: {', '.join(RELEASES)}")
-    parser.add_argument("--labels", type=Path, help="label names instead of the file's: JSON, or one per line")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights; as stored by default"
-    )
-    parser.add_argument("--push-to-hub", metavar="ID", help="also upload the folder as this model repository")
-    parser.add_argument("--private", action="store_true", default=None, help="make that repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to upload to, made if need be (default: main)")
-    return parser.parse_args(arguments)
+def convert_file(
+    path: Path,
+    folder: Path,
+    *,
+    variant: str | None = None,
+    labels: Path | None = None,
+    ema: bool = False,
+    dtype: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+) -> None:
+    """Convert a file, write the folder, say what was done, and upload it if that is asked for.
 
+    Args:
+        path: `.pth` or `.safetensors` file of the published implementation.
+        folder: to make; it must not exist, or be empty.
+        variant: released network, if the file does not say.
+        labels: file of label names, instead of the checkpoint's.
+        ema: take the moving average of the weights instead of them.
+        dtype: of the weights, a name such as "bfloat16"; as stored if not given.
+        push_to_hub: id of the model repository to upload to.
+        private: make that repository private.
+        revision: branch to upload to.
 
-def run(args: argparse.Namespace) -> None:
-    state_dict, meta = read_checkpoint(args.checkpoint)
+    Raises:
+        ConversionError: a sentence on what is wrong with the checkpoint or the arguments; nothing is written then.
+    """
+    checkpoint = read_checkpoint(path, ema)
     try:
-        conversion = convert(state_dict, meta, args.variant, args.labels)
+        conversion = convert(checkpoint.state_dict, checkpoint.meta, variant, labels)
     except ValueError as error:
-        raise ConversionError(f"{args.checkpoint}: {error}") from error
-    place = {"private": args.private, "revision": args.revision}
-    if args.push_to_hub:
-        args.push_to_hub = prepare_repo(args.push_to_hub, **place)  # before there is a folder, if it is refused
+        raise ConversionError(f"{path}: {error}") from error
+    # the file's own keys
+    conversion.used = {checkpoint.keys[name]: ours for name, ours in conversion.used.items()}
+    conversion.dropped = {checkpoint.keys[name]: why for name, why in conversion.dropped.items()} | checkpoint.dropped
+    conversion.notes = checkpoint.notes + conversion.notes
+    place = {"private": private or None, "revision": revision}
+    if push_to_hub:
+        push_to_hub = prepare_repo(push_to_hub, **place)  # before there is a folder, if it is refused
     elif any(place.values()):
-        raise ConversionError("--private and --revision belong to --push-to-hub ID; give that too")
-    save(conversion, args.output_dir, args.checkpoint, getattr(torch, args.dtype) if args.dtype else None)
+        raise ConversionError("--private and --revision belong to --push_to_hub ID; give that too")
+    save(conversion, folder, path, getattr(torch, dtype) if dtype else None)
     parameters = sum(value.numel() for value in conversion.state_dict.values())
-    print(f"{args.output_dir}: {parameters / 1e6:.1f} M parameters, {len(conversion.used)} keys used")
-    for line in [f"dropped {key}: {reason}" for key, reason in conversion.dropped.items()] + conversion.notes:
-        print(line)
-    if args.push_to_hub:
-        branch = f" --revision {args.revision}" if args.revision else ""
-        print(f"uploading; to repeat that alone: hf upload {args.push_to_hub} {args.output_dir}{branch}")
-        print(upload_folder(args.output_dir, args.push_to_hub, commit_message="Upload converted QLSeg", **place))
+    print(f"{folder}: {parameters / 1e6:.1f} M parameters, {len(conversion.used)} keys used")
+    for reason in dict.fromkeys(conversion.dropped.values()):
+        keys = [key for key, why in conversion.dropped.items() if why == reason]
+        print(f"dropped {', '.join(keys) if len(keys) < 4 else f'{len(keys)} keys ({keys[0]}, ...)'}: {reason}")
+    for note in conversion.notes:
+        print(note)
+    if push_to_hub:
+        branch = f" --revision {revision}" if revision else ""
+        print(f"uploading; to repeat that alone: hf upload {push_to_hub} {folder}{branch}")
+        print(upload_folder(folder, push_to_hub, commit_message="Upload converted QLSeg", **place))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    return exit_status("convert_checkpoints.py", run, parse_arguments(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["Conversion", "convert", "convert_file", "save"]

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..model.image_io import resize_picture
 from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..utils.optional import import_package
 from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 
 ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
@@ -27,10 +28,10 @@ CROP_DRAWS = 10
 
 @cache
 def opencv():
-    """The module cv2, or None if it is not installed."""
+    """The module cv2, or None if it is not installed. ImportError if it is, but another module or broken."""
     try:
-        import cv2
-    except ImportError:
+        cv2 = import_package("cv2", "setNumThreads", "augmentation", "'qlseg-hf[train]'")
+    except ModuleNotFoundError:
         return None
     cv2.setNumThreads(1)  # the workers are the parallelism, and a thread pool does not survive a fork
     return cv2

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture
+from ..utils.optional import import_package
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
@@ -340,11 +341,7 @@ def listed_names(path: Path) -> list[str]:
 
 def import_datasets(what: str):
     """The package `datasets`; ImportError that says what for."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(f"{what} needs the package datasets: pip install 'qlseg-hf[train]'") from error
-    return datasets
+    return import_package("datasets", "load_dataset", what, "'qlseg-hf[train]'")
 
 
 def open_table(dataset: str, split: str, config: str | None, streaming: bool):

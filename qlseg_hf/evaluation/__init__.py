@@ -1,6 +1,17 @@
 """Measuring: a whole data set in any number of processes, and the metrics themselves."""
 
 from .evaluator import Evaluation, evaluate_samples
-from .metrics import MeanIoU, StreamingScores, confusion_counts, scores
+from .metrics import StreamingScores, confusion_counts, scores
 
-__all__ = ["Evaluation", "MeanIoU", "StreamingScores", "confusion_counts", "evaluate_samples", "scores"]
+
+def __getattr__(name: str):
+    """`MeanIoU` needs optional packages, so it is imported when it is asked for."""
+    if name == "MeanIoU":
+        from .mean_iou import MeanIoU
+
+        return MeanIoU
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+# and MeanIoU, which `import *` would ask for
+__all__ = ["Evaluation", "StreamingScores", "confusion_counts", "evaluate_samples", "scores"]

@@ -4,7 +4,6 @@ The file holds one graph for any batch, height and width, in fp32 and operators 
 the configurations of network and image processor, so that nothing else is needed to segment pictures.
 """
 
-import importlib
 import json
 import os
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from ..model.configuration_qlseg import QLSegConfig, as_pair
 from ..model.modeling_qlseg import QLSegOutput
 from ..model.scores import combine
 from ..utils.files import partial_folder
+from ..utils.optional import import_package
 
 OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits")
 AXES = {0: "batch", 2: "height", 3: "width"}
@@ -28,11 +28,8 @@ MOST_BYTES = 2**31 - 2**24  # of weights in one file: protobuf's limit, less wha
 
 
 def optional(name: str) -> ModuleType:
-    """Import a package of the extra `export`; ImportError says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'{error.name} is missing; install it with: pip install "qlseg-hf[export]"') from error
+    """Import a package of the extra `export`; ImportError says what is wrong with it."""
+    return import_package(name, "__version__", "ONNX", "'qlseg-hf[export]'")
 
 
 class GraphOutputs(nn.Module):

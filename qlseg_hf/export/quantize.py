@@ -14,6 +14,7 @@ from ..hub.card import plain_model_card
 from ..hub.loading import load_network
 from ..model.segmentation import segment
 from ..utils.files import written_beside
+from ..utils.optional import import_package
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
 # On the larger stored network, kept in fp32, they lower the changed labels of its largest picture from 0.7 to 0.2 %.
@@ -36,13 +37,11 @@ def quantize(model: str, output: Path, pictures: list[str]) -> None:
     Raises:
         ValueError: torchao is missing, `output` exists, or something is no model or no picture.
     """
-    try:
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-    except ImportError as error:
-        raise ValueError("quantising needs torchao: pip install 'qlseg-hf[quantize]'") from error
+    int8 = "Int8DynamicActivationInt8WeightConfig"
+    torchao = import_package("torchao.quantization", int8, "quantising", "'qlseg-hf[quantize]'")
     if output.exists():
         raise ValueError(f"{output} exists; name another folder, or remove it first")
-    settings = TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=NOT_QUANTISED)
+    settings = TorchAoConfig(getattr(torchao, int8)(), modules_to_not_convert=NOT_QUANTISED)
     plain, processor = load_network(model, dtype=torch.float32)
     small = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=torch.float32, quantization_config=settings)
     with written_beside(output) as folder:

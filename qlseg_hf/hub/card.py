@@ -311,6 +311,9 @@ def converted_model_card(
         dropped: every other source key and why.
         notes: sentences for the reader.
     """
+    dropped_by_reason = {}
+    for key, reason in dropped.items():
+        dropped_by_reason.setdefault(reason, []).append(key)
     lines = [
         "# QLSeg, converted",
         "",
@@ -339,7 +342,10 @@ def converted_model_card(
         "| keys | in the checkpoint | here |",
         "| ---: | --- | --- |",
         *(f"| {count} | `{old}` | `{new}` |" for count, old, new in key_families),
-        *(f"| 1 | `{key}` | dropped: {reason} |" for key, reason in dropped.items()),
+        *(
+            f"| {len(keys)} | `{keys[0]}`{', ...' if len(keys) > 1 else ''} | dropped: {reason} |"
+            for reason, keys in dropped_by_reason.items()
+        ),
         "",
         "<details><summary>Every key</summary>",
         "",

@@ -6,28 +6,36 @@ tokens cut off. Stages count as everywhere in transformers (0 is the embedding, 
 start at the output of the first layer, so timm's 7, 15, 23 are transformers' 8, 16, 24.
 """
 
+import copy
+import re
+
 import torch
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedConfig
+from transformers.backbone_utils import BackboneMixin
 
-from .configuration_qlseg import as_pair
+from .configuration_qlseg import QLSegViTConfig, as_pair
 
 
 def build_backbone(config: PreTrainedConfig) -> nn.Module:
     """A backbone with fresh weights; timm's are told to take any size.
 
     Raises:
-        ValueError: the widths of its maps differ, it is a timm network of one fixed size, or to be fetched.
+        ValueError: the widths of its maps differ, they are no maps or on several grids, it is a timm network of one
+            fixed size, or to be fetched.
     """
     if config.model_type == "timm_backbone" and set("/:") & set(str(config.backbone)):
         raise ValueError(
             f"timm's {config.backbone} would be fetched; give the name of an architecture, without / and :"
         )
+    if getattr(config, "add_fpn", False) or not getattr(config, "reshape_hidden_states", True):
+        raise ValueError(
+            f"a {config.model_type} gives maps on several grids with add_fpn, and none without reshape_hidden_states; "
+            "choose a plain ViT, with reshape_hidden_states and without add_fpn"
+        )
     try:
-        any_size = {"dynamic_img_size": True} if config.model_type == "timm_backbone" else {}
-        backbone = AutoBackbone.from_config(config, **any_size)
+        backbone = AutoBackbone.from_config(config, **backbone_options(config))
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
@@ -39,6 +47,11 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
             f"feature maps of width {backbone.channels}; a plain ViT backbone with maps of one width is wanted"
         )
     return backbone
+
+
+def backbone_options(config: PreTrainedConfig) -> dict[str, bool]:
+    """What a backbone is built with beside its configuration: timm's take any size."""
+    return {"dynamic_img_size": True} if config.model_type == "timm_backbone" else {}
 
 
 def patch_size_of(backbone: nn.Module) -> tuple[int, int]:
@@ -72,41 +85,48 @@ def whole_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_c
     return F.pad(pixel_values, (0, missing[1], 0, missing[0]))
 
 
+def check_maps(backbone: nn.Module, maps: tuple[torch.Tensor, ...], grid: tuple[int, int]) -> None:
+    """ValueError if the feature maps are not (B, D, h, w) on the grid of patches."""
+    found = [tuple(x.shape[1:]) for x in maps]
+    wanted = [(width, *grid) for width in backbone.channels]
+    if found != wanted:
+        raise ValueError(
+            f"{type(backbone).__name__} gives maps {found} for {grid[0]} x {grid[1]} patches, {wanted} are wanted; "
+            "choose a plain ViT, with reshape_hidden_states and without add_fpn"
+        )
+
+
 def unused_weights(backbone: nn.Module) -> list[str]:
     """Names of parameters that no feature map depends on: mask tokens, layers behind the last stage, some norms.
 
-    They can never have a gradient, which DistributedDataParallel takes for an error, so they are to be frozen. Found
-    with a picture of 2 x 3 patches on the meta device: shapes and dependencies, no numbers and no memory.
+    They can never have a gradient, which DistributedDataParallel takes for an error, so they are to be frozen. Of our
+    own ViT they are the layers behind the last stage. Of another they are found with a picture of 2 x 3 patches and a
+    twin on the meta device: shapes and dependencies, no numbers and no memory. Weights are never looked at, so they
+    may be cut up over processes (FSDP, DeepSpeed ZeRO-3).
 
     Raises:
         ValueError: a map is not (B, D, h, w) on the grid of patches.
     """
-    tensors = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(isinstance(tensor, nn.Parameter))
-        for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers())
-    }
-    parameters = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
-    patch = patch_size_of(backbone)
-    attention = backbone.config._attn_implementation
-    try:
-        if attention != "eager":
-            backbone.config._attn_implementation = "sdpa"  # flash and flex attention have no meta kernels
-        # on the CPU what backbones cache between calls, were it made under the meta device of `from_pretrained`
-        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
-            pixel_values = next(iter(parameters.values())).new_zeros(
-                1, backbone.config.num_channels, 2 * patch[0], 3 * patch[1]
-            )
-            maps = functional_call(backbone, tensors, (pixel_values,), {"return_dict": True}).feature_maps
-            wanted = [(1, width, 2, 3) for width in backbone.channels]
-            if [tuple(x.shape) for x in maps] != wanted:
-                raise ValueError(
-                    f"{type(backbone).__name__} gives maps {[tuple(x.shape) for x in maps]} for 2 x 3 patches, "
-                    f"{wanted} are wanted; choose a plain ViT, with reshape_hidden_states and without add_fpn"
-                )
-            gradients = torch.autograd.grad([x.sum() for x in maps], list(parameters.values()), allow_unused=True)
-    finally:
-        backbone.config._attn_implementation = attention
+    if backbone.config.model_type == QLSegViTConfig.model_type:
+        depth = max(backbone.stage_names.index(stage) for stage in backbone.out_features)
+        names = [name for name, _ in backbone.named_parameters()]
+        return [name for name in names if (match := re.match(r"layers\.(\d+)\.", name)) and int(match[1]) >= depth]
+    config = copy.deepcopy(backbone.config)
+    if config._attn_implementation != "eager":
+        config._attn_implementation = "sdpa"  # flash and flex attention have no meta kernels
+    # not by `from_config`, which cuts weights up if DeepSpeed is set up; FSDP may have wrapped the backbone
+    kind = next(type(module) for module in backbone.modules() if isinstance(module, BackboneMixin))
+    # gradients also where someone loads or trains without; on the CPU what backbones compute aside
+    with torch.inference_mode(False), torch.enable_grad():
+        with torch.device("meta"):
+            twin = kind(config, **backbone_options(config)).eval()
+        patch, parameters = patch_size_of(twin), dict(twin.named_parameters())
+        with torch.device("cpu"):
+            pixel_values = torch.zeros(1, config.num_channels, 2 * patch[0], 3 * patch[1], device="meta")
+            maps = twin(pixel_values.to(twin.dtype), return_dict=True).feature_maps
+        check_maps(twin, maps, (2, 3))
+        gradients = torch.autograd.grad([x.sum() for x in maps], list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients) if gradient is None]
 
 
-__all__ = ["build_backbone", "patch_size_of", "unused_weights", "whole_patches"]
+__all__ = ["build_backbone", "check_maps", "patch_size_of", "unused_weights", "whole_patches"]

@@ -13,12 +13,17 @@ import sysconfig
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 try:
     import triton
     import triton.language as tl
-except ImportError:  # PyTorch's builds for CPUs come without it
+except ImportError as error:
     triton = None
+    if error.name != "triton":  # PyTorch's builds for CPUs come without it; anything else is worth a word
+        logger.warning(f"triton is there and cannot be imported, so GPUs sample without the faster kernel: {error}")
 
 WIDEST_HEAD = 256  # channels; a program holds a row of them in registers
 kernel = triton.jit if triton is not None else lambda function: function

@@ -11,6 +11,7 @@ imports, and a model that is saved again takes its code from there.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .backbones import build_backbone, patch_size_of, unused_weights, whole_patches
+from .backbones import build_backbone, check_maps, patch_size_of, unused_weights, whole_patches
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .deformable_attention import Grid, position_code, sample_levels
 from .loss_qlseg import check_labels, segmentation_loss
@@ -510,22 +511,42 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         make_backbone = self.vit_backbone_class._from_config if is_ours else build_backbone
         self.backbone = make_backbone(config.backbone_config)
         self.patch_size = patch_size_of(self.backbone)
-        self.unused_weights = unused_weights(self.backbone)
         widths = self.backbone.channels
         self.pixel_encoder = QLSegPixelEncoder(config, widths[0], len(widths))
         self.decoder = QLSegDecoder(config, widths[0], len(widths))
         self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.post_init()
-        self.freeze_unused_weights()
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch projection, whatever the backbone; torchao's loader and reentrant checkpointing ask for it."""
         return next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
 
+    @cached_property
+    def unused_weights(self) -> list[str]:
+        """Names (below `backbone`) of parameters that no feature map depends on; found when they are asked for."""
+        return unused_weights(self.backbone)
+
     def freeze_unused_weights(self) -> None:
-        """Freeze what of the backbone no feature map depends on; see `unused_weights`. Loading weights undoes it."""
+        """Freeze `unused_weights`, so that every weight that is trained has a gradient.
+
+        `train()` does it, and DistributedDataParallel makes it happen before it counts on gradients.
+        """
+        parameters = dict(self.backbone.named_parameters())
         for name in self.unused_weights:
-            self.backbone.get_parameter(name).requires_grad_(False)
+            if name in parameters:  # FSDP and adapters rename some
+                parameters[name].requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """As `nn.Module.train`. Training begins here, so what no gradient can reach is frozen."""
+        if mode:
+            self.freeze_unused_weights()
+        return super().train(mode)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DistributedDataParallel asks for this first of all; nothing is to be ignored, but see `train`."""
+        self.freeze_unused_weights()
+        return []
 
     @can_return_tuple
     def forward(
@@ -552,13 +573,14 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: `pixel_values` or `labels` have the wrong shape, or (on a CPU) a label is outside the range; on
-                a GPU that is an assertion of the device, which costs no synchronisation.
+            ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, or (on a CPU) a label is
+                outside the range; on a GPU that is an assertion of the device, which costs no synchronisation.
         """
         if labels is not None:
             check_labels(labels, pixel_values, self.config)
+        padded = whole_patches(pixel_values, self.patch_size, self.backbone.config.num_channels)
         features = self.backbone(
-            whole_patches(pixel_values, self.patch_size, self.backbone.config.num_channels).to(self.backbone.dtype),
+            padded.to(self.backbone.dtype),
             output_hidden_states=self.config.output_hidden_states
             if output_hidden_states is None
             else output_hidden_states,
@@ -566,6 +588,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             return_dict=True,
         )
         grid = tuple(features.feature_maps[0].shape[-2:])
+        if not torch.compiler.is_compiling():  # where sides are symbols, which compare as one or stop an export
+            sides = zip(padded.shape[-2:], self.patch_size)
+            check_maps(self.backbone, features.feature_maps, tuple(side // patch for side, patch in sides))
         levels = self.pixel_encoder(features.feature_maps, grid)  # L x (B, N, D)
         queries, mask_logits = self.decoder(levels, grid)  # (T, B, K, C), (T, B, K, h, w)
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
@@ -595,9 +620,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             ValueError: `reuse_labels` without `id2label`.
         """
         if not reuse_labels:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unused_weights()
-            return loaded
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
         if id2label is None and isinstance(kwargs.get("config"), PreTrainedConfig):
             # the Auto class has put the new names into the configuration; the old ones are in the folder
@@ -610,7 +633,6 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             raise ValueError(f"num_labels differs from the {len(id2label)} names of id2label; leave num_labels out")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze_unused_weights()
         model.resize_labels({int(index): name for index, name in id2label.items()})
         return loaded
 

@@ -15,6 +15,7 @@ from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.loss_qlseg import loss_normalizers
 from ..releases import RELEASES, label_set
+from ..utils.optional import import_package
 from ..weights import load_vit_weights
 from .optimization import learning_rate_factor
 from .recipe import Recipe
@@ -76,6 +77,7 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
         if len(weights) != model.config.num_labels:
             raise ValueError(f"{len(weights)} class_weights for {model.config.num_labels} labels")
         model.config.label_weights = weights
+    model.freeze_unused_weights()  # before there are groups of an optimiser
     if recipe.freeze_backbone:
         model.backbone.requires_grad_(False)
     if recipe.lora:
@@ -95,10 +97,7 @@ def add_lora(model: QLSegForSemanticSegmentation, rank: int) -> None:
         ImportError: peft is missing.
         ValueError: no projection of the encoder's attention is known by its name.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("lora needs peft: pip install 'qlseg-hf[train]'") from error
+    peft = import_package("peft", "inject_adapter_in_model", "lora", "'qlseg-hf[train]'")
     unused = {f"backbone.{name}" for name in model.unused_weights}  # adapters there would never have a gradient
     names = [
         name
@@ -112,7 +111,7 @@ def add_lora(model: QLSegForSemanticSegmentation, rank: int) -> None:
     if not names or is_passed_by:
         kind = getattr(model.config.backbone_config, "backbone", type(model.backbone).__name__)
         raise ValueError(f"lora knows no attention of {kind} that takes adapters; leave lora out")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or not name.startswith("backbone."))
 

@@ -27,7 +27,6 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT), str(ROOT / "examples"), *filter(None, [os.environ.get("EXTRA_PATH")])]
 
-from convert_checkpoints import main as convert  # noqa: E402
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_picture, onnx_model, segment  # noqa: E402
 from qlseg_hf.cli.errors import exit_status  # noqa: E402
 
@@ -77,7 +76,7 @@ class Command:
 
 class Convert(Command):
     def run(self) -> int:
-        return convert([str(self.checkpoint), str(self.place / "sub" / "out")])
+        return run(["convert", self.checkpoint, self.place / "sub" / "out"])
 
     def check(self) -> None:
         QLSegForSemanticSegmentation.from_pretrained(self.place / "sub" / "out")

@@ -20,8 +20,8 @@ from PIL import Image
 from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.datasets import open_dataset
-from qlseg_hf.evaluation import evaluator as evaluation_module
 from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
+from qlseg_hf.evaluation.evaluator import evaluator as evaluation_module
 from qlseg_hf.evaluation.metrics import confusion_counts, scores
 from qlseg_hf.hub.card import measured_line
 from qlseg_hf.utils.visualization import draw_overlay, label_colors
@@ -196,7 +196,7 @@ def test_killed_and_resumed(stored, folder, tmp_path):
     # the real script, with a state after every picture and a pause that leaves time for the kill
     code = f"""
 import runpy, sys, time
-from qlseg_hf.evaluation import evaluator as evaluation
+from qlseg_hf.evaluation.evaluator import evaluator as evaluation
 evaluation.ROUND_SECONDS = 0
 count = evaluation.count_for_a_round
 def paused(mine, counted, predict, bar):

@@ -23,8 +23,8 @@ from PIL import Image
 from programs import NETWORK, make_data, write_recipe
 from transformers import AutoModelForSemanticSegmentation, Dinov2Config, pipeline
 
-import convert_checkpoints
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor
+from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples
 from qlseg_hf.hub.card import add_result_to_card, inference_protocol
@@ -219,7 +219,7 @@ def test_a_failed_upload_changes_nothing_and_is_resumed(hub, tiny_model):
 
 
 def convert(*arguments) -> int:
-    return convert_checkpoints.main([str(FIXTURES / "b" / "checkpoint.pth"), *map(str, arguments)])
+    return run(["convert", FIXTURES / "b" / "checkpoint.pth", *arguments])
 
 
 def test_converter(hub, tmp_path, monkeypatch, capsys):
@@ -240,7 +240,7 @@ def test_converter_refusals(hub, tmp_path, monkeypatch, capsys):
     def sentence(*arguments) -> str:
         assert convert(tmp_path / "out", *arguments) == 1
         printed = capsys.readouterr().err
-        assert printed.count("convert_checkpoints.py: ") == 1 and "Traceback" not in printed
+        assert printed.count("qlseg convert: ") == 1 and "Traceback" not in printed
         return printed.splitlines()[-1]
 
     assert "--private and --revision belong to --push-to-hub" in sentence("--private")
@@ -258,7 +258,7 @@ def test_upload_refused_at_the_commit_is_one_sentence(hub, tmp_path, capsys):
     hub.failing = ("/commit/main", 403)
     assert convert(tmp_path / "out", "--push-to-hub", "me/net") == 1
     printed = capsys.readouterr()
-    assert printed.err.count("convert_checkpoints.py: the Hub answered 403") == 1 and "Traceback" not in printed.err
+    assert printed.err.count("qlseg convert: the Hub answered 403") == 1 and "Traceback" not in printed.err
     assert f"hf upload me/net {tmp_path / 'out'}" in printed.out and list(hub.files("me/net")) == [".gitattributes"]
 
 

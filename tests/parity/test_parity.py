@@ -10,8 +10,8 @@ from conftest import FIXTURES
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-import convert_checkpoints
 from qlseg_hf import QLSegViTBackbone, QLSegViTConfig, load_picture, load_vit_weights, segment
+from qlseg_hf.convert.key_table import new_names
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.loss_qlseg import segmentation_loss
 from qlseg_hf.model.scores import combine
@@ -98,7 +98,7 @@ def test_gradient_norms(stored):
     assert len(norms) > 200
     checked = 0
     for key, norm in norms.items():
-        names = convert_checkpoints.new_names(key)
+        names = new_names(key)
         if not names:
             assert key == "backbone.cls_token" and norm == 0.0
             continue

@@ -16,8 +16,8 @@ from PIL import Image
 from properties import holds
 from transformers import pipeline
 
-import convert_checkpoints
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
+from qlseg_hf.cli.main import run
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import SHORTEST_STRIP, MemoryPlan
 from qlseg_hf.model.segmentation import window_layout
@@ -471,7 +471,7 @@ def test_conversion_round_trip(config, window, short_side, names, switches, pref
     with TemporaryDirectory() as folder:
         file, place = Path(folder, "old.pth"), Path(folder, "new")
         torch.save(checkpoint, file)
-        assert convert_checkpoints.main([str(file), str(place)]) == 0
+        assert run(["convert", file, place]) == 0
         again = loaded(place)
         settings = QLSegImageProcessor.from_pretrained(place)
     assert settings_of(again) == settings_of(model)

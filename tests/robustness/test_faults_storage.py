@@ -21,9 +21,9 @@ import tqdm
 from conftest import FIXTURES, ROOT
 from full_disk import tree
 
-import convert_checkpoints
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.cli.errors import exit_status
+from qlseg_hf.cli.main import run
 from qlseg_hf.data.labels import read_label_file
 from qlseg_hf.evaluation.evaluator import Progress
 from qlseg_hf.evaluation.metrics import StreamingScores
@@ -176,7 +176,7 @@ def test_damaged_checkpoint(tmp_path, capsys, number):
     """Refused, or converted to exactly the same weights (what was hit has no meaning)."""
     path, folder = tmp_path / "x.pth", tmp_path / "out"
     shutil.copy(CHECKPOINT, path)
-    assert convert_checkpoints.main([str(path), str(folder)]) == 0
+    assert run(["convert", path, folder]) == 0
     weights = (folder / "model.safetensors").read_bytes()
     tried = refused = 0
     damage = Damage(path)
@@ -188,7 +188,7 @@ def test_damaged_checkpoint(tmp_path, capsys, number):
             path.write_bytes(data)
         shutil.rmtree(folder, ignore_errors=True)
         capsys.readouterr()
-        status = convert_checkpoints.main([str(path), str(folder)])
+        status = run(["convert", path, folder])
         lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
         tried += 1
         if status == 0:
@@ -294,7 +294,8 @@ def start(code: str, *arguments) -> subprocess.Popen:
 
 # everything is imported once, and forked: N children race for one folder
 RACES = """
-import json, os, convert_checkpoints
+import json, os
+from qlseg_hf.cli.main import run
 print("ready", flush=True)
 for line in sys.stdin:
     number, place = line.split()
@@ -303,20 +304,21 @@ for line in sys.stdin:
         child = os.fork()
         if child == 0:
             os.dup2(os.open(f"{place}.{i}", os.O_WRONLY | os.O_CREAT), 2)
-            os._exit(convert_checkpoints.main([sys.argv[1], f"{place}/net"]))
+            os._exit(run(["convert", sys.argv[1], f"{place}/net"]))
         children.append(child)
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
 """
 # each line is a folder to convert to
 CONVERTS = """
-import os, convert_checkpoints
+import os
+from qlseg_hf.cli.main import run
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        os._exit(convert_checkpoints.main([sys.argv[1], line.strip()]))
+        os._exit(run(["convert", sys.argv[1], line.strip()]))
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)
 """
@@ -461,7 +463,7 @@ def test_what_others_write_is_left_alone(tmp_path):
 @pytest.mark.parametrize("writers, rounds", [pytest.param(n, 15, marks=pytest.mark.slow) for n in (2, 4)])
 def test_many_converters_one_folder(tmp_path, writers, rounds):
     """One whole folder, equal to that of a single conversion; the others succeed or say a sentence."""
-    assert convert_checkpoints.main([str(CHECKPOINT), str(tmp_path / "alone" / "net")]) == 0
+    assert run(["convert", CHECKPOINT, tmp_path / "alone" / "net"]) == 0
     expected = tree(tmp_path / "alone")
     parent = start(RACES, CHECKPOINT)
     assert parent.stdout.readline() == "ready\n"

@@ -31,10 +31,12 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
-import convert_checkpoints
-from convert_checkpoints import ConversionError, parse_configuration, read_checkpoint
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, load_picture
 from qlseg_hf.cli.errors import exit_status
+from qlseg_hf.cli.main import run as run_command
+from qlseg_hf.convert.config_text import parse_configuration
+from qlseg_hf.convert.convert import convert
+from qlseg_hf.convert.reader import ConversionError, read_checkpoint
 from qlseg_hf.data.check import check_labels_of_dataset
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.hub.card import plain_model_card
@@ -52,7 +54,7 @@ one_network = pytest.mark.parametrize("stored", ["b"], indirect=True)
 CHECKPOINT = FIXTURES / "b" / "checkpoint.pth"
 MOST_MIB = 700  # that a refusal may add to a process
 TRAP = "trapped"
-SHIPPED = [ROOT / "convert_checkpoints.py", *sorted((ROOT / "qlseg_hf").glob("*.py"))]
+SHIPPED = [ROOT / "convert_checkpoints.py", *sorted((ROOT / "qlseg_hf").rglob("*.py"))]
 SHIPPED += sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -68,7 +70,7 @@ class Reduced:
 
 def refused(capsys, path: Path, folder: Path) -> str:
     """The one sentence of the converter; it must have written nothing."""
-    status = convert_checkpoints.main([str(path), str(folder)])
+    status = run_command(["convert", path, folder])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
     assert status == 1 and len(lines) == 1 and path.name in lines[0] and len(lines[0]) < 2000, lines
     assert not folder.exists() and not Path(TRAP).exists()
@@ -265,11 +267,11 @@ CLAIMS = {
 MEASURE = f"""
 import resource, sys
 sys.path.insert(0, {str(ROOT)!r})
-import convert_checkpoints
-convert_checkpoints.main([sys.argv[1], sys.argv[3]])
+from qlseg_hf.cli.main import run
+run(["convert", sys.argv[1], sys.argv[3]])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[4:]:
-    print("status", convert_checkpoints.main([path, sys.argv[2]]), path)
+    print("status", run(["convert", path, sys.argv[2]]), path)
 print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -300,9 +302,7 @@ def test_small_files_that_claim_much(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("status")] == ["1"] * len(paths), lines
-    sentences = [
-        line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("convert_checkpoints")
-    ]
+    sentences = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("qlseg convert")]
     assert len(sentences) == len(paths) and not (tmp_path / "out").exists()
     assert all(".pth" in line for line in sentences), sentences
     assert int(lines[-1].split()[1]) < MOST_MIB, lines[-1]
@@ -355,7 +355,8 @@ def test_texts(name, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    return read_checkpoint(CHECKPOINT)
+    source = read_checkpoint(CHECKPOINT)
+    return source.state_dict, source.meta
 
 
 WRONG_VALUES = ["None", "'x'", "-1", "0", "1e999", "[]", "{}", "[[1]]", "dict(type='x')", "True", "0x" + "f" * 400]
@@ -380,7 +381,7 @@ def test_wrong_values_in_the_text(checkpoint, value):
             else:
                 continue
             try:
-                convert_checkpoints.convert(state_dict, meta | {"config": ast.unparse(tree)})
+                convert(state_dict, meta | {"config": ast.unparse(tree)})
             except ValueError:
                 pass
             setattr(parent, name, field)

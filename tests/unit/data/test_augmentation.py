@@ -1,6 +1,7 @@
 """Augmentation by its invariants and by its distribution; sampling order by arithmetic that fits on paper."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from qlseg_hf import QLSegImageProcessor
-from qlseg_hf.data import augmentation as module
 from qlseg_hf.data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
@@ -21,6 +21,7 @@ from qlseg_hf.data.augmentation import (
     sample_order,
 )
 from qlseg_hf.data.datasets import Sample, SampleError, StreamedSamples, open_dataset
+from qlseg_hf.data.datasets import augmentation as module
 from qlseg_hf.model.image_io import resize_picture
 
 NUM_LABELS = 20
@@ -238,6 +239,19 @@ def test_photometric_needs_opencv(monkeypatch):
     with pytest.raises(ImportError, match="photometric needs OpenCV: pip install"):
         transform(photometric=True)
     assert transform().augment(*scene(), rng(0))["labels"].shape == (16, 16)
+
+
+def test_opencv_that_is_broken(monkeypatch, tmp_path):
+    """Not taken for absent, which would be slow and say that OpenCV is to be installed."""
+    (tmp_path / "cv2").mkdir()
+    (tmp_path / "cv2" / "__init__.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    module.opencv.cache_clear()
+    for photometric in (True, False):
+        with pytest.raises(ImportError, match=r"the package cv2, whose import from .*tmp.*fails: libGL.so.1"):
+            transform(photometric=photometric).augment(*scene(), rng(0))
+    module.opencv.cache_clear()
 
 
 @pytest.mark.parametrize(

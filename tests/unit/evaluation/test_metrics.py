@@ -1,20 +1,25 @@
 """Confusion counts and what is made of them: the stored numbers, cases worked by hand, and a slow implementation."""
 
-import importlib.util
+import importlib
 import json
 import math
+import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
+from conftest import FIXTURES, ROOT
 from safetensors.torch import load_file
 from slow import slow_scores
 
+from qlseg_hf import evaluation
 from qlseg_hf.evaluation import metrics
-from qlseg_hf.evaluation.metrics import MeanIoU, StreamingScores, confusion_counts, joint_counts, scores
+from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts, scores
+from qlseg_hf.utils.optional import import_package
 
 NAN = float("nan")
 # 2 x 3 pixels, 4 labels; label 3 occurs nowhere. IoU 1/2, 2/3, 0/1.
@@ -33,10 +38,9 @@ def fixture(request):
     return tensors["metric_predictions"], tensors["metric_references"], numbers["num_labels"], expected
 
 
-def make_mean_iou(**kwargs) -> MeanIoU:
-    if metrics.Metric.__module__ == metrics.__name__:  # its stand-in; `evaluate` may be found as examples/evaluate.py
-        pytest.skip("evaluate is not installed")
-    return MeanIoU(**kwargs)
+def make_mean_iou(**kwargs):
+    pytest.importorskip("datasets")
+    return evaluation.MeanIoU(**kwargs)
 
 
 @pytest.fixture
@@ -363,12 +367,76 @@ def test_wrong_use_of_metric(mean_iou):
     assert found["mean_iou"] == 1  # nothing is left of the calls that failed
 
 
+# ------------------------------------------------------------------------------------- packages that may be missing
+
+
 def test_without_evaluate(monkeypatch):
-    """The module imports and counts; only a MeanIoU cannot be made."""
+    """The module imports and counts; only MeanIoU cannot be had."""
     monkeypatch.setitem(sys.modules, "evaluate", None)
-    spec = importlib.util.spec_from_file_location("qlseg_hf.metrics_again", metrics.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.confusion_counts(np.array([[1]]), np.array([[1]]), 2).tolist() == [[0, 0], [0, 1]]
-    with pytest.raises(ImportError, match="MeanIoU needs the package evaluate, which cannot be imported"):
-        module.MeanIoU()
+    monkeypatch.delitem(sys.modules, "qlseg_hf.evaluation.mean_iou", raising=False)
+    assert metrics.confusion_counts(np.array([[1]]), np.array([[1]]), 2).tolist() == [[0, 0], [0, 1]]
+    with pytest.raises(ModuleNotFoundError, match=r"MeanIoU needs the package \w+: pip install 'qlseg-hf\[train\]'"):
+        _ = evaluation.MeanIoU
+
+
+HIDDEN = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import qlseg_hf.evaluation
+assert not {"datasets", "evaluate"} & set(sys.modules)
+try:
+    from qlseg_hf.evaluation.metrics import MeanIoU
+except ImportError as error:
+    print(error)
+assert "evaluate" not in sys.modules
+"""
+
+
+def test_examples_before_the_packages():
+    """`python examples/x.py` puts examples/ first, where evaluate.py lies."""
+    pytest.importorskip("datasets")
+    command = [sys.executable, "-c", HIDDEN, ROOT / "examples", ROOT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"the package evaluate, which \S*examples/evaluate.py hides; rename that", done.stdout), done
+
+
+def test_examples_hide_no_other_package():
+    """evaluate.py keeps its name; no second script may be called like something that is installed."""
+    names = {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert len(names) > 5 and names & set(metadata.packages_distributions()) <= {"evaluate"}
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({}, "a test needs the package ql_thing: pip install thing"),
+        ({"ql_thing/readme.txt": ""}, "a test needs the package ql_thing: pip install thing"),
+        ({"ql_thing.py": "raise SystemExit"}, r"the package ql_thing, which \S*/ql_thing.py hides; rename that"),
+        ({"ql_thing/__init__.py": "other = 1"}, r"ql_thing, which \S*/ql_thing/__init__.py hides; rename that"),
+        (
+            {"ql_thing/__init__.py": "import ql_absent"},
+            r"import from \S*__init__.py fails: No module named 'ql_absent'",
+        ),
+        ({"ql_thing/__init__.py": "raise ImportError('libGL.so.1')"}, r"import from \S* fails: libGL.so.1"),
+    ],
+)
+def test_import_package(files, message, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    importlib.invalidate_caches()
+    with pytest.raises(ImportError, match=message) as refusal:
+        import_package("ql_thing", "wanted", "a test", "thing")
+    assert isinstance(refusal.value, ModuleNotFoundError) == ("pip install" in message)
+    sys.modules.pop("ql_thing", None)
+
+
+def test_import_package_finds_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "ql_thing").mkdir()
+    (tmp_path / "ql_thing" / "__init__.py").write_text("")
+    (tmp_path / "ql_thing" / "part.py").write_text("wanted = 3")
+    assert import_package("ql_thing.part", "wanted", "a test", "thing").wanted == 3
+    sys.modules.pop("ql_thing"), sys.modules.pop("ql_thing.part")

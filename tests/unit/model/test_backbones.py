@@ -28,6 +28,7 @@ from qlseg_hf import (
     QLSegConfig,
     QLSegForSemanticSegmentation,
     QLSegImageProcessor,
+    QLSegViTConfig,
     load_vit_weights,
     segment,
 )
@@ -85,7 +86,7 @@ def check_round_trip(model, folder: Path):
     again = AutoModelForSemanticSegmentation.from_pretrained(folder)
     pixel_values = torch.randn(1, 3, 40, 75)
     assert torch.equal(again(pixel_values).logits, model(pixel_values).logits)
-    assert frozen(again) == frozen(model)
+    assert frozen(again.train()) == frozen(model)
     half = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.bfloat16)
     assert half(pixel_values).logits.dtype == torch.bfloat16  # fp32 pictures are cast where they enter
 
@@ -119,7 +120,7 @@ def check_lora(model, num_projections: int):
     """Adapters where a gradient can reach them; the merged network computes what the trained one does."""
     model = copy.deepcopy(model)
     if find_spec("peft") is None:
-        with pytest.raises(ImportError, match="lora needs peft"):
+        with pytest.raises(ImportError, match="lora needs the package peft"):
             add_lora(model, rank=2)
         return
     add_lora(model, rank=2)
@@ -149,7 +150,7 @@ def one_process(tmp_path_factory):
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_backbone(kind, tmp_path, one_process):
     config, unused = BACKBONES[kind]
-    model = network(config)
+    model = network(config).train().eval()
     assert {name.removeprefix("backbone.") for name in frozen(model)} == {
         name for name, _ in model.backbone.named_parameters() if re.match(unused, name)
     }
@@ -203,11 +204,11 @@ WRONG = {
     ),
     "pyramid": (
         BeitConfig(**SIZES | {"num_hidden_layers": 4}, **MLP, image_size=64, add_fpn=True, out_indices=[1, 2, 3, 4]),
-        r"BeitBackbone gives maps \[\(1, 32, 8, 12\), .* \(1, 32, 2, 3\).* are wanted; choose a plain ViT.*add_fpn",
+        "a beit gives maps on several grids with add_fpn.* choose a plain ViT.*add_fpn",
     ),
     "tokens": (
         Dinov2Config(**SIZES, image_size=56, patch_size=14, reshape_hidden_states=False, out_indices=[1, 3]),
-        r"Dinov2Backbone gives maps \[\(1, 7, 32\).* with reshape_hidden_states",
+        "a dinov2 gives .* none without reshape_hidden_states; .* with reshape_hidden_states",
     ),
 }
 
@@ -217,6 +218,87 @@ def test_what_is_no_plain_vit(kind):
     config, message = WRONG[kind]
     with pytest.raises(ValueError, match=message):
         network(config)
+
+
+def test_maps_on_another_grid_than_the_patches():
+    """A single stage of a pyramid has one width; inference and training both refuse it."""
+    model = network(SwinConfig(embed_dim=32, depths=[1, 1], num_heads=[2, 2], window_size=2, out_indices=[2]))
+    for use in (lambda: model(torch.randn(1, 3, 8, 12)), model.train):
+        with pytest.raises(ValueError, match=r"SwinBackbone gives maps .* are wanted; choose a plain ViT"):
+            use()
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_construction_runs_nothing(kind, monkeypatch, tmp_path):
+    """Neither a forward nor autograd, in whatever way the network comes to be; training asks another backbone once."""
+    config, unused = BACKBONES[kind]
+    network(config).save_pretrained(tmp_path)
+    calls = []
+    record = torch.nn.Module.__call__
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, old=torch.autograd.grad, **kw: (calls.append(1), old(*args, **kw))[1]
+    )
+    monkeypatch.setattr(
+        torch.nn.Module, "__call__", lambda self, *args, **kw: (calls.append(2), record(self, *args, **kw))[1]
+    )
+    with torch.device("meta"):
+        network(config)
+    QLSegForSemanticSegmentation.from_pretrained(tmp_path)
+    model = network(config)
+    assert calls == []
+    state = torch.get_rng_state()
+    assert model.train() is model and model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert calls.count(1) == (kind != "qlseg_vit") and (calls == []) == (kind == "qlseg_vit")
+    assert len(frozen(model)) == sum(bool(re.match(unused, name)) for name, _ in model.backbone.named_parameters())
+    found = list(calls)
+    model.eval().train()
+    copy.deepcopy(model).train()
+    assert calls == found
+
+
+@pytest.mark.parametrize("kind", ["qlseg_vit", "dinov3"])
+def test_weights_that_are_cut_up(kind, monkeypatch):
+    """DeepSpeed ZeRO-3 leaves parameters of shape (0,) as soon as a module is made."""
+    config, unused = BACKBONES[kind]
+    backbone = type(network(config).backbone)
+    construct = backbone.__init__
+
+    def cut_up(self, *args, **kwargs):
+        construct(self, *args, **kwargs)
+        if not next(self.parameters()).is_meta:
+            for parameter in self.parameters():
+                parameter.data = parameter.data.new_empty(0)
+
+    monkeypatch.setattr(backbone, "__init__", cut_up)
+    model = QLSegForSemanticSegmentation(tiny_config(num_labels=5, backbone_config=copy.deepcopy(config))).train()
+    assert {parameter.numel() for parameter in model.backbone.parameters()} == {0}
+    names = {name for name, _ in model.backbone.named_parameters() if re.match(unused, name)}
+    assert set(model.unused_weights) == names == {name.removeprefix("backbone.") for name in frozen(model)}
+
+
+def test_stages_of_the_own_vit():
+    """Whatever stages are returned, arithmetic says what autograd finds."""
+    for stages in ([0], [0, 1], [1], [1, 3], [3], [-2], [2, -1]):
+        config = QLSegViTConfig(**SIZES, **MLP, image_size=32, out_indices=stages)
+        model = network(config)
+        maps = model.backbone(torch.randn(1, 3, 32, 48)).feature_maps
+        sum(x.square().sum() for x in maps).backward()
+        missing = [name for name, parameter in model.backbone.named_parameters() if parameter.grad is None]
+        assert model.unused_weights == missing, stages
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3", "qlseg_vit"])
+def test_ddp_without_train(kind, tmp_path, one_process):
+    """A model as it comes from the constructor or a folder, wrapped before anyone calls `train`."""
+    config, unused = BACKBONES[kind]
+    network(config).save_pretrained(tmp_path)
+    pixel_values = torch.randn(2, 3, 40, 75)
+    for model in (network(config), QLSegForSemanticSegmentation.from_pretrained(tmp_path)):
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            parallel(pixel_values, labels=labels_for(pixel_values, num_labels=5)).loss.backward()
+        assert without_gradient(model) == frozen(model) != []
 
 
 @pytest.mark.parametrize("kind", ["dinov2", "dinov3"])
@@ -243,7 +325,6 @@ def test_pretrained_weights(kind, tmp_path):
     model = network(config)
     assert load_vit_weights(model.backbone, tmp_path) is model.backbone
     assert not model.training and model.backbone.config.out_indices == [0, 2, 3]
-    assert len(frozen(model)) == len(model.unused_weights)
     pixel_values = torch.randn(1, 3, 56, 112)  # whole patches of 14; of 16 it is cut off below
     pixel_values = pixel_values[:, :, : 56 // model.patch_size[0] * model.patch_size[0]]
     base = getattr(source, source.base_model_prefix) if source_class is not AutoModel else source

@@ -229,3 +229,26 @@ def test_on_a_gpu(dtype, is_compiled):
     assert sampling_triton.suits(inputs[0])
     function = torch.compile(sampling.sample_levels, fullgraph=True) if is_compiled else sampling.sample_levels
     assert_agreement(inputs, grid, ROUNDING[dtype], function)
+
+
+BROKEN = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from qlseg_hf.model import deformable_attention_triton as sampling_triton
+print(sampling_triton.triton, sampling_triton.CAN_LAUNCH)
+"""
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("raise ModuleNotFoundError(\"No module named 'triton'\", name='triton')", ""),
+        ("raise ImportError('libtriton.so: undefined symbol')", "libtriton.so: undefined symbol"),
+    ],
+)
+def test_triton_that_cannot_be_imported(text, word, tmp_path):
+    """Absent it is not missed; broken is told."""
+    (tmp_path / "triton.py").write_text(text)
+    done = subprocess.run([sys.executable, "-c", BROKEN, tmp_path, HERE.parent.parent], capture_output=True, text=True)
+    assert done.stdout == "None False\n" and word in done.stderr, done
+    assert ("triton is there and cannot be imported" in done.stderr) == bool(word)

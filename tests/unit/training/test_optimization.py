@@ -8,8 +8,8 @@ from networks import tiny_config
 from torch import nn
 from transformers import AutoBackbone, Dinov2Config
 
-import convert_checkpoints
 from qlseg_hf import QLSegForSemanticSegmentation
+from qlseg_hf.convert.key_table import new_names
 from qlseg_hf.training.optimization import learning_rate_factor, parameter_groups
 
 
@@ -46,7 +46,7 @@ def test_stored_groups(stored):
     assert len(expected) > 200
     checked = set()
     for key, settings in expected.items():
-        names = [name.split("[")[0] for name in convert_checkpoints.new_names(key)]
+        names = [name.split("[")[0] for name in new_names(key)]
         assert names or key == "backbone.cls_token"
         for name in names:
             assert found[name] == pytest.approx((settings["lr"], settings["weight_decay"]), rel=1e-12), key

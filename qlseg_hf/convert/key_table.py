@@ -1,0 +1,95 @@
+"""The key table: what the published implementation calls each weight, and what it is called here."""
+
+import re
+
+# The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
+# keys: the rows of a packed projection are q, k and v, stacked.
+ONE_BASED = ("branch", "fusion_block")
+LAYER = r"decode_head\.atm_(?P<block>\d+)_decoder_(?P<branch>\d+)\.layers\.(?P<layer>\d+)"
+NEW_LAYER = "decoder.blocks.{block}.branches.{branch}.{layer}"
+PIXEL_LAYER = r"decode_head\.transformer\.encoder\.layers\.(?P<layer>\d+)"
+KEY_TABLE = {
+    r"backbone\.patch_embed\.projection\.(?P<p>weight|bias)": "backbone.embeddings.projection.{p}",
+    r"backbone\.pos_embed": "backbone.embeddings.position_embeddings",
+    r"backbone\.layers\.(?P<layer>\d+)\.ln1\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_before.{p}",
+    r"backbone\.layers\.(?P<layer>\d+)\.ln2\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_after.{p}",
+    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.in_proj_(?P<p>weight|bias)": (
+        "backbone.layers.{layer}.attention.{qkv}_proj.{p}"
+    ),
+    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.out_proj\.(?P<p>weight|bias)": (
+        "backbone.layers.{layer}.attention.o_proj.{p}"
+    ),
+    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.0\.0\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc1.{p}",
+    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.1\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc2.{p}",
+    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.0\.(?P<p>weight|bias)": "pixel_encoder.projections.{level}.{p}",
+    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.1\.(?P<p>weight|bias)": "pixel_encoder.norms.{level}.{p}",
+    r"decode_head\.transformer\.level_embed": "pixel_encoder.level_embeddings",
+    PIXEL_LAYER
+    + r"\.self_attn\.(?P<part>sampling_offsets|attention_weights|value_proj|output_proj)\.(?P<p>weight|bias)": (
+        "pixel_encoder.layers.{layer}.self_attn.{part}.{p}"
+    ),
+    PIXEL_LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.fc{n}.{p}",
+    PIXEL_LAYER + r"\.norm(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.norm{n}.{p}",
+    r"decode_head\.input_proj_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.projections.{branch}.{p}",
+    r"decode_head\.proj_norm_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.norms.{branch}.{p}",
+    r"decode_head\.query_(?P<branch>\d+)\.weight": "decoder.queries[{branch}]",
+    LAYER + r"\.self_attn\.in_proj_(?P<p>weight|bias)": NEW_LAYER + ".self_attn.{qkv}_proj.{p}",
+    LAYER + r"\.self_attn\.out_proj\.(?P<p>weight|bias)": NEW_LAYER + ".self_attn.o_proj.{p}",
+    LAYER + r"\.multihead_attn\.(?P<part>[qkv])\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.{part}_proj.{p}",
+    LAYER + r"\.multihead_attn\.proj\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.o_proj.{p}",
+    LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": NEW_LAYER + ".fc{n}.{p}",
+    LAYER + r"\.norm(?P<n>[123])\.(?P<p>weight|bias)": NEW_LAYER + ".norm{n}.{p}",
+    r"decode_head\.QFM_(?P<fusion_block>\d+)\.weights\.(?P<p>weight|bias)": (
+        "decoder.blocks.{fusion_block}.query_fusion.weights.{p}"
+    ),
+    r"decode_head\.class_embed\.(?P<p>weight|bias)": "class_head.{p}",
+}
+DROPPED_KEYS = {
+    r"backbone\.cls_token": "the network drops the class token before its first layer",
+    r"decode_head\.loss_decode\.criterion\.empty_weight": "a constant of the loss, not a weight",
+}
+# Names as a file may have them: behind a prefix, or as a buffer of mmcv's EMAHook (`ema_` and underscores for dots)
+
+
+def new_names(key: str) -> list[str]:
+    """Our keys for a key of the checkpoint: none, one, or three for a packed projection."""
+    for pattern, template in KEY_TABLE.items():
+        if match := re.fullmatch(pattern, key):
+            groups = {
+                k: int(v) - (k in ONE_BASED) if v.isdigit() and k != "n" else v for k, v in match.groupdict().items()
+            }
+            return [template.format(**groups, qkv=part) for part in ("qkv" if "{qkv}" in template else ("",))]
+    return []
+
+
+def old_name(name: str) -> str:
+    """The checkpoint's key for one of ours: `new_names` backwards, for telling what is missing."""
+    kinds = {"p": "weight|bias", "qkv": "[qkv]", "part": r"\w+"}
+    for pattern, template in KEY_TABLE.items():
+        texts = re.split(r"\{(\w+)\}", template)
+        texts[1::2] = [f"(?P<{group}>{kinds.get(group, '[0-9]+')})" for group in texts[1::2]]
+        texts[::2] = map(re.escape, texts[::2])
+        if match := re.fullmatch("".join(texts), name):
+            key = pattern.replace("\\.", ".")
+            for group, value in match.groupdict().items():
+                value = str(int(value) + 1) if group in ONE_BASED else value
+                key = re.sub(rf"\(\?P<{group}>[^)]*\)", value, key)
+            if name in new_names(key):
+                return key
+    return name
+
+
+def key_family(key: str) -> str:
+    """A key with its indices replaced by a star, for the summary."""
+    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", key)
+
+
+def restored(name: str) -> str:
+    """A name with underscores for dots, as mmcv's EMAHook makes it, in the network's own spelling."""
+    for pattern in (*KEY_TABLE, *DROPPED_KEYS):
+        if match := re.fullmatch(pattern.replace(r"\.", "_"), name):
+            return re.sub(r"\(\?P<(\w+)>[^)]*\)", lambda group: match[group[1]], pattern).replace(r"\.", ".")  # noqa: B023
+    raise AssertionError(name)
+
+
+__all__ = ["DROPPED_KEYS", "KEY_TABLE", "key_family", "new_names", "old_name", "restored"]
