@@ -21,8 +21,8 @@ from transformers import AutoModelForSemanticSegmentation, pipeline, set_seed
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from qlseg_hf.cli.main import run  # noqa: E402
 from qlseg_hf import QLSegImageProcessor, load_picture  # noqa: E402
+from qlseg_hf.cli.main import run  # noqa: E402
 from qlseg_hf.data.datasets import open_dataset  # noqa: E402
 from qlseg_hf.data.labels import read_label_file  # noqa: E402
 from qlseg_hf.evaluation.evaluator import evaluate_samples  # noqa: E402

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import functools
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -19,16 +18,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT), str(ROOT / "examples"), *filter(None, [os.environ.get("EXTRA_PATH")])]
+sys.path += [str(ROOT), *filter(None, [os.environ.get("EXTRA_PATH")])]
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_picture, onnx_model, segment  # noqa: E402
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_picture, segment  # noqa: E402
 from qlseg_hf.cli.errors import exit_status  # noqa: E402
+from qlseg_hf.cli.main import run  # noqa: E402
+from qlseg_hf.export import compare  # noqa: E402
+from qlseg_hf.export import onnx as onnx_model  # noqa: E402
 
 PAGE = 4096
 
@@ -64,11 +65,6 @@ class Command:
 
     def prepare(self) -> None:
         (self.place / "others.txt").write_text("of somebody else")
-
-    def script(self, name: str, function: str, *arguments) -> int:
-        module = importlib.import_module(name)
-        sys.argv = [f"{name}.py", *map(str, arguments)]
-        return exit_status(f"{name}.py", getattr(module, function), module.parse_arguments())
 
     def check(self) -> None:
         """Raises if what a run that ended well has left is not whole."""
@@ -120,7 +116,7 @@ class Predict(Command):
 
     def run(self) -> int:
         pictures = [self.work / "one.png", self.work / "two.png"]
-        return self.script("predict", "predict", self.model, *pictures, "--output", self.place / "out")
+        return run(["predict", self.model, *pictures, "--output", self.place / "out"])
 
 
 class Evaluate(Command):
@@ -150,13 +146,8 @@ class Evaluate(Command):
         (self.place / "scores.json").write_text('{"miou": 0}\n')
 
     def run(self) -> int:
-        module = importlib.import_module("evaluate_script")
-        sys.argv = ["evaluate.py", "--model", str(self.place / "net"), "--dataset", str(self.work / "data")]
-        sys.argv += ["--split", "validation", "--output", str(self.place / "scores.json"), "--card"]
-        sys.argv += ["--worst", str(self.place / "worst")]
-        state = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
-        state.is_main_process = state.is_local_main_process = True
-        return exit_status("evaluate.py", module.evaluate, module.parse_arguments(), state)
+        command = ["evaluate", self.place / "net", "--data", self.work / "data", "--card"]
+        return run([*command, "--output", self.place / "scores.json", "--worst", self.place / "worst"])
 
     def check(self) -> None:
         assert json.loads((self.place / "scores.json").read_text())["num_pictures"] == 2
@@ -171,12 +162,11 @@ class ExportOnnx(Command):
 
     def run(self) -> int:
         """The graph is made once, and the comparison, which writes nothing, left out."""
-        script = importlib.import_module("export_onnx")
         if not hasattr(onnx_model.onnx_program, "cache_info"):
             onnx_model.onnx_program = functools.cache(onnx_model.onnx_program)
-            script.load_network = functools.cache(script.load_network)
-            script.report = lambda model, path: {"bytes": path.stat().st_size}
-        return self.script("export_onnx", "export", self.model, self.place / "net.onnx")
+            compare.load_network = functools.cache(compare.load_network)
+            compare.report = lambda model, path: {"bytes": path.stat().st_size}
+        return run(["export", self.model, self.place / "net.onnx"])
 
     def check(self) -> None:
         onnx_model.OnnxQLSeg.from_pretrained(self.place / "net.onnx")
@@ -184,14 +174,13 @@ class ExportOnnx(Command):
 
 class Quantize(Command):
     def run(self) -> int:
-        return self.script("quantize", "quantize", self.model, self.place / "small")
+        return run(["quantize", self.model, self.place / "small"])
 
 
 class MakeScenes(Command):
     def run(self) -> int:
-        module = importlib.import_module("make_scenes")
-        counts = {"training": 3, "validation": 2}
-        return exit_status("make_scenes.py", module.make_scenes, self.place / "sub" / "scenes", counts, 64, 0)
+        command = ["scenes", self.place / "sub" / "scenes"]
+        return run([*command, "--train", 3, "--validation", 2, "--size", 64])
 
 
 COMMANDS = {
@@ -199,9 +188,9 @@ COMMANDS = {
     "save": Save,
     "predict": Predict,
     "evaluate": Evaluate,
-    "export_onnx": ExportOnnx,
+    "export": ExportOnnx,
     "quantize": Quantize,
-    "make_scenes": MakeScenes,
+    "scenes": MakeScenes,
 }
 
 
@@ -301,8 +290,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # examples/evaluate.py would hide the package `evaluate`
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "examples" / "evaluate.py")
-    sys.modules["evaluate_script"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["evaluate_script"])
     main()

@@ -1,6 +1,5 @@
-"""The page of examples/app.py: its functions without Gradio, and the page itself in a browser."""
+"""The page of `qlseg app`: its functions without Gradio, and the page itself in a browser."""
 
-import argparse
 import base64
 import importlib.util
 import io
@@ -26,12 +25,10 @@ from networks import tiny_config
 from PIL import Image
 
 from qlseg_hf import QLSegImageProcessor, load_picture, segment
+from qlseg_hf.app import page as app
+from qlseg_hf.cli.main import run
+from qlseg_hf.data.scenes import draw_scene
 from qlseg_hf.utils.visualization import label_colors
-
-sys.path.append(str(ROOT / "examples"))  # at the end: evaluate.py there must not hide the package evaluate
-
-import app  # noqa: E402
-from make_scenes import draw_scene  # noqa: E402
 
 HOSTILE = ["<script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", 'a & "b" ${1} {{c}}']
 
@@ -140,17 +137,11 @@ def test_example_pictures(tmp_path):
         app.example_pictures(tmp_path / "empty", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "model, pictures, sentence",
-    [
-        (None, None, "app.py: no model is given; name a folder or a Hub id with --model, or set QLSEG_MODEL\n"),
-        ("model", Path("nowhere"), "app.py: nowhere is no folder of pictures\n"),
-    ],
-)
-def test_wrong_arguments_are_a_sentence(capsys, model, pictures, sentence):
-    arguments = argparse.Namespace(model=model, pictures=pictures)
-    assert app.exit_status("app.py", app.serve, arguments) == 1
-    assert capsys.readouterr().err == sentence
+def test_wrong_arguments_are_a_sentence(capsys, monkeypatch):
+    assert run(["app", "model", "--pictures", "nowhere"]) == 1
+    assert capsys.readouterr().err == "qlseg app: nowhere is no folder of pictures\n"
+    monkeypatch.delenv("QLSEG_MODEL", raising=False)
+    assert run(["app"]) == 2 and "Missing argument 'MODEL'" in capsys.readouterr().err
 
 
 def free_port() -> int:
@@ -166,14 +157,13 @@ def post(address: str, body: bytes, kind: str) -> dict | list:
 
 @pytest.fixture
 def server(stored, tmp_path):
-    """The app as a Space runs it: app.py, make_scenes.py and the package in one folder, the model in a variable."""
+    """The page as a Space runs it: app.py and the package in one folder, the model in a variable."""
     apart = Path(sys.prefix) / "app"  # where `make test-all` puts gradio, which wants an older Pillow
     if not (apart / "gradio").is_dir() and importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed; `make test-all` installs it")
     space, model = tmp_path / "space", tmp_path / "model"
     shutil.copytree(ROOT / "qlseg_hf", space / "qlseg_hf")
-    for name in ("app.py", "make_scenes.py"):
-        shutil.copy(ROOT / "examples" / name, space)
+    shutil.copy(ROOT / "examples" / "space_app.py", space / "app.py")
     shutil.copytree(stored.folder, model)
     config = json.loads((model / "config.json").read_text())
     names = {int(label): name for label, name in config["id2label"].items()}
@@ -183,7 +173,7 @@ def server(stored, tmp_path):
     config |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
     (model / "config.json").write_text(json.dumps(config))
     port, log = free_port(), tmp_path / "server.log"
-    environment = os.environ | {"PYTHONPATH": str(apart), "HF_HUB_OFFLINE": "1", "QLSEG_MODEL": str(model)}
+    environment = os.environ | {"PYTHONPATH": str(apart), "QLSEG_MODEL": str(model)}
     environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
     with open(log, "w") as output:
         process = subprocess.Popen(

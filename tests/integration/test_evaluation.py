@@ -1,6 +1,5 @@
 """Evaluation on one process and several, stopped and resumed, and its script as a user runs it."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -9,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from conftest import ROOT
 from PIL import Image
 
 from qlseg_hf import load_label_map, load_picture, segment
-from qlseg_hf.cli.errors import exit_status
+from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
 from qlseg_hf.evaluation.evaluator import evaluator as evaluation_module
@@ -26,7 +24,7 @@ from qlseg_hf.evaluation.metrics import confusion_counts, scores
 from qlseg_hf.hub.card import measured_line
 from qlseg_hf.utils.visualization import draw_overlay, label_colors
 
-SCRIPT = ROOT / "examples" / "evaluate.py"
+SCRIPT = ["-m", "qlseg_hf.cli.evaluate"]
 SIZES = [(70, 110), (80, 102), (97, 95), (64, 64), (110, 71)]  # of 5 pictures, which neither 2 nor 3 divide
 one_network = pytest.mark.parametrize("stored", ["a"], indirect=True)
 
@@ -85,7 +83,7 @@ def launch(num_processes: int, *arguments, code: str | None = None) -> list[subp
     processes = []
     for rank in range(num_processes):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
-        start = [sys.executable, str(SCRIPT)] if code is None else [sys.executable, "-c", code]
+        start = [sys.executable, *SCRIPT] if code is None else [sys.executable, "-c", code]
         processes.append(
             subprocess.Popen(
                 [*start, *map(str, arguments)],
@@ -129,7 +127,7 @@ def without_time(result: dict) -> dict:
 def test_any_number_of_processes_gives_one_result(stored, folder, tmp_path, others):
     found = {}
     for n in (1, *others):
-        arguments = ["--model", stored.folder, "--dataset", folder, "--split", "val"]
+        arguments = [stored.folder, "--data", folder, "--split", "val"]
         arguments += ["--output", tmp_path / f"{n}.json", "--worst", tmp_path / f"worst{n}"]
         outputs = finish(launch(n, *arguments))
         assert "mIoU" in outputs[0][0] and all(not stdout for stdout, _ in outputs[1:])
@@ -180,8 +178,8 @@ def check_worst(stored, folder, worst, overlays):
     "launcher", [["torch.distributed.run", "--nproc-per-node", "3"], ["accelerate.commands.launch", "--cpu"]]
 )
 def test_launchers(stored, folder, tmp_path, launcher):
-    command = [sys.executable, "-m", *launcher, SCRIPT, "--model", stored.folder, "--dataset", folder]
-    command += ["--split", "val", "--scales", "0.5", "1", "--flip", "--output", tmp_path / "out.json"]
+    command = [sys.executable, "-m", *launcher, *SCRIPT, stored.folder, "--data", folder]
+    command += ["--split", "val", "--scales", "0.5,1", "--flip", "--output", tmp_path / "out.json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command)], env=environment, check=True, timeout=300, capture_output=True)
     found = strict(tmp_path / "out.json")
@@ -192,11 +190,11 @@ def test_launchers(stored, folder, tmp_path, launcher):
 @one_network
 def test_killed_and_resumed(stored, folder, tmp_path):
     output = tmp_path / "out.json"
-    arguments = ["--model", stored.folder, "--dataset", folder, "--split", "validation", "--output", output]
+    arguments = [stored.folder, "--data", folder, "--split", "validation", "--output", output]
     # the real script, with a state after every picture and a pause that leaves time for the kill
-    code = f"""
+    code = """
 import runpy, sys, time
-from qlseg_hf.evaluation.evaluator import evaluator as evaluation
+from qlseg_hf.evaluation import evaluator as evaluation
 evaluation.ROUND_SECONDS = 0
 count = evaluation.count_for_a_round
 def paused(mine, counted, predict, bar):
@@ -204,8 +202,7 @@ def paused(mine, counted, predict, bar):
         time.sleep(300)
     return count(mine, counted, predict, bar)
 evaluation.count_for_a_round = paused
-sys.argv[0] = {str(SCRIPT)!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("qlseg_hf.cli.evaluate", run_name="__main__")
 """
     process = launch(1, *arguments, code=code)[0]
     state = tmp_path / "out.json.state.1-of-1"
@@ -240,9 +237,9 @@ def next_index(state) -> int:
 def test_one_failing_process_stops_all_with_one_sentence(stored, folder, tmp_path):
     (folder / "images/validation/1.png").write_text("no picture")  # process 1's first
     output = tmp_path / "out.json"
-    arguments = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", output]
+    arguments = [stored.folder, "--data", folder, "--split", "val", "--output", output]
     outputs = finish(launch(2, *arguments), expect=1)
-    sentences = [line for _, stderr in outputs for line in stderr.splitlines() if line.startswith("evaluate.py: ")]
+    sentences = [line for _, stderr in outputs for line in stderr.splitlines() if line.startswith("qlseg evaluate: ")]
     assert len(sentences) == 1 and "images/validation/1.png" in sentences[0]
     assert not any("Traceback" in stderr or stdout for stdout, stderr in outputs) and not output.exists()
 
@@ -363,32 +360,25 @@ def test_arguments_and_empty_data_are_refused(stored, folder):
 
 
 @pytest.fixture
-def script(monkeypatch, capsys):
-    """Run the script's `evaluate` in this process: (exit status, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    state = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
-    state.is_main_process = state.is_local_main_process = True
+def script(capsys):
+    """Run `qlseg evaluate` in this process: (exit status, stdout, stderr)."""
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        status = exit_status("evaluate.py", module.evaluate, module.parse_arguments(), state)
-        return status, *capsys.readouterr()
+    def run_here(*arguments):
+        return run(["evaluate", *arguments]), *capsys.readouterr()
 
-    return run
+    return run_here
 
 
 @one_network
 def test_label_rules_from_the_command_line(stored, folder, tmp_path, script):
-    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    basic = [stored.folder, "--data", folder, "--split", "val", "--output", tmp_path / "out.json"]
     assert script(*basic)[0] == 0
     expected = strict(tmp_path / "out.json")
     for path in (folder / "annotations/validation").iterdir():  # 0..19, void 200, and 100 for label 0
         labels = np.asarray(Image.open(path)).astype(np.int64)
         Image.fromarray(np.select([labels == 0, labels == 1], [200, 100], labels - 1).astype(np.uint8)).save(path)
     (tmp_path / "map.json").write_text('{"100": 0}')
-    rules = ["--do_reduce_labels", "false", "--ignore_index", "200", "--label_map", tmp_path / "map.json"]
+    rules = ["--do_reduce_labels", "false", "--ignore_index", "200", "--label_mapping", tmp_path / "map.json"]
     status, stdout, _ = script(*basic, *rules, "--dtype", "float32", "--window_batch_size", "2")
     found = strict(tmp_path / "out.json")
     assert status == 0 and found["miou"] == expected["miou"] and found["per_label"] == expected["per_label"]
@@ -403,14 +393,14 @@ def test_label_rules_from_the_command_line(stored, folder, tmp_path, script):
 @one_network
 def test_wrong_input_is_one_sentence(stored, folder, tmp_path, script):
     (tmp_path / "map.json").write_text("[1]")
-    basic = {"--model": stored.folder, "--dataset": folder, "--split": "val", "--output": tmp_path / "out" / "o.json"}
+    basic = {"--data": folder, "--split": "val", "--output": tmp_path / "out" / "o.json"}
     (tmp_path / "out").mkdir()
     for change, sentence in (
-        ({"--model": tmp_path / "none"}, "none"),
-        ({"--dataset": tmp_path / "none"}, "is no folder"),
+        ({"model": tmp_path / "none"}, "none"),
+        ({"--data": tmp_path / "none"}, "is no folder"),
         ({"--split": "holdout"}, "has no split 'holdout'; it has validation"),
-        ({"--label_map": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
-        ({"--label_map": tmp_path / "none.json"}, "No such file"),
+        ({"--label_mapping": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
+        ({"--label_mapping": tmp_path / "none.json"}, "No such file"),
         ({"--output": tmp_path}, "must be a file in a folder that exists"),
         ({"--output": tmp_path / "none" / "o.json"}, "must be a file in a folder that exists"),
         ({"--worst": tmp_path / "map.json"}, "is a file; give a folder"),
@@ -420,16 +410,17 @@ def test_wrong_input_is_one_sentence(stored, folder, tmp_path, script):
         ({"--ignore_index": 0}, "ignore_index cannot be 0"),
         ({"--scales": "-1"}, "scales must be positive"),
     ):
-        arguments = [text for pair in (basic | change).items() for text in pair]
+        model = change.pop("model", stored.folder)
+        arguments = [model, *(text for pair in (basic | change).items() for text in pair)]
         status, stdout, stderr = script(*arguments)
-        lines = [line for line in stderr.splitlines() if line.startswith("evaluate.py: ")]
+        lines = [line for line in stderr.splitlines() if line.startswith("qlseg evaluate: ")]
         assert status == 1 and len(lines) == 1 and sentence in lines[0], (change, stderr)
         assert "Traceback" not in stderr and not stdout and not list((tmp_path / "out").glob("*.json"))
 
 
 @one_network
 def test_state_on_the_command_line(stored, folder, tmp_path, script):
-    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    basic = [stored.folder, "--data", folder, "--split", "val", "--output", tmp_path / "out.json"]
     (folder / "images/validation/4.png").rename(tmp_path / "kept.png")
     (folder / "images/validation/4.png").write_text("no picture")
     assert script(*basic)[0] == 1
@@ -445,7 +436,7 @@ def test_state_on_the_command_line(stored, folder, tmp_path, script):
 @one_network
 def test_unreadable_picture_is_refused_or_told(stored, folder, tmp_path, script):
     """Never dropped without a word: an error that names it, or its name beside the scores of the others."""
-    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    basic = [stored.folder, "--data", folder, "--split", "val", "--output", tmp_path / "out.json"]
     picture, label_map = folder / "images/validation/2.png", folder / "annotations/validation/2.png"
     whole = picture.read_bytes()
     picture.write_bytes(whole[: len(whole) // 2])

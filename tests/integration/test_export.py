@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import Dinov2Config
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.export import onnx as onnx_model
 from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, write_onnx
 from qlseg_hf.model.deformable_attention import sample_levels, sum_gathered
@@ -39,7 +40,7 @@ def exported(stored, tmp_path_factory):
     """The file of a stored network, and what the script printed."""
     if stored.name not in FILES:
         path = tmp_path_factory.mktemp("exported") / "new" / "net.onnx"
-        FILES[stored.name] = path, run("examples/export_onnx.py", stored.folder, path).stdout
+        FILES[stored.name] = path, run("export", stored.folder, path).stdout
     return FILES[stored.name]
 
 
@@ -219,14 +220,11 @@ def test_weights_that_one_file_cannot_hold(tiny_program, tmp_path, monkeypatch):
 @pytest.mark.parametrize("stored", ["b"], indirect=True)
 def test_script_refuses_a_file_that_disagrees(stored, exported, tmp_path, monkeypatch, capsys):
     """Broken on purpose: the file has other biases of the classes."""
-    monkeypatch.syspath_prepend(ROOT / "examples")
-    script = importlib.import_module("export_onnx")
     program = importlib.import_module("onnx_ir").load(exported[0])
     bias = program.graph.initializers["model.class_head.bias"]
     bias.const_value = importlib.import_module("onnx_ir").tensor(-8 * bias.const_value.numpy(), name=bias.name)
     monkeypatch.setattr(onnx_model, "onnx_program", lambda *_: SimpleNamespace(model=program))
-    arguments = SimpleNamespace(model=str(stored.folder), output=tmp_path / "net.onnx", without_logits=False)
-    assert script.exit_status("export_onnx.py", script.export, arguments) == 1
+    assert run_command(["export", stored.folder, tmp_path / "net.onnx"]) == 1
     printed = capsys.readouterr()
     assert "label_agreement" in printed.out and "% of the pixels; 99.9% are wanted" in printed.err
     assert not list(tmp_path.iterdir())

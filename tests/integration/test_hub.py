@@ -1,7 +1,6 @@
 """Uploads and downloads over HTTP, against a Hub on the loopback."""
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES
 from hub_server import card_errors
 from huggingface_hub import HfApi, ModelCard, constants, metadata_load
 from huggingface_hub.errors import HfHubHTTPError
@@ -20,7 +19,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from markdown_it import MarkdownIt
 from networks import tiny_config
 from PIL import Image
-from programs import NETWORK, make_data, write_recipe
+from programs import NETWORK, environment, make_data, write_recipe
 from transformers import AutoModelForSemanticSegmentation, Dinov2Config, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor
@@ -369,9 +368,9 @@ def test_data_sets(hub, data, tiny_model, monkeypatch):
 
 
 def script(name: str, *arguments, expect: int = 0) -> subprocess.CompletedProcess:
-    more = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, ROOT / "examples" / name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | more, timeout=300)
+    command = [sys.executable, "-m", "qlseg_hf", name, *map(str, arguments)]
+    own = environment(ACCELERATE_USE_CPU="true")
+    done = subprocess.run(command, capture_output=True, text=True, env=own, timeout=600)
     assert done.returncode == expect, done.stderr[-2000:]
     return done
 
@@ -388,7 +387,7 @@ def hub_recipe(folder: Path, data: Path, **changes) -> Path:
 
 
 def test_training(hub, data, tmp_path, monkeypatch, capsys):
-    done = script("train.py", hub_recipe(tmp_path, data))
+    done = script("train", hub_recipe(tmp_path, data))
     assert "/me/net/commit/" in done.stdout and hub.repos["models/me/net"].private
     files, run = hub.files("me/net", "v1"), tmp_path / "run"
     for name in ("losses.jsonl", "evaluations.jsonl", "curves.png"):
@@ -413,15 +412,15 @@ def test_training(hub, data, tmp_path, monkeypatch, capsys):
 def test_upload_fails_after_training_and_before(hub, data, tmp_path):
     recipe = hub_recipe(tmp_path, data)
     hub.failing = ("/models/me/net/commit/", 403)  # the upload after the last step
-    done = script("train.py", recipe, expect=1)
-    assert "train.py: the Hub answered 403" in done.stderr and "Traceback" not in done.stderr
+    done = script("train", recipe, expect=1)
+    assert "qlseg train: the Hub answered 403" in done.stderr and "Traceback" not in done.stderr
     assert "the same command tries again" in done.stdout and list(hub.files("me/net", "v1")) == [".gitattributes"]
     hub.failing = None
-    assert "/me/net/commit/" in script("train.py", recipe).stdout
+    assert "/me/net/commit/" in script("train", recipe).stdout
     assert "model.safetensors" in hub.files("me/net", "v1")
     other = ["--hub_model_id", "you/net", "--output_dir", tmp_path / "other"]
-    done = script("train.py", recipe, *other, expect=1)
-    assert "train.py: the Hub answered 403: You don't have the rights" in done.stderr
+    done = script("train", recipe, *other, expect=1)
+    assert "qlseg train: the Hub answered 403: You don't have the rights" in done.stderr
     assert not (tmp_path / "other").exists()
 
 
@@ -430,10 +429,10 @@ def test_evaluation_of_the_hubs_data_in_a_card(hub, data, tmp_path):
     model = QLSegForSemanticSegmentation(QLSegConfig(**NETWORK, num_labels=3))
     model.save_pretrained(tmp_path / "net")
     WINDOW.save_pretrained(tmp_path / "net")
-    arguments = ["--model", tmp_path / "net", "--dataset", "me/data", "--split", "validation", "--card"]
-    script("evaluate.py", *arguments)
+    arguments = [tmp_path / "net", "--data", "me/data", "--split", "validation", "--card"]
+    script("evaluate", *arguments)
     for _ in range(2):  # the second replaces the first
-        script("evaluate.py", *arguments, "--scales", 0.5, 1, "--flip")
+        script("evaluate", *arguments, "--scales", "0.5,1", "--flip")
     card = ModelCard.load(tmp_path / "net" / "README.md")
     protocols = [(e.metric_type, e.metric_args["scales"], e.metric_args["flip"]) for e in card.data.eval_results]
     metrics = ("mean_iou", "mean_accuracy", "overall_accuracy")
@@ -441,10 +440,8 @@ def test_evaluation_of_the_hubs_data_in_a_card(hub, data, tmp_path):
     assert len(re.findall("^- `me/data`, .*scales 0.5, 1 with flip.*: mIoU", card.text, re.MULTILINE)) == 1
     assert len(re.findall("^- `me/data`, .*scales 1,.*: mIoU", card.text, re.MULTILINE)) == 1
     assert_valid(card)
-    arguments[1] = "me/none"
-    assert (
-        "README.md in the model's folder, and me/none holds none" in script("evaluate.py", *arguments, expect=1).stderr
-    )
+    arguments[0] = "me/none"
+    assert "README.md in the model's folder, and me/none holds none" in script("evaluate", *arguments, expect=1).stderr
 
 
 def test_a_result_in_any_card(tmp_path, monkeypatch):

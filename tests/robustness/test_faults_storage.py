@@ -61,10 +61,10 @@ def may_mount() -> bool:
 @pytest.mark.parametrize(
     "command, points",
     [
-        ("make_scenes", 8),
+        ("scenes", 8),
         *(
             pytest.param(command, 40, marks=pytest.mark.slow, id=f"{command}-many")
-            for command in ("convert", "save", "predict", "evaluate", "export_onnx", "quantize", "make_scenes")
+            for command in ("convert", "save", "predict", "evaluate", "export", "quantize", "scenes")
         ),
     ],
 )
@@ -78,7 +78,7 @@ def test_full_disk(stored, tmp_path, command, points):
     (tmp_path / "place").mkdir()
     arguments = [command, stored.folder, stored.checkpoint, stored.picture("wide"), tmp_path / "place"]
     done = subprocess.run(
-        [*NAMESPACE, sys.executable, Path(__file__).with_name("full_disk.py"), *arguments]
+        [*NAMESPACE, sys.executable, ROOT / "tests" / "helpers" / "full_disk.py", *arguments]
         + [tmp_path / "result.json", "--points", str(points)],
         env=ENVIRONMENT | ({"EXTRA_PATH": str(extra)} if command == "quantize" else {}),
         capture_output=True,
@@ -262,7 +262,7 @@ def test_damaged_small_files(tmp_path, capsys, kind):
         whole = Progress(StreamingScores(7, 255), 3)
         whole.read(path, protocol)
     elif kind == "recipe":
-        shutil.copy(next((ROOT / "examples" / "recipes").glob("*.yaml")), path)
+        shutil.copy(next((ROOT / "qlseg_hf" / "recipes").glob("*.yaml")), path)
     else:
         path.write_text(json.dumps([f"n{i}" for i in range(7)]))
 
@@ -287,7 +287,7 @@ def test_damaged_small_files(tmp_path, capsys, kind):
 
 def start(code: str, *arguments) -> subprocess.Popen:
     """A process that prints "ready" when everything is imported, and waits for a line before it goes on."""
-    code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'examples')!r}]\n{NO_MONITOR}\n{code}"
+    code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{NO_MONITOR}\n{code}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=ENVIRONMENT, **pipes)
 
@@ -340,7 +340,7 @@ for line in sys.stdin:
     print(os.waitpid(child, 0)[1], flush=True)
 """
 EXPORTS = """
-import os, functools, torch, export_onnx
+import os, functools, torch
 from qlseg_hf.export import onnx as onnx_model
 from qlseg_hf.hub.loading import load_network
 model, processor = load_network(sys.argv[1])
@@ -360,16 +360,16 @@ for line in sys.stdin:
 
 
 @one_network
-@pytest.mark.parametrize("kind", ["convert", "save", "export_onnx"])
+@pytest.mark.parametrize("kind", ["convert", "save", "export"])
 @pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_writers(stored, tmp_path, kind, kills):
     """SIGKILL at random moments: the old is whole or the new is, and the next run removes what was left."""
     code, source = {
         "convert": (CONVERTS, stored.checkpoint),
         "save": (SAVES, stored.folder),
-        "export_onnx": (EXPORTS, stored.folder),
+        "export": (EXPORTS, stored.folder),
     }[kind]
-    place = tmp_path / "place" / ("net.onnx" if kind == "export_onnx" else "net")
+    place = tmp_path / "place" / ("net.onnx" if kind == "export" else "net")
     place.parent.mkdir()
     writer = start(code, source)
     assert writer.stdout.readline() == "ready\n", writer.stderr.read()
@@ -380,7 +380,7 @@ def test_killed_writers(stored, tmp_path, kind, kills):
         place.unlink(missing_ok=True)
         if kind == "save":
             shutil.copytree(stored.folder, place)
-        elif kind == "export_onnx":
+        elif kind == "export":
             place.write_text("old")
 
     def write(after: float | None) -> tuple[float, int]:
@@ -439,7 +439,7 @@ def test_what_others_write_is_left_alone(tmp_path):
     """A partial folder belongs to a living process until that has ended, whoever looks."""
     with partial_folder("net", tmp_path) as mine:
         (mine / "x").write_text("x")
-        files = ROOT / "qlseg_hf" / "files.py"  # alone, without importing the package
+        files = ROOT / "qlseg_hf" / "utils" / "files.py"  # alone, without importing the package
         code = (
             f"import pathlib, runpy; runpy.run_path({str(files)!r})['remove_partial'](pathlib.Path({str(tmp_path)!r}))"
         )

@@ -32,6 +32,7 @@ from torch import nn
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, load_picture
+from qlseg_hf.app import page as app
 from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.convert.config_text import parse_configuration
@@ -39,16 +40,13 @@ from qlseg_hf.convert.convert import convert
 from qlseg_hf.convert.reader import ConversionError, read_checkpoint
 from qlseg_hf.data.check import check_labels_of_dataset
 from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.evaluation.run import overlay_name
 from qlseg_hf.hub.card import plain_model_card
 from qlseg_hf.hub.loading import load_network
 from qlseg_hf.training.checkpoints import contents, load_checkpoint, save_checkpoint
 from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.utils.visualization import draw_overlay, label_colors
 from qlseg_hf.weights import load_vit_weights
-
-sys.path.append(str(ROOT / "examples"))
-
-import app  # noqa: E402
 
 one_network = pytest.mark.parametrize("stored", ["b"], indirect=True)
 CHECKPOINT = FIXTURES / "b" / "checkpoint.pth"
@@ -743,20 +741,15 @@ def test_names(name, tmp_path, capsys):
     overlay = draw_overlay(picture, np.zeros((30, 40), dtype=int), config.id2label, label_colors(config))
     assert overlay.width < 2000
     view = app.view_of(picture, torch.zeros(30, 40, dtype=torch.long), config)
-    assert json.loads(json.dumps(view))["legend"][0][1] == text and f"<{text}>" not in app.VIEWER_HTML
+    assert json.loads(json.dumps(view))["legend"][0][1] == text and f"<{text}>" not in app.VIEWER["html"]
     tiny_model_folder = tmp_path / "net"
     model.save_pretrained(tiny_model_folder)
 
 
 def test_names_of_files_in_reports(tmp_path):
     """A data set's names of pictures become names of our files, and lines of a terminal."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "examples" / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     for text in [*NAMES.values(), "a" * 300 + ".png", "..", "/etc/passwd", "a/b\\c"]:
-        name = script.overlay_name(0, text)
+        name = overlay_name(0, text)
         assert name.startswith("01_") and name.endswith(".png") and len(name.encode()) < 255
         assert Path(name).name == name and name.isprintable()
         (tmp_path / name).write_text("x")

@@ -43,7 +43,7 @@ class ForkServer:
     """See fork_server.py."""
 
     def __init__(self):
-        command = [sys.executable, str(ROOT / "tests" / "fork_server.py")]
+        command = [sys.executable, str(ROOT / "tests" / "helpers" / "fork_server.py")]
         env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = None
@@ -288,7 +288,7 @@ sys.stdin.read()
 
 @pytest.mark.slow
 def test_two_runs_in_one_folder(server, running, data, tmp_path):  # noqa: F811
-    command = [sys.executable, "-c", LOCK, str(ROOT / "qlseg_hf" / "files.py"), str(tmp_path / "run")]
+    command = [sys.executable, "-c", LOCK, str(ROOT / "qlseg_hf" / "utils" / "files.py"), str(tmp_path / "run")]
     pid, run, log = running()
     second = subprocess.run(command, capture_output=True, text=True, input="")
     assert second.returncode == 1 and f"another run is writing into {run}; wait" in second.stderr
@@ -307,7 +307,7 @@ def launch_two(recipe: Path, log: Path, *arguments) -> subprocess.Popen:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command += [str(ROOT / "examples" / "train.py"), str(recipe), *arguments]
+    command += ["-m", "qlseg_hf.cli.train", str(recipe), *arguments]
     env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True)
 

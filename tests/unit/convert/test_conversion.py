@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -500,7 +501,8 @@ def test_other_objects_are_refused_with_a_command(checkpoint, tmp_path, capsys):
     status, message = run(capsys, tmp_path / "x.pth", tmp_path / "out")
     assert status == 1 and "holds the Python object test_conversion.Beside, which is not run" in message
     command = message.partition("(this runs it): ")[2].replace("python", sys.executable, 1)
-    paths = os.pathsep.join([str(FIXTURES.parent), str(FIXTURES.parent.parent)])
+    tests = FIXTURES.parent
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, tests, tests / "helpers", tests.parent)))
     subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths})
     assert same_weights(
         convert(*whole_and_meta(tmp_path / "stripped.pth")).state_dict, convert(weights, meta).state_dict
