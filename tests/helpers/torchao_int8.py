@@ -14,7 +14,6 @@ from transformers import AutoModelForSemanticSegmentation, TorchAoConfig, pipeli
 
 from qlseg_hf import QLSegImageSegmentationPipeline, segment
 
-sys.path.append(str(ROOT / "examples"))
 
 import quantize  # noqa: E402
 

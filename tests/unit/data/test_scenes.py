@@ -1,4 +1,4 @@
-"""Scenes drawn by examples/make_scenes.py, and what the recipes say."""
+"""Scenes drawn by `qlseg scenes`, and what the recipes say."""
 
 import json
 import sys

@@ -183,8 +183,7 @@ import sys
 import torch
 from PIL import Image
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-sys.path.insert(0, "examples")
-from benchmark import peak_memory
+from qlseg_hf.benchmark.measure import peak_memory
 
 width, height, limit = map(int, sys.argv[2:])
 Image.effect_noise((width // 100, height // 100), 80).convert("RGB").resize((width, height)).save(sys.argv[1])
@@ -216,8 +215,7 @@ import torch
 from transformers import BeitConfig, Dinov2Config, DINOv3ViTConfig
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTConfig
 from qlseg_hf.model.memory import MemoryPlan
-sys.path.insert(0, "examples")
-from benchmark import keep_freed_memory, peak_memory
+from qlseg_hf.benchmark.measure import keep_freed_memory, peak_memory
 
 kinds = {"qlseg": QLSegViTConfig, "dinov2": Dinov2Config, "dinov3": DINOv3ViTConfig, "beit": BeitConfig}
 sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
