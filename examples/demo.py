@@ -63,7 +63,7 @@ def main() -> int:
     print(f"4. overlay with legend: {output / 'overlay.png'}")
 
     print("5. draw scenes with other labels, and fine-tune on them")
-    scenes, run = output / "scenes", output / "run"
+    scenes, run_folder = output / "scenes", output / "run"
     sizes = ["--train", "100", "--validation", "20"]
     subprocess.run([sys.executable, ROOT / "examples" / "make_scenes.py", scenes, *sizes], check=True)
     labels = dict(enumerate(read_label_file(scenes / "labels.json")[0]))

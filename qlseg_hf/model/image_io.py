@@ -13,12 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import HTTPError
+from huggingface_hub.utils import get_session
 from PIL import ExifTags, Image, ImageOps
-
-try:
-    from huggingface_hub.utils import httpx  # which of its two packages there is
-except ImportError:  # huggingface_hub 1
-    import httpx
 
 JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 
@@ -90,8 +87,8 @@ def downloaded(address: str) -> NamedBytes:
     try:
         if address.startswith("data:"):
             return NamedBytes(base64.b64decode(address.partition(",")[2]), name)
-        answer = httpx.get(address, timeout=60, follow_redirects=True).raise_for_status()
-    except (httpx.HTTPError, ValueError) as error:
+        answer = get_session().get(address, timeout=60, follow_redirects=True).raise_for_status()
+    except (HTTPError, OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
     return NamedBytes(answer.content, name)
 

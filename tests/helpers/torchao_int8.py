@@ -6,16 +6,14 @@ A process of its own, because transformers imports torchao wherever it is, and t
 import sys
 
 import pytest
+import quantize  # noqa: E402
 import torch
-from conftest import FIXTURES, ROOT
+from conftest import FIXTURES
 from networks import BACKBONES, network
 from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig, pipeline
 
 from qlseg_hf import QLSegImageSegmentationPipeline, segment
-
-
-import quantize  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(pytest.main(["-q", __file__]))
