@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture
+from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture, turn_upright
 from ..utils.optional import import_package
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
@@ -63,7 +63,10 @@ class Sample:
     def read_picture(self) -> np.ndarray:
         """(H, W, 3) uint8, RGB, EXIF orientation applied. Raises `SampleError` of kind "picture"."""
         with naming(self.name, "picture"):
-            return load_picture(opened(self.picture, self.name))
+            picture = opened(self.picture, self.name)
+            if isinstance(picture, Image.Image) and picture is not self.picture:  # it was opened here
+                picture = turn_upright(picture)
+            return load_picture(picture)
 
     def read_label_map(self) -> np.ndarray:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""

@@ -211,7 +211,7 @@ class QLSegImageProcessor(BaseImageProcessor):
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, return_tensors=None, **settings
     ) -> BatchFeature:
-        pictures = [load_picture(image) for image in as_list(images)]
+        pictures = [load_picture(image, keep_float=not settings["do_rescale"]) for image in as_list(images)]
         maps = None if segmentation_maps is None else [load_label_map(m) for m in as_list(segmentation_maps)]
         if maps is not None and [m.shape for m in maps] != [p.shape[:2] for p in pictures]:
             raise ValueError(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .configuration_qlseg import QLSegConfig
-from .image_io import Picture, as_list, load_picture, resize_picture
+from .image_io import Picture, as_list, load_picture, resize_picture, turn_upright
 from .image_processing_qlseg import QLSegImageProcessor
 from .memory import MemoryPlan
 from .scores import (
@@ -221,7 +221,7 @@ def cut_picture(
 
     A window that reaches into two strips is in both, and has pixels in the first.
     """
-    picture = load_picture(image)
+    picture = load_picture(image, keep_float=not processor.do_rescale)
     target = Target(picture.shape[:2])
     targets.append(target)
     layout = window_layout(processor, target.size, scales, flip)
@@ -358,7 +358,9 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         return preprocess, given, postprocess
 
     def preprocess(self, image: Picture, subtask: str | None = None, timeout: float | None = None) -> dict:
-        return {"picture": load_picture(image)}
+        if isinstance(image, Image.Image):  # as the stock pipeline, which turns what it is given
+            image = turn_upright(image)
+        return {"picture": load_picture(image, keep_float=not self.image_processor.do_rescale)}
 
     def _forward(self, model_inputs: dict, **segment_kwargs) -> dict:
         pictures = as_list(model_inputs["picture"])

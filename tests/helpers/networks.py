@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import BeitConfig, Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
 
-from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTConfig
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "drop_path_rate": 0.0}
 MLP = {"intermediate_size": 64}
@@ -91,3 +91,9 @@ def labels_for(pixel_values: torch.Tensor, num_labels: int = 20) -> torch.Tensor
     """(B, H, W) labels in vertical stripes, so that several labels occur."""
     columns = torch.arange(pixel_values.shape[-1]) * num_labels // pixel_values.shape[-1]
     return columns.expand(pixel_values.shape[0], *pixel_values.shape[-2:]).contiguous()
+
+
+def tiny_model_and_processor(**settings) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
+    """The tiny network and a processor with windows that overlap."""
+    window = {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20}
+    return varied_model(tiny_config()), QLSegImageProcessor(**(window | settings))

@@ -26,12 +26,12 @@ RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "YCbCr", "HSV"])
 def test_modes(tmp_path, mode):
     picture = Image.fromarray(RAMP).convert(mode)
     expected = np.asarray(picture.convert("RGB"))
     assert np.array_equal(load_picture(picture), expected)
-    suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
+    suffix = "tif" if mode == "YCbCr" else "png"
     if mode != "HSV":
         picture.save(tmp_path / f"x.{suffix}", compression="tiff_lzw")  # below 13, Pillow reads no plain YCbCr TIFF
         found = load_picture(tmp_path / f"x.{suffix}")
@@ -56,7 +56,7 @@ def test_exif_orientation(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "x.png", exif=exif)
     expected = np.rot90(RAMP, k=-1)
     assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
-    assert np.array_equal(load_picture(Image.open(tmp_path / "x.png")), expected)
+    assert np.array_equal(load_picture(Image.open(tmp_path / "x.png")), RAMP)  # taken as it is
 
 
 def test_arrays_and_tensors():
@@ -82,7 +82,7 @@ def test_arrays_and_tensors():
         (np.zeros((0, 5, 3), np.uint8), ValueError, "empty"),
         (np.zeros((5, 5, 7), np.uint8), ValueError, "no axis of 1, 3 or 4 channels"),
         (np.zeros((2, 5, 5, 3), np.uint8), ValueError, "2 or 3 dimensions"),
-        (Image.new("F", (3, 3)), ValueError, "no agreed range"),
+        (Image.new("F", (3, 3)), ValueError, "mode F, whose colours or range are not agreed"),
         (None, TypeError, "got NoneType"),
         (7, TypeError, "got int"),
     ],
