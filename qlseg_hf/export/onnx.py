@@ -16,6 +16,7 @@ from torch import nn
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig, as_pair
 from ..model.modeling_qlseg import QLSegOutput
+from ..model.runtime import eval_mode
 from ..model.scores import combine
 from ..utils.files import partial_folder
 from ..utils.optional import import_package
@@ -50,23 +51,22 @@ def onnx_program(model: QLSegForSemanticSegmentation, outputs: tuple[str, ...]) 
     height, width = as_pair(backbone.patch_size)
     # sides that no number of patches fills: what happens to whole ones must not become the rule
     pixel_values = torch.zeros(2, backbone.num_channels, 5 * height + 3, 7 * width + 1)
-    was_training, own, its = model.training, model.config._attn_implementation, backbone._attn_implementation
-    graph = GraphOutputs(model, outputs).eval()
+    own, its = model.config._attn_implementation, backbone._attn_implementation
     model.set_attn_implementation("eager")  # the others guard against rows without any key, which do not exist here
     try:
-        return torch.onnx.export(
-            graph,
-            (pixel_values,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=["pixel_values"],
-            output_names=outputs,
-            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in AXES.items()},),
-            verbose=False,
-        )
+        with eval_mode(model):
+            return torch.onnx.export(
+                GraphOutputs(model, outputs),
+                (pixel_values,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=outputs,
+                dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in AXES.items()},),
+                verbose=False,
+            )
     finally:
         model.set_attn_implementation({"": own, "backbone_config": its})
-        model.train(was_training)
 
 
 def write_onnx(
@@ -124,7 +124,7 @@ class OnnxQLSeg:
     `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
     """
 
-    device, dtype, training = torch.device("cpu"), torch.float32, False
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, session, config: QLSegConfig, processor: QLSegImageProcessor):
         self.session, self.config, self.processor = session, config, processor
@@ -152,15 +152,6 @@ class OnnxQLSeg:
             raise ValueError(f"{path} says nothing of a QLSeg network; write it with examples/export_onnx.py")
         config = QLSegConfig.from_dict(json.loads(metadata[CONFIG]))
         return cls(session, config, QLSegImageProcessor.from_dict(json.loads(metadata[PROCESSOR])))
-
-    def eval(self) -> "OnnxQLSeg":
-        return self
-
-    def train(self, mode: bool = True) -> "OnnxQLSeg":
-        """Does nothing if `mode` is False; ValueError otherwise."""
-        if mode:
-            raise ValueError("an exported network cannot be trained; train the PyTorch one and export it again")
-        return self
 
     def __call__(
         self,

@@ -117,6 +117,17 @@ def refuse_kernels(values: dict) -> None:
             refuse_kernels({str(name): inner for name, inner in value.items()})
 
 
+def number_keys(id2label: dict) -> dict[int, str]:
+    """{number: name} from keys that are numbers, or texts of numbers as JSON has them; ValueError for others."""
+    try:
+        numbers = {int(number): name for number, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"id2label must be {{number: name}}, got {id2label!r:.80}") from error
+    if len(numbers) < len(id2label):
+        raise ValueError(f"id2label names a number twice: {id2label!r:.80}")
+    return numbers
+
+
 def copy_code(folder: str | os.PathLike) -> None:
     """Copy this folder's modules into a saved folder, which then works without the package (`trust_remote_code`)."""
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -277,18 +288,31 @@ class QLSegConfig(StoredConfig):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
-        try:
-            self.id2label = self.id2label and {int(number): name for number, name in self.id2label.items()}
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"id2label must be {{number: name}}, got {self.id2label!r:.80}") from error
+        self.id2label = self.id2label and number_keys(self.id2label)
         if self.id2label is None and num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
         self.align_labels()
         self._check()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As `PreTrainedConfig.from_dict`; the keys of a new `id2label` may be texts, as JSON has them."""
+        if kwargs.get("id2label"):
+            kwargs["id2label"] = number_keys(kwargs["id2label"])
+            kwargs["label2id"] = {name: number for number, name in kwargs["id2label"].items()}
+        return super().from_dict(config_dict, **kwargs)
+
     def align_labels(self) -> None:
-        """Make `label2id` follow `id2label`; drop palette and weights of another length (`id2label` was replaced)."""
+        """Make `label2id` follow `id2label`; drop palette and weights of another length (`id2label` was replaced).
+
+        Raises:
+            ValueError: the keys of `id2label` are not 0..K-1.
+        """
+        self.id2label = number_keys(self.id2label)
+        if sorted(self.id2label) != list(range(len(self.id2label))):
+            found = ", ".join(str(number) for number in sorted(self.id2label)[:8])
+            raise ValueError(f"id2label must have the keys 0..{len(self.id2label) - 1}, got {found}, ...")
         self.label2id = {name: index for index, name in self.id2label.items()}
         if self.palette is not None and len(self.palette) != self.num_labels:
             self.palette = None
@@ -299,10 +323,6 @@ class QLSegConfig(StoredConfig):
         check_ranges(self, COUNTS, FACTORS)
         if self.num_labels < 1:
             raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
-        if sorted(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(
-                f"id2label must have the keys 0..{self.num_labels - 1}, got {sorted(self.id2label)[:8]}..."
-            )
         if not all(isinstance(name, str) for name in self.id2label.values()):
             raise ValueError(f"id2label must hold names, got {list(self.id2label.values())[:8]}")
         if self.hidden_size % self.num_attention_heads:

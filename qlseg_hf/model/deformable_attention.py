@@ -4,36 +4,17 @@ Source: Zhu et al. 2021, multi-scale deformable attention, for levels of equal s
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
 
 from .deformable_attention_triton import fused_sample_levels, suits
+from .runtime import keep_tensors
 
 Grid = tuple[int, int]  # (h, w) in patches
 
 
-def cached_per_grid(function):
-    """Keep the results of the last 16 (grid, ..., device): they depend on nothing else.
-
-    While a graph is traced the function runs as it stands, because a traced tensor must not outlive its graph.
-    """
-
-    @lru_cache(maxsize=16)
-    def remembered(*arguments):
-        with torch.inference_mode(False), torch.no_grad():  # an inference tensor would not do for training later
-            return function(*arguments)
-
-    def lookup(*arguments):
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-        return function(*arguments) if is_traced else remembered(*arguments)
-
-    lookup.cache_info, lookup.cache_clear = remembered.cache_info, remembered.cache_clear
-    return lookup
-
-
-@cached_per_grid
+@keep_tensors
 def position_code(grid: Grid, width: int, temperature: float, device: torch.device) -> torch.Tensor:
     """(N, width) fp32 sine code: first half of the channels from y, second from x, both in (0, 2 pi]."""
     half = width // 2
@@ -50,7 +31,7 @@ def position_code(grid: Grid, width: int, temperature: float, device: torch.devi
     return code.flatten(0, 1)
 
 
-@cached_per_grid
+@keep_tensors
 def cells(grid: Grid, levels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y of every token's own cell, (L * N, 1, 1, 1) fp32 each."""
     y, x = (torch.arange(side, device=device).float() for side in grid)
@@ -58,7 +39,7 @@ def cells(grid: Grid, levels: int, device: torch.device) -> tuple[torch.Tensor, 
     return x.repeat(levels * grid[0])[:, None, None, None], y.repeat(levels)[:, None, None, None]
 
 
-@cached_per_grid
+@keep_tensors
 def first_rows(grid: Grid, batch: int, heads: int, levels: int, device: torch.device) -> torch.Tensor:
     """Row of (B * L * N * heads, c) values that holds cell (0, 0) of a level; (B, 1, heads, 1, L, 1) int32."""
 

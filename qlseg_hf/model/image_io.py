@@ -260,7 +260,7 @@ def _gray_to_8_bit(image: Image.Image) -> np.ndarray:
     if image.mode == "I":  # 32 bits, in which people keep 8 or 16
         if not 0 <= least <= most <= 65535 or 255 < most < 4096:
             raise ValueError(
-                f"{what} (32 bits) and values {least}..{most}; 0..255 or the full range of 16 bits is read, so scale it"
+                f"{what} (32 bits) and values {least}..{most}; 0..255 or the full range of 16 bits is read: scale it"
             )
         if most <= 255 and image.format != "PPM":  # Pillow's reader of PPM scales more than 8 bits to 16
             return array.astype(np.uint8)

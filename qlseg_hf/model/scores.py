@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .runtime import keep_tensors
+
 CPU_BLOCK_BYTES = 4 << 20  # fp32 of all labels in a block of pixels: two such blocks fit the caches of a CPU core
 ACCELERATOR_BLOCK_BYTES = 256 << 20
 
@@ -75,7 +77,7 @@ def neighbours(old: int, new: int, pixels: np.ndarray) -> tuple[np.ndarray, np.n
     return before, (before + 1).clip(max=old - 1), centre - before.astype(np.float32)
 
 
-@lru_cache(maxsize=512)
+@keep_tensors
 def bilinear(old: int, new: int, span: Span, device: torch.device) -> torch.Tensor:
     """(pixels, n) fp32 weights with which pixels `span` of a resized side are made of the n old ones they need."""
     before, after, share = neighbours(old, new, np.arange(*span))
@@ -163,6 +165,7 @@ def first_maximum(scores: torch.Tensor) -> torch.Tensor:
     return best.view(shape)
 
 
+@torch.no_grad()
 def label_map_from_scores(plane: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(K, h, w) scores -> (H, W) int64 labels on the CPU: the best label of the scores resized to `size`."""
     label_map = torch.empty(size, dtype=torch.int64)

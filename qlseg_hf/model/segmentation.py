@@ -22,6 +22,7 @@ from .configuration_qlseg import QLSegConfig
 from .image_io import Picture, as_list, load_picture, resize_picture, turn_upright
 from .image_processing_qlseg import QLSegImageProcessor
 from .memory import MemoryPlan
+from .runtime import eval_mode, execution_device
 from .scores import (
     Span,
     best_labels,
@@ -93,6 +94,7 @@ class Target:
     size: tuple[int, int]
     label_map: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    confidence: torch.Tensor | None = None
 
 
 @dataclass
@@ -108,7 +110,7 @@ class Strip:
         return all(window.mask_logits is not None for run in self.runs for window in run.windows)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def segment(
     model: PreTrainedModel,
     processor: QLSegImageProcessor,
@@ -120,7 +122,8 @@ def segment(
     window_batch_size: int | None = None,
     max_memory_mb: float | None = None,
     return_scores: bool = False,
-) -> list[torch.Tensor] | tuple[list[torch.Tensor], list[torch.Tensor]]:
+    return_confidence: bool = False,
+) -> list[torch.Tensor] | tuple[list[torch.Tensor], ...]:
     """Label maps of pictures, each at its own size, by the published protocol.
 
     Every picture is resized, cut into windows, and the windows of all pictures, scales and flips share forward passes.
@@ -141,11 +144,15 @@ def segment(
             scores returned: pixels, label map, windows and forward passes, on host and device together. The picture is
             then cut into strips, with as many windows at a time as fit.
         return_scores: also return the scores.
+        return_confidence: also return the confidence.
 
     Returns:
         list of (H, W) int64 label maps on the CPU, one per picture; with `return_scores` also a list of (K, H, W) fp32
         tensors on the model's device: averaged semantic scores of a single run, probabilities of several; with
-        `labels`, of those, in their order.
+        `labels`, of those, in their order. With `return_confidence` also, and last, a list of (H, W) fp32 tensors in
+        [0, 1] on the CPU: the share that the chosen label has of the sum of the scores of all labels (of `labels`, if
+        given), averaged over the runs. It means the same for any scales and flips; it is 0 where every score is 0. It
+        is no calibrated probability.
 
     Raises:
         ValueError, TypeError: something in `images` is no picture, `scales` is empty or not positive, `labels` are
@@ -154,8 +161,9 @@ def segment(
     scales = list(scales)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be positive numbers, at least one; got {scales}")
+    device = execution_device(model)
     if window_batch_size is None:
-        window_batch_size = 2 if model.device.type == "cpu" else 8
+        window_batch_size = 2 if device.type == "cpu" else 8
     if window_batch_size < 1:
         raise ValueError(f"window_batch_size is {window_batch_size}; it must be at least 1")
     wanted = None if labels is None else label_numbers(labels, model.config.id2label)
@@ -168,13 +176,11 @@ def segment(
         if batch:
             forward_windows(model, batch)
             batch.clear()
-        with torch.autocast(model.device.type, enabled=False):  # scores are made in fp32 whatever the network runs in
+        with torch.autocast(device.type, enabled=False):  # scores are made in fp32 whatever the network runs in
             while strips and strips[0].is_complete():
-                finish_strip(strips.popleft(), wanted, return_scores)
+                finish_strip(strips.popleft(), wanted, return_scores, return_confidence)
 
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for image in as_list(images):
             for strip, pixels_of_windows in cut_picture(processor, image, scales, flip, wanted, memory, targets):
                 strips.append(strip)
@@ -187,10 +193,10 @@ def segment(
                 if max_memory_mb is not None:
                     forward_batch()  # the memory was planned for one strip at a time
         forward_batch()
-    finally:
-        model.train(was_training)
-    label_maps = [target.label_map for target in targets]
-    return (label_maps, [target.scores for target in targets]) if return_scores else label_maps
+    results = ([target.label_map for target in targets],)
+    results += ([target.scores for target in targets],) if return_scores else ()
+    results += ([target.confidence for target in targets],) if return_confidence else ()
+    return results if len(results) > 1 else results[0]
 
 
 def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list[int]:
@@ -278,7 +284,7 @@ def window_pixels(
 
 def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tensor]]) -> None:
     """One forward pass; what the network says goes into the windows, in fp32, mirrored back."""
-    pixel_values = torch.stack([pixels for _, pixels in batch]).to(model.device, model.dtype)
+    pixel_values = torch.stack([pixels for _, pixels in batch]).to(execution_device(model), model.dtype)
     outputs = model(pixel_values=pixel_values, output_logits=False)
     class_probs = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1].transpose(1, 2)  # (B, K, K)
     for (window, _), probs, masks in zip(batch, class_probs, outputs.masks_queries_logits.float()):
@@ -289,54 +295,67 @@ def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tens
         window.mask_logits = masks.flip(-1) if window.is_flipped else masks.clone()
 
 
-def finish_strip(strip: Strip, wanted: list[int] | None, return_scores: bool) -> None:
-    """Scores and labels of a strip, block by block."""
+def finish_strip(strip: Strip, wanted: list[int] | None, return_scores: bool, return_confidence: bool) -> None:
+    """Scores, labels and confidence of a strip, block by block."""
     target, size = strip.target, strip.target.size
     first = strip.runs[0].windows[0].class_probs  # (C, K)
     num_scores = len(first) if wanted is None else len(wanted)
     if target.label_map is None:
         target.label_map = torch.empty(size, dtype=torch.int64)
         target.scores = first.new_empty(num_scores, *size) if return_scores else None
+        target.confidence = torch.empty(size, dtype=torch.float32) if return_confidence else None
     numbers = None if wanted is None else torch.tensor(wanted)
     # pixels of the resized picture count where there are more of them
     shrinking = max(1, *(run.size[0] * run.size[1] / (size[0] * size[1]) for run in strip.runs))
     num_pixels = int(block_pixels(first.shape[1], first.device) / shrinking)
     for rows, columns in blocks(strip.rows, strip.columns, num_pixels):
         place = slice(*rows), slice(*columns)
-        if len(strip.runs) == 1 and not return_scores:
+        if len(strip.runs) == 1 and not (return_scores or return_confidence):
             run = strip.runs[0]
             part = run.scores(*sources(run.size, size, rows, columns))
             labels = best_labels(part, run.size, size, rows, columns)
         else:
-            scores = strip_scores(strip, rows, columns)
-            if len(strip.runs) > 1 and wanted is not None:
-                scores = scores[wanted]
+            scores, shares = strip_scores(strip, rows, columns, wanted, return_confidence)
             labels = first_maximum(scores)
+            if return_confidence:
+                target.confidence[place] = shares.gather(0, labels[None])[0].clamp(0, 1).cpu()
             if return_scores:
                 target.scores[(slice(None), *place)] = scores
         labels = labels.cpu()
         target.label_map[place] = labels if numbers is None else numbers[labels]
 
 
-def strip_scores(strip: Strip, rows: Span, columns: Span) -> torch.Tensor:
-    """(C, rows, columns) of the picture: scores of a single run, average of the probabilities of several."""
-    total = None
+def strip_scores(
+    strip: Strip, rows: Span, columns: Span, wanted: list[int] | None, with_shares: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores and, if asked for, shares of the candidates in a block of the picture; (C, rows, columns) each.
+
+    Scores: those of a single run, the average of the probabilities of several. Shares: each label's part of the sum
+    over the candidates, averaged over the runs.
+    """
+    total = shares = None
     for run in strip.runs:
         part = run.scores(*sources(run.size, strip.target.size, rows, columns))
         scores = resized_part(part, run.size, strip.target.size, rows, columns)
+        if with_shares:
+            candidates = scores if len(strip.runs) == 1 or wanted is None else scores[wanted]
+            whole = candidates.sum(dim=0).clamp(min=torch.finfo(candidates.dtype).tiny)
+            own = candidates / whole * run.share
+            shares = own if shares is None else shares.add_(own)
         if len(strip.runs) > 1:
             scores = scores.softmax(dim=0).mul_(run.share)
         total = scores if total is None else total.add_(scores)
-    return total
+    return total if len(strip.runs) == 1 or wanted is None else total[wanted], shares
 
 
 class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     """`pipeline("image-segmentation")` by way of `segment`; models other than QLSeg get the stock pipeline.
 
-    Calls take `scales`, `flip`, `labels`, `window_batch_size` and `max_memory_mb` of `segment`. Lists of pictures of
-    mixed sizes may be batched.
+    Calls take `scales`, `flip`, `labels`, `window_batch_size`, `max_memory_mb` and `return_confidence` of `segment`.
+    Lists of pictures of mixed sizes may be batched.
     Each picture gives [{"label": name, "mask": PIL picture of mode L, 0 or 255, "score": None}, ...], one entry per
-    label that occurs, at the picture's own size.
+    label that occurs, at the picture's own size. With `return_confidence=True`, "score" is the mean confidence of the
+    label's pixels, and "confidence" a PIL picture of mode L with the confidence of each of them, 255 for 1, else 0.
     """
 
     # if not given, transformers takes the saved image processor for a sign of a video processor, and asks for trust
@@ -344,7 +363,8 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
 
     def __new__(cls, model=None, *args, **kwargs):
         # peft's wrapper has the configuration of what it wraps
-        if getattr(getattr(model, "config", None), "model_type", None) == QLSegConfig.model_type:
+        # without a model somebody copies or unpickles: the attributes follow
+        if model is None or getattr(getattr(model, "config", None), "model_type", None) == QLSegConfig.model_type:
             return super().__new__(cls)
         return ImageSegmentationPipeline(model, *args, **kwargs)
 
@@ -352,7 +372,7 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         """`__new__` has checked it."""
 
     def _sanitize_parameters(self, **kwargs):
-        names = ("scales", "flip", "labels", "window_batch_size", "max_memory_mb")
+        names = ("scales", "flip", "labels", "window_batch_size", "max_memory_mb", "return_confidence")
         given = {name: kwargs.pop(name) for name in names if name in kwargs}
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, given, postprocess
@@ -364,20 +384,28 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
 
     def _forward(self, model_inputs: dict, **segment_kwargs) -> dict:
         pictures = as_list(model_inputs["picture"])
-        return {"label_map": segment(self.model, self.image_processor, pictures, **segment_kwargs)}
+        found = segment(self.model, self.image_processor, pictures, **segment_kwargs)
+        return dict(zip(("label_map", "confidence"), found if isinstance(found, tuple) else (found,)))
 
     def postprocess(self, model_outputs: dict, subtask: str | None = None, **thresholds) -> list[dict]:
         if subtask not in (None, "semantic"):
             raise ValueError(f"QLSeg does semantic segmentation; subtask {subtask!r} is not available")
         label_map = model_outputs["label_map"][0].numpy()  # (H, W), out of a list or a batch of one
-        return [
-            {
-                "score": None,
-                "label": self.model.config.id2label[int(label)],
-                "mask": Image.fromarray(np.where(label_map == label, np.uint8(255), np.uint8(0))),
-            }
-            for label in np.unique(label_map)
-        ]
+        confidence = model_outputs["confidence"][0].numpy() if "confidence" in model_outputs else None
+        segments = []
+        for label in np.unique(label_map):
+            mask = label_map == label
+            segments.append(
+                {
+                    "score": None if confidence is None else float(confidence[mask].mean()),
+                    "label": self.model.config.id2label[int(label)],
+                    "mask": Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))),
+                }
+            )
+            if confidence is not None:
+                shown = np.where(mask, 255 * confidence, 0).round().astype(np.uint8)
+                segments[-1]["confidence"] = Image.fromarray(shown)
+        return segments
 
 
 __all__ = ["QLSegImageSegmentationPipeline", "segment"]
