@@ -141,7 +141,7 @@ def label_rules(args: argparse.Namespace) -> dict:
         rules["ignore_index"] = args.ignore_index
     if args.label_map is not None:
         try:
-            table = json.loads(args.label_map.read_text(encoding="utf-8"))
+            table = json.loads(args.label_map.read_text(encoding="utf-8-sig"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
+from .configuration_qlseg import RELEASES, QLSegConfig, label_set, names_in_order, read_label_file
 from .image_processing_qlseg import QLSegImageProcessor
 from .loss_qlseg import loss_normalizers
 from .modeling_qlseg import QLSegForSemanticSegmentation
@@ -26,12 +26,15 @@ ATTENTION_PROJECTIONS = (
 # ------------------------------------------------------------------------------------------------ what a recipe builds
 
 
-def read_label_names(label_names: str | dict | None) -> tuple[dict[int, str] | None, list | None]:
+def read_label_names(label_names: str | dict | list | None) -> tuple[dict[int, str] | None, list | None]:
     """{label: name} and palette (or None) from a recipe's `label_names`; (None, None) if there are none."""
     if label_names is None:
         return None, None
-    if isinstance(label_names, dict):
-        return {int(label): str(name) for label, name in label_names.items()}, None
+    if isinstance(label_names, (dict, list)):
+        try:
+            return dict(enumerate(names_in_order(label_names))), None
+        except ValueError as error:
+            raise ValueError(f"label_names: {error}") from error
     released = {entry["labels"] for entry in RELEASES.values()}
     names, palette = label_set(label_names) if label_names in released else read_label_file(Path(label_names))
     return dict(enumerate(names)), palette
