@@ -32,6 +32,7 @@ from PIL import Image, UnidentifiedImageError
 
 from qlseg_hf import load_picture, segment
 from qlseg_hf.command_line import exit_status, first_line, load_network
+from qlseg_hf.data import is_hidden
 from qlseg_hf.segmentation import window_layout
 from qlseg_hf.visualization import label_colors, label_map_picture, share
 
@@ -354,7 +355,8 @@ def segmented(model, processor, path: str | None, mode: str, report: Callable[[i
 def example_pictures(folder: Path | None, drawn: Path) -> list[str]:
     """The first MAX_EXAMPLES pictures of `folder` by name; without a folder, scenes drawn into `drawn`."""
     if folder is not None:
-        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        found = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+        paths = [path for path in found if path.suffix.lower() in SUFFIXES]
         if not paths:
             raise ValueError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
         return [str(path) for path in paths[:MAX_EXAMPLES]]

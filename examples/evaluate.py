@@ -91,6 +91,8 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
                     label_column=args.label_column,
                     streaming=args.streaming,
                 )
+    for note in getattr(samples, "notes", ()) if state.is_main_process else ():
+        print(f"evaluate.py: {printable(note)}", file=sys.stderr)
     place = {"rank": state.process_index, "world_size": state.num_processes}
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
     if state.is_main_process:

@@ -9,18 +9,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .data import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
+from .data import NUM_NAMED, FolderSamples, Sample, SampleError, StreamedSamples, TableSamples, listed
 from .image_processing_qlseg import QLSegImageProcessor
 from .model_card import printable
 
 CHUNK = 64  # samples in memory at once
-NUM_NAMED = 5  # offending files and labels that a sentence names
 MAX_UNREADABLE = 0.1  # share of pictures that may be left out; if more cannot be read, something else is wrong
 
 # What is said of samples that cannot be used, and the remedy, by `SampleError.kind`
 PROBLEMS = {
     "picture": ("pictures cannot be read", "copy them again or take them out"),
     "label map": ("label maps cannot be read", "copy them again or take their pictures out"),
+    "lossy label map": (
+        "label maps are JPEG files, which change labels at every edge",
+        "store them as PNG, from what they were made of, or with each value rounded to its nearest label",
+    ),
     "colour mask": (
         "label maps are colour pictures",
         "set label_colors: {label: [red, green, blue]}, or store one label per pixel",
@@ -97,7 +100,7 @@ def check_labels_of_dataset(
     Returns:
         errors: pictures or label maps that cannot be read, colour masks, sizes that differ, values outside 0..K-1,
         label maps that are ignored throughout, if all are. warnings: some of those, labels that never occur, a
-        label 0 that `do_reduce_labels` seems to remove by mistake.
+        label 0 that `do_reduce_labels` seems to remove by mistake, files of a folder that belong to no sample.
 
     Raises:
         ValueError: there is no sample.
@@ -123,7 +126,9 @@ def check_labels_of_dataset(
             ignored_names.append(finding.name)
     if num_samples == 0:
         raise ValueError("the data set is empty")
-    return report(num_samples, values, problems, ignored_names, names, processor, strict)
+    result = report(num_samples, values, problems, ignored_names, names, processor, strict)
+    result.warnings += getattr(samples, "notes", [])
+    return result
 
 
 def findings_of(samples: Iterable[Sample], num_threads: int) -> Iterator[Finding]:
@@ -230,12 +235,6 @@ def range_error(
         return f"{text}. If 255 means unlabelled, set ignore_index: 255"
     translation = f"{{{wrong[0]}: {processor.ignore_index}}}"
     return f"{text}. Translate them, as in label_map: {translation} to ignore {wrong[0]}, or give more label names"
-
-
-def listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + more
 
 
 __all__ = ["LabelReport", "check_labels_of_dataset"]

@@ -1,7 +1,10 @@
 """Each way a data set can be broken gets its sentence, with counts, names and the setting that helps."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from qlseg_hf import QLSegImageProcessor
 from qlseg_hf.data import Sample, StreamedSamples
@@ -105,11 +108,26 @@ def test_color_masks():
 
 
 def colored(mode):
-    from PIL import Image
-
     picture = Image.new(mode, (4, 2))
     picture.shape = (2, 4)  # for samples_of
     return picture
+
+
+def test_jpeg_label_maps():
+    jpeg = io.BytesIO()
+    Image.fromarray(np.full((2, 4), 255, np.uint8)).save(jpeg, "jpeg")
+    for source in (jpeg.getvalue(), Image.open(jpeg)):
+        broken = Sample(np.zeros((2, 4, 3), np.uint8), source, "s1")
+        text = only_error(Sequence([samples_of([0, 1, 2])[0], broken]), ignore_index=255)
+        assert text.startswith(
+            "1 of 2 label maps are JPEG files, which change labels at every edge; store them as PNG"
+        )
+
+
+def test_files_that_are_left_out():
+    samples = samples_of([0, 1, 2])
+    samples.notes = ["2 files are left out: a, b"]
+    assert check(samples).warnings == samples.notes
 
 
 def test_sizes():

@@ -69,7 +69,7 @@ def test_json(tmp_path, content):
         ("0 sky\n2 tree", r"numbers \(0, 2, ...\) are not 0..1, each once; for names that are written so, use a JSON"),
         (
             "1 sky\n2 tree",
-            r"are not 0..1, each once; if 0 is void, leave the numbers out and set do_reduce_labels: true",
+            r"are not 0..1, each once; if 0 is void, leave the numbers out and set do_",
         ),
         ("0 sky\n0 tree", "are not 0..1, each once"),
         ("id name\n0 sky\n1 tree", "2 of 3 lines begin with a number, but 'id name' does not"),
