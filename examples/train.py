@@ -50,12 +50,20 @@ from qlseg_hf.evaluation import evaluate_samples
 from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
 from qlseg_hf.hub import prepare_repo, upload_folder
 from qlseg_hf.label_check import check_labels_of_dataset
-from qlseg_hf.model_card import inference_protocol, trained_model_card
+from qlseg_hf.model_card import inference_protocol, printable, trained_model_card
 from qlseg_hf.optimization import parameter_groups
 from qlseg_hf.processes import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
 from qlseg_hf.recipe import Recipe, load_recipe
 from qlseg_hf.run_log import LineLog, LossLog
-from qlseg_hf.training import MovingAverage, NotFiniteError, build_model, build_processor, plain_model, training_step
+from qlseg_hf.training import (
+    MovingAverage,
+    NotFiniteError,
+    build_model,
+    build_processor,
+    plain_model,
+    sets_reduction,
+    training_step,
+)
 from qlseg_hf.visualization import draw_curves, draw_overlay, label_colors, save_picture
 
 RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
@@ -85,7 +93,13 @@ def refuse_broken_data(accelerator: Accelerator, splits: dict, processor, config
         for split, samples in splits.items() if accelerator.is_main_process else ():
             is_training = split == "training"
             strict = recipe.strict or not is_training
-            report = check_labels_of_dataset(samples, processor, config.id2label, strict=strict)
+            report = check_labels_of_dataset(
+                samples,
+                processor,
+                config.id2label,
+                strict=strict,
+                doubts_are_errors=not sets_reduction(recipe),
+            )
             print(f"{split} data:\n{report}", file=sys.stdout if only_check else sys.stderr)
             if report.errors:
                 use = "trained on" if is_training else "validated on"
@@ -356,6 +370,8 @@ def train(recipe: Recipe, only_check: bool) -> None:
                     curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
                     save_picture(curves, output_dir / "curves.png")
                     bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+                    for warning in result["warnings"]:
+                        bar.write(f"warning: {printable(warning)}")
                 if state["best"] is None or result["miou"] > state["best"]:
                     state |= {"best": result["miou"], "best_step": done}
                     save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
