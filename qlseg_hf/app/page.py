@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from ..data.datasets import is_hidden
 from ..data.scenes import draw_scene
 from ..hub.loading import load_network
 from ..model.image_io import load_picture
@@ -167,7 +168,8 @@ def segmented(model, processor, path: str | None, mode: str, report: Callable[[i
 def example_pictures(folder: Path | None, drawn: Path) -> list[str]:
     """The first MAX_EXAMPLES pictures of `folder` by name; without a folder, scenes drawn into `drawn`."""
     if folder is not None:
-        paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        found = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+        paths = [path for path in found if path.suffix.lower() in SUFFIXES]
         if not paths:
             raise ValueError(f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))})")
         return [str(path) for path in paths[:MAX_EXAMPLES]]

@@ -4,6 +4,8 @@ Nothing is decoded before it is asked for, and then by `load_picture` and `load_
 indices. The package `datasets` is imported only where it is needed; the folder layouts do without.
 """
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from torch.utils.data import get_worker_info
 
 from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture, turn_upright
 from ..utils.optional import import_package
+from .labels import read_text
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
@@ -26,10 +29,14 @@ LABEL_COLUMNS = (
     *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
 )
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+NUM_NAMED = 5  # files and labels that a sentence names
 
 
 class SampleError(ValueError):
-    """A sample that cannot be used. `kind`: "picture", "label map", "colour mask", "unknown colour", "size"."""
+    """A sample that cannot be used.
+
+    `kind`: "picture", "label map", "lossy label map", "colour mask", "unknown colour", "size".
+    """
 
     def __init__(self, message: str, kind: str = "label map"):
         super().__init__(message)
@@ -72,6 +79,8 @@ class Sample:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
         with naming(self.name, "label map"):
             source = opened(self.label_map, self.name)
+            if getattr(source, "format", None) in ("JPEG", "MPO"):
+                raise SampleError("the label map is a JPEG file, which does not keep its values", "lossy label map")
             if self.label_colors is not None:
                 return labels_from_colors(source, self.label_colors)
             if isinstance(source, Image.Image) and source.mode in ("RGB", "RGBA"):
@@ -129,13 +138,15 @@ def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tupl
     is_unknown = np.asarray(known)[place] != colors
     if is_unknown.any():
         values, counts = np.unique(colors[is_unknown], return_counts=True)
-        worst = np.argsort(-counts, kind="stable")[:5]
-        listed = [
+        worst = np.argsort(-counts, kind="stable")[:NUM_NAMED]
+        worst_colors = [
             f"({v >> 16}, {v >> 8 & 255}, {v & 255}) in {c} pixels" for v, c in zip(values[worst], counts[worst])
         ]
+        remedy = "add them or correct the mask"
+        if len(values) > max(2 * len(known), 8):
+            remedy = "so many come of JPEG or smoothed edges: store the mask as PNG, made without smoothing"
         raise SampleError(
-            f"{len(values)} colours are not in label_colors: {', '.join(listed)}; add them or correct the mask",
-            "unknown colour",
+            f"{len(values)} colours are not in label_colors: {', '.join(worst_colors)}; {remedy}", "unknown colour"
         )
     return np.asarray(labels, dtype=np.int64)[place]
 
@@ -156,10 +167,21 @@ def checked_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:
 
 
 class FolderSamples:
-    """A sequence of `Sample`s in a folder layout. `split`: the name that was found."""
+    """A sequence of `Sample`s in a folder layout.
 
-    def __init__(self, root: Path, pairs: list[tuple[str, str]], split: str, label_colors: dict | None):
+    `split`: the name that was found. `notes`: sentences on files of the split that belong to no sample.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        pairs: list[tuple[str, str]],
+        split: str,
+        label_colors: dict | None,
+        notes: Iterable[str] = (),
+    ):
         self.root, self.pairs, self.split, self.label_colors = root, pairs, split, label_colors
+        self.notes = list(notes)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -249,7 +271,8 @@ def open_dataset(
 
     Args:
         dataset: a folder (ADE20K, COCO-Stuff-10K or PASCAL-Context as mmsegmentation lays them out; written by
-            `save_to_disk`; of parquet or other files that `datasets` reads) or the id of a data set on the Hub.
+            `save_to_disk`; of parquet or other files that `datasets` reads) or the id of a data set on the Hub. In
+            ADE20K's and COCO-Stuff's layout a split may have sub-folders, the same for pictures and label maps.
         split: its name, or what a person calls it: see `find_split`. `datasets`' slices ("train[:10%]") work where
             `load_dataset` is used without streaming.
         config: configuration of a Hub data set.
@@ -261,8 +284,9 @@ def open_dataset(
         `Sample`s: a sequence, or with `streaming` an iterable.
 
     Raises:
-        ValueError: no such split, columns that cannot be guessed, a picture without label map, a list of pictures
-            that leaves the folder, or a folder without pictures.
+        ValueError: no such split, columns that cannot be guessed, a picture without label map, two pictures with one,
+            a file with a label map that is no picture by its ending, a list of pictures that leaves the folder, or a
+            folder without pictures. Other files that belong to no sample are told in `FolderSamples.notes`.
         FileNotFoundError: no such folder, or `datasets` finds nothing.
         ImportError: `datasets` is needed and missing.
     """
@@ -276,7 +300,7 @@ def open_dataset(
             raise ValueError(
                 f"{dataset} is a folder of pictures and label maps: streaming, config and columns do not apply to it"
             )
-        return FolderSamples(root, found[1], found[0], colors)
+        return FolderSamples(root, found[1], found[0], colors, found[2])
     table, split = open_table(str(root if root.is_dir() else dataset), split, config, streaming)
     table, columns = undecoded(table, image_column, label_column)
     return (StreamedSamples if streaming else TableSamples)(table, columns, split, colors)
@@ -298,46 +322,123 @@ def find_split(wanted: str, available: list[str], where: str | Path) -> str:
     raise ValueError(f"{where} has no split {wanted!r}; it has {', '.join(available) or 'none'}")
 
 
-def folder_pairs(root: Path, split: str) -> tuple[str, list[tuple[str, str]]] | None:
-    """Split name and (picture, label map) paths relative to `root`; None if this is none of mmsegmentation's layouts.
+def folder_pairs(root: Path, split: str) -> tuple[str, list[tuple[str, str]], list[str]] | None:
+    """Split name, (picture, label map) paths relative to `root`, and sentences on files that belong to no pair.
+
+    Returns None if this is none of mmsegmentation's layouts. Hidden files (see `is_hidden`) count nowhere.
 
     Raises:
         ValueError: see `open_dataset`.
     """
+    notes = []
     if (root / "JPEGImages").is_dir() and (root / "SegmentationClassContext").is_dir():
         lists = root / "ImageSets" / "SegmentationContext"
-        split = find_split(split, sorted(path.stem for path in lists.glob("*.txt")), root)
+        splits = sorted(path.stem for path in lists.glob("*.txt") if not is_hidden(path.name))
+        split = find_split(split, splits, root)
         names = listed_names(lists / f"{split}.txt")
         pairs = [(f"JPEGImages/{name}.jpg", f"SegmentationClassContext/{name}.png") for name in names]
     elif (root / "images").is_dir() and (root / "annotations").is_dir():
-        split = find_split(split, sorted(path.name for path in (root / "images").iterdir() if path.is_dir()), root)
-        is_coco_stuff = any((root / "annotations" / split).glob("*_labelTrainIds.png"))
-        ending = "_labelTrainIds.png" if is_coco_stuff else ".png"
-        names = sorted(path.name for path in (root / "images" / split).iterdir())
-        names = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES)]
-        pairs = [(f"images/{split}/{name}", f"annotations/{split}/{Path(name).stem}{ending}") for name in names]
+        entries = [path for path in (root / "images").iterdir() if not is_hidden(path.name)]
+        split = find_split(split, sorted(path.name for path in entries if path.is_dir()), root)
+        pairs, notes = pairs_of_split(root, split)
+        if beside := sorted(path.name for path in entries if path.suffix.lower() in PICTURE_SUFFIXES):
+            notes.append(f"{len(beside)} pictures in {root / 'images'} belong to no split: {listed(beside)}")
     else:
         return None
     if not pairs:
-        raise ValueError(f"split {split} of {root} holds no pictures")
+        raise ValueError(". ".join([f"split {split} of {root} holds no pictures", *notes]))
     for part, what in ((0, "pictures are missing"), (1, "label maps are missing")):
         missing = [pair for pair in pairs if not (root / pair[part]).is_file()]
         if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(pairs)} {what} in {root}, the first is {missing[0][part]}"
-                + (f" of picture {missing[0][0]}" if part else "")
-            )
-    return split, pairs
+            text = f"{len(missing)} of {len(pairs)} {what} in {root}, the first is {missing[0][part]}"
+            raise ValueError(". ".join([text + (f" of picture {missing[0][0]}" if part else ""), *notes]))
+    return split, pairs, notes
+
+
+def pairs_of_split(root: Path, split: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """(picture, label map) below images/split and annotations/split, which have the same path but for the ending.
+
+    Returns:
+        the pairs, of which the label maps may be missing, and sentences on files that belong to none.
+
+    Raises:
+        ValueError: a file that is no picture by its ending has a label map, or two pictures share one.
+    """
+    files = files_below(root / "images" / split)
+    maps = files_below(root / "annotations" / split)
+    is_coco_stuff = any(name.endswith("_labelTrainIds.png") for name in maps)
+    ending = "_labelTrainIds.png" if is_coco_stuff else ".png"
+    maps = {name for name in maps if name.endswith(ending) or not is_coco_stuff}
+    map_of = {name: name.removesuffix(Path(name).suffix) + ending for name in files}
+    names = [name for name in files if name.lower().endswith(PICTURE_SUFFIXES)]
+    others = [name for name in files if not name.lower().endswith(PICTURE_SUFFIXES)]
+    if unread := [name for name in others if map_of[name] in maps]:
+        raise ValueError(
+            f"{len(unread)} of {len(names) + len(unread)} pictures in {root / 'images' / split} are not of a kind "
+            f"that is read ({', '.join(PICTURE_SUFFIXES)}): {listed(unread)}; convert them, or take them and their "
+            "label maps out"
+        )
+    if shared := {name for name, count in Counter(map_of[name] for name in names).items() if count > 1}:
+        owners = [name for name in names if map_of[name] in shared]
+        raise ValueError(
+            f"{len(owners)} pictures in {root / 'images' / split} share {len(shared)} label maps: {listed(owners)}; "
+            f"keep one picture for each name, and label maps in {root / 'annotations' / split} alone"
+        )
+    notes = []
+    if others:
+        notes.append(
+            f"{len(others)} files in {root / 'images' / split} are left out, because they are not of a kind "
+            f"that is read ({', '.join(PICTURE_SUFFIXES)}): {listed(others)}"
+        )
+    if left := sorted(maps - {map_of[name] for name in names}):
+        notes.append(
+            f"{len(left)} files in {root / 'annotations' / split} are left out, because there is no picture of the "
+            f"same path (label maps end with {ending}): {listed(left)}"
+        )
+    return [(f"images/{split}/{name}", f"annotations/{split}/{map_of[name]}") for name in names], notes
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is what systems and tools leave behind, such as `._x.jpg` of macOS."""
+    return name.startswith((".", "__MACOSX", "@eaDir")) or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def files_below(folder: Path) -> list[str]:
+    """Paths of the files at any depth, relative to `folder`, sorted, without hidden ones; [] if there is no folder.
+
+    Raises:
+        ValueError: a link leads back to a folder above it.
+    """
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        real = os.path.realpath(place)
+        for name in folders:
+            target = os.path.realpath(os.path.join(place, name))
+            if f"{real}{os.sep}".startswith(f"{target}{os.sep}"):
+                raise ValueError(f"{os.path.join(place, name)} is a link to a folder above it; remove it")
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in files if not is_hidden(name)]
+    return sorted(Path(name).as_posix() for name in found)
+
+
+def listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more
 
 
 def listed_names(path: Path) -> list[str]:
-    """Names in a split list, one a line, blank lines left out; ValueError for one that is a path."""
+    """Names in a split list, one a line, blank lines and hidden files left out; ValueError for one that is a path."""
     names = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = read_text(path).splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
         name = line.strip()
         if name in (".", "..") or "/" in name or "\\" in name:
             raise ValueError(f"line {number} of {path} is {name!r}; a plain picture name without a folder is wanted")
-        if name:
+        if name and not is_hidden(name):
             names.append(name)
     return names
 

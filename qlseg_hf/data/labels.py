@@ -1,34 +1,114 @@
-"""Label names from files."""
+"""Label names as people store them: files of lines or JSON, lists and mappings; what is unclear is refused."""
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
+
+# Lines of a names file: "0 sky", "0,sky", "0: sky", "0. sky"; and "sky,0", "sky: 0"
+NUMBERED_NAME = re.compile(r"(\d+)(?:\s*[,:;=|_-]\s*|\s*[.)]?\s+)(\S.*)")
+NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file without byte-order mark; ValueError if it is none, OSError if it cannot be read."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError("it holds zero bytes, as UTF-16 does; save it as UTF-8")
+    return text
 
 
 def read_label_file(path: Path) -> tuple[list[str], list | None]:
-    """Names and palette (or None) from JSON (a list, {id: name} or {"labels", "palette"}) or from lines of text.
+    """Names and palette (or None) from JSON (see `names_in_order`; or {"labels", "palette"}) or from lines of text.
+
+    Lines hold one name each, or all of them a number 0..K-1 and a name ("0 sky", "0,sky", "0: sky"), in any order.
+    Blank lines, white space around names and a byte-order mark do not count.
 
     Raises:
         ValueError: the file cannot be read or holds something else.
     """
+    is_json = path.suffix.lower() == ".json"
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
+        text = read_text(path)
+        content = json.loads(text) if is_json else [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"label file {path} cannot be read: {error}") from error
     palette = None
-    if isinstance(content, dict) and "labels" in content:
+    if isinstance(content, dict) and "labels" in content and not isinstance(content["labels"], int):
         content, palette = content["labels"], content.get("palette")
-    elif isinstance(content, dict):
-        try:
-            ids = {int(key): name for key, name in content.items()}
-        except ValueError as error:
-            raise ValueError(f"label file {path}: the keys must be label numbers ({error})") from error
-        if sorted(ids) != list(range(len(ids))):
-            raise ValueError(f"label file {path}: the keys must be 0..{len(ids) - 1}")
-        content = [ids[i] for i in range(len(ids))]
-    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"label file {path} must hold names: a list, {{id: name}}, or one per line")
-    return content, palette
+    try:
+        return names_in_order(content if is_json else names_of_lines(content)), palette
+    except ValueError as error:
+        raise ValueError(f"label file {path}: {error}") from error
 
 
-__all__ = ["read_label_file"]
+def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
+    """Names, or {number: name} if every line begins with a number; ValueError if the lines may mean something else."""
+    advice = "; for names that are written so, use a JSON list"
+    lines = [line.rstrip(",; ") for line in lines]
+    if lines and lines[0][:1] in ("[", "{"):
+        raise ValueError("it looks like JSON; give it the ending .json")
+    if odd := [line for line in lines if re.match(r"#|//|- |$", line)]:
+        raise ValueError(f"the line {odd[0][:40]!r} is no plain name; take it out{advice}")
+    found = [match for match in map(NUMBERED_NAME.fullmatch, lines) if match]
+    numbers = sorted(int(match[1]) for match in found)
+    if found and len(found) == len(lines) and numbers != list(range(len(lines))):
+        start = "; if 0 is void, leave the numbers out and set do_reduce_labels: true" if numbers[0] == 1 else ""
+        raise ValueError(
+            f"every line begins with a number, but these numbers ({', '.join(map(str, numbers[:3]))}, ...) are not "
+            f"0..{len(lines) - 1}, each once{start}{advice}"
+        )
+    names = [match[2] for match in found] if len(found) == len(lines) else lines
+    # a heading or a forgotten number
+    if len(found) < len(lines) < 2 * len(found) and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        odd = next(line for line in lines if not NUMBERED_NAME.fullmatch(line))
+        raise ValueError(f"{len(found)} of {len(lines)} lines begin with a number, but {odd[:40]!r} does not{advice}")
+    columns = [name for name in names if NAME_AND_NUMBER.fullmatch(name) or NUMBERED_NAME.fullmatch(name)]
+    if len(columns) * 2 > len(names) and (len(found) == len(lines) or NAME_AND_NUMBER.fullmatch(columns[0])):
+        raise ValueError(f"{columns[0][:40]!r} is a name and numbers; give the names alone, in order{advice}")
+    names = [re.sub(r'"(.*)"', r"\1", name) for name in names]
+    return {match[1]: name for match, name in zip(found, names)} if len(found) == len(lines) else names
+
+
+def names_in_order(names: list | dict) -> list[str]:
+    """Names of labels 0..K-1, without white space or byte-order marks around them.
+
+    Args:
+        names: a list of names, {label: name} or {name: label}, labels 0..K-1 as numbers or their digits.
+
+    Raises:
+        ValueError: something else, a name that is empty or no text, or one that two labels have.
+    """
+    if isinstance(names, dict):
+        if all(type(label) is int for label in names.values()) and not all(map(_is_number, names)):
+            if len(set(names.values())) < len(names):
+                raise ValueError("two names have the same label number; give each its own")
+            names = {label: name for name, label in names.items()}
+        if odd := [label for label in names if not _is_number(label)]:
+            raise ValueError(f"the keys must be label numbers, or the values; got {odd[0]!r:.80}")
+        if sorted(map(int, names)) != list(range(len(names))):
+            raise ValueError(f"the keys must be 0..{len(names) - 1}, each once")
+        names = [name for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    if not isinstance(names, list):
+        raise ValueError("it must hold names: a list, {id: name}, or one per line")
+    for label, name in enumerate(names):
+        if not isinstance(name, str):
+            hint = " (yes, no, on and off are none without quotes)" if isinstance(name, bool) else ""
+            raise ValueError(f"it must hold names, but that of label {label} is {name!r:.40}; put it in quotes{hint}")
+    names = [name.replace("\ufeff", "").strip() for name in names]
+    if not names or not all(names):
+        raise ValueError(f"label {names.index('')} has an empty name" if names else "it holds no names")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        places = [label for label, name in enumerate(names) if name == twice[0]]
+        raise ValueError(f"labels {places} are all called {twice[0][:40]!r}; give each label a name of its own")
+    return names
+
+
+def _is_number(label) -> bool:
+    return type(label) is int or (isinstance(label, str) and label.strip().isdecimal())
+
+
+__all__ = ["names_in_order", "read_label_file", "read_text"]

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm import tqdm
 
-from ..data.check import Tally, range_error
+from ..data.check import add_to_tallies, count_values, is_no_label, range_error, score_warnings
 from ..data.datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
@@ -44,7 +44,8 @@ class Evaluation:
 
     `result`: `miou`, `macc`, `aacc`: fractions; `miou_interval`: [low, high], 95 %; `per_label`: [{"label": name,
     "iou", "accuracy", "pixels": of the reference}]; `num_pictures`, `seconds`, `pictures_per_second`; `unreadable`:
-    names of the pictures that were not counted because they cannot be read. Ready for strict JSON: what is not defined
+    names of the pictures that were not counted because they cannot be read; `warnings`: sentences on scores that do
+    not mean what they seem to (see `score_warnings`). Ready for strict JSON: what is not defined
     (see `metrics.scores`) is None.
     `worst`: (mIoU, index, name) of the pictures with the lowest mIoU of their own, worst first.
     """
@@ -172,7 +173,7 @@ def evaluate_samples(
         total = len(range(rank, min(len(samples), max_samples or len(samples)), world_size))
 
     def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        labels = checked_labels(stored, name, processor, model.config.num_labels)
+        labels = checked_labels(stored, name, processor, list(model.config.id2label.values()))
         given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
         return segment(model, processor, picture, **given)[0], labels
 
@@ -198,7 +199,7 @@ def evaluate_samples(
                 if error is not None:
                     raise error
             all_finished = all(exchanged(is_finished, world_size))
-    return summed(counted, model, world_size)
+    return summed(counted, model, processor, world_size)
 
 
 def count_for_a_round(mine: Iterator, counted: Progress, predict: Callable, bar: tqdm) -> bool:
@@ -258,18 +259,20 @@ def read_ahead(
             yield index, name, *future.result()
 
 
-def checked_labels(stored: np.ndarray, name: str, processor: QLSegImageProcessor, num_labels: int) -> torch.Tensor:
+def checked_labels(stored: np.ndarray, name: str, processor: QLSegImageProcessor, names: list[str]) -> torch.Tensor:
     """(H, W) labels by the processor's rules; ValueError naming file, values and setting if some are no labels."""
     labels = processor.reduce_labels(torch.from_numpy(stored))
-    is_wrong = (labels != processor.ignore_index) & ((labels < 0) | (labels >= num_labels))
+    is_wrong = is_no_label(labels.numpy(), processor, len(names))
     if is_wrong.any():
-        values, counts = np.unique(stored, return_counts=True)
-        tallies = {value: Tally(count, [name]) for value, count in zip(values.tolist(), counts.tolist())}
-        raise ValueError(range_error(np.unique(stored[is_wrong.numpy()]), values, tallies, num_labels, processor))
+        tallies = {}
+        add_to_tallies(tallies, finding := count_values(stored, name, 0, processor, len(names)))
+        raise ValueError(range_error(np.unique(stored[is_wrong]), finding.values, tallies, names, processor))
     return labels
 
 
-def summed(counted: Progress, model: QLSegForSemanticSegmentation, world_size: int) -> Evaluation:
+def summed(
+    counted: Progress, model: QLSegForSemanticSegmentation, processor: QLSegImageProcessor, world_size: int
+) -> Evaluation:
     """Add up what the processes counted. ValueError if that is nothing."""
     state, worst, seconds, unreadable = counted.scores.state_dict(), counted.worst, counted.seconds, counted.unreadable
     if world_size > 1 and dist.is_initialized():
@@ -297,6 +300,7 @@ def summed(counted: Progress, model: QLSegForSemanticSegmentation, world_size: i
     ]
     result["num_pictures"] = found["num_pictures"]
     result["unreadable"] = [name for _, name in unreadable]
+    result["warnings"] = score_warnings(scores.totals["counts"], list(model.config.id2label.values()), processor)
     result["seconds"] = seconds
     result["pictures_per_second"] = found["num_pictures"] / seconds
     return Evaluation(result, worst)

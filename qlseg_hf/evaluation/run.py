@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def _evaluate(args: Request, state: PartialState) -> None:
                     label_column=args.label_column,
                     streaming=args.streaming,
                 )
+    for note in getattr(samples, "notes", ()) if state.is_main_process else ():
+        print(f"warning: {printable(note)}", file=sys.stderr)
     place = {"rank": state.process_index, "world_size": state.num_processes}
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
     if state.is_main_process:
@@ -159,7 +162,7 @@ def label_rules(args: Request) -> dict:
         rules["ignore_index"] = args.ignore_index
     if args.label_mapping is not None:
         try:
-            table = json.loads(args.label_mapping.read_text(encoding="utf-8"))
+            table = json.loads(args.label_mapping.read_text(encoding="utf-8-sig"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f'{args.label_mapping} must be JSON like {{"255": 1}}, stored value to label') from error
@@ -212,7 +215,7 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
     if args.output:
         text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
         write_atomically(args.output, (text + "\n").encode())
-    if args.card:
+    if args.card and not result["warnings"]:
         add_result_to_card(Path(args.model) / "README.md", result)
     names = [printable(row["label"]) for row in result["per_label"]]
     width = max(map(len, names))
@@ -223,6 +226,8 @@ def report(args, model, processor, samples, evaluation: Evaluation, state: Parti
     print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")
     print(f"mIoU, 95 % interval over pictures: {percent(low)} to {percent(high)} %")
     print(f"{result['num_pictures']} pictures, {result['pictures_per_second']:.2f} per second")
+    for warning in result["warnings"]:
+        print(f"warning: {printable(warning)}" + ("; the card is left as it was" if args.card else ""))
     if skipped := result["unreadable"]:
         print(f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(skipped)}")
     print()

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..data.labels import read_label_file
+from ..data.check import ignored_label_error
+from ..data.labels import names_in_order, read_label_file
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.loss_qlseg import loss_normalizers
@@ -28,34 +29,79 @@ ATTENTION_PROJECTIONS = (
 # ------------------------------------------------------------------------------------------------ what a recipe builds
 
 
-def read_label_names(label_names: str | dict | None) -> tuple[dict[int, str] | None, list | None]:
+def read_label_names(label_names: str | dict | list | None) -> tuple[dict[int, str] | None, list | None]:
     """{label: name} and palette (or None) from a recipe's `label_names`; (None, None) if there are none."""
     if label_names is None:
         return None, None
-    if isinstance(label_names, dict):
-        return {int(label): str(name) for label, name in label_names.items()}, None
+    if isinstance(label_names, (dict, list)):
+        try:
+            return dict(enumerate(names_in_order(label_names))), None
+        except ValueError as error:
+            raise ValueError(f"label_names: {error}") from error
     released = {entry["labels"] for entry in RELEASES.values()}
     names, palette = label_set(label_names) if label_names in released else read_label_file(Path(label_names))
     return dict(enumerate(names)), palette
 
 
+def sets_reduction(recipe: Recipe) -> bool:
+    """Whether the recipe itself says `do_reduce_labels`, or begins a model that has none."""
+    return not recipe.model or recipe.do_reduce_labels is not None or "do_reduce_labels" in recipe.processor
+
+
 def build_processor(recipe: Recipe) -> QLSegImageProcessor:
-    """The model's processor, or the default one for windows of `crop_size`, with the recipe's settings on top."""
+    """The model's processor, or the default one for windows of `crop_size`, with the recipe's settings on top.
+
+    Raises:
+        ValueError: the recipe brings labels of its own, and leaves it to the model whether stored 0 is one of them or
+            what `label_map` makes of the values; or `processor` contradicts another key.
+    """
     rules = {key: getattr(recipe, key) for key in ("do_reduce_labels", "ignore_index", "label_map")}
-    given = {key: value for key, value in rules.items() if value is not None} | recipe.processor
+    rules = {key: value for key, value in rules.items() if value is not None}
+    for key, value in rules.items():
+        if recipe.processor.get(key, value) != value:
+            raise ValueError(f"{key} is {value}, but {recipe.processor[key]} in processor; give it once")
+    given = rules | recipe.processor
     if recipe.model:
-        return QLSegImageProcessor.from_pretrained(recipe.model, **given)
+        processor = QLSegImageProcessor.from_pretrained(recipe.model, **given)
+        check_inherited_rules(recipe, processor, given)
+        return processor
     size = {"size": {"shortest_edge": recipe.crop_size}, "window_size": recipe.crop_size}
     return QLSegImageProcessor(**(size | {"window_stride": max(1, recipe.crop_size * 2 // 3)} | given))
+
+
+def check_inherited_rules(recipe: Recipe, processor: QLSegImageProcessor, given: dict) -> None:
+    """See `build_processor`. `given`: the processor's settings that the recipe states."""
+    own = [key for key in ("label_names", "label_colors", "label_map") if getattr(recipe, key)]
+    if own and processor.do_reduce_labels and not sets_reduction(recipe):
+        names = list((read_label_names(recipe.label_names)[0] or {}).values())
+        first, last = (f"{names[0]!r} is stored as", f"{names[-1]!r} as") if names else ("label 0 is", "the last as")
+        zero, one = (f"{first} {i}, {last} {i + len(names) - 1}" if names else f"{first} {i}" for i in (0, 1))
+        raise ValueError(
+            f"the recipe brings {own[0]}, and {recipe.model} reduces labels, which may be wrong for them: set "
+            f"do_reduce_labels: false if {zero}, or do_reduce_labels: true if 0 is void and {one}"
+        )
+    if recipe.label_names and processor.label_map and "label_map" not in given:
+        raise ValueError(
+            f"the recipe brings label_names, and {recipe.model} translates stored values by label_map "
+            f"{processor.label_map}, which may be wrong for them: set label_map: {{}} if they are stored as they are, "
+            "or write the label_map that holds for them"
+        )
 
 
 def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentation:
     """The network of a recipe: a model with its labels reused by name, a fresh head on a ViT, or random weights.
 
     Raises:
-        ValueError: `label_names` are missing for a fresh head, or something does not fit.
+        ValueError: `label_names` are missing for a fresh head, `ignore_index` is one of the labels, or something else
+            does not fit.
     """
     id2label, palette = read_label_names(recipe.label_names)
+    if id2label or recipe.model:
+        names = list((id2label or QLSegConfig.from_pretrained(recipe.model).id2label).values())
+        if 0 <= ignore_index < len(names):
+            raise ValueError(ignored_label_error(ignore_index, names))
+    if recipe.config.get("semantic_loss_ignore_index", ignore_index) != ignore_index:
+        raise ValueError("config sets semantic_loss_ignore_index, which follows ignore_index; set ignore_index alone")
     config = dict(recipe.config) | {"semantic_loss_ignore_index": ignore_index}
     if recipe.model:
         labels = {"id2label": id2label, "reuse_labels": True} if id2label else {}
@@ -236,5 +282,6 @@ __all__ = [
     "build_model",
     "build_processor",
     "plain_model",
+    "sets_reduction",
     "training_step",
 ]

@@ -26,9 +26,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from qlseg_hf import segment
-from qlseg_hf.cli.errors import exit_status
-from qlseg_hf.data.augmentation import (
+from ..cli.errors import exit_status
+from ..data.datasets import open_dataset, without
+from ..data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
     TrainingDataset,
@@ -36,20 +36,25 @@ from qlseg_hf.data.augmentation import (
     TrainingTransform,
     start_worker,
 )
-from qlseg_hf.data.check import check_labels_of_dataset
-from qlseg_hf.data.datasets import open_dataset, without
-from qlseg_hf.evaluation.evaluator import evaluate_samples
-from qlseg_hf.hub.card import inference_protocol, trained_model_card
-from qlseg_hf.hub.upload import prepare_repo, upload_folder
-from qlseg_hf.training.build import (
+from ..data.check import check_labels_of_dataset
+from ..evaluation.evaluator import evaluate_samples
+from ..hub.upload import prepare_repo, upload_folder
+from ..hub.card import inference_protocol, trained_model_card
+from ..model.segmentation import segment
+from .build import (
     MovingAverage,
     NotFiniteError,
     build_model,
     build_processor,
     plain_model,
+    sets_reduction,
     training_step,
 )
-from qlseg_hf.training.checkpoints import (
+from ..utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
+from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
+from ..utils.text import printable
+from ..utils.visualization import draw_overlay, label_colors, save_picture
+from .checkpoints import (
     checkpoints,
     identity,
     load_checkpoint,
@@ -58,13 +63,10 @@ from qlseg_hf.training.checkpoints import (
     set_random_state,
     step_of,
 )
-from qlseg_hf.training.log import LineLog, LossLog
-from qlseg_hf.training.optimization import parameter_groups
-from qlseg_hf.training.recipe import Recipe, load_recipe
-from qlseg_hf.training.report import draw_curves
-from qlseg_hf.utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
-from qlseg_hf.utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
-from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_picture
+from .log import LineLog, LossLog
+from .optimization import parameter_groups
+from .recipe import Recipe, load_recipe
+from .report import draw_curves
 
 RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
 
@@ -93,7 +95,13 @@ def refuse_broken_data(accelerator: Accelerator, splits: dict, processor, config
         for split, samples in splits.items() if accelerator.is_main_process else ():
             is_training = split == "training"
             strict = recipe.strict or not is_training
-            report = check_labels_of_dataset(samples, processor, config.id2label, strict=strict)
+            report = check_labels_of_dataset(
+                samples,
+                processor,
+                config.id2label,
+                strict=strict,
+                doubts_are_errors=not sets_reduction(recipe),
+            )
             print(f"{split} data:\n{report}", file=sys.stdout if only_check else sys.stderr)
             if report.errors:
                 use = "trained on" if is_training else "validated on"
@@ -364,6 +372,8 @@ def train(recipe: Recipe, only_check: bool) -> None:
                     curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
                     save_picture(curves, output_dir / "curves.png")
                     bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+                    for warning in result["warnings"]:
+                        bar.write(f"warning: {printable(warning)}")
                 if state["best"] is None or result["miou"] > state["best"]:
                     state |= {"best": result["miou"], "best_step": done}
                     save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)

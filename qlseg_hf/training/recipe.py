@@ -57,7 +57,7 @@ class Recipe:
         dataset, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
             `open_dataset`.
         strict: refuse training pictures that cannot be read, instead of leaving them out and naming them.
-        label_names: file, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
+        label_names: file, list, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
             pascal-context-59, pascal-context-60); the model's if not given.
         do_reduce_labels, ignore_index, label_map: see `QLSegImageProcessor`; the model's if not given.
         crop_size, resize_box, scale_range, cat_max_ratio, photometric: see `TrainingTransform`.
@@ -99,7 +99,7 @@ class Recipe:
     label_column: str | None = None
     streaming: bool = False
     strict: bool = False
-    label_names: str | dict | None = None
+    label_names: str | dict | list[str] | None = None
     label_colors: dict | None = None
     do_reduce_labels: bool | None = None
     ignore_index: int | None = None

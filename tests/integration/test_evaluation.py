@@ -194,7 +194,7 @@ def test_killed_and_resumed(stored, folder, tmp_path):
     # the real script, with a state after every picture and a pause that leaves time for the kill
     code = """
 import runpy, sys, time
-from qlseg_hf.evaluation import evaluator as evaluation
+from qlseg_hf.evaluation.evaluator import evaluator as evaluation
 evaluation.ROUND_SECONDS = 0
 count = evaluation.count_for_a_round
 def paused(mine, counted, predict, bar):
@@ -388,6 +388,42 @@ def test_label_rules_from_the_command_line(stored, folder, tmp_path, script):
     assert protocol["label_map"] == {"100": 0}
     status, _, stderr = script(*basic, *rules[:4])
     assert status == 1 and "100 in " in stderr and "label_map: {100: 200}" in stderr
+
+
+@one_network
+def test_scores_that_mean_nothing_are_told(stored, folder, tmp_path, script):
+    """Labels from 0 on a model that reduces labels; one label; and files that belong to no picture."""
+    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    status, stdout, stderr = script(*basic)
+    assert status == 0 and "warning" not in stdout + stderr and strict(tmp_path / "out.json")["warnings"] == []
+    (folder / "images/validation/about.gif").write_bytes(b"")
+    model = stored.model()
+    for path in sorted((folder / "images/validation").glob("*.png")):
+        label_map = segment(model, stored.processor, path)[0].numpy().astype(np.uint8)
+        Image.fromarray(label_map).save(folder / "annotations/validation" / path.name)
+    status, stdout, stderr = script(*basic)
+    warning = "the label after that of the reference, so references seem to be shifted by one; do_reduce_labels: false"
+    assert status == 0 and warning in stdout and warning in strict(tmp_path / "out.json")["warnings"][0]
+    assert "warning: 1 files in " in stderr and "not of a kind that is read" in stderr and ": about.gif\n" in stderr
+    assert "shifted" not in script(*basic, "--do_reduce_labels", "false")[1]
+    for path in (folder / "annotations/validation").iterdir():
+        Image.fromarray(np.full_like(np.asarray(Image.open(path)), 3)).save(path)
+    model = shutil.copytree(stored.folder, tmp_path / "model")
+    before = (model / "README.md").read_text()
+    status, stdout, _ = script(*basic, "--model", model, "--card")
+    assert status == 0 and "warning: only one label occurs, 'class 2', so every answer is right" in stdout
+    assert "; the card is left as it was\n" in stdout and (model / "README.md").read_text() == before
+
+
+@one_network
+def test_smoothed_references(stored, folder, tmp_path, script):
+    for path in (folder / "annotations/validation").iterdir():
+        blocks = np.kron(np.array([[0, 255], [255, 0]]), np.ones(np.array(Image.open(path).size)[::-1] // 2 + 1))
+        size = Image.open(path).size
+        picture = Image.fromarray(blocks.astype(np.uint8)).resize((size[0] // 2, size[1] // 2))
+        picture.resize(size, Image.Resampling.BILINEAR).save(path)
+    status, _, stderr = script("--model", stored.folder, "--dataset", folder, "--split", "val")
+    assert status == 1 and "They lie along edges, as JPEG compression or smoothing" in stderr
 
 
 @one_network

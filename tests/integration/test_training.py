@@ -302,6 +302,7 @@ def test_lora_trains_and_merges(tmp_path):
 def test_models_that_recipes_build(stored, data, tmp_path):
     names = {0: "class 3", 1: "something new"}
     recipe = Recipe(str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), label_names=names)
+    recipe.do_reduce_labels = False
     recipe.class_weights = {"something new": 3.0}
     recipe.config, recipe.freeze_backbone = {"dropout": 0.0}, True
     processor = build_processor(recipe)
@@ -314,6 +315,87 @@ def test_models_that_recipes_build(stored, data, tmp_path):
         build_model(Recipe(str(data), 64, 2, 2, 10, "-", model=str(stored.folder), class_weights={"nothing": 1}), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
         build_model(Recipe(str(data), 64, 2, 2, 10, "-"), 255)
+
+
+def shifted(stored, data, tmp_path, **settings) -> Recipe:
+    """A recipe of three labels of its own on a model that reduces labels."""
+    names = {0: "red", 1: "green", 2: "blue"}
+    return Recipe(
+        str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), **({"label_names": names} | settings)
+    )
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_own_labels_on_a_model_that_reduces_labels(stored, data, tmp_path):
+    assert stored.processor.do_reduce_labels
+    both = (
+        "which may be wrong for them: set do_reduce_labels: false if 'red' is stored as 0, 'blue' as 2, or "
+        "do_reduce_labels: true if 0 is void and 'red' is stored as 1, 'blue' as 3"
+    )
+    with pytest.raises(ValueError, match=f"brings label_names, and {stored.folder} reduces labels, {both}$"):
+        build_processor(shifted(stored, data, tmp_path))
+    with pytest.raises(ValueError, match="brings label_names, .* 'sky' is stored as 0, 'sea' as 1, or"):
+        build_processor(shifted(stored, data, tmp_path, label_names=["sky", "sea"]))
+    for key, value in (("label_map", {10: 0, 20: 1}), ("label_colors", {0: [0, 0, 0]})):
+        with pytest.raises(ValueError, match=f"brings {key}, .*set do_reduce_labels: false if label 0 is 0, or"):
+            build_processor(shifted(stored, data, tmp_path, label_names=None, **{key: value}))
+    for said in ({"do_reduce_labels": False}, {"do_reduce_labels": True}, {"processor": {"do_reduce_labels": False}}):
+        wanted = said.get("processor", said)["do_reduce_labels"]
+        assert build_processor(shifted(stored, data, tmp_path, **said)).do_reduce_labels is wanted
+    assert build_processor(shifted(stored, data, tmp_path, label_names=None)).do_reduce_labels
+    with pytest.raises(ValueError, match="do_reduce_labels is True, but False in processor; give it once"):
+        build_processor(shifted(stored, data, tmp_path, do_reduce_labels=True, processor={"do_reduce_labels": False}))
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_own_labels_on_a_model_with_a_label_map(stored, data, tmp_path):
+    model = shutil.copytree(stored.folder, tmp_path / "model")
+    QLSegImageProcessor.from_pretrained(model, label_map={255: 1}, do_reduce_labels=False).save_pretrained(model)
+    recipe = shifted(stored, data, tmp_path)
+    recipe.model = str(model)
+    with pytest.raises(ValueError, match=r"translates stored values by label_map {255: 1}, .* set label_map: {} if"):
+        build_processor(recipe)
+    recipe.label_map = {}
+    assert not build_processor(recipe).label_map
+    recipe.label_map, recipe.label_names = None, None
+    assert build_processor(recipe).label_map == {255: 1}
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_ignored_value_that_is_a_label(stored, data, tmp_path):
+    remedy = "set do_reduce_labels: true and ignore_index: 255 if 0 is void and 'red' is stored as 1"
+    for changes in ({}, {"model": None}):
+        recipe = shifted(stored, data, tmp_path, **({"do_reduce_labels": False, "ignore_index": 0}))
+        recipe.model = changes.get("model", recipe.model)
+        with pytest.raises(ValueError, match=f"ignore_index: 0 is also label 0, 'red', of 3; {remedy}"):
+            build_model(recipe, build_processor(recipe).ignore_index)
+    with pytest.raises(ValueError, match="ignore_index: 4 is also label 4, 'class 4', of 20; set label_map: {4: 255}"):
+        build_model(shifted(stored, data, tmp_path, label_names=None), 4)
+    with pytest.raises(ValueError, match="config sets semantic_loss_ignore_index, which follows ignore_index"):
+        build_model(shifted(stored, data, tmp_path, config={"semantic_loss_ignore_index": 7}), 255)
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, tmp_path):
+    """Labels of the model's own names, stored from 0: 1..20 would be reduced rightly."""
+    for lowest in (0, 1):
+        for split in ("training", "validation"):
+            for part in ("images", "annotations"):
+                folder = tmp_path / f"{lowest}" / part / split
+                folder.mkdir(parents=True)
+                Image.fromarray(np.arange(20, dtype=np.uint8).repeat(40).reshape(20, 40) + lowest).save(
+                    folder / "a.png"
+                )
+    reads = {"model": str(stored.folder), "label_names": None, "config": {}}
+    done = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--check_data")
+    sentence = "0 is ignored, and 20 is 'class 19', but never occurs; set do_reduce_labels: false if 0 is 'wall"
+    assert done.returncode == 1 and "the data set cannot be trained on: with do_reduce_labels: true" in done.stderr
+    assert sentence in done.stderr
+    assert "reduced: do_reduce_labels: true (as set)" in done.stdout
+    said = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--check_data", "--do_reduce_labels", "true")
+    assert said.returncode == 0 and f"warning: with do_reduce_labels: true the stored value {sentence}" in said.stdout
+    done = train(write_recipe(tmp_path, tmp_path / "1", **reads), "--check_data")
+    assert done.returncode == 0 and "warning" not in done.stdout and "20 of 20 labels occur" in done.stdout
 
 
 def test_dinov3_recipe(data, tmp_path):
@@ -474,7 +556,7 @@ def test_batch_that_does_not_divide():
 
 def break_data(folder: Path, how: str) -> None:
     """Spoil the training label maps in `folder` in one way."""
-    for path in sorted(folder.iterdir()) if how in ("from one", "void") else [folder / "4.png"]:
+    for path in sorted(folder.iterdir()) if how in ("from one", "void", "one label") else [folder / "4.png"]:
         labels = np.asarray(Image.open(path))
         spoilt = {
             "out of range": np.full_like(labels, 77),
@@ -482,6 +564,7 @@ def break_data(folder: Path, how: str) -> None:
             "colours": np.stack([labels] * 3, axis=-1),
             "size": labels[:-3],
             "void": np.full_like(labels, 255),
+            "one label": np.full_like(labels, 1),
         }
         if how == "unreadable":
             path.write_bytes(path.read_bytes()[:60])
@@ -496,7 +579,11 @@ def break_data(folder: Path, how: str) -> None:
             "out of range",
             r"77 in 1620 pixels of 1 label maps; in images/training/4.png. Translate them, as in label_map: {77: 255}",
         ),
-        ("from one", r"labels start at 1: set do_reduce_labels: true"),
+        (
+            "from one",
+            r"set do_reduce_labels: true if 0 is void, .*; set do_reduce_labels: false and ignore_index: 3 if 3",
+        ),
+        ("one label", r"only one label occurs, 'green', so every answer is right"),
         ("colours", r"1 of 9 label maps are colour pictures; set label_colors"),
         ("size", r"1 of 9 label maps differ in size from their pictures"),
         ("void", r"9 of 9 label maps are ignored throughout"),

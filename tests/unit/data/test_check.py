@@ -1,10 +1,14 @@
 """Each way a data set can be broken gets its sentence, with counts, names and the setting that helps."""
 
+import io
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageDraw
 
 from qlseg_hf import QLSegImageProcessor
-from qlseg_hf.data.check import check_labels_of_dataset
+from qlseg_hf.data.check import check_labels_of_dataset, score_warnings
 from qlseg_hf.data.datasets import Sample, StreamedSamples
 
 NAMES = ["wall", "floor", "tree"]
@@ -60,12 +64,53 @@ def only_error(samples, **settings) -> str:
     return report.errors[0]
 
 
-def test_off_by_one():
-    text = only_error(samples_of([0, 1, 2, 3], [3, 3, 1, 0], [1, 2, 1, 2]))
+@pytest.mark.parametrize("lowest", [0, 1])
+def test_void_first_or_last(lowest):
+    """CamVid's 0..11 of 11 names, void last, looks like ADE20K's 0..11, void first: both settings, in recipe keys."""
+    samples = samples_of([lowest, 1, 2, 3], [3, 3, 1, lowest], [1, 2, 1, 2])
+    text = only_error(samples)
     assert "no labels 0..2: 3 in 6 pixels of 2 label maps; in s0, s1. " in text
-    assert "0 probably means unlabelled: set do_reduce_labels: true (or give 4 label names)" in text
-    text = only_error(samples_of([1, 2, 3, 255]))
-    assert "so labels start at 1: set do_reduce_labels: true" in text
+    assert text.endswith(
+        "cannot tell whether 0 or 3 is void: set do_reduce_labels: true if 0 is void, 1 is 'wall' and 3 is 'tree'; "
+        "set do_reduce_labels: false and ignore_index: 3 if 3 is void, 0 is 'wall' and 2 is 'tree'; or give 4 label "
+        "names if none is void"
+    )
+    for settings in ({"do_reduce_labels": True}, {"ignore_index": 3}):
+        assert check(samples, **settings).errors == []
+
+
+def test_table_of_readings():
+    samples = samples_of([0, 0, 0, 0, 1, 2, 3, 3])
+    table = """\
+stored values, their share of the pixels, and what they become:
+  as is: do_reduce_labels: false (as set)
+  reduced: do_reduce_labels: true
+  last is void: do_reduce_labels: false, ignore_index: 3
+    value    share  as is     reduced  last is void
+        0   50.00%  'wall'    ignored  'wall'
+        1   12.50%  'floor'   'wall'   'floor'
+        2   12.50%  'tree'    'floor'  'tree'
+        3   25.00%  no label  'tree'   ignored"""
+    assert table in str(check(samples))
+    reduced = str(check(samples, do_reduce_labels=True))
+    assert "reduced: do_reduce_labels: true (as set)\n" in reduced and "as is: do_reduce_labels: false\n" in reduced
+    as_void = check(samples_of([0, 2, 1, 3]), ignore_index=3)
+    assert as_void.errors == as_void.warnings == []
+    assert "last is void: do_reduce_labels: false, ignore_index: 3 (as set)" in str(as_void)
+    assert "reduced: do_reduce_labels: true, ignore_index: 255\n" in str(as_void)
+    # two ignored values
+    both = "do_reduce_labels: false, label_map: {3: 255}"
+    assert f"last is void: {both}\n" in str(check(samples_of([0, 1, 2, 3, 255])))
+    assert both.replace(",", " and") in only_error(samples_of([0, 1, 2, 3, 255]))
+    assert check(samples_of([0, 1, 2, 3, 255]), label_map={3: 255}).errors == []
+    # translated values
+    text = only_error(samples_of([10, 1, 2, 9, 255]), label_map={10: 0, 9: 3})
+    assert "do_reduce_labels: false and label_map: {10: 0, 9: 255}" in text
+    # many values, and names that would move a cursor
+    text = str(check(samples_of(list(range(101))), names=[f"n{i}\n" for i in range(100)]))
+    rows = text[text.index("  value") :].splitlines()
+    assert len(rows) == 1 + 24 + 1 and rows[21].split() == ["..."] and rows[24].split()[0] == "100"
+    assert "'n0\\n'" in rows[1]
 
 
 def test_values_out_of_range():
@@ -84,14 +129,157 @@ def test_reduced_by_mistake():
     report = check(samples_of([0, 1, 2, 255]), do_reduce_labels=True)
     assert report.errors == []
     assert report.warnings[0] == "1 of 3 labels never occur: tree"
-    assert "3 never occurs and 0 does; if 0 is label 'wall', set do_reduce_labels: false" in report.warnings[1]
+    sentence = (
+        "with do_reduce_labels: true the stored value 0 is ignored, and 3 is 'tree', but never occurs; set "
+        "do_reduce_labels: false if 0 is 'wall' and 2 is 'tree', or do_reduce_labels: true if 0 is void and 1 is "
+        "'wall'"
+    )
+    assert report.warnings[1] == sentence and "as is: do_reduce_labels: false\n" in str(report)
+    # the last label absent as well: nothing in the values speaks against either
+    report = check(samples_of([0, 1, 2, 1]), names=[*NAMES, "car"], do_reduce_labels=True)
+    assert report.doubts == [report.warnings[-1]] and "set do_reduce_labels: false if 0 is 'wall'" in report.doubts[0]
+    processor = QLSegImageProcessor(do_reduce_labels=True)
+    settings = {"doubts_are_errors": True, "show_progress": False}
+    assert check_labels_of_dataset(samples_of([0, 1, 2]), processor, NAMES, **settings).errors == [sentence]
+    assert check_labels_of_dataset(samples_of([0, 1, 2, 3]), processor, NAMES, **settings).errors == []
+    assert check_labels_of_dataset(samples_of([1, 2]), processor, NAMES, **settings).errors == []
 
 
-@pytest.mark.parametrize("ignore_index", [255, 100])
-def test_black_and_white_masks(ignore_index):
-    text = only_error(samples_of([0, 255, 0, 255]), names=["background", "cat"], ignore_index=ignore_index)
-    assert "set label_map: {255: 1}" in text
-    assert check(samples_of([0, 255]), names=["background", "cat"], ignore_index=100, label_map={255: 1}).errors == []
+def test_black_and_white_masks():
+    samples, names = samples_of([0, 255, 0, 255]), ["background", "cat"]
+    text = only_error(samples, names=names, ignore_index=255)
+    assert text.startswith("only one label occurs, 'background', so every answer is right and a score of 100 % means")
+    assert text.endswith(
+        "if 0 and 255 are 'background' and 'cat', set label_map: {0: 0, 255: 1} and do_reduce_labels: false"
+    )
+    text = only_error(samples, names=names, ignore_index=100)
+    assert text.endswith(
+        "If 0 is 'background' and 255 is 'cat', set label_map: {255: 1}; if it is the other way round, "
+        "label_map: {0: 1, 255: 0}"
+    )
+    for label_map in ({255: 1}, {0: 0, 255: 1}):
+        assert check(samples, names=names, label_map=label_map).errors == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},  # 255 is ignored
+        {"label_map": {255: 0, 0: 255}},
+        {"do_reduce_labels": True, "label_map": {255: 1}},
+        {"label_map": {255: 0}},
+    ],
+)
+def test_one_label_measures_nothing(settings):
+    text = only_error(samples_of([0, 255, 0, 255]), names=["cat"], **settings)
+    assert text.startswith("there is one label, 'cat', so every answer is right and a score of 100 % means nothing; ")
+    assert text.endswith(
+        "if 0 and 255 are background and object, set label_map: {0: 0, 255: 1} and do_reduce_labels: false, and give "
+        "these two label_names"
+    )
+
+
+def test_one_label_comes_before_values_that_are_none():
+    errors = check(samples_of([0, 255, 0, 255]), names=["cat"], ignore_index=100).errors
+    assert errors[0].startswith("there is one label, 'cat'") and errors[1].startswith("values that are no labels 0..0")
+
+
+def test_constant_label_maps():
+    text = only_error(samples_of([2, 2], [2, 255]))
+    assert text.startswith("only one label occurs, 'tree', so ") and "give what is around it a label" in text
+    # of the first pictures only that is no error yet
+    report = check(samples_of([2, 2], [2, 255], [0, 1]), max_samples=2)
+    assert report.errors == [] and report.warnings[0].startswith("only one label occurs, 'tree'")
+    assert only_error(samples_of([2, 2], [2, 255]), max_samples=2).startswith("only one label occurs")
+
+
+def test_ignored_value_that_is_a_label():
+    samples = samples_of([0, 1, 2, 3])
+    text = check(samples, ignore_index=0).errors[-1]
+    assert text == (
+        "ignore_index: 0 is also label 0, 'wall', of 3; set do_reduce_labels: true and ignore_index: 255 if 0 is void "
+        "and 'wall' is stored as 1, or set label_map: {0: 255} and ignore_index: 255 if it shall not count"
+    )
+    text = only_error(samples, ignore_index=3, names=[*NAMES, "void"])
+    assert (
+        "'void', of 4; take 'void', the last of label_names, out if it is no label, or set label_map: {3: 255}" in text
+    )
+    text = only_error(samples_of([0, 1, 2, 256]), ignore_index=1, names=[f"n{i}" for i in range(300)])
+    assert text.endswith("'n1', of 300; set label_map: {1: -100} and ignore_index: -100 if it shall not count")
+
+
+def edges(values, how, size=(120, 160)):
+    """Discs of `values` on a ground of the first, with what the way they were stored leaves along the edges."""
+    picture = Image.new("L", size, values[0])
+    draw = ImageDraw.Draw(picture)
+    for i, value in enumerate(values[1:]):
+        draw.ellipse([10 + 25 * i, 10 + 20 * i, 60 + 25 * i, 50 + 25 * i], fill=value)
+    if how == "jpeg":
+        file = io.BytesIO()
+        picture.save(file, "jpeg", quality=85)
+        picture = Image.open(file)
+    elif how == "smaller":
+        picture = picture.resize((size[0] // 2, size[1] // 2), Image.Resampling.BILINEAR)
+    elif how == "larger":
+        picture = picture.resize((size[0] * 3, size[1] * 3), Image.Resampling.BICUBIC)
+    return np.array(picture)
+
+
+@pytest.mark.parametrize("how", ["jpeg", "smaller", "larger"])
+@pytest.mark.parametrize(
+    "values, settings",
+    [
+        ([0, 255], {"label_map": {255: 1}}),
+        ([0, 255], {"ignore_index": 100}),
+        ([0, 127, 255], {"label_map": {127: 1, 255: 2}}),
+        ([10, 60, 200], {"label_map": {10: 0, 60: 1, 200: 2}}),
+    ],
+)
+def test_smoothed_label_maps(values, settings, how):
+    text = only_error(samples_of(edges(values, how), edges(values, how)), names=NAMES[: len(values)], **settings)
+    assert (
+        "They lie along edges, as JPEG compression or smoothing (antialiasing) leaves them: store the label maps"
+        in text
+    )
+    assert "label_map" not in text or text.endswith("its nearest label and set label_map: {255: 1}")
+
+
+def test_label_maps_of_too_many_labels_are_not_smoothed():
+    """Thin as some may be."""
+    regions = np.kron(np.arange(64).reshape(8, 8) % 40, np.ones((12, 9), int))
+    assert "edges" not in only_error(samples_of(regions))
+    thin = np.zeros((60, 60), int)
+    for i in range(12):
+        thin[5 * i : 5 * i + 3] = i + 2
+    assert "edges" not in only_error(samples_of(thin))
+
+
+def test_keys_of_label_map_that_never_occur():
+    report = check(samples_of([0, 1, 2, 9]), label_map={9: 255, 8: 1, 7: 1})
+    assert report.errors == [] and report.warnings == ["label_map translates 7, 8, which never occur"]
+    text = only_error(samples_of([0, 1, 2, 9]), label_map={9: 8})
+    assert text.endswith("label_map makes 9 to 8; correct it")
+
+
+def test_scores_that_mean_nothing():
+    counts = torch.zeros(3, 3, dtype=torch.int64)
+    reduced, plain = QLSegImageProcessor(do_reduce_labels=True), QLSegImageProcessor()
+    assert "no pixel counts" in score_warnings(counts, NAMES, plain)[0]
+    counts[1, 1] = 5
+    assert score_warnings(counts, NAMES, plain)[0].startswith(
+        "only one label occurs, 'floor', so every answer is right"
+    )
+    assert score_warnings(counts[:1, :1] + 4, ["cat"], plain)[0].startswith("there is one label, 'cat'")
+    after = torch.tensor([[0, 8, 0], [0, 1, 9], [0, 0, 3]])
+    text = score_warnings(after, NAMES, reduced)[0]
+    assert text.startswith("81% of the pixels are predicted as the label after that of the reference, so")
+    assert text.endswith("shifted by one; do_reduce_labels: false probably reads them rightly")
+    assert score_warnings(after.T, NAMES, plain)[0].endswith("do_reduce_labels: true probably reads them rightly")
+    for counts, processor in ((after, plain), (after.T, reduced)):
+        assert score_warnings(counts, NAMES, processor)[0].endswith(
+            "compare the order of the label names with the stored values"
+        )
+    assert score_warnings(torch.tensor([[9, 2, 0], [1, 1, 9], [0, 0, 3]]), NAMES, plain) == []
 
 
 def test_color_masks():
@@ -105,11 +293,26 @@ def test_color_masks():
 
 
 def colored(mode):
-    from PIL import Image
-
     picture = Image.new(mode, (4, 2))
     picture.shape = (2, 4)  # for samples_of
     return picture
+
+
+def test_jpeg_label_maps():
+    jpeg = io.BytesIO()
+    Image.fromarray(np.full((2, 4), 255, np.uint8)).save(jpeg, "jpeg")
+    for source in (jpeg.getvalue(), Image.open(jpeg)):
+        broken = Sample(np.zeros((2, 4, 3), np.uint8), source, "s1")
+        text = only_error(Sequence([samples_of([0, 1, 2])[0], broken]), ignore_index=255)
+        assert text.startswith(
+            "1 of 2 label maps are JPEG files, which change labels at every edge; store them as PNG"
+        )
+
+
+def test_files_that_are_left_out():
+    samples = samples_of([0, 1, 2])
+    samples.notes = ["2 files are left out: a, b"]
+    assert check(samples).warnings == samples.notes
 
 
 def test_sizes():
@@ -159,9 +362,9 @@ def test_ignored_throughout():
 
 
 def test_absent_labels():
-    report = check(samples_of([3]), names=[f"n{i}" for i in range(9)])
+    report = check(samples_of([3, 8]), names=[f"n{i}" for i in range(9)])
     assert report.errors == []
-    assert report.warnings == ["8 of 9 labels never occur: n0, n1, n2, n4, n5 and 3 more"]
+    assert report.warnings == ["7 of 9 labels never occur: n0, n1, n2, n4, n5 and 2 more"]
 
 
 def test_first_samples_only():

@@ -148,6 +148,104 @@ def test_broken_folders(tmp_path):
         open_dataset(tmp_path / "nowhere", "train")
 
 
+def test_sub_folders(tmp_path):
+    """At any depth; the other split has none, and folders of links are followed."""
+    make_ade20k(tmp_path, names=("b", "one/a", "one/two/c.d", "one/b"))
+    write(tmp_path / "elsewhere/e.JPG", colors(50))
+    write(tmp_path / "annotations/training/linked/e.png", LABELS)
+    (tmp_path / "images/training/linked").symlink_to(tmp_path / "elsewhere")
+    samples = open_dataset(tmp_path, "train")
+    names = ["b.jpg", "linked/e.JPG", "one/a.jpg", "one/b.jpg", "one/two/c.d.jpg"]
+    assert check_samples(samples, [0, 50, 10, 30, 20]) == [f"images/training/{name}" for name in names]
+    assert samples.notes == []
+    (tmp_path / "images/training/one/loop").symlink_to(tmp_path / "images")
+    with pytest.raises(ValueError, match="one/loop is a link to a folder above it; remove it"):
+        open_dataset(tmp_path, "train")
+
+
+def test_hidden_files_count_nowhere(tmp_path):
+    make_ade20k(tmp_path, names=("a", "one/b"))
+    make_context(tmp_path / "context")
+    plain = (tmp_path / "images/training", tmp_path / "annotations/training", tmp_path / "images/training/one")
+    for name in (
+        "._a.jpg",
+        "._a.png",
+        ".DS_Store",
+        "Thumbs.db",
+        ".ipynb_checkpoints/a-checkpoint.jpg",
+        "__MACOSX/a.jpg",
+    ):
+        for folder in plain:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "annotations/training/._a_labelTrainIds.png").write_bytes(b"")
+    (tmp_path / "images/.ipynb_checkpoints").mkdir()
+    samples = open_dataset(tmp_path, "train")
+    assert check_samples(samples, [0, 10]) == ["images/training/a.jpg", "images/training/one/b.jpg"]
+    assert samples.notes == []
+    with pytest.raises(ValueError, match="no split 'extra'; it has training, validation$"):
+        open_dataset(tmp_path, "extra")
+    lists = tmp_path / "context/ImageSets/SegmentationContext"
+    (lists / "._val.txt").write_bytes(b"\xff\xfe")
+    (lists / "train.txt").write_bytes("\ufeff2008_1\r\n._2008_1\r\n".encode())
+    assert check_samples(open_dataset(tmp_path / "context", "train"), [10]) == ["JPEGImages/2008_1.jpg"]
+    with pytest.raises(ValueError, match="no split 'extra'; it has train, val$"):
+        open_dataset(tmp_path / "context", "extra")
+    (lists / "train.txt").write_bytes("2008_1".encode("utf-16"))
+    with pytest.raises(ValueError, match="train.txt cannot be read: it is not UTF-8 text"):
+        open_dataset(tmp_path / "context", "train")
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    make_ade20k(tmp_path, names=[f"n{i}" for i in range(8)])
+    training = tmp_path / "images/training"
+    for i in range(7):
+        (training / f"n{i}.jpg").unlink()
+    (training / "about.txt").write_text("")
+    (training / "film.gif").write_bytes(b"")
+    write(tmp_path / "images/loose.png", colors(1))
+    samples = open_dataset(tmp_path, "train")
+    assert len(samples) == 1
+    kinds = r".jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp"
+    assert samples.notes == [
+        f"2 files in {training} are left out, because they are not of a kind that is read ({kinds}): "
+        "about.txt, film.gif",
+        f"7 files in {tmp_path / 'annotations/training'} are left out, because there is no picture of the same path "
+        "(label maps end with .png): n0.png, n1.png, n2.png, n3.png, n4.png and 2 more",
+        f"1 pictures in {tmp_path / 'images'} belong to no split: loose.png",
+    ]
+    assert open_dataset(tmp_path, "val").notes == samples.notes[2:]
+    (training / "n0.gif").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 pictures in .*training are not of a kind that is read .*: n0.gif; conv"
+    ):
+        open_dataset(tmp_path, "train")
+    (training / "n0.gif").unlink()
+    write(training / "n7.png", LABELS)  # a label map in the wrong folder
+    with pytest.raises(ValueError, match="2 pictures in .* share 1 label maps: n7.jpg, n7.png; keep one picture"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["a.PNG", "a.tif", "a_mask.png", "sub/a.png"])
+def test_label_maps_of_another_name_are_named(tmp_path, name):
+    make_ade20k(tmp_path, names=["a"])
+    write(tmp_path / "annotations/training" / name, LABELS)
+    (tmp_path / "annotations/training/a.png").unlink()
+    with pytest.raises(ValueError, match=f"1 of 1 label maps are missing in .*label maps end with .png.: {name}$"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("table", [None, {0: [0, 0, 0], 1: [255, 255, 255]}])
+def test_jpeg_label_maps_are_refused(tmp_path, table):
+    make_ade20k(tmp_path, names=["a"])
+    Image.fromarray(np.zeros_like(LABELS)).save(tmp_path / "annotations/training/a.png", format="jpeg")
+    with pytest.raises(
+        SampleError, match="a.jpg: the label map is a JPEG file, which does not keep its values"
+    ) as caught:
+        open_dataset(tmp_path, "train", label_colors=table)[0].read()
+    assert caught.value.kind == "lossy label map"
+
+
 def test_find_split():
     assert find_split("test", ["train", "validation", "test"], "x") == "test"
     assert find_split("test", ["train", "val"], "x") == "val"
@@ -295,6 +393,12 @@ def test_color_mask_errors(tmp_path):
     with pytest.raises(SampleError, match=r"a.jpg: the label map is a colour picture \(mode RGB\); give") as caught:
         open_dataset(tmp_path, "train")[0].read()
     assert caught.value.kind == "colour mask"
+    write(tmp_path / "annotations/training/a.png", np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    with pytest.raises(SampleError, match="8 colours are not in label_colors"):
+        open_dataset(tmp_path, "train", label_colors=TABLE)[0].read()
+    smooth = np.array(Image.fromarray(painted()).resize((40, 20), Image.Resampling.BILINEAR))
+    with pytest.raises(SampleError, match="so many come of JPEG or smoothed edges: store the mask as PNG"):
+        Sample(colors(0), smooth, "x", {(1, 2, 3): 0, (255, 0, 0): 1}).read_label_map()
     for table, message in (
         ({0: [0, 0]}, r"label_colors\[0\] is \[0, 0\]"),
         ({0: [0, 0, 256]}, r"label_colors\[0\] is"),

@@ -1,0 +1,111 @@
+"""Label names as people store them: lines with numbers, byte-order marks, columns; what is unclear is refused."""
+
+import json
+
+import pytest
+
+from qlseg_hf.data.labels import names_in_order, read_label_file
+from qlseg_hf.training.build import read_label_names
+
+NAMES = ["sky", "tree", "traffic light"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sky\ntree\ntraffic light\n",
+        "sky\r\n\r\n tree \r\ntraffic light",
+        "0 sky\n1 tree\n2 traffic light\n",
+        "0,sky\n1,tree\n2, traffic light\n\n",
+        "0: sky\n1: tree\n2: traffic light",
+        "2\ttraffic light\n0\tsky\n1\ttree\n",
+        "0. sky\n1. tree\n2. traffic light",
+        '0;"sky"\n1;"tree"\n2;"traffic light"',
+        '"sky",\n"tree",\n"traffic light",',
+    ],
+)
+def test_lines(tmp_path, text, encoding):
+    path = tmp_path / "names.txt"
+    path.write_bytes(text.encode(encoding))
+    assert read_label_file(path) == (NAMES, None)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["2 wheeler", "sky", "3d printer"],
+        ["1 euro", "5 euro", "sky", "tree"],
+        ["0.5 mm", "1.5 mm"],
+        ["0", "1", "2"],
+        ["class 0", "class 1"],
+        ["sky, blue", "tree: oak"],
+    ],
+)
+def test_names_with_digits_stay(tmp_path, names):
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    assert read_label_file(tmp_path / "names.txt")[0] == names
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        NAMES,
+        {"0": "sky", "2": "traffic light", "1": "tree"},
+        {"sky": 0, "traffic light": 2, "tree": 1},
+        {"labels": NAMES},
+    ],
+)
+def test_json(tmp_path, content):
+    (tmp_path / "names.JSON").write_bytes(json.dumps(content).encode("utf-8-sig"))
+    assert read_label_file(tmp_path / "names.JSON")[0] == NAMES
+    if "labels" not in content:
+        assert read_label_names(content) == (dict(enumerate(NAMES)), None)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("0 sky\n2 tree", r"numbers \(0, 2, ...\) are not 0..1, each once; for names that are written so, use a JSON"),
+        (
+            "1 sky\n2 tree",
+            r"are not 0..1, each once; if 0 is void, leave the numbers out and set do_",
+        ),
+        ("0 sky\n0 tree", "are not 0..1, each once"),
+        ("id name\n0 sky\n1 tree", "2 of 3 lines begin with a number, but 'id name' does not"),
+        ("name,r,g,b\nsky,1,2,3\ntree,4,5,6", "'sky,1,2,3' is a name and numbers; give the names alone"),
+        ("0 128 64 0 sky\n1 0 0 1 tree", "'128 64 0 sky' is a name and numbers"),
+        ("# mine\nsky\ntree", "the line '# mine' is no plain name; take it out"),
+        ("- sky\n- tree", "the line '- sky' is no plain name"),
+        ('["sky", "tree"]', "it looks like JSON; give it the ending .json"),
+        ("sky\ntree\nsky", r"labels \[0, 2\] are all called 'sky'; give each label a name of its own"),
+        ("\n \n", "it holds no names"),
+        ("s\u00e4ge".encode("latin-1"), "it is not UTF-8 text .*; save it as UTF-8"),
+        ("sky\ntree".encode("utf-16"), "it is not UTF-8 text .*; save it as UTF-8"),
+        ("sky\ntree".encode("utf-16-le"), "it holds zero bytes, as UTF-16 does; save it as UTF-8"),
+    ],
+)
+def test_lines_that_are_unclear(tmp_path, text, message):
+    path = tmp_path / "names.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=f"label file .*names.txt.*{message}"):
+        read_label_file(path)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ({0: "sky", 1: False}, r"label 1 is False; put it in quotes \(yes, no, on and off are none without quotes\)"),
+        ({0: "sky", 1: 7}, "label 1 is 7; put it in quotes"),
+        ({0: "sky", "0": "tree"}, "the keys must be 0..1, each once"),
+        ({"sky": 0, "tree": 0}, "two names have the same label number"),
+        ({"sky": "0"}, "the keys must be label numbers, or the values; got 'sky'"),
+        (["sky", " "], "label 1 has an empty name"),
+        (["sky", "\ufeffsky "], r"labels \[0, 1\] are all called 'sky'"),
+    ],
+)
+def test_names_that_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        names_in_order(names)
+    with pytest.raises(ValueError, match=f"label_names: .*{message}"):
+        read_label_names(names)
