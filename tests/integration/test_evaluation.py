@@ -19,7 +19,7 @@ from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
-from qlseg_hf.evaluation.evaluator import evaluator as evaluation_module
+from qlseg_hf.evaluation import evaluator as evaluation_module
 from qlseg_hf.evaluation.metrics import confusion_counts, scores
 from qlseg_hf.hub.card import measured_line
 from qlseg_hf.utils.visualization import draw_overlay, label_colors
@@ -194,7 +194,7 @@ def test_killed_and_resumed(stored, folder, tmp_path):
     # the real script, with a state after every picture and a pause that leaves time for the kill
     code = """
 import runpy, sys, time
-from qlseg_hf.evaluation.evaluator import evaluator as evaluation
+from qlseg_hf.evaluation import evaluator as evaluation
 evaluation.ROUND_SECONDS = 0
 count = evaluation.count_for_a_round
 def paused(mine, counted, predict, bar):
@@ -393,7 +393,7 @@ def test_label_rules_from_the_command_line(stored, folder, tmp_path, script):
 @one_network
 def test_scores_that_mean_nothing_are_told(stored, folder, tmp_path, script):
     """Labels from 0 on a model that reduces labels; one label; and files that belong to no picture."""
-    basic = ["--model", stored.folder, "--dataset", folder, "--split", "val", "--output", tmp_path / "out.json"]
+    basic = [stored.folder, "--data", folder, "--split", "val", "--output", tmp_path / "out.json"]
     status, stdout, stderr = script(*basic)
     assert status == 0 and "warning" not in stdout + stderr and strict(tmp_path / "out.json")["warnings"] == []
     (folder / "images/validation/about.gif").write_bytes(b"")
@@ -422,7 +422,7 @@ def test_smoothed_references(stored, folder, tmp_path, script):
         size = Image.open(path).size
         picture = Image.fromarray(blocks.astype(np.uint8)).resize((size[0] // 2, size[1] // 2))
         picture.resize(size, Image.Resampling.BILINEAR).save(path)
-    status, _, stderr = script("--model", stored.folder, "--dataset", folder, "--split", "val")
+    status, _, stderr = script(stored.folder, "--data", folder, "--split", "val")
     assert status == 1 and "They lie along edges, as JPEG compression or smoothing" in stderr
 
 

@@ -21,7 +21,7 @@ from qlseg_hf.data.augmentation import (
     sample_order,
 )
 from qlseg_hf.data.datasets import Sample, SampleError, StreamedSamples, open_dataset
-from qlseg_hf.data.datasets import augmentation as module
+from qlseg_hf.data import augmentation as module
 from qlseg_hf.model.image_io import resize_picture
 
 NUM_LABELS = 20

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from slow import slow_scores
 
 from qlseg_hf import evaluation
-from qlseg_hf.evaluation.evaluator import metrics
+from qlseg_hf.evaluation import metrics
 from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts, scores
 from qlseg_hf.utils.optional import import_package
 
