@@ -16,6 +16,8 @@ from .datasets import NUM_NAMED, FolderSamples, Sample, SampleError, StreamedSam
 
 MAX_ROWS = 24  # of the table of readings
 CHUNK = 64  # samples in memory at once
+DARK, CONSTANT = "nearly black", "of one colour"
+DARK_VALUE = 16  # of 255, which 99 % of the values of a nearly black picture stay below
 MAX_UNREADABLE = 0.1  # share of pictures that may be left out; if more cannot be read, something else is wrong
 
 # What is said of samples that cannot be used, and the remedy, by `SampleError.kind`
@@ -45,6 +47,7 @@ class Finding:
     counts: np.ndarray | None = None  # (n,) int64
     error: SampleError | None = None
     inner: np.ndarray | None = None  # (n,) int64, see `inner_counts`; only where values are no labels
+    fault: str | None = None  # of the picture's own values, one of `DARK` and `CONSTANT`
 
 
 @dataclass
@@ -138,13 +141,15 @@ def check_labels_of_dataset(
     # StreamedSamples can only be iterated; sequences by index, because iterating past an error would stop them
     source = iter(samples) if hasattr(samples, "__iter__") else (samples[i] for i in range(total))
     findings = findings_of(islice(source, max_samples), processor, len(names), num_threads)
-    values, problems, ignored_names, num_samples = {}, {}, [], 0
+    values, problems, faults, ignored_names, num_samples = {}, {}, {}, [], 0
     for finding in tqdm(findings, total=total, desc="checking labels", unit=" pictures", disable=not show_progress):
         num_samples += 1
         if finding.error is not None:
             problems.setdefault(finding.error.kind, []).append(finding)
             continue
         add_to_tallies(values, finding)
+        if finding.fault is not None:
+            faults.setdefault(finding.fault, []).append(finding.name)
         if (labels_of(finding.values, processor) == processor.ignore_index).all():
             ignored_names.append(finding.name)
     if num_samples == 0:
@@ -155,6 +160,9 @@ def check_labels_of_dataset(
         result.errors += result.doubts
     else:
         result.warnings += result.doubts
+    for fault, found in faults.items():
+        remedy = "; if they hold more bits than they use, scale them to the full range" if fault == DARK else ""
+        result.warnings.append(f"{len(found)} of {num_samples} pictures are {fault}: {listed(found)}{remedy}")
     result.warnings += getattr(samples, "notes", [])
     return result
 
@@ -172,9 +180,19 @@ def findings_of(
 def finding_of(index: int, sample: Sample, processor: QLSegImageProcessor, num_labels: int) -> Finding:
     """Read one sample and count its stored values."""
     try:
-        return count_values(sample.read()[1], sample.name, index, processor, num_labels)
+        picture, label_map = sample.read()
+        found = count_values(label_map, sample.name, index, processor, num_labels)
+        found.fault = fault_of(picture)
+        return found
     except SampleError as error:
         return Finding(sample.name, index, error=error)
+
+
+def fault_of(picture: np.ndarray) -> str | None:
+    """What makes an (H, W, 3) uint8 picture useless whatever it shows: `CONSTANT`, `DARK`, or nothing."""
+    if picture.size > 3 and (picture == picture[0, 0]).all():
+        return CONSTANT
+    return DARK if (picture < DARK_VALUE).mean() > 0.99 else None
 
 
 def count_values(

@@ -27,7 +27,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..cli.errors import exit_status
-from ..data.datasets import open_dataset, without
 from ..data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
@@ -37,10 +36,15 @@ from ..data.augmentation import (
     start_worker,
 )
 from ..data.check import check_labels_of_dataset
+from ..data.datasets import open_dataset, without
 from ..evaluation.evaluator import evaluate_samples
-from ..hub.upload import prepare_repo, upload_folder
 from ..hub.card import inference_protocol, trained_model_card
+from ..hub.upload import prepare_repo, upload_folder
 from ..model.segmentation import segment
+from ..utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
+from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
+from ..utils.text import printable
+from ..utils.visualization import draw_overlay, label_colors, save_picture
 from .build import (
     MovingAverage,
     NotFiniteError,
@@ -50,10 +54,6 @@ from .build import (
     sets_reduction,
     training_step,
 )
-from ..utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
-from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
-from ..utils.text import printable
-from ..utils.visualization import draw_overlay, label_colors, save_picture
 from .checkpoints import (
     checkpoints,
     identity,

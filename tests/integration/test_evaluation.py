@@ -18,8 +18,8 @@ from PIL import Image
 from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
-from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
 from qlseg_hf.evaluation import evaluator as evaluation_module
+from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
 from qlseg_hf.evaluation.metrics import confusion_counts, scores
 from qlseg_hf.hub.card import measured_line
 from qlseg_hf.utils.visualization import draw_overlay, label_colors
@@ -410,7 +410,7 @@ def test_scores_that_mean_nothing_are_told(stored, folder, tmp_path, script):
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), 3)).save(path)
     model = shutil.copytree(stored.folder, tmp_path / "model")
     before = (model / "README.md").read_text()
-    status, stdout, _ = script(*basic, "--model", model, "--card")
+    status, stdout, _ = script(model, *basic[1:], "--card")
     assert status == 0 and "warning: only one label occurs, 'class 2', so every answer is right" in stdout
     assert "; the card is left as it was\n" in stdout and (model / "README.md").read_text() == before
 

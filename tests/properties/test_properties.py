@@ -26,8 +26,8 @@ from qlseg_hf import (
     sampling,
     scores,
 )
-from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
 from qlseg_hf.data import augmentation as augmentation_module
+from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
 from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.image_processing_qlseg import window_starts

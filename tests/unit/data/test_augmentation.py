@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from qlseg_hf import QLSegImageProcessor
+from qlseg_hf.data import augmentation as module
 from qlseg_hf.data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
@@ -21,7 +22,6 @@ from qlseg_hf.data.augmentation import (
     sample_order,
 )
 from qlseg_hf.data.datasets import Sample, SampleError, StreamedSamples, open_dataset
-from qlseg_hf.data import augmentation as module
 from qlseg_hf.model.image_io import resize_picture
 
 NUM_LABELS = 20

@@ -14,13 +14,17 @@ from qlseg_hf.data.datasets import Sample, StreamedSamples
 NAMES = ["wall", "floor", "tree"]
 
 
+def striped(shape: tuple[int, int, int]) -> np.ndarray:
+    return np.broadcast_to(np.arange(shape[1])[:, None] % 2 * 200 + 20, shape).astype(np.uint8)
+
+
 def samples_of(*label_maps, picture=None) -> list[Sample]:
-    """Samples s0, s1, ... of black pictures; a label map is a list of values, 2 x n pixels of them."""
+    """Samples s0, s1, ... of striped pictures; a label map is a list of values, 2 x n pixels of them."""
     found = []
     for i, values in enumerate(label_maps):
         label_map = values if not isinstance(values, list) else np.array([values, values])
         shape = (2, 4, 3) if label_map is None else (*label_map.shape[:2], 3)
-        found.append(Sample(np.zeros(shape, np.uint8) if picture is None else picture, label_map, f"s{i}"))
+        found.append(Sample(striped(shape) if picture is None else picture, label_map, f"s{i}"))
     return Sequence(found)
 
 
@@ -387,3 +391,23 @@ def test_stream():
 
     assert check(Stream(), max_samples=1).errors == []
     assert "9 in 2 pixels" in check(Stream()).errors[0]
+
+
+@pytest.mark.parametrize(
+    "picture, fault",
+    [
+        (np.zeros((2, 3, 3), np.uint8), "of one colour"),
+        (np.full((2, 3, 3), 255, np.uint8), "of one colour"),
+        (np.broadcast_to(np.array([9, 8, 7], np.uint8), (2, 3, 3)), "of one colour"),
+        (np.arange(18, dtype=np.uint8).reshape(2, 3, 3) % 16, "nearly black"),
+        (np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14, None),
+    ],
+)
+def test_pictures_that_show_nothing(picture, fault):
+    report = check(samples_of([0, 1, 2], [2, 1, 0], picture=picture))
+    assert report.errors == []
+    if fault is None:
+        assert report.warnings == []
+    else:
+        (warning,) = report.warnings
+        assert warning.startswith(f"2 of 2 pictures are {fault}: s0, s1")

@@ -12,9 +12,9 @@ from programs import run
 from transformers import AutoConfig
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegImageProcessor
+from qlseg_hf.data import scenes as make_scenes
 from qlseg_hf.data.augmentation import TrainingTransform
 from qlseg_hf.data.datasets import open_dataset
-from qlseg_hf.data import scenes as make_scenes
 from qlseg_hf.releases import label_set
 from qlseg_hf.training.recipe import load_recipe
 
