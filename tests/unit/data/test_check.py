@@ -15,7 +15,8 @@ NAMES = ["wall", "floor", "tree"]
 
 
 def striped(shape: tuple[int, int, int]) -> np.ndarray:
-    return np.broadcast_to(np.arange(shape[1])[:, None] % 2 * 200 + 20, shape).astype(np.uint8)
+    rows, columns = np.indices(shape[:2])
+    return np.broadcast_to(((rows + columns) % 2 * 200 + 20)[..., None], shape).astype(np.uint8)
 
 
 def samples_of(*label_maps, picture=None) -> list[Sample]:
