@@ -1,10 +1,35 @@
 """`qlseg train RECIPE [--key value ...]`, on several devices `accelerate launch -m qlseg_hf.cli.train RECIPE ...`."""
 
+import dataclasses
+import re
 import sys
+import typing
 
 import click
 
 from .options import SETTINGS
+
+
+def describe_keys(recipe: str | None) -> list[tuple[str, str]]:
+    """("--key TYPE", "what it is  [default: ...]") of every key; with a recipe, its values instead of the defaults."""
+    from ..training.recipe import Recipe, find_recipe, read_yaml
+
+    values = {}
+    if recipe is not None:
+        values = read_yaml(find_recipe(recipe).read_text(encoding="utf-8"))
+    arguments = Recipe.__doc__.partition("Args:\n")[2]
+    texts = {}
+    for names, text in re.findall(r"^ {8}([\w, \n]+?): (.*?)(?=\n {8}\w|\Z)", arguments, re.DOTALL | re.MULTILINE):
+        for name in re.findall(r"\w+", names):
+            texts[name] = " ".join(text.split()).rstrip(".")
+    rows, hints = [], typing.get_type_hints(Recipe)
+    for entry in dataclasses.fields(Recipe):
+        default = values.get(entry.name, entry.default)
+        if default is dataclasses.MISSING:
+            default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else "required"
+        kind = getattr(hints[entry.name], "__name__", str(hints[entry.name])).replace("None", "null")
+        rows.append((f"--{entry.name} {kind.upper()}", f"{texts[entry.name]}  [default: {default}]"))
+    return rows
 
 
 class RecipeCommand(click.Command):
@@ -31,11 +56,10 @@ class RecipeCommand(click.Command):
         return super().parse_args(context, args)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        from ..training.recipe import describe_keys
-
-        rows = [(f"--{key} {kind}", f"{line}  [{default}]") for key, kind, default, line in describe_keys(context.obj)]
-        with formatter.section("Keys of a recipe, all of them options"):
-            formatter.write_dl([*rows, ("-h, --help", "Show this message; after RECIPE, with its values.")])
+        with formatter.section("Keys of a recipe, all of them options; values are YAML"):
+            formatter.write_dl(describe_keys(context.obj))
+        with formatter.section("Options"):
+            formatter.write_dl([("-h, --help", "Show this message; after RECIPE, with its values as defaults.")])
 
     def _run(self, recipe: str, overrides: tuple[str, ...]) -> None:
         from ..training.loop import run_recipe
