@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all conformance properties faults versions lint format clean
+.PHONY: demo test test-integration test-all conformance properties faults versions lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
 
+# one thread per process: more would wait for one another
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not integration"
+
+test-integration: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "integration and not slow and not gpu"
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
@@ -21,7 +25,7 @@ conformance: $(VENV)/installed
 
 # 20 times as many examples of every property as `make test` tries, drawn afresh, and a table of counts
 properties: $(VENV)/installed
-	$(BIN)/python tests/properties.py
+	$(BIN)/python tests/helpers/properties.py
 
 # kills, full disks, damaged files, rivalling writers; the lines with counts are in the captured output
 faults: $(VENV)/installed
@@ -29,7 +33,7 @@ faults: $(VENV)/installed
 
 # oldest and newest that setup.cfg allows, and without the optional packages: see the file
 versions:
-	$(PYTHON) tests/versions.py
+	$(PYTHON) tests/helpers/versions.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

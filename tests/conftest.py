@@ -81,3 +81,18 @@ def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_data(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    store = tmp_path_factory.mktemp("process") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """What lies in these folders runs whole commands: see the marker."""
+    for item in items:
+        if {"integration", "robustness"} & set(item.path.parts):
+            item.add_marker(pytest.mark.integration)

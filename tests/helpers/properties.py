@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     sys.path.insert(0, str(Path(__file__).parent))
     import properties  # the module that the tests import, not this one
 
-    files = sorted(Path(__file__).parent.glob("test_properties*.py"))
+    files = sorted((Path(__file__).parents[1] / "properties").glob("test_*.py"))
     status = pytest.main([*map(str, files), "-q", "-p", "no:cacheprovider", *arguments])
     tried = {name: counts for name, counts in properties.COUNTS.items() if counts[0]}
     print("\n| property | examples tried | failed |\n| --- | ---: | ---: |")

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     sys.exit(pytest.main(["-q", __file__]))
 
 import timm  # noqa: E402
-from test_backbones import (  # noqa: E402
+from backbone_checks import (  # noqa: E402
     check_gradients,
     check_groups,
     check_lora,
@@ -24,9 +24,8 @@ from test_backbones import (  # noqa: E402
     check_segment,
     check_sizes,
     frozen,
-    network,
-    one_process,  # noqa: F401
 )
+from networks import network  # noqa: E402
 from transformers import TimmBackboneConfig  # noqa: E402
 
 from qlseg_hf import load_vit_weights  # noqa: E402
@@ -34,7 +33,7 @@ from qlseg_hf.training.build import add_lora  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit3", "vit_small_patch16_dinov3"])
-def test_timm_backbone(name, tmp_path, one_process):  # noqa: F811
+def test_timm_backbone(name, tmp_path, one_process):
     model = network(TimmBackboneConfig(backbone=name, out_indices=[0, 2]))
     assert model.patch_size == (16, 16) and not frozen(model)  # timm cuts off what is not used
     check_sizes(model)

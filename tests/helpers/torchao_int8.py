@@ -14,6 +14,7 @@ from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8Weig
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig, pipeline
 
 from qlseg_hf import QLSegImageSegmentationPipeline, segment
+from qlseg_hf.export import quantize
 
 if __name__ == "__main__":
     sys.exit(pytest.main(["-q", __file__]))
@@ -29,12 +30,10 @@ def agreement(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("stored", ["b"], indirect=True)
-def test_example(stored, tmp_path, capsys, monkeypatch):
+def test_example(stored, tmp_path, capsys):
     """The folder loads by its name alone, is small, and labels nearly every pixel as fp32 does."""
     names = [str(stored.picture(name)) for name in ("wide", "tall", "large")]
-    monkeypatch.setattr(sys, "argv", ["quantize.py", str(stored.folder), str(tmp_path / "int8"), *names])
-    arguments = quantize.parse_arguments()
-    quantize.quantize(arguments)
+    quantize.quantize(str(stored.folder), tmp_path / "int8", names)
     printed = capsys.readouterr().out
     assert "of it" in printed and "pixels agree" in printed
     model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "int8")
@@ -55,7 +54,7 @@ def test_example(stored, tmp_path, capsys, monkeypatch):
         model.config.id2label[int(label)] for label in maps[0].unique()
     }
     with pytest.raises(ValueError, match="int8 exists; name another folder"):
-        quantize.quantize(arguments)
+        quantize.quantize(str(stored.folder), tmp_path / "int8", names)
 
 
 @pytest.mark.parametrize("stored", ["b"], indirect=True)

@@ -388,7 +388,7 @@ def test_for_release_unknown():
 TORCHVISION = """
 import hashlib, importlib.util, sys
 root, how, folder, picture = sys.argv[1:]
-sys.path[:0] = [root, root + "/tests"]
+sys.path[:0] = [root, root + "/tests", root + "/tests/helpers"]
 if how == "with":
     import matching_torchvision
 else:
