@@ -1,12 +1,16 @@
 """What must hold of a network on any encoder."""
 
 import copy
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from networks import labels_for
+from transformers import AutoModelForSemanticSegmentation
 
-from qlseg_hf import QLSegImageProcessor, segment
+from qlseg_hf import QLSegConfig, QLSegImageProcessor, segment
 from qlseg_hf.training.build import add_lora, plain_model
 from qlseg_hf.training.optimization import parameter_groups
 

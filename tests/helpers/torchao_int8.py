@@ -6,7 +6,6 @@ A process of its own, because transformers imports torchao wherever it is, and t
 import sys
 
 import pytest
-import quantize  # noqa: E402
 import torch
 from conftest import FIXTURES
 from networks import BACKBONES, network
