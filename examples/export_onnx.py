@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def smooth_noise(model: OnnxQLSeg) -> list[torch.Tensor]:
     """Smooth noise of three sizes, none square, two of them no multiple of the patch; about as large as windows."""
-    (height, width), window = as_pair(model.config.backbone_config.patch_size), model.processor.window_size
+    (height, width), window = as_pair(model.config.backbone_config.patch_size), model.processor.window_size or 512
     rows, columns = max(2, window // height // 2), max(2, window // width // 2)
     sizes = [
         (1, 2 * rows * height, columns * width),

@@ -29,11 +29,11 @@ from qlseg_hf import (
 )
 from qlseg_hf import augmentation as augmentation_module
 from qlseg_hf.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
-from qlseg_hf.image_processing_qlseg import window_starts
 from qlseg_hf.memory import MemoryPlan
 from qlseg_hf.metrics import StreamingScores, confusion_counts, joint_counts
 from qlseg_hf.optimization import learning_rate_factor
 from qlseg_hf.pictures import resize_picture
+from qlseg_hf.processor_settings import window_starts
 from qlseg_hf.segmentation import window_layout
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -90,7 +90,7 @@ def test_windows_cover_every_pixel_of_every_run(size, window, resize, scales, fl
     )
     # a side of 300 pixels whose other side is 1 is resized to 300 times the short side: not too many of those
     assume(max(math.prod(processor.resized_size(*size, scale=scale)) for scale in scales) < 2e5)
-    layout = window_layout(processor, size, scales, flip)
+    layout = window_layout(processor.settings(), size, scales, flip)
     assert sum(share for _, share, _, _ in layout) == pytest.approx(1)
     assert len({(run_size, flipped) for run_size, _, flipped, _ in layout}) == len(layout)
     for run_size, _, _, places in layout:
