@@ -140,10 +140,11 @@ def segmented(model, processor, path: str | None, mode: str, report: Callable[[i
         if mode not in MODES:  # the page has no other, its API takes any text
             raise ValueError(f"{mode} is none of {', '.join(MODES)}.")
         picture, remark = read_upload(path)
+        settings, done = MODES[mode], 0
+        layout = window_layout(processor.settings(), picture.shape[:2], **settings, max_windows="auto")
     except ValueError as error:
         return {"error": str(error)}
-    settings, done = MODES[mode], 0
-    total = sum(len(places) for *_, places in window_layout(processor, picture.shape[:2], **settings))
+    total = sum(len(places) for *_, places in layout)
 
     def count(module, arguments, outputs) -> None:
         nonlocal done

@@ -174,7 +174,7 @@ def evaluate_samples(
 
     def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         labels = checked_labels(stored, name, processor, list(model.config.id2label.values()))
-        given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
+        given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
         return segment(model, processor, picture, **given)[0], labels
 
     mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples), skip_unreadable)

@@ -22,7 +22,7 @@ NUM_RUNS = 3  # the shortest of as many counts
 
 def smooth_noise(model: OnnxQLSeg) -> list[torch.Tensor]:
     """Smooth noise of three sizes, none square, two of them no multiple of the patch; about as large as windows."""
-    (height, width), window = as_pair(model.config.backbone_config.patch_size), model.processor.window_size
+    (height, width), window = as_pair(model.config.backbone_config.patch_size), model.processor.window_size or 512
     rows, columns = max(2, window // height // 2), max(2, window // width // 2)
     sizes = [
         (1, 2 * rows * height, columns * width),

@@ -88,10 +88,11 @@ def write_onnx(
 
     Raises:
         ImportError: an optional package is missing.
-        ValueError: the network is not in fp32 on a CPU.
+        ValueError: the network is not in fp32 on a CPU, or the processor's settings do not go together.
     """
     for name in ("onnx", "onnxscript"):
         optional(name)
+    processor.settings()  # checked before minutes are spent
     if (model.dtype, model.device.type) != (torch.float32, "cpu"):
         raise ValueError(f"the model is {model.dtype} on {model.device}; call model.float().cpu() before the export")
     path = Path(path)

@@ -121,12 +121,14 @@ def network_sentence(model) -> str:
 
 
 def processor_sentence(processor) -> str:
-    window = f"windows of {processor.window_size} px with stride {processor.window_stride} px"
-    size = " x ".join(str(value) for value in dict(processor.size).values() if value)
-    scaled = f"scaled to {'a short side of ' if processor.size.shortest_edge else ''}{size} px and "
+    settings = processor.settings()
+    window = f"windows of {settings.window_size} px with stride {settings.window_stride} px"
+    sides = dict(settings.size or {})
+    size = " x ".join(str(value) for value in sides.values())
+    scaled = f"scaled to {'a short side of ' if 'shortest_edge' in sides else ''}{size} px and "
     return (
-        f"Pictures are {scaled if processor.do_resize else ''}segmented in "
-        f"{window if processor.do_sliding_window else 'one piece'}."
+        f"Pictures are {scaled if settings.do_resize else ''}segmented in "
+        f"{window if settings.do_sliding_window else 'one piece'}."
     )
 
 
@@ -165,15 +167,16 @@ def labels_section(id2label: dict[int, str]) -> list[str]:
 
 def inference_protocol(processor, scales=(1.0,), flip: bool = False) -> dict:
     """How pictures are cut and labels read, for results that someone wants to repeat; None where it does not apply."""
+    settings = processor.settings()
     return {
         "scales": list(scales),
         "flip": flip,
-        "size": {key: value for key, value in dict(processor.size).items() if value} if processor.do_resize else None,
-        "window_size": processor.window_size if processor.do_sliding_window else None,
-        "window_stride": processor.window_stride if processor.do_sliding_window else None,
-        "do_reduce_labels": processor.do_reduce_labels,
-        "ignore_index": processor.ignore_index,
-        "label_map": processor.label_map,
+        "size": dict(settings.size) if settings.do_resize else None,
+        "window_size": settings.window_size if settings.do_sliding_window else None,
+        "window_stride": settings.window_stride if settings.do_sliding_window else None,
+        "do_reduce_labels": settings.do_reduce_labels,
+        "ignore_index": settings.ignore_index,
+        "label_map": settings.label_map,
     }
 
 

@@ -130,7 +130,12 @@ class QLSegImageProcessor(_PushToHubMixin, image_processing_qlseg.QLSegImageProc
     __doc__ = image_processing_qlseg.QLSegImageProcessor.__doc__
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """As that of transformers, but a full disk or a kill leaves what was in the folder before."""
+        """As that of transformers, but a full disk or a kill leaves what was in the folder before.
+
+        Raises:
+            ValueError: the settings do not go together, so that the file could not be loaded.
+        """
+        self.settings()
         folder = Path(save_directory)
         with written_into(folder) as beside:
             written = super().save_pretrained(beside)

@@ -13,6 +13,7 @@ import errno
 import io
 import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -396,13 +397,19 @@ def fixed_point_neighbours(old: int, new: int) -> tuple[torch.Tensor, torch.Tens
     return first.clamp(0, old - 1), (first + 1).clamp(0, old - 1), share
 
 
+def each_picture(pictures) -> Iterator:
+    """Yield one picture, or each of a list, a generator, another iterable of them, or a (B, ...) array or tensor."""
+    if isinstance(pictures, (np.ndarray, torch.Tensor)):
+        is_one = pictures.ndim != 4
+    else:  # a mapping, bytes or an open file is no list of pictures, whatever iterating it gives
+        is_one = isinstance(pictures, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(pictures, "read")
+        is_one = is_one or not isinstance(pictures, Iterable)
+    yield from [pictures] if is_one else pictures
+
+
 def as_list(pictures) -> list:
-    """A list of pictures from one picture, a sequence of them, or a (B, ...) array or tensor."""
-    if isinstance(pictures, (list, tuple)):
-        return list(pictures)
-    if isinstance(pictures, (np.ndarray, torch.Tensor)) and pictures.ndim == 4:
-        return list(pictures)
-    return [pictures]
+    """A list of what `each_picture` yields."""
+    return list(each_picture(pictures))
 
 
 __all__ = ["load_label_map", "load_picture", "open_picture", "resize_picture", "shorten", "turn_upright"]

@@ -4,45 +4,38 @@ Letters: K labels, H x W a picture's own size, h x w its resized size, both in p
 """
 
 import math
-import operator
 import os
-from typing import Any, TypedDict
+import reprlib
+from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.dataclasses import validate_typed_dict
-from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 from transformers.image_processing_base import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import SizeDict
 
-from .configuration_qlseg import copy_code, refuse_booleans
+from .configuration_qlseg import copy_code
 from .image_io import Picture, as_list, load_label_map, load_picture, resize_picture
+from .processor_settings import (
+    LONGEST_SIDE,
+    SETTINGS,
+    QLSegImageProcessorKwargs,
+    Settings,
+    as_label_map,
+    as_size,
+    check_names,
+    check_types,
+)
 from .scores import label_map_from_scores
-from .windows import window_starts
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
 MEAN_STD_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
-NEEDED_BY = {
-    "do_resize": ("size",),
-    "do_sliding_window": ("window_size", "window_stride"),
-    "do_rescale": ("rescale_factor",),
-    "do_normalize": ("image_mean", "image_std"),
-    "do_reduce_labels": ("ignore_index",),
-}
-
-
-def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) after scaling the shorter side to `short_side`, rounded half up; no cap on the longer side."""
-    factor = short_side / min(height, width)
-    return int(height * factor + 0.5), int(width * factor + 0.5)
-
-
-def at_least_a_pixel(*sides: float) -> tuple[int, ...]:
-    """Whole pixels of sides in pixels, cut off, 1 at least."""
-    return tuple(max(1, int(side)) for side in sides)
+SERVICE_KEYS = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}  # of stored files
+# What transformers' `from_pretrained` takes besides settings; names that begin with an underscore are its own, too
+LOADING_KEYWORDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"}
+LOADING_KEYWORDS |= {"config", "use_fast", "backend", "trust_remote_code", "code_revision", "image_processor_filename"}
+LOADING_KEYWORDS |= {"return_unused_kwargs", "user_agent", "use_auth_token", "resume_download", "repo_type"}
 
 
 class WindowSum:
@@ -52,11 +45,26 @@ class WindowSum:
         self.size = size
         self.plane = None  # (K, h, w) fp32, made with the first window, on its device
         self.rows, self.columns = torch.zeros(size[0]), torch.zeros(size[1])
-        self.tops, self.lefts = set(), set()
+        self.tops, self.lefts, self.places = set(), set(), set()
 
     def add(self, scores: torch.Tensor, top: int, left: int) -> None:
-        """Add (K, window height, window width) scores of the window at (top, left)."""
+        """Add (K, window height, window width) scores of the window at (top, left).
+
+        Raises:
+            ValueError: the window reaches out of the picture, or was added before.
+        """
         height, width = scores.shape[1:]
+        if not (0 <= top <= self.size[0] - height and 0 <= left <= self.size[1] - width):
+            raise ValueError(
+                f"a window of {height} x {width} pixels at row {top}, column {left} lies outside its resized picture "
+                f"of {self.size[0]} x {self.size[1]}; give logits and window_offsets of the same call of the processor"
+            )
+        if (top, left) in self.places:
+            raise ValueError(
+                f"window_offsets name the window at row {top}, column {left} of one picture twice; each call of the "
+                "processor counts its pictures from 0, so post-process each call's windows by themselves"
+            )
+        self.places.add((top, left))
         if self.plane is None:
             self.plane = scores.new_zeros(scores.shape[0], *self.size, dtype=torch.float32)
         self.plane[:, top : top + height, left : left + width] += scores
@@ -69,35 +77,18 @@ class WindowSum:
             self.columns[left : left + width] += 1
 
     def mean(self) -> torch.Tensor:
-        """(K, h, w) fp32 average. Ends the sum: the plane is divided in place."""
+        """(K, h, w) fp32 average. Ends the sum: the plane is divided in place.
+
+        Raises:
+            ValueError: windows are missing, so that some pixels have no score.
+        """
+        is_grid = len(self.places) == len(self.tops) * len(self.lefts)
+        if not is_grid or min(self.rows.min(), self.columns.min()) < 1:
+            raise ValueError(
+                f"the {len(self.places)} windows given of a resized picture of {self.size[0]} x {self.size[1]} pixels "
+                "leave pixels without scores; give the output for all windows of a picture at once"
+            )
         return self.plane.div_((self.rows[:, None] * self.columns).to(self.plane.device))
-
-
-class QLSegImageProcessorKwargs(TypedDict, total=False):
-    do_resize: bool | None
-    size: dict[str, int] | SizeDict | int | None
-    default_to_square: bool | None
-    do_sliding_window: bool | None
-    window_size: int | None
-    window_stride: int | None
-    do_rescale: bool | None
-    rescale_factor: float | int | None
-    do_normalize: bool | None
-    image_mean: float | int | list[float | int] | tuple[float | int, ...] | None
-    image_std: float | int | list[float | int] | tuple[float | int, ...] | None
-    do_reduce_labels: bool | None
-    ignore_index: int | None
-    label_map: dict | None
-    return_tensors: Any
-
-
-def check_types(settings: dict) -> None:
-    """ValueError if one of the processor's `settings` is of a wrong type."""
-    refuse_booleans("QLSegImageProcessor", settings, QLSegImageProcessorKwargs.__annotations__)
-    try:
-        validate_typed_dict(QLSegImageProcessorKwargs, settings)
-    except StrictDataclassError as error:
-        raise ValueError(f"QLSegImageProcessor: {error.__cause__ or error}") from error
 
 
 class QLSegImageProcessor(BaseImageProcessor):
@@ -134,61 +125,72 @@ class QLSegImageProcessor(BaseImageProcessor):
     label_map = None
 
     def __init__(self, **kwargs):
-        service = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
-        if unknown := set(kwargs) - service - set(self.valid_kwargs.__annotations__):
-            known = sorted(self.valid_kwargs.__annotations__)
-            raise TypeError(f"QLSegImageProcessor has no setting {sorted(unknown)}; it has {known}")
-        own = {key: value for key, value in kwargs.items() if key not in service}
+        check_names(kwargs, {*SERVICE_KEYS, *self.valid_kwargs.__annotations__})
+        own = {key: value for key, value in kwargs.items() if key not in SERVICE_KEYS}
         check_types(own)
         super().__init__(**kwargs)  # keeps a setting that is None, which `_set_attributes` takes for one not given
         self._set_attributes(**own)
-        self._validate_preprocess_kwargs(**{key: getattr(self, key) for key in self._valid_kwargs_names})
+        self.settings()
+
+    def __setattr__(self, name: str, value) -> None:
+        """AttributeError for a name that is no setting: it would change nothing. Values are checked when used."""
+        if not (name.startswith("_") or name in SERVICE_KEYS or hasattr(type(self), name)):
+            try:
+                check_names([name], self.valid_kwargs.__annotations__)
+            except TypeError as error:
+                raise AttributeError(str(error)) from error
+        super().__setattr__(name, value)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """As that of transformers, but TypeError for a keyword that is neither a setting nor its own.
+
+        With `return_unused_kwargs` the unknown ones are returned, as transformers promises.
+        """
+        if not kwargs.get("return_unused_kwargs"):
+            check_names(
+                [name for name in kwargs if name[0] != "_"], {*cls.valid_kwargs.__annotations__, *LOADING_KEYWORDS}
+            )
+        return super().from_dict(image_processor_dict, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args, **kwargs):
+        """As that of transformers, but TypeError for a keyword that is neither a setting nor its own."""
+        if "_from_pipeline" in kwargs:  # brings the model's keywords along, which the model has checked
+            known = {*cls.valid_kwargs.__annotations__, *LOADING_KEYWORDS}
+            kwargs = {name: value for name, value in kwargs.items() if name in known or name[0] == "_"}
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def settings(self, **changes) -> Settings:
+        """The settings as they are now, with `changes` for this once, checked whatever was set since the beginning.
+
+        Raises:
+            TypeError: one of `changes` is no setting.
+            ValueError: a setting has a wrong type or value, or does not go with another.
+        """
+        check_names(changes, SETTINGS)
+        values = {name: getattr(self, name) for name in SETTINGS} | changes
+        check_types(values)
+        return Settings(**self._standardize_kwargs(**values))
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> list[str]:
-        """As `BaseImageProcessor.save_pretrained`, and with the code."""
+        """As `BaseImageProcessor.save_pretrained`, and with the code.
+
+        Raises:
+            ValueError: the settings do not go together, so that the file could not be loaded.
+        """
+        self.settings()
         os.makedirs(save_directory, exist_ok=True)
         copy_code(save_directory)
         self.auto_map = {"AutoImageProcessor": "image_processing_qlseg.QLSegImageProcessor"}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _standardize_kwargs(self, label_map=None, **kwargs) -> dict:
-        kwargs = super()._standardize_kwargs(**kwargs)
+    def _standardize_kwargs(self, size=None, default_to_square=None, label_map=None, **kwargs) -> dict:
         kwargs = {key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__}
-        # JSON has no integer keys
-        try:
-            integers = label_map and {
-                int(key) if isinstance(key, str) else operator.index(key): operator.index(label)
-                for key, label in label_map.items()
-            }
-        except (AttributeError, TypeError, ValueError) as error:
-            raise ValueError(f"label_map must be {{stored value: label}} of integers; got {label_map}") from error
-        return kwargs | {"label_map": integers}
-
-    def _validate_preprocess_kwargs(self, **kwargs):
-        for switch, names in NEEDED_BY.items():
-            if kwargs[switch] and (missing := [name for name in names if kwargs[name] is None]):
-                raise ValueError(f"{switch} needs {' and '.join(missing)}, which is None; give it or {switch}=False")
-        size = dict(kwargs["size"] or {})
-        is_known = set(size) in ({"shortest_edge"}, {"height", "width"})
-        if kwargs["do_resize"] and not (is_known and min(size.values()) >= 1):
-            raise ValueError(f"size must be {{'shortest_edge': s}} or {{'height': h, 'width': w}}; got {size}")
-        if kwargs["window_size"] is not None and kwargs["window_size"] < 1:
-            raise ValueError(f"window_size is {kwargs['window_size']}; it must be at least 1 pixel")
-        if kwargs["do_sliding_window"] and not 0 < kwargs["window_stride"] <= kwargs["window_size"]:
-            raise ValueError(
-                f"window_stride {kwargs['window_stride']} must be 1..window_size ({kwargs['window_size']}), or pixels "
-                "between windows would never be seen"
-            )
-        for name, most in (("rescale_factor", 1), ("image_mean", 3), ("image_std", 3)):
-            values = kwargs[name] if isinstance(kwargs[name], tuple) else (kwargs[name],)
-            if values == (None,):
-                continue
-            if len(values) not in (1, most) or not all(map(math.isfinite, values)):
-                raise ValueError(f"{name} is {kwargs[name]}; {most} finite numbers or a single one are wanted")
-            if name == "image_std" and min(values) <= 0:
-                raise ValueError(f"image_std is {kwargs[name]}; pixels are divided by it, so it must be above 0")
-        if kwargs["do_reduce_labels"] and kwargs["ignore_index"] == 0:
-            raise ValueError("with do_reduce_labels label 1 becomes 0, so ignore_index cannot be 0; use 255")
+        for name in ("image_mean", "image_std"):
+            if isinstance(kwargs.get(name), list):
+                kwargs[name] = tuple(kwargs[name])
+        return kwargs | {"size": as_size(size, default_to_square), "label_map": as_label_map(label_map)}
 
     def preprocess(self, images: Picture | list[Picture], segmentation_maps=None, **kwargs) -> BatchFeature:
         """
@@ -203,15 +205,15 @@ class QLSegImageProcessor(BaseImageProcessor):
             index, top, left, h and w; `labels`, if maps were given: cut like the pictures, int64.
 
         Raises:
-            ValueError: a map and its picture differ in size, or windows differ in size and cannot be stacked.
+            ValueError: there is no picture, a map and its picture differ in size, windows differ in size and cannot
+                be stacked, or settings do not go together.
+            TypeError: a keyword is no setting.
         """
-        check_types(kwargs)
-        return super().preprocess(images, segmentation_maps, **kwargs)
-
-    def _preprocess_image_like_inputs(
-        self, images, segmentation_maps, return_tensors=None, **settings
-    ) -> BatchFeature:
-        pictures = [load_picture(image, keep_float=not settings["do_rescale"]) for image in as_list(images)]
+        return_tensors = kwargs.pop("return_tensors", getattr(self, "return_tensors", None))
+        settings = self.settings(**kwargs)
+        pictures = [load_picture(image, keep_float=not settings.do_rescale) for image in as_list(images)]
+        if not pictures:
+            raise ValueError("there is no picture in `images`; give at least one")
         maps = None if segmentation_maps is None else [load_label_map(m) for m in as_list(segmentation_maps)]
         if maps is not None and [m.shape for m in maps] != [p.shape[:2] for p in pictures]:
             raise ValueError(
@@ -220,18 +222,19 @@ class QLSegImageProcessor(BaseImageProcessor):
             )
         pixel_values, offsets, labels = [], [], []
         for index, picture in enumerate(pictures):
-            size = self.resized_size(*picture.shape[:2], **settings)
-            planes = [self.normalized(resize_picture(picture, size), **settings)]
+            size = settings.resized_size(*picture.shape[:2])
+            planes = [settings.normalized(resize_picture(picture, size))]
             if maps is not None:
-                reduced = self.reduce_labels(torch.from_numpy(maps[index]), **settings)
+                reduced = settings.reduce_labels(torch.from_numpy(maps[index]))
                 planes.append(F.interpolate(reduced[None, None].double(), size=size, mode="nearest")[0, 0].long())
-            if not settings["do_sliding_window"]:
+            if not settings.do_sliding_window:
                 pixel_values.append(planes[0])
                 labels.extend(planes[1:])
                 continue
-            window = settings["window_size"]
-            for top in window_starts(size[0], window, settings["window_stride"]):
-                for left in window_starts(size[1], window, settings["window_stride"]):
+            window = settings.window_size
+            tops, lefts = settings.window_starts(size)
+            for top in tops:
+                for left in lefts:
                     cut = [plane[..., top : top + window, left : left + window] for plane in planes]
                     pixel_values.append(cut[0])
                     labels.extend(cut[1:])
@@ -244,55 +247,30 @@ class QLSegImageProcessor(BaseImageProcessor):
         data = {"pixel_values": [x.numpy() for x in pixel_values]}
         if maps is not None:
             data["labels"] = [x.numpy() for x in labels]
-        if settings["do_sliding_window"]:
+        if settings.do_sliding_window:
             data["window_offsets"] = [np.array(row) for row in offsets]
         if return_tensors is not None:
             data = {key: np.stack(values) for key, values in data.items()}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def resized_size(self, height: int, width: int, scale: float = 1.0, **settings) -> tuple[int, int]:
+    def resized_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """(height, width) in pixels that a picture is resized to.
 
         `scale` multiplies the short side, which never falls below the window (the published rule, so that small scales
         coincide with 1).
         """
-        settings = {key: settings.get(key, getattr(self, key)) for key in ("do_resize", "size", "window_size")}
-        size = settings["size"]
-        if not settings["do_resize"]:
-            return at_least_a_pixel(height * scale, width * scale)
-        if size.shortest_edge:
-            (short_side,) = at_least_a_pixel(size.shortest_edge * scale)
-            if scale != 1:
-                short_side = max(short_side, settings["window_size"])
-            return short_side_size(height, width, short_side)
-        return at_least_a_pixel(size.height * scale, size.width * scale)
+        return self.settings().resized_size(height, width, scale)
 
-    def normalized(self, picture: torch.Tensor, **settings) -> torch.Tensor:
+    def normalized(self, picture: torch.Tensor) -> torch.Tensor:
         """(3, h, w) uint8 -> (3, h, w) fp32, rescaled and normalised as set."""
-        names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
-        settings = {key: settings.get(key, getattr(self, key)) for key in names}
-        picture = picture.float()
-        if settings["do_rescale"]:
-            picture = picture * settings["rescale_factor"]
-        if settings["do_normalize"]:
-            mean = torch.tensor(settings["image_mean"], dtype=torch.float32).view(-1, 1, 1)
-            std = torch.tensor(settings["image_std"], dtype=torch.float32).view(-1, 1, 1)
-            picture = (picture - mean) / std
-        return picture
+        return self.settings().normalized(picture)
 
-    def reduce_labels(self, labels: torch.Tensor, **settings) -> torch.Tensor:
-        """Apply `label_map`, then `do_reduce_labels`, to integer labels of any shape. Returns int64."""
-        names = ("label_map", "do_reduce_labels", "ignore_index")
-        settings = {key: settings.get(key, getattr(self, key)) for key in names}
-        labels = stored = labels.long()
-        if settings["label_map"]:
-            labels = stored.clone()
-            for value, label in settings["label_map"].items():
-                labels[stored == value] = label
-        if settings["do_reduce_labels"]:
-            void = (labels == 0) | (labels == settings["ignore_index"])
-            labels = torch.where(void, settings["ignore_index"], labels - 1)
-        return labels
+    def reduce_labels(self, labels: torch.Tensor, **changes) -> torch.Tensor:
+        """Apply `label_map`, then `do_reduce_labels`, to integer labels of any shape. Returns int64.
+
+        `changes` are settings for this call.
+        """
+        return self.settings(**changes).reduce_labels(labels)
 
     def post_process_semantic_segmentation(
         self,
@@ -312,33 +290,73 @@ class QLSegImageProcessor(BaseImageProcessor):
             `segmentation_scores` (fp32, on the CPU) per picture.
 
         Raises:
-            ValueError: there are no logits (training mode), or not one target size per picture.
+            ValueError: there are no logits (training mode), windows are missing or given twice, or there is not one
+                target size, of two whole numbers above 0, per picture.
         """
         if outputs.logits is None:
             raise ValueError(
                 "the output has no logits: in training mode with labels they are left out; use model.eval()"
             )
         offsets = getattr(outputs, "window_offsets", None)
-        if offsets is None:
-            planes = list(outputs.logits.float())
-        else:
-            sums = {}
-            for scores, (index, top, left, height, width) in zip(outputs.logits, offsets.tolist()):
-                sums.setdefault(index, WindowSum((height, width))).add(scores, top, left)
-            planes = [sums[index].mean() for index in sorted(sums)]
-        if target_sizes is None:
-            target_sizes = [plane.shape[1:] for plane in planes]
-        if len(target_sizes) != len(planes):
-            raise ValueError(f"{len(target_sizes)} target sizes for {len(planes)} pictures; give one per picture")
+        planes = list(outputs.logits.float()) if offsets is None else averaged_windows(outputs.logits, offsets)
+        sizes = [tuple(plane.shape[1:]) for plane in planes]
+        if target_sizes is not None:
+            sizes = as_target_sizes(target_sizes)
+        if len(sizes) != len(planes):
+            remedy = "give one per picture"
+            if offsets is None and self.settings().do_sliding_window:
+                remedy = (
+                    "the output has no window_offsets, without which each window counts as a picture: "
+                    "call the model with all that the processor gave, model(**processor(...))"
+                )
+            raise ValueError(f"{len(sizes)} target sizes for {len(planes)} pictures; {remedy}")
         results = []
-        for plane, (height, width) in zip(planes, target_sizes):
-            size = (int(height), int(width))
+        for plane, size in zip(planes, sizes):
             result = label_map_from_scores(plane, size)
             if return_segmentation_scores:
                 scores = F.interpolate(plane[None], size=size, mode="bilinear", align_corners=False)[0]
                 result = BatchFeature({"segmentation": result, "segmentation_scores": scores.cpu()})
             results.append(result)
         return results
+
+
+def averaged_windows(logits: torch.Tensor, offsets: torch.Tensor) -> list[torch.Tensor]:
+    """(K, h, w) fp32 scores of each picture, of (windows, K, height, width) and the (windows, 5) `window_offsets`.
+
+    Raises:
+        ValueError: there are not as many offsets as windows, or windows of a picture are missing or given twice.
+    """
+    offsets = torch.as_tensor(offsets)
+    if offsets.shape != (len(logits), 5):
+        raise ValueError(
+            f"window_offsets of shape {tuple(offsets.shape)} for {len(logits)} windows; ({len(logits)}, 5) is wanted, "
+            "as the processor gives them"
+        )
+    sums = {}
+    for scores, (index, top, left, height, width) in zip(logits, offsets.tolist()):
+        total = sums.setdefault(index, WindowSum((height, width)))
+        if total.size != (height, width):
+            raise ValueError(
+                f"window_offsets give picture {index} two sizes, {total.size} and {(height, width)}; each call of the "
+                "processor counts its pictures from 0, so post-process each call's windows by themselves"
+            )
+        total.add(scores, top, left)
+    if missing := sorted(set(range(min(sums, default=0), max(sums, default=0))) - set(sums)):
+        raise ValueError(f"window_offsets name no window of picture {missing[0]}; give the output for all windows")
+    return [sums[index].mean() for index in sorted(sums)]
+
+
+def as_target_sizes(target_sizes) -> list[tuple[int, int]]:
+    """(height, width) per picture; ValueError if one is not two whole numbers above 0."""
+    try:
+        sizes = [(float(height), float(width)) for height, width in target_sizes]
+    except (TypeError, ValueError):
+        sizes = [(math.nan, math.nan)]
+    if not all(1 <= side <= LONGEST_SIDE and side == int(side) for size in sizes for side in size):
+        raise ValueError(
+            f"target_sizes must be (height, width) per picture, in whole pixels; got {reprlib.repr(target_sizes)}"
+        )
+    return [(int(height), int(width)) for height, width in sizes]
 
 
 __all__ = ["QLSegImageProcessor"]

@@ -12,6 +12,7 @@ from .scores import Span, overlap, sources
 
 BYTES_PER_PIXEL = 3 + 8  # uint8 RGB and int64 labels; a decoder holds 4 + 3 before there are labels
 BYTES_PER_RESIZED_PIXEL = 75  # three channels in int32, five times while they are computed
+RESIZED_PIXELS = 4 << 20  # of windows that are resized together; a single one may have more
 BLOCKS_BYTES = 64 << 20  # of scores in the making, all copies of a block together
 SHORTEST_STRIP = 64  # pixels
 
@@ -49,8 +50,9 @@ class MemoryPlan:
     def longest_strip(self, size: tuple[int, int], layout: list) -> tuple[int, int]:
         """Length of a strip in pixels and number of windows per forward pass: the largest that fit, length first."""
         length = max(size)
+        most_windows = min(self.most_windows, sum(len(places) for *_, places in layout))
         while True:
-            for num_windows in range(self.most_windows, 0, -1):
+            for num_windows in range(most_windows, 0, -1):
                 needed = self.needed(size, layout, length, num_windows)
                 if needed <= self.max_memory_mb * 2**20:
                     return length, num_windows
@@ -75,6 +77,7 @@ class MemoryPlan:
                 resized = max(resized, area[0] * area[1])
                 largest_window = max(largest_window, *((r[1] - r[0]) * (c[1] - c[0]) for r, c in windows))
             most_windows, most_resized = max(most_windows, inside), max(most_resized, resized)
+        most_resized = min(most_resized, max(RESIZED_PIXELS, largest_window))
         return (
             size[0] * size[1] * BYTES_PER_PIXEL
             + most_resized * BYTES_PER_RESIZED_PIXEL

@@ -6,10 +6,12 @@ by block (see `scores`), so its memory does not depend on labels times pixels.
 
 import difflib
 import math
+import reprlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral, Real
 from operator import index
 
 import numpy as np
@@ -19,9 +21,10 @@ from transformers import PreTrainedModel
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .configuration_qlseg import QLSegConfig
-from .image_io import Picture, as_list, load_picture, resize_picture, turn_upright
+from .image_io import Picture, as_list, each_picture, load_picture, resize_picture, turn_upright
 from .image_processing_qlseg import QLSegImageProcessor
-from .memory import MemoryPlan
+from .memory import RESIZED_PIXELS, MemoryPlan
+from .processor_settings import Settings
 from .runtime import eval_mode, execution_device
 from .scores import (
     Span,
@@ -34,7 +37,12 @@ from .scores import (
     resized_part,
     sources,
 )
-from .windows import window_starts
+
+LARGEST_SCALE = 1000
+WINDOWS_PER_RUN = 128  # a strip of about 85 : 1 where window and stride are 512 and 341 pixels
+PIXELS_PER_WINDOW = 1024  # of the picture: without resizing, windows of 96 pixels with stride 64 are one per 4096
+LARGE_WINDOW, COUNTED_PIXELS = 1024 * 1024, 512 * 512
+STOCK_KEYWORDS = {"subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold", "timeout"}
 
 
 @dataclass
@@ -76,15 +84,17 @@ class Run:
                 continue
             part = window.scores(part_rows, part_columns)
             if total is None and (part_rows, part_columns) == (rows, columns):
-                total, count = part, part.new_ones(part.shape[1:])
+                total, count = part, torch.ones(part.shape[1:])
                 continue
             if total is None:
                 total = part.new_zeros(len(part), rows[1] - rows[0], columns[1] - columns[0])
-                count = total.new_zeros(total.shape[1:])
+                count = torch.zeros(total.shape[1:])
             place = slice(*shifted(part_rows, rows[0])), slice(*shifted(part_columns, columns[0]))
             total[(slice(None), *place)] += part
             count[place] += 1
-        return total.div_(count)
+        if total is None or count.min() < 1:
+            raise ValueError(f"no window covers some of the pixels in rows {rows} and columns {columns}")
+        return total.div_(count.to(total.device))
 
 
 @dataclass
@@ -114,13 +124,14 @@ class Strip:
 def segment(
     model: PreTrainedModel,
     processor: QLSegImageProcessor,
-    images: Picture | list[Picture],
+    images: Picture | Iterable[Picture],
     *,
-    scales: Iterable[float] = (1.0,),
+    scales: float | Iterable[float] = (1.0,),
     flip: bool = False,
     labels: Iterable[str | int] | None = None,
     window_batch_size: int | None = None,
     max_memory_mb: float | None = None,
+    max_windows: int | str | None = "auto",
     return_scores: bool = False,
     return_confidence: bool = False,
 ) -> list[torch.Tensor] | tuple[list[torch.Tensor], ...]:
@@ -134,8 +145,10 @@ def segment(
         model: on any device, in any floating dtype, with adapters or without, in peft's wrapper or out of it. Dropout
             is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
-        images: one picture or a list of mixed sizes: path, PIL picture, integer array or tensor.
-        scales: factors on the short side; it never falls below the window, and coinciding scales are computed once.
+        images: one picture or several of mixed sizes, in a list or as a generator, which is read one by one: path, PIL
+            picture, integer array or tensor.
+        scales: factor on the short side, or several; it never falls below the window, and coinciding scales are
+            computed once.
         flip: add a left-right mirrored run per scale.
         labels: names or numbers of the labels to choose from; all if not given. The scores of a label do not change,
             the others are just not candidates (the softmax of several runs is still over all).
@@ -143,6 +156,10 @@ def segment(
         max_memory_mb: MiB that the call may take for one picture, beside the model, pictures in memory already and the
             scores returned: pixels, label map, windows and forward passes, on host and device together. The picture is
             then cut into strips, with as many windows at a time as fit.
+        max_windows: most windows of one picture, all scales and flips together, where one of more than 1024 x 1024
+            pixels counts once per 512 x 512 of them; None for no limit. "auto" allows 128 per scale and flip, and one
+            more per 1024 of the picture's own pixels: so a strip of pixels, which resizing makes thousands of windows
+            of, is refused, and a photograph or a panorama never.
         return_scores: also return the scores.
         return_confidence: also return the confidence.
 
@@ -156,16 +173,21 @@ def segment(
 
     Raises:
         ValueError, TypeError: something in `images` is no picture, `scales` is empty or not positive, `labels` are
-            none of the model's or `max_memory_mb` is too little for a picture.
+            none of the model's, the processor's settings do not go together, another argument is of a wrong type,
+            `max_memory_mb` is too little for a picture, or a picture has more windows than `max_windows`.
     """
-    scales = list(scales)
-    if not scales or not all(0 < scale < math.inf for scale in scales):
-        raise ValueError(f"scales must be positive numbers, at least one; got {scales}")
+    settings, scales = processor_settings(processor), scale_factors(scales)
+    check_switch("flip", flip)
+    check_switch("return_scores", return_scores)
+    check_switch("return_confidence", return_confidence)
     device = execution_device(model)
     if window_batch_size is None:
         window_batch_size = 2 if device.type == "cpu" else 8
-    if window_batch_size < 1:
-        raise ValueError(f"window_batch_size is {window_batch_size}; it must be at least 1")
+    window_batch_size = whole_number("window_batch_size", window_batch_size)
+    if max_windows is not None and not (isinstance(max_windows, str) and max_windows == "auto"):
+        max_windows = whole_number("max_windows", max_windows)
+    if max_memory_mb is not None and not (is_real(max_memory_mb) and max_memory_mb > 0):
+        raise ValueError(f"max_memory_mb is {reprlib.repr(max_memory_mb)}; a number of MiB above 0 is wanted, or None")
     wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
     targets: list[Target] = []
@@ -181,8 +203,9 @@ def segment(
                 finish_strip(strips.popleft(), wanted, return_scores, return_confidence)
 
     with eval_mode(model):
-        for image in as_list(images):
-            for strip, pixels_of_windows in cut_picture(processor, image, scales, flip, wanted, memory, targets):
+        for image in each_picture(images):
+            cut = cut_picture(settings, image, scales, flip, wanted, memory, max_windows, targets)
+            for strip, pixels_of_windows in cut:
                 strips.append(strip)
                 for window, pixels in pixels_of_windows:
                     if batch and batch[0][1].shape != pixels.shape:
@@ -199,13 +222,56 @@ def segment(
     return results if len(results) > 1 else results[0]
 
 
+def processor_settings(processor: QLSegImageProcessor) -> Settings:
+    """The checked settings of a processor; TypeError if it is none of QLSeg."""
+    if not hasattr(processor, "settings"):
+        raise TypeError(f"the processor must be a QLSegImageProcessor; got {type(processor).__name__}")
+    return processor.settings()
+
+
+def is_real(value) -> bool:
+    """Whether this is a number, also one of NumPy, and not True or False."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def scale_factors(scales: float | Iterable[float]) -> list[float]:
+    """A list of `scales`, which may be a single number; ValueError if one is no number above 0."""
+    if isinstance(scales, np.ndarray | torch.Tensor):
+        scales = scales.tolist()
+    found = [scales] if isinstance(scales, Real | str | bytes) or not isinstance(scales, Iterable) else list(scales)
+    if not found or not all(is_real(scale) and 0 < scale <= LARGEST_SCALE for scale in found):
+        raise ValueError(
+            f"scales must be positive numbers up to {LARGEST_SCALE}, at least one; got {reprlib.repr(found)}"
+        )
+    return [float(scale) for scale in found]
+
+
+def check_switch(name: str, value: bool) -> None:
+    """ValueError for what is neither True nor False: the text "no" would count as True."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False; got {reprlib.repr(value)}")
+
+
+def whole_number(name: str, value: int) -> int:
+    """An integer of any kind, at least 1; ValueError otherwise."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be at least 1, a whole number")
+    return int(value)
+
+
 def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list[int]:
     """Label numbers from names or numbers; ValueError if one is unknown, ambiguous or given twice, or none is."""
-    labels, names = [labels] if isinstance(labels, (str, int)) else list(labels), list(id2label.values())
+    is_single = isinstance(labels, str | bytes) or not isinstance(labels, Iterable)
+    labels, names = [labels] if is_single else list(labels), list(id2label.values())
     if shared := [label for label in labels if isinstance(label, str) and names.count(label) > 1]:
         raise ValueError(f"several labels of the model are called {shared}; give their numbers instead")
     label2id = {name: number for number, name in id2label.items()}
-    numbers = [label2id.get(label, -1) if isinstance(label, str) else index(label) for label in labels]
+    try:
+        numbers = [label2id.get(label, -1) if isinstance(label, str) else index(label) for label in labels]
+    except TypeError as error:
+        raise TypeError(f"labels must be names or whole numbers; got {reprlib.repr(labels)}") from error
+    if any(isinstance(label, bool) for label in labels):
+        raise TypeError(f"labels must be names or whole numbers; got {reprlib.repr(labels)}")
     if unknown := [label for label, number in zip(labels, numbers) if number not in id2label]:
         near = [name for label in unknown for name in difflib.get_close_matches(str(label), label2id, n=1)]
         raise ValueError(f"the model has no labels {unknown}" + (f"; did you mean {near}?" if near else ""))
@@ -215,22 +281,23 @@ def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list
 
 
 def cut_picture(
-    processor: QLSegImageProcessor,
+    settings: Settings,
     image: Picture,
     scales: list[float],
     flip: bool,
     wanted: list[int] | None,
     memory: MemoryPlan,
+    max_windows: int | str | None,
     targets: list[Target],
 ) -> Iterator[tuple[Strip, Iterator[tuple[Window, torch.Tensor]]]]:
     """Yield the strips of a picture, each with its windows and their pixels; append the target to `targets`.
 
     A window that reaches into two strips is in both, and has pixels in the first.
     """
-    picture = load_picture(image, keep_float=not processor.do_rescale)
+    picture = load_picture(image, keep_float=not settings.do_rescale)
     target = Target(picture.shape[:2])
     targets.append(target)
-    layout = window_layout(processor, target.size, scales, flip)
+    layout = window_layout(settings, target.size, scales, flip, max_windows)
     # the softmax of several runs goes over all labels, so there the choice comes last
     labels = wanted if len(layout) == 1 else None
     made: dict[tuple, Window] = {}
@@ -242,19 +309,25 @@ def cut_picture(
             keys = [(size, is_flipped, *place) for place in inside]
             made |= {key: before.get(key) or Window(*key[2:], is_flipped, labels) for key in keys}
             runs.append(Run(size, share, [made[key] for key in keys]))
-        yield Strip(target, rows, columns, runs), window_pixels(processor, picture, runs)
+        yield Strip(target, rows, columns, runs), window_pixels(settings, picture, runs)
 
 
-def window_layout(processor: QLSegImageProcessor, size: tuple[int, int], scales: list[float], flip: bool) -> list:
-    """(resized size, share, is_flipped, [(rows, columns), ...]) of each run over a picture of `size`."""
+def window_layout(
+    settings: Settings, size: tuple[int, int], scales: list[float], flip: bool, max_windows: int | str | None = None
+) -> list:
+    """(resized size, share, is_flipped, [(rows, columns), ...]) of each run over a picture of `size`.
+
+    ValueError if there are more windows than `max_windows`, which is told before they are listed; see `segment`.
+    """
     layout = []
-    sizes = Counter(processor.resized_size(*size, scale=scale) for scale in scales)
+    sizes = Counter(settings.resized_size(*size, scale=scale) for scale in scales)
     flips = (False, True) if flip else (False,)
+    check_num_windows(settings, size, sizes, len(flips), max_windows)
     for (height, width), count in sizes.items():
-        window = processor.window_size if processor.do_sliding_window else max(height, width)
-        stride = processor.window_stride if processor.do_sliding_window else window
-        rows = [(top, min(top + window, height)) for top in window_starts(height, window, stride)]
-        columns = [(left, min(left + window, width)) for left in window_starts(width, window, stride)]
+        window = settings.window_sides((height, width))[0]
+        tops, lefts = settings.window_starts((height, width))
+        rows = [(top, min(top + window, height)) for top in tops]
+        columns = [(left, min(left + window, width)) for left in lefts]
         for is_flipped in flips:
             if is_flipped:  # windows of the mirrored picture, where they lie in the picture
                 columns = [(width - right, width - left) for left, right in columns]
@@ -263,23 +336,56 @@ def window_layout(processor: QLSegImageProcessor, size: tuple[int, int], scales:
     return layout
 
 
-def window_pixels(
-    processor: QLSegImageProcessor, picture: np.ndarray, runs: list[Run]
-) -> Iterator[tuple[Window, torch.Tensor]]:
+def check_num_windows(
+    settings: Settings, size: tuple[int, int], sizes: Iterable[tuple[int, int]], num_flips: int, max_windows
+) -> None:
+    """ValueError if a picture of `size`, resized to each of `sizes`, has more windows than `max_windows`."""
+    counts, verb = {}, "has"
+    for resized in sizes:
+        window = settings.window_sides(resized)[0]
+        pixels = min(window, resized[0]) * min(window, resized[1])
+        counts[resized] = settings.num_windows(resized) * num_flips
+        if pixels > LARGE_WINDOW:
+            counts[resized] *= math.ceil(pixels / COUNTED_PIXELS)
+            verb = "counts as"
+    most, total = max_windows, sum(counts.values())
+    if most == "auto":
+        most = num_flips * len(counts) * (WINDOWS_PER_RUN + size[0] * size[1] // PIXELS_PER_WINDOW)
+    if most is not None and total > most:
+        height, width = max(counts, key=counts.get)
+        allowed = f"max_windows={max_windows}" + (f" allows {most}" if most != max_windows else "")
+        raise ValueError(
+            f"a picture of {size[0]} x {size[1]} pixels, resized to {height} x {width}, "
+            f"{verb} {total} windows, and {allowed}; crop the picture, give fewer scales, or raise max_windows (None: "
+            "no limit)"
+        )
+
+
+def window_pixels(settings: Settings, picture: np.ndarray, runs: list[Run]) -> Iterator[tuple[Window, torch.Tensor]]:
     """Yield the windows that have not been forwarded, and their (3, height, width) fp32 pixels."""
     for size, group in groupby(runs, key=lambda run: run.size):
         windows = [window for run in group for window in run.windows if window.mask_logits is None]
-        if not windows:
-            continue
-        rows, columns = (
-            (min(span[0] for span in spans), max(span[1] for span in spans))
-            for spans in ([window.rows for window in windows], [window.columns for window in windows])
-        )
-        resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (3, h, w) uint8
-        for window in windows:
-            place = slice(*shifted(window.rows, rows[0])), slice(*shifted(window.columns, columns[0]))
-            pixels = processor.normalized(resized[(slice(None), *place)])
-            yield window, pixels.flip(-1) if window.is_flipped else pixels
+        for rows, columns, together in resized_together(windows):
+            resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (3, h, w) uint8
+            for window in together:
+                place = slice(*shifted(window.rows, rows[0])), slice(*shifted(window.columns, columns[0]))
+                pixels = settings.normalized(resized[(slice(None), *place)])
+                yield window, pixels.flip(-1) if window.is_flipped else pixels
+
+
+def resized_together(windows: list[Window]) -> Iterator[tuple[Span, Span, list[Window]]]:
+    """Groups of windows within a box of RESIZED_PIXELS, or of one window: the box's rows and columns, its windows."""
+    box, together = None, []
+    for window in windows:
+        place = (window.rows, window.columns)
+        joined = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(box or place, place)]
+        if together and math.prod(end - start for start, end in joined) > RESIZED_PIXELS:
+            yield *box, together
+            together, joined = [], place
+        together.append(window)
+        box = joined
+    if together:
+        yield *box, together
 
 
 def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tensor]]) -> None:
@@ -351,8 +457,9 @@ def strip_scores(
 class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     """`pipeline("image-segmentation")` by way of `segment`; models other than QLSeg get the stock pipeline.
 
-    Calls take `scales`, `flip`, `labels`, `window_batch_size`, `max_memory_mb` and `return_confidence` of `segment`.
-    Lists of pictures of mixed sizes may be batched.
+    Calls take `scales`, `flip`, `labels`, `window_batch_size`, `max_memory_mb`, `max_windows` and `return_confidence`
+    of `segment`; other keywords than these and the stock pipeline's are refused. Lists of pictures of mixed sizes may
+    be batched.
     Each picture gives [{"label": name, "mask": PIL picture of mode L, 0 or 255, "score": None}, ...], one entry per
     label that occurs, at the picture's own size. With `return_confidence=True`, "score" is the mean confidence of the
     label's pixels, and "confidence" a PIL picture of mode L with the confidence of each of them, 255 for 1, else 0.
@@ -372,10 +479,17 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         """`__new__` has checked it."""
 
     def _sanitize_parameters(self, **kwargs):
-        names = ("scales", "flip", "labels", "window_batch_size", "max_memory_mb", "return_confidence")
+        names = ("scales", "flip", "labels", "window_batch_size", "max_memory_mb", "max_windows", "return_confidence")
         given = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if unknown := sorted(set(kwargs) - STOCK_KEYWORDS):  # which the stock pipeline drops without a word
+            near = [match for name in unknown for match in difflib.get_close_matches(name, names, n=1)]
+            hint = f"did you mean {' and '.join(near)}?" if near else f"it has {', '.join(names)}"
+            raise TypeError(f"the pipeline has no keyword {unknown}; {hint}")
         preprocess, _, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, given, postprocess
+
+    def __call__(self, inputs, **kwargs):
+        return [] if isinstance(inputs, list | tuple) and not inputs else super().__call__(inputs, **kwargs)
 
     def preprocess(self, image: Picture, subtask: str | None = None, timeout: float | None = None) -> dict:
         if isinstance(image, Image.Image):  # as the stock pipeline, which turns what it is given

@@ -30,8 +30,8 @@ from qlseg_hf.data import augmentation as augmentation_module
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
 from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.model.image_processing_qlseg import window_starts
 from qlseg_hf.model.memory import MemoryPlan
+from qlseg_hf.model.processor_settings import window_starts
 from qlseg_hf.model.segmentation import window_layout
 from qlseg_hf.training.optimization import learning_rate_factor
 
@@ -89,7 +89,7 @@ def test_windows_cover_every_pixel_of_every_run(size, window, resize, scales, fl
     )
     # a side of 300 pixels whose other side is 1 is resized to 300 times the short side: not too many of those
     assume(max(math.prod(processor.resized_size(*size, scale=scale)) for scale in scales) < 2e5)
-    layout = window_layout(processor, size, scales, flip)
+    layout = window_layout(processor.settings(), size, scales, flip)
     assert sum(share for _, share, _, _ in layout) == pytest.approx(1)
     assert len({(run_size, flipped) for run_size, _, flipped, _ in layout}) == len(layout)
     for run_size, _, _, places in layout:

@@ -191,7 +191,7 @@ def smooth_picture(size, seed) -> np.ndarray:
 
 
 def few_windows(processor, sizes, scales) -> bool:
-    runs = [run for size in sizes for run in window_layout(processor, size, scales, False)]
+    runs = [run for size in sizes for run in window_layout(processor.settings(), size, scales, False)]
     return sum(len(places) for *_, places in runs) <= 40 and all(np.prod(size) < 3e4 for size, *_ in runs)
 
 
@@ -277,7 +277,7 @@ def test_strips_are_the_whole(processor, size, is_tall, scales, flip, spare, see
     model, picture = small_model(3), smooth_picture(size, seed)
     options = {"scales": scales, "flip": flip, "return_scores": True, "window_batch_size": 3}
     _, (expected,) = segment(model, processor, picture, **options)
-    plan, layout = MemoryPlan(model.config, 3, None), window_layout(processor, size, scales, flip)
+    plan, layout = MemoryPlan(model.config, 3, None), window_layout(processor.settings(), size, scales, flip)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("qlseg_hf.model.memory.BLOCKS_BYTES", 0)
         patch.setattr(MemoryPlan, "forward_bytes", lambda *_: 0)

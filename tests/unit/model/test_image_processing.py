@@ -18,7 +18,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.model.image_processing_qlseg import WindowSum, short_side_size, window_starts
+from qlseg_hf.model.image_processing_qlseg import WindowSum
+from qlseg_hf.model.modeling_qlseg import QLSegOutput
+from qlseg_hf.model.processor_settings import short_side_size, window_starts
 
 RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
 
@@ -255,6 +257,67 @@ def test_processor_takes_outputs_of_other_classes():
     assert torch.equal(torch.stack(maps), logits.argmax(dim=1))
 
 
+def windows_of(*sizes: tuple[int, int]) -> tuple[QLSegImageProcessor, torch.Tensor, torch.Tensor]:
+    """A processor, scores (windows, 3, 16, 16) and the window_offsets of pictures of these sizes."""
+    processor = QLSegImageProcessor(do_resize=False, window_size=16, window_stride=11)
+    features = processor([np.zeros((*size, 3), np.uint8) for size in sizes], return_tensors="pt")
+    torch.manual_seed(0)
+    return processor, torch.randn(len(features["window_offsets"]), 3, 16, 16), features["window_offsets"]
+
+
+def test_missing_window_offsets_are_named():
+    """It said "1 target sizes for 2 pictures" to someone with one picture."""
+    processor, logits, offsets = windows_of((16, 27))
+    post_process = processor.post_process_semantic_segmentation
+    with pytest.raises(ValueError, match="1 target sizes for 2 pictures; the output has no window_offsets"):
+        post_process(QLSegOutput(logits=logits), target_sizes=[(16, 27)])
+    processor.do_sliding_window = False
+    with pytest.raises(ValueError, match="1 target sizes for 2 pictures; give one per picture"):
+        post_process(QLSegOutput(logits=logits), target_sizes=[(16, 27)])
+    assert post_process(QLSegOutput(logits=logits, window_offsets=offsets), [(16, 27)])[0].shape == (16, 27)
+
+
+def test_windows_that_are_missing_or_given_twice_are_refused():
+    """Pixels without a window were 0/0, or counted as seen; windows of two calls were averaged into one picture."""
+    processor, logits, offsets = windows_of((27, 27), (16, 27), (16, 16))
+
+    def post_process(rows: list[int], logits=logits, offsets=offsets):
+        output = QLSegOutput(logits=logits[rows], window_offsets=offsets[rows])
+        return processor.post_process_semantic_segmentation(output)
+
+    assert [tuple(m.shape) for m in post_process(list(range(7)))] == [(27, 27), (16, 27), (16, 16)]
+    assert torch.equal(post_process([5, 4, 6])[0], post_process(list(range(7)))[1])  # whole pictures, in any order
+    for rows in ([0, 1, 2], [0, 1], [0, 3], [4], [0, 1, 2, 3, 5]):
+        with pytest.raises(ValueError, match="leave pixels without scores; give the output for all windows"):
+            post_process(rows)
+    with pytest.raises(ValueError, match="name the window at row 0, column 0 of one picture twice"):
+        post_process([4, 5, 4])
+    with pytest.raises(ValueError, match="window_offsets name no window of picture 1"):
+        post_process([0, 1, 2, 3, 6])
+    with pytest.raises(ValueError, match=r"of shape \(7, 5\) for 6 windows; \(6, 5\) is wanted"):
+        processor.post_process_semantic_segmentation(QLSegOutput(logits=logits[:6], window_offsets=offsets))
+    _, _, others = windows_of((16, 38))
+    with pytest.raises(ValueError, match="give picture 0 two sizes"):
+        post_process(list(range(10)), torch.cat([logits, logits[:3]]), torch.cat([offsets, others]))
+    with pytest.raises(ValueError, match="lies outside its resized picture"):
+        post_process([0], logits[..., :12].repeat(1, 1, 2, 2))
+
+
+def test_target_sizes_of_every_kind():
+    processor, logits, offsets = windows_of((16, 27), (16, 16))
+    output = QLSegOutput(logits=logits, window_offsets=offsets)
+    expected = processor.post_process_semantic_segmentation(output, [(31, 47), (5, 9)])
+    pairs = [[31, 47], [5, 9]]
+    for sizes in (pairs, torch.tensor(pairs), np.array(pairs), torch.tensor(pairs).float(), iter(pairs)):
+        found = processor.post_process_semantic_segmentation(output, sizes)
+        assert all(map(torch.equal, found, expected))
+    for wrong in ([(31.5, 47), (5, 9)], [(0, 4), (5, 9)], [(-1, 4), (5, 9)], [(3, 4, 5), (5, 9)], [31, 47], 31, "ab"):
+        with pytest.raises(ValueError, match="target_sizes must be .height, width. per picture, in whole pixels"):
+            processor.post_process_semantic_segmentation(output, wrong)
+    with pytest.raises(ValueError, match="0 target sizes for 2 pictures"):
+        processor.post_process_semantic_segmentation(output, [])
+
+
 def test_whole_pictures(stored):
     processor = QLSegImageProcessor(size={"height": 32, "width": 48}, do_sliding_window=False)
     features = processor(
@@ -378,6 +441,56 @@ def test_none_is_refused_where_a_value_is_needed(name, switch):
         with pytest.raises(ValueError, match=f"^{switch} needs {name}, which is None; give it or {switch}=False$"):
             call()
     assert QLSegImageProcessor(**{name: None, switch: False})(RAMP)["pixel_values"]
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+@pytest.mark.parametrize("keyword, near", [("do_reduce_label", "do_reduce_labels"), ("windows_size", "window_size")])
+def test_misspelt_settings_are_refused(stored, keyword, near):
+    """`from_pretrained` dropped them without a word."""
+    processor = QLSegImageProcessor()
+    for call in (
+        lambda: AutoImageProcessor.from_pretrained(stored.folder, **{keyword: 3}),
+        lambda: QLSegImageProcessor.from_pretrained(stored.folder, **{keyword: 3}),
+        lambda: QLSegImageProcessor(**{keyword: 3}),
+        lambda: processor(RAMP, **{keyword: 3}),
+        lambda: processor.reduce_labels(torch.zeros(2, 2), **{keyword: 3}),
+        lambda: setattr(processor, keyword, 3),
+    ):
+        with pytest.raises((TypeError, AttributeError), match=rf"no setting .'{keyword}'.; did you mean {near}\?"):
+            call()
+    with pytest.raises(TypeError, match="no setting .'resample'.; it has default_to_square, do_normalize"):
+        AutoImageProcessor.from_pretrained(stored.folder, resample=2)
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_keywords_of_transformers_are_taken(stored):
+    keywords = {"trust_remote_code": False, "revision": "main", "local_files_only": True, "use_fast": False}
+    keywords |= {"cache_dir": None, "force_download": False, "token": None, "subfolder": "", "code_revision": None}
+    for cls in (AutoImageProcessor, QLSegImageProcessor):
+        processor = cls.from_pretrained(stored.folder, window_stride=5, **keywords)
+        assert processor.window_stride == 5
+        assert processor.to_dict() == QLSegImageProcessor.from_pretrained(stored.folder, window_stride=5).to_dict()
+    processor, unused = QLSegImageProcessor.from_pretrained(stored.folder, foo=False, return_unused_kwargs=True)
+    assert unused["foo"] is False
+    model_kwargs = {"use_safetensors": True}  # which pipeline gives the processor, too
+    pipe = transformers.pipeline("image-segmentation", model=str(stored.folder), model_kwargs=model_kwargs)
+    assert pipe.image_processor.to_dict() == processor.to_dict()
+
+
+def test_no_picture_at_all():
+    """`need at least one array to stack`."""
+    for images in ([], (), iter([]), np.zeros((0, 4, 4, 3), np.uint8)):
+        for return_tensors in (None, "pt"):
+            with pytest.raises(ValueError, match="there is no picture in `images`"):
+                QLSegImageProcessor()(images, return_tensors=return_tensors)
+
+
+def test_generators_of_pictures_and_maps():
+    processor = QLSegImageProcessor(size=32, window_size=32, window_stride=20)
+    maps = [RAMP[..., 0]] * 2
+    expected = processor([RAMP, RAMP], segmentation_maps=maps, return_tensors="pt")
+    found = processor((RAMP for _ in range(2)), segmentation_maps=iter(maps), return_tensors="pt")
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 def test_for_release_unknown():

@@ -1,5 +1,7 @@
 """`segment` and the pipeline: one inference path for single pictures, lists, scales and flips."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,12 @@ from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 from transformers.pipelines import ImageSegmentationPipeline
 
-from qlseg_hf import QLSegImageProcessor, QLSegImageSegmentationPipeline, load_picture, segment
+from qlseg_hf import RELEASES, QLSegImageProcessor, QLSegImageSegmentationPipeline, load_picture, segment
+from qlseg_hf.hub.card import inference_protocol, processor_sentence
+from qlseg_hf.model import segmentation
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.model.image_processing_qlseg import window_starts
+from qlseg_hf.model.processor_settings import window_starts
+from qlseg_hf.model.segmentation import Run, Window, window_layout
 
 
 def label_map_of(segments: list[dict], label2id: dict[str, int]) -> np.ndarray:
@@ -130,6 +135,232 @@ def test_wrong_input(stored):
     with pytest.raises(TypeError, match="got NoneType"):
         segment(model, stored.processor, [None])
     assert model.training
+
+
+# ------------------------------------------------------------------------------------- settings, limits and arguments
+
+STRIP = np.random.default_rng(0).integers(0, 256, (32, 170, 3), dtype=np.uint8)
+
+
+def small_processor(**settings) -> QLSegImageProcessor:
+    return QLSegImageProcessor(**({"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20} | settings))
+
+
+PATHS = {
+    "processor": lambda model, processor: processor(STRIP),
+    "segment": lambda model, processor: segment(model, processor, STRIP),
+    "pipeline": lambda model, processor: QLSegImageSegmentationPipeline(model, image_processor=processor)(STRIP),
+    "saving": lambda model, processor: processor.save_pretrained(os.devnull),
+    "size": lambda model, processor: processor.resized_size(32, 170),
+    "pixels": lambda model, processor: processor.normalized(torch.zeros(3, 2, 2)),
+    "labels": lambda model, processor: processor.reduce_labels(torch.zeros(2, 2)),
+    "card": lambda model, processor: processor_sentence(processor),
+    "protocol": lambda model, processor: inference_protocol(processor),
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("window_size", 16, r"window_stride 20 must be 1..window_size \(16\)"),
+        ("window_stride", 200, r"window_stride 200 must be 1..window_size \(32\)"),
+        ("window_stride", 0, "window_stride 0 must be"),
+        ("window_stride", -3, "window_stride -3 must be"),
+        ("window_stride", None, "do_sliding_window needs window_stride, which is None"),
+        ("window_size", -1, "window_size is -1; it must be at least 1 pixel"),
+        ("window_size", 48.0, "Field 'window_size' is 48.0; int . None is wanted"),
+        ("window_size", True, "Field 'window_size' is True"),
+        ("window_size", 10**400, "window_size is 10*[.]{3}0*; it must be at least 1 pixel, at most"),
+        ("size", {"shortest_edge": 0}, "size must be whole pixels"),
+        ("size", {"shortest_edge": float("nan")}, "Field 'size' is {'shortest_edge': nan}"),
+        ("size", {"shortest_edge": True}, "Field 'size'"),
+        ("size", {"height": 32}, "size must be {'shortest_edge': s} or"),
+        ("size", {"longest_edge": 32}, "size must be {'shortest_edge': s} or"),
+        ("size", {}, "size must be {'shortest_edge': s} or"),
+        ("do_sliding_window", "no", "Field 'do_sliding_window' is 'no'"),
+        ("image_mean", [0.5, 0.5], "image_mean is .0.5, 0.5.; 3 finite numbers"),
+        ("image_mean", [0.5, 0.5, float("nan")], "image_mean is .0.5, 0.5, nan.; 3 finite numbers"),
+        ("image_std", 1e-300, "image_std is 1e-300; pixels are divided by it"),
+        ("rescale_factor", 0, "rescale_factor is 0; pixels are multiplied by it"),
+        ("ignore_index", "255", "Field 'ignore_index' is '255'"),
+        ("label_map", {True: 1}, "label_map must be .stored value: label. of integers"),
+        ("label_map", {"1": 2, 1: 3}, "label_map names a stored value twice"),
+    ],
+)
+def test_settings_set_afterwards_are_checked(tiny_model, path, name, value, message):
+    """Pixels between windows were 0/0: NaN scores and label 0, without a word."""
+    processor = small_processor()
+    setattr(processor, name, value)
+    with pytest.raises(ValueError, match=message):
+        PATHS[path](tiny_model, processor)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"window_size": 48, "window_stride": 9},
+        {"window_size": 20},
+        {"window_size": 300},
+        {"size": {"shortest_edge": 24}},  # ended in AttributeError
+        {"size": 24},
+        {"size": {"height": 40, "width": 17}},
+        {"image_mean": [0.4, 0.5, 0.6], "image_std": 0.3},
+        {"do_sliding_window": None, "window_size": None, "window_stride": None},
+        {"label_map": {"0": 3}},
+    ],
+)
+def test_settings_set_afterwards_work(tiny_model, settings, tmp_path):
+    """As if they had been given to the constructor, and saved the same."""
+    changed, expected = small_processor(), small_processor(**settings)
+    for name, value in settings.items():
+        setattr(changed, name, value)
+    assert changed.settings() == expected.settings()
+    found = segment(tiny_model, changed, STRIP, scales=(1, 0.5), return_scores=True)
+    for a, b in zip(found, segment(tiny_model, expected, STRIP, scales=(1, 0.5), return_scores=True)):
+        assert torch.equal(a[0], b[0]) and a[0].isfinite().all()
+    assert np.array_equal(changed(STRIP)["pixel_values"], expected(STRIP)["pixel_values"])
+    changed.save_pretrained(tmp_path)
+    assert QLSegImageProcessor.from_pretrained(tmp_path).settings() == expected.settings()
+
+
+def test_settings_are_a_snapshot():
+    processor = small_processor(label_map={1: 2})
+    settings = processor.settings()
+    processor.size.shortest_edge, processor.label_map[1], processor.window_size = 7, 7, 7
+    assert settings == small_processor(label_map={1: 2}).settings()
+    with pytest.raises(AttributeError):
+        settings.window_size = 7
+
+
+def test_a_pixel_without_a_window_is_an_error():
+    """Whatever the windows come from, nothing divides by zero."""
+    window = Window((0, 4), (0, 4), False, None, torch.rand(2, 2), torch.rand(2, 2, 2))
+    for columns in ((0, 6), (5, 6)):
+        with pytest.raises(ValueError, match="no window covers some of the pixels"):
+            Run((4, 6), 1.0, [window]).scores((0, 4), columns)
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 200), (3, 4000)])
+@pytest.mark.parametrize("settings", [{}, {"do_sliding_window": False}, {"window_size": 10**9}])
+def test_strips_of_pixels_are_refused(tiny_model, size, settings):
+    """1 x 200 pixels become 512 x 102400; with 5000 x 1 the tiny network took 80 s."""
+    processor = QLSegImageProcessor(**({"size": 512, "window_size": 512, "window_stride": 341} | settings))
+    pipe = QLSegImageSegmentationPipeline(tiny_model, image_processor=processor)
+    tiny_model.forward = None  # nothing is forwarded
+    sentence = (
+        rf"^a picture of {size[0]} x {size[1]} pixels, resized to .* windows, and max_windows=auto allows 1[23]."
+    )
+    sentence += r"; crop the picture, .* or raise max_windows \(None: no limit\)"
+    for call in (pipe, lambda strip: segment(tiny_model, processor, strip)):
+        with pytest.raises(ValueError, match=sentence):
+            call(np.zeros((*size, 3), np.uint8))
+
+
+def test_limit_of_windows(tiny_model):
+    pipe = QLSegImageSegmentationPipeline(tiny_model, image_processor=small_processor())
+    strip = np.zeros((1, 90, 3), np.uint8)  # 144 windows, 128 are allowed
+    with pytest.raises(ValueError, match="144 windows, and max_windows=auto allows 128"):
+        pipe(strip)
+    assert pipe(strip, max_windows=None)[0]["mask"].size == pipe(strip, max_windows=144)[0]["mask"].size == (90, 1)
+    with pytest.raises(ValueError, match="has 144 windows, and max_windows=143; crop"):
+        segment(tiny_model, small_processor(), strip, max_windows=143)
+    with pytest.raises(ValueError, match="max_windows=auto allows 512"):  # 128 per scale and flip
+        segment(tiny_model, small_processor(), np.zeros((1, 120, 3), np.uint8), scales=(1, 1.75), flip=True)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("size", [(3000, 4000), (500, 10000), (100, 2000), (1, 1), (16, 200), (12000, 9000)])
+def test_normal_pictures_are_within_the_limit(release, size):
+    settings = QLSegImageProcessor.for_release(release).settings()
+    assert window_layout(settings, size, [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], True, "auto")
+    if size[0] > 1000:
+        settings = QLSegImageProcessor.for_release(release, do_resize=False).settings()
+        assert window_layout(settings, size, [0.5, 0.75, 1.0, 1.25, 1.5, 1.75], True, "auto")
+
+
+def test_pixels_resized_together_are_bounded(tiny_model, monkeypatch):
+    """Memory of the resized picture: not all of it at once, and the result is the same."""
+    picture = np.random.default_rng(0).integers(0, 256, (60, 300, 3), dtype=np.uint8)
+    processor, sizes = small_processor(do_resize=False), []
+
+    def resize(picture, size, rows, columns):
+        sizes.append((rows.stop - rows.start) * (columns.stop - columns.start))
+        return resize_picture(picture, size, rows, columns)
+
+    monkeypatch.setattr(segmentation, "resize_picture", resize)
+    expected = segment(tiny_model, processor, picture, scales=(1.3, 1), flip=True, return_scores=True)
+    assert len(sizes) == 2
+    monkeypatch.setattr(segmentation, "RESIZED_PIXELS", 5000)
+    sizes.clear()
+    found = segment(tiny_model, processor, picture, scales=(1.3, 1), flip=True, return_scores=True)
+    assert len(sizes) > 10 and max(sizes) <= 5000
+    assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[1][0], expected[1][0])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"scales": "1"}, "scales must be positive numbers.* got .'1'."),
+        ({"scales": b"1"}, "scales must be positive numbers"),
+        ({"scales": [1, "1"]}, "scales must be positive numbers"),
+        ({"scales": True}, "scales must be positive numbers"),
+        ({"scales": None}, "scales must be positive numbers"),
+        ({"scales": 0}, "scales must be positive numbers"),
+        ({"scales": 1e308}, "scales must be positive numbers up to 1000"),
+        ({"flip": "no"}, "flip must be True or False; got 'no'"),
+        ({"flip": None}, "flip must be True or False; got None"),
+        ({"return_scores": "no"}, "return_scores must be True or False; got 'no'"),
+        ({"window_batch_size": True}, "window_batch_size is True; it must be at least 1, a whole number"),
+        ({"window_batch_size": 2.5}, "window_batch_size is 2.5; it must"),
+        ({"window_batch_size": "2"}, "window_batch_size is '2'; it must"),
+        ({"max_memory_mb": "2"}, "max_memory_mb is '2'; a number of MiB above 0 is wanted"),
+        ({"max_memory_mb": True}, "max_memory_mb is True"),
+        ({"max_memory_mb": float("nan")}, "max_memory_mb is nan"),
+        ({"max_memory_mb": 0}, "max_memory_mb is 0"),
+        ({"max_windows": 0}, "max_windows is 0; it must be at least 1, a whole number"),
+        ({"max_windows": "many"}, "max_windows is 'many'; it must"),
+        ({"labels": 1.0}, "labels must be names or whole numbers; got .1.0."),
+        ({"labels": [True]}, "labels must be names or whole numbers; got .True."),
+        ({"labels": b"sky"}, "labels must be names or whole numbers; got .b'sky'."),
+        ({"images": b"abc"}, "a file of 3 bytes cannot be read as a picture"),
+        ({"images": {"image": STRIP}}, "a picture must be .* got dict"),
+        ({"processor": object()}, "processor must be a QLSegImageProcessor; got object"),
+    ],
+)
+def test_wrong_arguments(tiny_model, arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        segment(**({"model": tiny_model, "processor": small_processor(), "images": STRIP} | arguments))
+
+
+def test_arguments_of_every_kind(tiny_model):
+    processor = small_processor()
+    expected = segment(tiny_model, processor, STRIP, scales=(1.5,))
+    for scales in (1.5, np.float32(1.5), np.array([1.5]), torch.tensor(1.5), (scale for scale in [1.5])):
+        assert torch.equal(segment(tiny_model, processor, STRIP, scales=scales)[0], expected[0])
+    seen = []
+
+    def pictures():
+        for width in (170, 90):
+            seen.append(width)
+            yield STRIP[:, :width]
+
+    for images in (pictures(), {1: STRIP, 2: STRIP[:, :90]}.values(), map(load_picture, [STRIP, STRIP[:, :90]])):
+        assert [m.shape[1] for m in segment(tiny_model, processor, images, window_batch_size=np.int64(3))] == [170, 90]
+    assert seen == [170, 90]
+    assert segment(tiny_model, processor, []) == segment(tiny_model, processor, iter([])) == []
+    assert segment(tiny_model, processor, STRIP, labels=np.int64(3), flip=np.bool_(True))[0].unique().tolist() == [3]
+
+
+def test_misspelt_keywords_of_the_pipeline(tiny_model):
+    """The stock pipeline drops what it does not know."""
+    pipe = QLSegImageSegmentationPipeline(tiny_model, image_processor=small_processor())
+    for keywords, message in (({"flips": True}, "did you mean flip"), ({"foo": 1}, "it has scales, flip")):
+        with pytest.raises(TypeError, match=f"the pipeline has no keyword .*; {message}"):
+            pipe(STRIP, **keywords)
+        with pytest.raises(TypeError, match="the pipeline has no keyword"):
+            QLSegImageSegmentationPipeline(tiny_model, image_processor=small_processor(), **keywords)
+    assert pipe(Image.fromarray(STRIP), threshold=0.5, timeout=3, batch_size=1) and pipe([]) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- pipeline
