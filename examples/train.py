@@ -162,7 +162,7 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
     with written_beside(place) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(folder)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         add_results(Path(recipe.output_dir), folder)
 
@@ -298,7 +298,9 @@ def train(recipe: Recipe, only_check: bool) -> None:
         log = LossLog(output_dir / "losses.jsonl", state["step"])
         evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"])
     if recipe.report_to:
-        flat = {key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str, bool))}
+        flat = {
+            key: value for key, value in vars(recipe.published()).items() if isinstance(value, (int, float, str, bool))
+        }
         accelerator.init_trackers("qlseg", config=flat)
 
     # the loop

@@ -30,7 +30,7 @@ from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .files import written_into
 from .hub import CARD, WEIGHTS, PushToHubMixin
 from .loss_qlseg import check_labels, segmentation_loss
-from .model_card import plain_model_card
+from .model_card import Source, plain_model_card, read_source
 from .sampling import Grid, position_code, sample_levels
 from .scores import combine
 
@@ -41,6 +41,7 @@ logger = logging.get_logger(__name__)
 
 PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+WITH_ADAPTER = "An adapter was loaded on top, and may have another one."
 
 
 @dataclass
@@ -201,8 +202,12 @@ def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
 
 
 class QLSegPreTrainedModel(PreTrainedModel):
-    """What encoder and whole network share: fresh weights by the paper, and what transformers may do with them."""
+    """What encoder and whole network share: fresh weights by the paper, and what transformers may do with them.
 
+    `source` says where weights came from, for cards; None for random ones.
+    """
+
+    source: Source | None = None
     config_class = QLSegConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -627,15 +632,15 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
         Raises:
             ValueError: `reuse_labels` without `id2label`.
         """
+        where = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
         if not reuse_labels:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-            (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unused_weights()
+            (loaded[0] if isinstance(loaded, tuple) else loaded).finish_loading(pretrained_model_name_or_path, where)
             return loaded
         id2label, _ = kwargs.pop("id2label", None), kwargs.pop("label2id", None)
         if id2label is None and isinstance(kwargs.get("config"), PreTrainedConfig):
             # the Auto class has put the new names into the configuration; the old ones are in the folder
             id2label = kwargs["config"].id2label
-            where = {key: kwargs[key] for key in HUB_KEYWORDS if key in kwargs}
             kwargs["config"] = cls.config_class.from_pretrained(pretrained_model_name_or_path, **where)
         if not id2label:
             raise ValueError("reuse_labels=True finds labels by name: give the new names as id2label={0: 'road', ...}")
@@ -643,9 +648,24 @@ class QLSegForSemanticSegmentation(PushToHubMixin, QLSegPreTrainedModel):
             raise ValueError(f"num_labels differs from the {len(id2label)} names of id2label; leave num_labels out")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze_unused_weights()
+        model.finish_loading(pretrained_model_name_or_path, where)
         model.resize_labels({int(index): name for index, name in id2label.items()})
         return loaded
+
+    def finish_loading(self, source: str | os.PathLike | None, where: dict) -> None:
+        """Freeze again what loading has unfrozen, and keep what cards will say of the source.
+
+        Args:
+            source: as given to `from_pretrained`; None if the weights were given themselves.
+            where: what of `HUB_KEYWORDS` was given there.
+        """
+        self.freeze_unused_weights()
+        if source is None:
+            self.name_or_path = self.config.name_or_path = ""  # transformers makes a text of None
+            return
+        self.source = read_source(source, **where)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            self.source = Source(self.source.name, self.source.repo_id, unknown_because=WITH_ADAPTER)
 
     def save_pretrained(
         self,

@@ -13,6 +13,7 @@ from torch import nn
 from .configuration_qlseg import RELEASES, QLSegConfig, label_set, read_label_file
 from .image_processing_qlseg import QLSegImageProcessor
 from .loss_qlseg import loss_normalizers
+from .model_card import source_of
 from .modeling_qlseg import QLSegForSemanticSegmentation
 from .optimization import learning_rate_factor
 from .recipe import Recipe
@@ -136,6 +137,7 @@ def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Te
         dtype=next(iter(merged.values())).dtype,
         output_loading_info=True,
     )
+    plain.source = source_of(model)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return plain
 
