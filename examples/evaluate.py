@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Measure mIoU, mAcc and aAcc of a model on a data set, by the paper's protocol.
 
-    accelerate launch examples/evaluate.py --model M --dataset D --split S [--scales 0.5 0.75 1 1.25 1.5 1.75 --flip]
+    python examples/evaluate.py --model M --dataset D --split S [--scales 0.5 0.75 1 1.25 1.5 1.75 --flip]
 
 M is a folder or a Hub id; D a folder (ADE20K, COCO-Stuff-10K or PASCAL-Context as mmsegmentation lays them out, or of
-`datasets`) or a Hub id. Label rules are the processor's unless given. Runs on the GPUs that accelerate is told of, on
-one process with plain `python`, and on several CPU processes with
+`datasets`) or a Hub id. Label rules are the processor's unless given. Runs as one
+process; on the GPUs that accelerate is told of with `accelerate launch` for `python`, and as several on a CPU by
 
     torchrun --nproc-per-node 2 examples/evaluate.py ...
 

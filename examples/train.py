@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train or fine-tune QLSeg by a recipe, on one device or many.
 
-    accelerate launch examples/train.py RECIPE.yaml [--key value ...] [--check_data]
+    python examples/train.py RECIPE.yaml [--key value ...] [--check_data]
+    accelerate launch examples/train.py RECIPE.yaml ...     on several devices
 
 Any key of the recipe can be overridden; `--check_data` only reads the data set and reports what would spoil training.
 Precision, devices, FSDP and DeepSpeed come from accelerate. The same command resumes a run that was stopped.
@@ -44,7 +45,7 @@ from qlseg_hf.checkpoints import (
     set_random_state,
     step_of,
 )
-from qlseg_hf.command_line import exit_status
+from qlseg_hf.command_line import exit_status, without_bars
 from qlseg_hf.data import open_dataset, without
 from qlseg_hf.evaluation import evaluate_samples
 from qlseg_hf.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
@@ -148,7 +149,8 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
     if not accelerator.is_main_process:
         return
     weights = average.weights if average is not None else weights
-    plain = plain_model(accelerator.unwrap_model(model), weights)
+    with without_bars():
+        plain = plain_model(accelerator.unwrap_model(model), weights)
     measured = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
     card = trained_model_card(
         plain,
@@ -159,7 +161,7 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
         num_processes=accelerator.num_processes,
         result=result | {"protocol": measured | inference_protocol(processor)},
     )
-    with written_beside(place) as folder:
+    with without_bars(), written_beside(place) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
@@ -339,6 +341,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
                     bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
                 accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
             if evaluates:
+                bar.clear()  # the evaluation's bar takes its line
                 plain = accelerator.unwrap_model(model)
                 with average.swapped_in(plain) if average is not None else nullcontext():
                     evaluation = evaluate_samples(

@@ -54,6 +54,18 @@ def exit_status(program: str, function: Callable, *arguments) -> int:
     return 0
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers, which would break into one that is there."""
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
+
+
 def load_network(
     source: str | os.PathLike, settings: dict | None = None, *, dtype: torch.dtype | None = None
 ) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
@@ -113,4 +125,4 @@ def refuse_misspelt(values: dict) -> None:
             raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
-__all__ = ["exit_status", "first_line", "load_network", "sentence"]
+__all__ = ["exit_status", "first_line", "load_network", "sentence", "without_bars"]

@@ -182,7 +182,7 @@ def server(stored, tmp_path):
     config |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
     (model / "config.json").write_text(json.dumps(config))
     port, log = free_port(), tmp_path / "server.log"
-    environment = os.environ | {"PYTHONPATH": str(apart), "HF_HUB_OFFLINE": "1", "QLSEG_MODEL": str(model)}
+    environment = os.environ | {"PYTHONPATH": str(apart), "QLSEG_MODEL": str(model)}
     environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
     with open(log, "w") as output:
         process = subprocess.Popen(

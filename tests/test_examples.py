@@ -15,7 +15,7 @@ from qlseg_hf import load_picture, segment
 
 
 def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
     )
@@ -60,6 +60,9 @@ def test_demo(tmp_path):
     pytest.importorskip("cv2")
     done = run("examples/demo.py", "--output", tmp_path, "--max_steps", "12")
     assert re.search(r"6. mIoU on held-out scenes: \d+.\d % before, \d+.\d % after", done.stdout)
+    printed = re.split(r"[\r\n]+", done.stdout + done.stderr)  # bars count as a line whenever they are drawn
+    assert len(printed) <= 40 and not re.search("Warning|Loading weights|Writing model", done.stderr), printed
+    assert [line[:2] for line in done.stdout.splitlines() if line[0].isdigit()] == [f"{n}." for n in range(1, 7)]
     assert "class 7" in done.stdout and (tmp_path / "overlay.png").stat().st_size > 2000
     assert torch.tensor(np.asarray(Image.open(tmp_path / "overlay.png"))).float().std() > 10
 
