@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The way from a checkpoint of the published implementation to masks, and to a fine-tuned model, in a minute or so.
+"""The way from a checkpoint of the published implementation to masks, and to a fine-tuned model, within a minute.
 
     python examples/demo.py [--output build/demo] [--max_steps 100]
 
@@ -10,13 +10,19 @@ labels, fine-tunes the network on them and shows mIoU before and after.
 
 import argparse
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+# two cores: one trains and one draws crops; more threads gain nothing here and wait for each other on a busy machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 from transformers import AutoModelForSemanticSegmentation, pipeline, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -31,12 +37,28 @@ from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_pictur
 FIXTURE = ROOT / "tests" / "fixtures" / "a"
 
 
+def run_command(*arguments) -> None:
+    """Run `qlseg` in a process of its own, which shows its bars on a terminal and says nothing elsewhere.
+
+    Raises:
+        SystemExit: it failed; what it had to say was printed.
+    """
+    shown = None if sys.stderr.isatty() else subprocess.PIPE
+    command = [sys.executable, "-m", "qlseg_hf", *map(str, arguments)]
+    done = subprocess.run(command, stdout=shown, stderr=shown, text=True, cwd=ROOT)
+    if done.returncode:
+        print(done.stdout or "", done.stderr or "", sep="", end="", file=sys.stderr)
+        sys.exit(done.returncode)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo")
     parser.add_argument("--max_steps", type=int, default=100)
     args = parser.parse_args()
     output, folder, picture = args.output, args.output / "model", FIXTURE / "large.png"
+    logging.getLogger("qlseg_hf").setLevel(logging.ERROR)  # that labels are new is what the demo is about
+    disable_progress_bar()
     for name in ("model", "scenes", "run"):
         shutil.rmtree(output / name, ignore_errors=True)
 
@@ -63,27 +85,25 @@ def main() -> int:
     print(f"4. overlay with legend: {output / 'overlay.png'}")
 
     print("5. draw scenes with other labels, and fine-tune on them")
-    scenes, run_folder = output / "scenes", output / "run"
-    sizes = ["--train", "100", "--validation", "20"]
-    subprocess.run([sys.executable, ROOT / "examples" / "make_scenes.py", scenes, *sizes], check=True)
+    scenes, run_folder = output.absolute() / "scenes", output.absolute() / "run"
+    run_command("scenes", scenes, "--train", "100", "--validation", "20")
     labels = dict(enumerate(read_label_file(scenes / "labels.json")[0]))
     set_seed(0)  # queries of new labels are fresh
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, id2label=labels, reuse_labels=True)
     processor = QLSegImageProcessor.from_pretrained(folder, do_reduce_labels=False)
     before = evaluate_samples(model, processor, open_dataset(scenes, "validation"), progress=False).result["miou"]
     overrides = {
-        "model": folder,
+        "model": folder.absolute(),
         "dataset": scenes,
         "label_names": scenes / "labels.json",
-        "output_dir": run,
+        "output_dir": run_folder,
         "max_steps": args.max_steps,
     }
-    command = [sys.executable, ROOT / "examples" / "train.py", ROOT / "examples" / "recipes" / "demo.yaml"]
-    command += [f"--{key}={value}" for key, value in overrides.items()]
-    if status := subprocess.run(command).returncode:
-        return status
-    after = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["miou"]
-    print(f"6. mIoU on held-out scenes: {100 * before:.1f} % before, {100 * after:.1f} % after; model: {run / 'best'}")
+    run_command("train", "demo", *(f"--{key}={value}" for key, value in overrides.items()))
+    after = json.loads((run_folder / "evaluations.jsonl").read_text().splitlines()[-1])["miou"]
+    print(
+        f"6. mIoU on held-out scenes: {100 * before:.1f} % before, {100 * after:.1f} % after; model: {run_folder / 'best'}"
+    )
     return 0
 
 

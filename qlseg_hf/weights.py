@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file, logging
 
+from .hub.card import read_source
 from .model.backbones import unused_weights
 from .model.modeling_qlseg import QLSegViTBackbone, resize_positions
 
@@ -76,10 +77,19 @@ def load_vit_weights(
     Source: position embeddings `1:` as a 2-D map, bicubic, `align_corners=False`, no antialias; the class token and
     its position are dropped, as in the released networks. Other backbones keep theirs, and resize at every call.
     """
+    is_ours = isinstance(backbone, QLSegViTBackbone)
+    load = load_our_weights if is_ours else load_transformers_weights
     if hasattr(backbone, "_backbone"):
-        return load_timm_weights(backbone, source, revision, token)
-    if not isinstance(backbone, QLSegViTBackbone):
-        return load_transformers_weights(backbone, source, revision, token)
+        load = load_timm_weights
+    load(backbone, source, revision, token)
+    backbone.source = read_source(source, revision=revision, token=token)
+    return backbone
+
+
+def load_our_weights(
+    backbone: QLSegViTBackbone, source: str | Path, revision: str | None, token: str | bool | None
+) -> None:
+    """`load_vit_weights` for a `QLSegViTBackbone`."""
     weights, source_config = read_weights(source, revision, token)
     if "patch_embed.proj.weight" in weights:
         table = TIMM_KEYS
@@ -111,7 +121,6 @@ def load_vit_weights(
     for key, parameter in backbone.named_parameters():
         parameter.copy_(renamed[key])
     logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
-    return backbone
 
 
 def refuse(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
@@ -124,7 +133,7 @@ def refuse(source: str | Path, missing: list[str], unexpected: list[str], missha
 
 def load_transformers_weights(
     backbone: nn.Module, source: str | Path, revision: str | None, token: str | bool | None
-) -> nn.Module:
+) -> None:
     """`load_vit_weights` for a backbone of transformers, by way of its own class, which knows old names of weights.
 
     Not by `AutoBackbone.from_pretrained`, which asks the Hub (transformers 5.23) even for a folder.
@@ -152,12 +161,9 @@ def load_transformers_weights(
         misshapen=[f"{key} {tuple(was)} instead of {tuple(new)}" for key, was, new in misshapen],
     )
     backbone.load_state_dict(loaded.state_dict())
-    return backbone
 
 
-def load_timm_weights(
-    backbone: nn.Module, source: str | Path, revision: str | None, token: str | bool | None
-) -> nn.Module:
+def load_timm_weights(backbone: nn.Module, source: str | Path, revision: str | None, token: str | bool | None) -> None:
     """`load_vit_weights` for timm's network inside transformers' wrapper; timm has cut off what no map needs."""
     weights, _ = read_weights(source, revision, token)
     network = backbone._backbone.model
@@ -181,7 +187,6 @@ def load_timm_weights(
         ],
     )
     network.load_state_dict(weights)
-    return backbone
 
 
 def new_names(key: str, table: dict[str, str]) -> list[str]:

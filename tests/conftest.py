@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,21 @@ def stored(request, tmp_path_factory) -> Stored:
         numbers=json.loads((FIXTURES / name / "expected.json").read_text()),
         processor=QLSegImageProcessor.from_pretrained(folder),
     )
+
+
+@pytest.fixture
+def connections(monkeypatch) -> list[str]:
+    """What this process asks of any network, the loopback included, while none answers."""
+    asked = []
+
+    def fail(*arguments, **_):
+        asked.append(repr(arguments))
+        raise OSError("there is no network")
+
+    for place, names in ((socket, ("getaddrinfo", "create_connection")), (socket.socket, ("connect", "connect_ex"))):
+        for name in names:
+            monkeypatch.setattr(place, name, fail)
+    return asked
 
 
 @pytest.fixture

@@ -183,6 +183,8 @@ def evaluate_samples(
         initial=counted.scores.totals["num_pictures"].item() + len(counted.unreadable),
         desc="evaluating" if world_size == 1 else f"evaluating, 1 of {world_size} processes",
         unit=" pictures",
+        position=0,  # in the place of a bar that is there, as in training, not below it
+        leave=False,
         disable=not progress or rank > 0,
     ) as bar:
         all_finished = False

@@ -1,15 +1,24 @@
 """Model cards: what a folder on the Hub says about itself. Names from data sets and checkpoints are escaped."""
 
 import json
+import os
 import platform
+import re
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import (
+    EvalResult,
+    ModelCard,
+    ModelCardData,
+    hf_hub_download,
+    metadata_load,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from transformers.utils import cached_file
 from yaml import YAMLError
 
 from ..utils.files import write_atomically
@@ -25,6 +34,7 @@ LICENSE_NOTE = (
     "These weights were converted from a checkpoint of the original QLSeg, which is released for academic, "
     "non-commercial use; the conversion does not change that. The code of `qlseg_hf` is Apache-2.0."
 )
+UNKNOWN = {"license": "unknown"}
 MEASURED, NOT_MEASURED = "## Measured", "No accuracy was measured for this card."
 METRICS = {"miou": ("mean_iou", "mIoU"), "macc": ("mean_accuracy", "mAcc"), "aacc": ("overall_accuracy", "aAcc")}
 PROTOCOL = ("scales", "flip", "size", "window_size", "window_stride", "do_reduce_labels", "ignore_index")
@@ -38,8 +48,8 @@ CITATION = [
 
 
 def hub_id(source: str | None) -> str | None:
-    """`source` if it is the id of a repository on the Hub: no folder here, and a valid id."""
-    if not source or Path(source).expanduser().exists():
+    """`source` if it is the id of a repository on the Hub: no file or folder here, and a valid id."""
+    if not source or os.path.exists(os.path.expanduser(source)):
         return None
     try:
         validate_repo_id(source)
@@ -49,47 +59,125 @@ def hub_id(source: str | None) -> str | None:
 
 
 def public_name(source: str) -> str:
-    """Id on the Hub, or name of a folder without the way to it."""
-    return hub_id(source) or Path(source).expanduser().resolve().name
+    """Id on the Hub, or name of a file or folder without the way to it."""
+    return hub_id(source) or last_part(source)
 
 
-def origin(source: str | None) -> str:
-    """Where weights started, as Markdown."""
-    return as_code(public_name(source)) if source else "random weights"
+def last_part(path: str) -> str:
+    """Name of a file or folder without the way to it, written in any system's manner."""
+    return re.split(r"[/\\]", os.path.abspath(os.path.expanduser(path)).rstrip("\\"))[-1]
 
 
 # ------------------------------------------------------------------------------------------------- parts of a card
 
 
-def inherited_license(source: str | None) -> dict[str, str]:
-    """Licence fields of the card in a folder or on the Hub; `unknown` if there is none or it cannot be read."""
-    path = Path(source) / CARD if source and Path(source).is_dir() else None
-    if path is None and hub_id(source):
+@dataclass(frozen=True)
+class Source:
+    """Where weights came from and what its card said, as it was when they were loaded. Cards are written from this.
+
+    Attributes:
+        name: what may be published of it: Hub id (and folder in the repository), or name of a file or folder.
+        repo_id: on the Hub.
+        license: fields of a card; "unknown" if none was stated or could be read.
+        unknown_because: sentence that says why it is unknown.
+    """
+
+    name: str
+    repo_id: str | None = None
+    license: dict[str, str | list[str]] = field(default_factory=UNKNOWN.copy)
+    unknown_because: str = "Nobody has stated one for them."
+
+
+def read_source(
+    source: str | os.PathLike,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    **where,
+) -> Source:
+    """What the card says that lies beside the weights of `source`.
+
+    Args:
+        source: file, folder or Hub id, as given to `from_pretrained`, from which the weights were just loaded.
+        subfolder, revision, cache_dir: as given there. A repository whose weights lie in a folder may hold several
+            models: the card is that of the folder.
+        where: `force_download`, `local_files_only` and `token`, if given there.
+
+    A card that cannot be read, from the Hub or at all, is no error: the weights matter more, and what is written later
+    says that the licence is unknown.
+    """
+    source, subfolder = str(source), subfolder or ""
+    if (repo_id := hub_id(source)) is None:
+        folder = Path(os.path.abspath(os.path.expanduser(source)), subfolder)
+        found, name = read_license(folder / CARD) if (folder / CARD).is_file() else {}, folder.name
+    else:
+        name, file = "/".join(filter(None, (repo_id, subfolder))), "/".join(filter(None, (subfolder, CARD)))
+        # the cache knows what belongs to the commit that was loaded; a second request might find another one
+        path = try_to_load_from_cache(repo_id, file, cache_dir, revision)
         try:
-            path = cached_file(source, CARD)
-        except OSError:  # none, or not to be had now; the weights matter more, and the card says that it is unknown
-            path = None
-    if path is None or not Path(path).is_file():
-        return {"license": "unknown"}
+            if path is None or where.get("force_download"):
+                path = hf_hub_download(repo_id, file, revision=revision, cache_dir=cache_dir, **where)
+            found = (
+                read_license(Path(path)) if isinstance(path, str) else {}
+            )  # else: the cache knows that there is none
+        except LocalEntryNotFoundError:
+            found = None
+        except EntryNotFoundError:
+            found = {}
+        except (OSError, HTTPError):
+            found = None
+    if found is None:
+        return Source(name, repo_id, unknown_because="Its card could not be read when they were loaded.")
+    link = found.get("license_link")
+    if link and "://" not in link:
+        del found["license_link"]  # of a file that is not saved with the weights
+        if repo_id:
+            place = "/".join(filter(None, (subfolder, link)))
+            found["license_link"] = f"https://huggingface.co/{repo_id}/blob/{revision or 'main'}/{place}"
+    return Source(name, repo_id, found) if found.get("license") else Source(name, repo_id)
+
+
+def read_license(path: Path) -> dict[str, str | list[str]] | None:
+    """Licence fields of a card; none if its metadata state no licence, None if they cannot be read."""
     try:
         data = metadata_load(path) or {}
-    except (ValueError, YAMLError):
-        data = {}
-    names = ("license", "license_name", "license_link")
-    found = {"license": "unknown"} | {name: str(data[name]) for name in names if data.get(name)}
-    link = found.get("license_link")
-    if link and "://" not in link and hub_id(source):
-        found["license_link"] = f"https://huggingface.co/{source}/blob/main/{link}"
-    return found
+    except (OSError, ValueError, YAMLError):
+        return None
+    license = data.get("license")
+    if not license or license == "unknown":
+        return {}
+    stated = {"license": [str(name) for name in license] if isinstance(license, list) else str(license)}
+    return stated | {name: str(data[name]) for name in ("license_name", "license_link") if data.get(name)}
 
 
-def license_section(fields: dict[str, str], source: str | None) -> list[str]:
+def source_of(model) -> Source | None:
+    """Where the weights of a network came from; None if they were drawn at random.
+
+    An encoder that was loaded into a network by `load_vit_weights` counts. Of several sources no licence is taken.
+    """
+    parts = [getattr(part, "source", None) for part in (model, model.backbone)]
+    found = list(dict.fromkeys(part.name for part in parts if part))
+    if len(found) < 2:
+        return next(filter(None, parts), None)
+    return Source(" and ".join(found), unknown_because="They have several sources.")
+
+
+def origin(source: Source | None) -> str:
+    """Where weights started, as Markdown."""
+    return as_code(source.name) if source else "random weights"
+
+
+def license_section(source: Source | None) -> list[str]:
     """What is known about the licence of weights that started from `source`."""
-    if fields["license"] == "unknown":
-        text = f"Nobody has stated one for these weights, which started from {origin(source)}."
+    source_license = source.license if source else UNKNOWN
+    if source_license == UNKNOWN:
+        why = source.unknown_because if source else "Nobody has stated one for them."
+        text = f"The licence of these weights, which started from {origin(source)}, is unknown. {why}"
     else:
-        name = escaped(fields.get("license_name") or fields["license"])
-        link = f" ({as_code(fields['license_link'])})" if fields.get("license_link") else ""
+        stated = source_license.get("license_name") or source_license["license"]
+        name = escaped(stated if isinstance(stated, str) else ", ".join(stated))
+        link = f" ({as_code(source_license['license_link'])})" if source_license.get("license_link") else ""
         text = f"These weights started from {origin(source)}, whose licence applies: {name}{link}."
     return ["## Licence", "", f"{text} The code of `qlseg_hf` is Apache-2.0.", ""]
 
@@ -271,15 +359,14 @@ def plain_model_card(model, name: str) -> str:
         model: `QLSegForSemanticSegmentation`.
         name: of its folder.
     """
-    source = model.config.name_or_path or None
-    fields = inherited_license(source)
+    source = source_of(model)
     lines = [
         "# QLSeg",
         "",
         network_sentence(model),
         f"Started from {origin(source)}; what was done since is not known here.",
         "",
-        *license_section(fields, source),
+        *license_section(source),
         *use_section(name),
         *labels_section(model.config.id2label),
         MEASURED,
@@ -288,7 +375,7 @@ def plain_model_card(model, name: str) -> str:
         "",
         *CITATION,
     ]
-    return card_text(card_data(fields), lines)
+    return card_text(card_data(source.license if source else UNKNOWN), lines)
 
 
 def converted_model_card(
@@ -375,11 +462,10 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         num_processes: that trained together.
         result: `Evaluation.result` on `recipe.eval_split`, fractions, with `protocol`.
     """
-    started_from = recipe.model or recipe.backbone
-    fields = inherited_license(started_from)
+    source = source_of(model)
     data = card_data(
-        fields,
-        base_model=hub_id(started_from),
+        source.license if source else UNKNOWN,
+        base_model=source.repo_id if source else None,
         datasets=hub_id(recipe.dataset),
         model_name=recipe.hub_model_id or Path(recipe.output_dir).resolve().name,
         eval_results=eval_results(result),
@@ -392,10 +478,10 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         network_sentence(model),
         "",
         f"Trained for {step} of {recipe.max_steps} steps of {recipe.total_batch_size} pictures from "
-        f"{origin(started_from)} on split {as_code(recipe.train_split)}.",
+        f"{origin(source)} on split {as_code(recipe.train_split)}.",
         processor_sentence(processor),
         "",
-        *license_section(fields, started_from),
+        *license_section(source),
         *use_section(name),
         MEASURED,
         "",
@@ -413,7 +499,7 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         "",
         "![loss and mIoU over the steps](curves.png)",
         "",
-        *fenced(recipe.to_yaml(), "yaml"),
+        *fenced(recipe.published().to_yaml(), "yaml"),
         "",
         *CITATION,
     ]
@@ -424,6 +510,11 @@ __all__ = [
     "add_result_to_card",
     "converted_model_card",
     "inference_protocol",
+    "last_part",
     "plain_model_card",
+    "last_part",
+    "public_name",
+    "read_source",
+    "source_of",
     "trained_model_card",
 ]

@@ -16,6 +16,18 @@ from ..utils.text import first_line
 from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers, which would break into one that is there."""
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
+
+
 def load_network(
     source: str | os.PathLike, settings: dict | None = None, *, dtype: torch.dtype | None = None
 ) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
@@ -75,4 +87,4 @@ def refuse_misspelt(values: dict) -> None:
             raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
-__all__ = ["load_network"]
+__all__ = ["load_network", "without_bars"]

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 
 from ..model import image_processing_qlseg, modeling_qlseg
 from ..utils.files import written_into
-from .card import plain_model_card
+from .card import Source, plain_model_card, read_source
 from .upload import CARD, WEIGHTS, upload_folder
 
+WITH_ADAPTER = "An adapter was loaded on top, and may have another one."
 PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 
@@ -96,11 +97,31 @@ class _WholeFolderMixin:
 class QLSegViTBackbone(_WholeFolderMixin, modeling_qlseg.QLSegViTBackbone):
     __doc__ = modeling_qlseg.QLSegViTBackbone.__doc__
 
+    source: Source | None = None  # where the weights came from, for cards; None for random ones
+
 
 class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_qlseg.QLSegForSemanticSegmentation):
     __doc__ = modeling_qlseg.QLSegForSemanticSegmentation.__doc__
 
     vit_backbone_class = QLSegViTBackbone
+    source: Source | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As that of `model/`; what cards will say of the source is read now, from where the weights are read."""
+        where = {key: kwargs[key] for key in modeling_qlseg.HUB_KEYWORDS if key in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._remember_source(pretrained_model_name_or_path, where)
+        return loaded
+
+    def _remember_source(self, source: str | os.PathLike | None, where: dict) -> None:
+        """Keep what cards will say of the source, as given to `from_pretrained`; None if weights were given."""
+        if source is None:
+            self.name_or_path = self.config.name_or_path = ""  # transformers makes a text of None
+            return
+        self.source = read_source(source, **where)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            self.source = Source(self.source.name, self.source.repo_id, unknown_because=WITH_ADAPTER)
 
     def save_pretrained(
         self,

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data.check import ignored_label_error
 from ..data.labels import names_in_order, read_label_file
+from ..hub.card import source_of
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.loss_qlseg import loss_normalizers
@@ -182,6 +183,7 @@ def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Te
         dtype=next(iter(merged.values())).dtype,
         output_loading_info=True,
     )
+    plain.source = source_of(model)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     return plain
 

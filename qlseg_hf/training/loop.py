@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train or fine-tune QLSeg by a recipe, on one device or many.
 
-    accelerate launch examples/train.py RECIPE.yaml [--key value ...] [--check_data]
+    python examples/train.py RECIPE.yaml [--key value ...] [--check_data]
+    accelerate launch examples/train.py RECIPE.yaml ...     on several devices
 
 Any key of the recipe can be overridden; `--check_data` only reads the data set and reports what would spoil training.
 Precision, devices, FSDP and DeepSpeed come from accelerate. The same command resumes a run that was stopped.
@@ -39,6 +40,7 @@ from ..data.check import check_labels_of_dataset
 from ..data.datasets import open_dataset, without
 from ..evaluation.evaluator import evaluate_samples
 from ..hub.card import inference_protocol, trained_model_card
+from ..hub.loading import without_bars
 from ..hub.upload import prepare_repo, upload_folder
 from ..model.segmentation import segment
 from ..utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
@@ -164,7 +166,8 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
     if not accelerator.is_main_process:
         return
     weights = average.weights if average is not None else weights
-    plain = plain_model(accelerator.unwrap_model(model), weights)
+    with without_bars():
+        plain = plain_model(accelerator.unwrap_model(model), weights)
     measured = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
     card = trained_model_card(
         plain,
@@ -175,10 +178,10 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
         num_processes=accelerator.num_processes,
         result=result | {"protocol": measured | inference_protocol(processor)},
     )
-    with written_beside(place) as folder:
+    with without_bars(), written_beside(place) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(folder)
-        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         add_results(Path(recipe.output_dir), folder)
 
@@ -314,7 +317,9 @@ def train(recipe: Recipe, only_check: bool) -> None:
         log = LossLog(output_dir / "losses.jsonl", state["step"])
         evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"])
     if recipe.report_to:
-        flat = {key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str, bool))}
+        flat = {
+            key: value for key, value in vars(recipe.published()).items() if isinstance(value, (int, float, str, bool))
+        }
         accelerator.init_trackers("qlseg", config=flat)
 
     # the loop
@@ -353,6 +358,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
                     bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
                 accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
             if evaluates:
+                bar.clear()  # the evaluation's bar takes its line
                 plain = accelerator.unwrap_model(model)
                 with average.swapped_in(plain) if average is not None else nullcontext():
                     evaluation = evaluate_samples(

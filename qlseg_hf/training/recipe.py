@@ -1,6 +1,8 @@
 """Recipes: one flat YAML file says what a training run does; unknown keys and values of a wrong type are refused."""
 
 import difflib
+import os
+import re
 import types
 import typing
 from collections import Counter
@@ -9,7 +11,11 @@ from pathlib import Path
 
 import yaml
 
+from ..hub.card import last_part, public_name
+
 MOST_BYTES = 1 << 20  # of a recipe file
+SOURCES, PATHS = ("model", "backbone", "dataset"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
+ABSOLUTE = r"(~[^/\\]*|[A-Za-z]:|file:/*)?[/\\].*"
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -163,9 +169,32 @@ class Recipe:
             )
         return self.total_batch_size // per_pass
 
+    def published(self) -> "Recipe":
+        """The recipe as it lies beside weights and in cards: of what lies on this machine the names, not the paths."""
+        values = asdict(self)
+        names = {"label_names": values.pop("label_names")} if isinstance(self.label_names, dict) else {}
+        values = {key: without_paths(value) for key, value in values.items()} | names
+        for key in SOURCES:
+            values[key] = values[key] and public_name(getattr(self, key))
+        for key in PATHS:
+            values[key] = last_part(values[key]) if isinstance(values[key], str) else values[key]
+        return Recipe(**values)
+
     def to_yaml(self) -> str:
         """Every key, in the order of the class."""
         return yaml.dump(asdict(self), Dumper=RecipeDumper, sort_keys=False)
+
+
+def without_paths(value):
+    """A value of a recipe, mappings and lists included, without the folders of this machine."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_paths(entry) for entry in value]
+    is_path = isinstance(value, str) and (
+        re.fullmatch(ABSOLUTE, value) or (re.search(r"[/\\]", value) and os.path.exists(value))
+    )
+    return last_part(value) or value if is_path else value
 
 
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:

@@ -76,7 +76,7 @@ def launch(num_processes: int, *arguments, code: str | None = None) -> list[subp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if num_processes > 1:
         shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
         shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
@@ -180,7 +180,7 @@ def check_worst(stored, folder, worst, overlays):
 def test_launchers(stored, folder, tmp_path, launcher):
     command = [sys.executable, "-m", *launcher, *SCRIPT, stored.folder, "--data", folder]
     command += ["--split", "val", "--scales", "0.5,1", "--flip", "--output", tmp_path / "out.json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command)], env=environment, check=True, timeout=300, capture_output=True)
     found = strict(tmp_path / "out.json")
     assert found["miou"] == pytest.approx(slow_scores(stored, folder, scales=(0.5, 1), flip=True)["miou"], rel=1e-12)

@@ -1,6 +1,5 @@
 """The example scripts as subprocesses, as a user runs them."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,17 +9,9 @@ import pytest
 import torch
 from conftest import FIXTURES, ROOT
 from PIL import Image
+from programs import environment, run
 
 from qlseg_hf import load_picture, segment
-
-
-def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
-    assert done.returncode == expect, done.stderr
-    return done
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
@@ -58,14 +49,18 @@ def test_predict_refuses_in_one_sentence(stored, tmp_path):
 
 def test_demo(tmp_path):
     pytest.importorskip("cv2")
-    done = run("examples/demo.py", "--output", tmp_path, "--max_steps", "12")
+    command = [sys.executable, ROOT / "examples" / "demo.py", "--output", tmp_path, "--max_steps", "12"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment(), check=True)
     assert re.search(r"6. mIoU on held-out scenes: \d+.\d % before, \d+.\d % after", done.stdout)
+    printed = re.split(r"[\r\n]+", done.stdout + done.stderr)  # bars count as a line whenever they are drawn
+    assert len(printed) <= 40 and not re.search("Warning|Loading weights|Writing model", done.stderr), printed
+    assert [line[:2] for line in done.stdout.splitlines() if line[0].isdigit()] == [f"{n}." for n in range(1, 7)]
     assert "class 7" in done.stdout and (tmp_path / "overlay.png").stat().st_size > 2000
     assert torch.tensor(np.asarray(Image.open(tmp_path / "overlay.png"))).float().std() > 10
 
 
 def test_converter_from_the_command_line(tmp_path):
     done = run("convert", ROOT / "setup.cfg", tmp_path / "out", expect=1)
-    assert done.stderr.startswith("convert_checkpoints.py: ") and "Traceback" not in done.stderr
+    assert done.stderr.startswith("qlseg convert: ") and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
     assert "--variant" in run("convert", "--help").stdout

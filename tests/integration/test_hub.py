@@ -1,6 +1,10 @@
 """Uploads and downloads over HTTP, against a Hub on the loopback."""
 
+import copy
+import dataclasses
 import json
+import os
+import pickle
 import re
 import socket
 import subprocess
@@ -19,17 +23,43 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from markdown_it import MarkdownIt
 from networks import tiny_config
 from PIL import Image
-from programs import NETWORK, environment, make_data, write_recipe
-from transformers import AutoModelForSemanticSegmentation, Dinov2Config, pipeline
+from programs import NETWORK, ROOT, environment, make_data, write_recipe
+from transformers import (
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+    Dinov2Config,
+    ViTConfig,
+    ViTModel,
+    pipeline,
+)
 
-from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor
+from qlseg_hf import (
+    QLSegConfig,
+    QLSegForSemanticSegmentation,
+    QLSegImageProcessor,
+    QLSegViTBackbone,
+    load_vit_weights,
+    segment,
+)
 from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples
 from qlseg_hf.hub.card import add_result_to_card, inference_protocol
+from qlseg_hf.hub.loading import load_network
+from qlseg_hf.training.build import plain_model
+from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.utils.text import as_code, fenced
 
 NASTY = "<script>alert(1)</script> a|b\n```\n*c* [d](e)"
+FORBID_CONNECTIONS = """
+import os, socket, sys
+def forbid(event, arguments):
+    if event == "socket.getaddrinfo" or event == "socket.connect" and arguments[0].family != socket.AF_UNIX:
+        with open(os.environ["ASKED"], "a") as file:
+            file.write(f"{event} {arguments}\\n")
+        raise OSError("there is no network")
+sys.addaudithook(forbid)
+"""
 WINDOW = QLSegImageProcessor(size={"shortest_edge": 32}, window_size=32, window_stride=24)
 
 
@@ -145,10 +175,6 @@ def test_private_needs_a_token(hub, tiny_model, tmp_path, monkeypatch):
         tiny_model.push_to_hub("me/net")
     WINDOW.push_to_hub("me/net", token="hf_me")
     assert QLSegImageProcessor.from_pretrained("me/net", token="hf_read").window_size == 32
-    tiny_model.config.name_or_path = "me/net"  # whose card is out of reach now; the weights are saved all the same
-    token(monkeypatch, "")
-    tiny_model.save_pretrained(tmp_path / "net")
-    assert metadata_load(tmp_path / "net" / "README.md")["license"] == "unknown"
 
 
 def test_private_is_not_ignored_for_a_public_repository(hub, tiny_model):
@@ -294,6 +320,208 @@ def test_cards_of_models_saved_by_hand(hub, tmp_path, monkeypatch, capsys):
             assert_valid(ModelCard.load(tmp_path / folder / "README.md"))
 
 
+def saved_card(model: torch.nn.Module, place: Path) -> tuple[dict, str]:
+    """Metadata and text of the card that is saved with a model."""
+    model.save_pretrained(place)
+    card = ModelCard.load(place / "README.md")
+    assert card_errors(str(card)) == []
+    return card.data.to_dict(), card.text
+
+
+def card_of(**fields) -> str:
+    return f"---\n{yaml.safe_dump(fields)}---\n# Card\n"
+
+
+@pytest.fixture
+def several_models(hub, tiny_model, tmp_path) -> Path:
+    """me/several, private: its own card, that of the model in `sub`, none in `bare`; another card on branch v2."""
+    root = tmp_path / "net"
+    for folder, card in (
+        ("", card_of(license="mit")),
+        ("sub", card_of(license="other", license_name="mine", license_link="LICENSE")),
+        ("bare", None),
+        ("broken", "---\nlicense: [\n---\n"),
+    ):
+        tiny_model.save_pretrained(root / folder)
+        (root / folder / "README.md").unlink()
+        if card:
+            (root / folder / "README.md").write_text(card)
+    HfApi().create_repo("me/several", private=True)
+    HfApi().upload_folder(repo_id="me/several", folder_path=root, ignore_patterns="broken/*")  # which a Hub refuses
+    HfApi().create_branch("me/several", branch="v2")
+    card = card_of(license="apache-2.0").encode()
+    HfApi().upload_file(repo_id="me/several", path_or_fileobj=card, path_in_repo="README.md", revision="v2")
+    return root
+
+
+@pytest.mark.parametrize("load", [AutoModelForSemanticSegmentation, QLSegForSemanticSegmentation])
+@pytest.mark.parametrize("reuse", [{}, {"id2label": {0: "a", 1: "b"}, "reuse_labels": True}], ids=["", "new labels"])
+def test_the_licence_is_that_of_what_was_loaded(several_models, tmp_path, monkeypatch, load, reuse):
+    token(monkeypatch, "")  # what is private is to be had with the token that is given alone
+    shared = {"token": "hf_read", "cache_dir": tmp_path / "cache"} | reuse
+    for number, (where, expected) in enumerate(
+        (
+            ({}, "mit"),
+            ({"revision": "v2"}, "apache-2.0"),
+            ({"subfolder": "sub"}, "other"),
+            ({"subfolder": "bare"}, "unknown"),
+            ({"local_files_only": True}, "mit"),
+            ({"force_download": True}, "mit"),
+        )
+    ):
+        data, text = saved_card(load.from_pretrained("me/several", **where, **shared), tmp_path / f"hub-{number}")
+        assert data["license"] == expected, where
+        name = "/".join(filter(None, ("me/several", where.get("subfolder"))))
+        assert f"started from `{name}`" in text and "could not be read" not in text
+        if where.get("subfolder") == "sub":
+            assert data["license_name"] == "mine" and data["license_link"].endswith("/sub/LICENSE")
+        assert ("Nobody has stated one" in text) == (expected == "unknown")
+    assert not (Path(os.environ["HF_HOME"]) / "hub" / "models--me--several").exists()
+
+
+def test_the_licence_is_that_of_what_was_loaded_from_a_folder(several_models, tmp_path, monkeypatch, connections):
+    """A path that is relative, or a folder that is gone when the model is saved; and a net of the same name."""
+    load = QLSegForSemanticSegmentation.from_pretrained
+    monkeypatch.chdir(tmp_path)
+    models = [(load("net"), "mit", "net"), (load("net", subfolder="sub"), "other", "sub")]
+    models += [(load("net", subfolder="bare"), "unknown", "bare"), (load("./net/../net/sub"), "other", "sub")]
+    models += [(load(several_models / "broken"), "unknown", "broken")]
+    (tmp_path / "elsewhere" / "net").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "net" / "README.md").write_text(card_of(license="cc-by-4.0"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    several_models.rename(tmp_path / "gone")
+    for number, (model, expected, name) in enumerate(models):
+        model = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+        data, text = saved_card(model, tmp_path / f"folder-{number}")
+        assert data["license"] == expected and f"`{name}`" in text and str(tmp_path) not in text
+        assert "license_link" not in data  # LICENSE is not saved with the weights
+        assert ("could not be read" in text) == (name == "broken")
+        assert "LICENSE" not in (tmp_path / f"folder-{number}" / "config.json").read_text()
+    assert connections == []
+
+
+def test_no_licence_without_the_card(hub, tiny_model, tmp_path):
+    """The Hub answers for the weights and not for the card; and weights of another origin."""
+    tiny_model.push_to_hub("me/net")
+    card = card_of(license="mit").encode()
+    HfApi().upload_file(repo_id="me/net", path_or_fileobj=card, path_in_repo="README.md")
+    for status in (403, 404):
+        hub.failing = ("README.md", status)
+        model = QLSegForSemanticSegmentation.from_pretrained("me/net", cache_dir=tmp_path / str(status))
+        data, text = saved_card(model, tmp_path / f"net-{status}")
+        assert data["license"] == "unknown" and "could not be read when they were loaded" in text
+    hub.failing = None
+    model = load()
+    assert saved_card(model, tmp_path / "net")[0]["license"] == "mit"
+    fresh = QLSegForSemanticSegmentation(model.config)  # no weight of it comes from there
+    data, text = saved_card(fresh, tmp_path / "fresh")
+    assert data["license"] == "unknown" and "started from random weights" in text
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16)).save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "README.md").write_text(card_of(license="apache-2.0"))
+    load_vit_weights(fresh.backbone, tmp_path / "vit")
+    data, text = saved_card(plain_model(fresh, fresh.state_dict()), tmp_path / "with_vit")
+    assert data["license"] == "apache-2.0" and "started from `vit`" in text
+    load_vit_weights(model.backbone, tmp_path / "vit")
+    data, text = saved_card(model, tmp_path / "both")
+    assert data["license"] == "unknown" and "`me/net and vit`, is unknown. They have several sources." in text
+
+
+@pytest.fixture
+def tiny_data(tmp_path) -> Path:
+    make_data(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_nothing_in_a_folder_needs_a_network(tiny_data, tiny_model, tmp_path, connections):
+    """Converting, saving, loading, segmenting, evaluating and fine-tuning, by every public name."""
+    place, pictures = tmp_path / "net", sorted((tiny_data / "images" / "validation").iterdir())
+    tiny_model.save_pretrained(place)
+    WINDOW.save_pretrained(place)
+    assert convert(tmp_path / "converted") == 0
+    segment(*load_network(place), pictures)
+    QLSegViTBackbone.from_pretrained(place)
+    assert AutoConfig.from_pretrained(place).num_labels == 20
+    assert QLSegImageProcessor.from_pretrained(place).window_size == 32
+    pipeline("image-segmentation", model=str(place))(str(pictures[0]))
+    model = AutoModelForSemanticSegmentation.from_pretrained(
+        place, id2label={0: "red", 1: "green", 2: "blue"}, reuse_labels=True
+    )
+    samples = open_dataset(tiny_data, "validation")
+    result = evaluate_samples(model, WINDOW, samples, progress=False).result
+    model.train()(torch.zeros(1, 3, 32, 48), labels=torch.zeros(1, 32, 48, dtype=torch.long)).loss.backward()
+    plain = plain_model(model, model.state_dict())
+    assert plain.config.name_or_path == plain.name_or_path == "" and plain.source == model.source
+    fresh = QLSegForSemanticSegmentation.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    for name, saved in {"resized": model, "plain": plain, "fresh": fresh, "again": plain}.items():
+        saved.save_pretrained(tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        assert "None" not in card and ("`net`" in card) == (name != "fresh")
+    result["protocol"] = {"dataset": str(tiny_data), "dataset_config": None, "split": "validation"}
+    result["protocol"] |= inference_protocol(WINDOW)
+    add_result_to_card(tmp_path / "plain" / "README.md", result)
+    assert connections == []
+
+
+def test_no_script_needs_a_network(tiny_data, tiny_model, tmp_path):
+    """Training and evaluating in processes that forbid connections and write them down."""
+    (tmp_path / "sitecustomize.py").write_text(FORBID_CONNECTIONS)
+    asked, net = tmp_path / "asked", tmp_path / "net"
+    tiny_model.save_pretrained(net)
+    WINDOW.save_pretrained(net)
+    names = {0: "red", 1: "green", 2: "blue"}
+    changes = {"model": str(net), "label_names": names, "config": {}, "max_steps": 2, "eval_steps": 1}
+    recipe = write_recipe(tmp_path, tiny_data, **changes, num_workers=1, ema_decay=None)
+    shared = {"path": tmp_path, "ASKED": str(asked)}
+    script("train.py", recipe, **shared)
+    best = tmp_path / "run" / "best"
+    script("evaluate.py", "--model", best, "--dataset", tiny_data, "--split", "validation", "--card", **shared)
+    assert not asked.exists(), asked.read_text()
+
+
+def test_what_is_published_holds_no_local_path(tiny_data, tiny_model, tmp_path):
+    """Neither the folder of a trained model nor what trackers get, though the recipe is full of paths."""
+    home = tmp_path / "home" / "alice"
+    home.mkdir(parents=True)
+    tiny_data.rename(home / "scenes")
+    tiny_model.save_pretrained(home / "net")
+    WINDOW.save_pretrained(home / "net")
+    (home / "names.txt").write_text("red\ngreen\nblue\n")
+    changes = {"model": str(home / "net"), "label_names": str(home / "names.txt"), "config": {}, "max_steps": 2}
+    changes |= {"output_dir": str(home / "run"), "report_to": "tensorboard", "ema_decay": None, "eval_steps": 1}
+    script("train.py", write_recipe(home, home / "scenes", **changes, num_workers=0))
+    files = [path for path in (home / "run" / "best").rglob("*") if path.is_file()]
+    logs = [path for path in (home / "run" / "qlseg").rglob("*") if path.is_file()]
+    assert {"README.md", "recipe.yaml", "config.json", "losses.jsonl"} <= {path.name for path in files} and logs
+    for path in files + logs:
+        assert b"alice" not in path.read_bytes() and b"/home" not in path.read_bytes(), path
+    published = load_recipe(home / "run" / "best" / "recipe.yaml")
+    found = (published.model, published.dataset, published.label_names, published.output_dir)
+    assert found == ("net", "scenes", "names.txt", "run")
+    card = ModelCard.load(home / "run" / "best" / "README.md")
+    assert "dataset: scenes" in card.text and "trained on scenes" in card.text and not card.data.base_model
+
+
+def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("data/here").mkdir(parents=True)
+    Path("link").symlink_to("data")
+    known = {"crop_size": 32, "total_batch_size": 1, "per_device_batch_size": 1, "max_steps": 1, "resume": "none"}
+    names = {0: "/sky", 1: "a/b"}
+    values = {"label_names": names, "dataset_config": "data/here", "report_to": "tensorboard", "train_split": "a/b"}
+    values |= {"config": {"weights": [r"C:\Users\alice\x.pth", "file:///home/alice/y", "~/z/", 3, "~alice/u"]}}
+    recipe = Recipe(dataset="me/data", model="data/here", output_dir="runs/one", **known, **values).published()
+    assert (recipe.dataset, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
+    assert (recipe.dataset_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
+    assert recipe.config == {"weights": ["x.pth", "y", "z", 3, "u"]}
+    recipe = Recipe(dataset="link", backbone="../gone/v.pth", output_dir="./", label_names="me/names.txt", **known)
+    recipe = dataclasses.replace(recipe, resume=str(tmp_path / "run" / "step-1")).published()
+    assert (recipe.dataset, recipe.backbone, recipe.resume) == ("link", "v.pth", "step-1")
+    assert (recipe.output_dir, recipe.label_names) == (tmp_path.name, "names.txt")
+    Path("recipe.yaml").write_text(recipe.to_yaml())
+    assert load_recipe("recipe.yaml") == recipe
+
+
 def test_the_hubs_validator_bites(hub, tiny_model):
     tiny_model.push_to_hub("me/net")
     without_name = {"task": {"type": "image-segmentation"}, "dataset": {"type": "x", "name": 1}}
@@ -367,10 +595,11 @@ def test_data_sets(hub, data, tiny_model, monkeypatch):
     assert "GET /datasets/me/data/resolve/" in " ".join(hub.requests)
 
 
-def script(name: str, *arguments, expect: int = 0) -> subprocess.CompletedProcess:
+def script(name: str, *arguments, expect: int = 0, path: Path = ROOT, **more) -> subprocess.CompletedProcess:
+    """`path`: where Python looks for modules besides the package."""
+    more |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, path))), "ACCELERATE_USE_CPU": "true"}
     command = [sys.executable, "-m", "qlseg_hf", name, *map(str, arguments)]
-    own = environment(ACCELERATE_USE_CPU="true")
-    done = subprocess.run(command, capture_output=True, text=True, env=own, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=600)
     assert done.returncode == expect, done.stderr[-2000:]
     return done
 

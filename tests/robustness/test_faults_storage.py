@@ -37,7 +37,7 @@ CHECKPOINT = FIXTURES / "b" / "checkpoint.pth"
 # the thread that watches progress bars may hold their lock while a process is forked, which then waits for ever
 NO_MONITOR = "import tqdm; tqdm.tqdm.monitor_interval = 0"
 tqdm.tqdm.monitor_interval = 0
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def tell(what: str, tried: int, survived: int) -> None:

@@ -13,7 +13,7 @@ RANKS = {
     "model": 0,
     "utils": 0,
     "releases": 1,
-    "weights": 1,
+    "weights": 4,
     "data": 2,
     "hub": 3,
     "convert": 4,
