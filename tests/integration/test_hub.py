@@ -268,7 +268,7 @@ def test_converter_refusals(hub, tmp_path, monkeypatch, capsys):
         assert printed.count("qlseg convert: ") == 1 and "Traceback" not in printed
         return printed.splitlines()[-1]
 
-    assert "--private and --revision belong to --push-to-hub" in sentence("--private")
+    assert "--private and --revision belong to --push_to_hub" in sentence("--private")
     assert "answered 403" in sentence("--push-to-hub", "you/net")
     token(monkeypatch, "")
     assert "answered 401: Invalid username or password.; log in" in sentence("--push-to-hub", "me/net")
@@ -473,9 +473,9 @@ def test_no_script_needs_a_network(tiny_data, tiny_model, tmp_path):
     changes = {"model": str(net), "label_names": names, "config": {}, "max_steps": 2, "eval_steps": 1}
     recipe = write_recipe(tmp_path, tiny_data, **changes, num_workers=1, ema_decay=None)
     shared = {"path": tmp_path, "ASKED": str(asked)}
-    script("train.py", recipe, **shared)
+    script("train", recipe, **shared)
     best = tmp_path / "run" / "best"
-    script("evaluate.py", "--model", best, "--dataset", tiny_data, "--split", "validation", "--card", **shared)
+    script("evaluate", "--model", best, "--dataset", tiny_data, "--split", "validation", "--card", **shared)
     assert not asked.exists(), asked.read_text()
 
 
@@ -489,7 +489,7 @@ def test_what_is_published_holds_no_local_path(tiny_data, tiny_model, tmp_path):
     (home / "names.txt").write_text("red\ngreen\nblue\n")
     changes = {"model": str(home / "net"), "label_names": str(home / "names.txt"), "config": {}, "max_steps": 2}
     changes |= {"output_dir": str(home / "run"), "report_to": "tensorboard", "ema_decay": None, "eval_steps": 1}
-    script("train.py", write_recipe(home, home / "scenes", **changes, num_workers=0))
+    script("train", write_recipe(home, home / "scenes", **changes, num_workers=0))
     files = [path for path in (home / "run" / "best").rglob("*") if path.is_file()]
     logs = [path for path in (home / "run" / "qlseg").rglob("*") if path.is_file()]
     assert {"README.md", "recipe.yaml", "config.json", "losses.jsonl"} <= {path.name for path in files} and logs

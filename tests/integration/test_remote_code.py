@@ -21,7 +21,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 import qlseg_hf
 from qlseg_hf import load_picture, segment
 
-SCRIPT = Path(__file__).with_name("without_package.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "without_package.py"
 PACKAGE = Path(qlseg_hf.__file__).parent / "model"
 HUB_ID, HUB_BACKBONE = "somebody/a-qlseg", "somebody/a-backbone"
 PICTURES = ["large", "wide", "tall"]
