@@ -36,6 +36,7 @@ from qlseg_hf.command_line import exit_status, load_network
 from qlseg_hf.data import StreamedSamples, open_dataset
 from qlseg_hf.evaluation import Evaluation, evaluate_samples, remove_state
 from qlseg_hf.files import file_sha256, remove_partial, write_atomically
+from qlseg_hf.launching import joined_processes
 from qlseg_hf.model_card import add_result_to_card, inference_protocol, printable
 from qlseg_hf.processes import OtherProcessError, deaths_reported, failing_together
 from qlseg_hf.visualization import draw_overlay, label_colors, save_picture
@@ -247,15 +248,6 @@ def weights_of(model: str) -> dict[str, str] | None:
     if not Path(model).is_dir():
         return None
     return {path.name: file_sha256(path) for path in sorted(Path(model).glob("*.safetensors"))}
-
-
-def joined_processes() -> PartialState:
-    """Rank, device and process group, as the launcher says; ValueError if they do not fit together."""
-    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    state = PartialState(cpu=wants_cpu or not torch.accelerator.is_available())
-    if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", 1))):
-        raise ValueError(f"{launched} processes were launched, but {state.num_processes} joined; use one per device")
-    return state
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ any number of processes and workers sees the same pictures, and position p of a 
 Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -342,7 +343,10 @@ def start_worker(number: int) -> None:
     """For `DataLoader(worker_init_fn=...)`: no traceback from a worker whose training process was stopped.
 
     What it was handing over, in a thread of multiprocessing, then has no receiver. Errors in samples go another way.
+    Ctrl-C, and the first SIGTERM, are the training process's affair: it may need batches to end a step.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
 
     def show(kind, error, trace):
         if not issubclass(kind, (ConnectionError, EOFError)):

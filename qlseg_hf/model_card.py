@@ -386,7 +386,7 @@ def converted_model_card(
     return card_text(card_data(RELEASE_LICENSE), lines)
 
 
-def trained_model_card(model, processor, *, name: str, recipe, step: int, num_processes: int, result: dict) -> str:
+def trained_model_card(model, processor, *, name: str, recipe, step: int, launch: dict, result: dict) -> str:
     """Card of a model that `examples/train.py` trained, as markdown with metadata.
 
     Args:
@@ -394,7 +394,7 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         name: of their folder.
         recipe: `Recipe` of what was trained.
         step: optimiser steps that these weights have seen.
-        num_processes: that trained together.
+        launch: `launch_facts`: number of processes, distribution, precision.
         result: `Evaluation.result` on `recipe.eval_split`, fractions, with `protocol`.
     """
     started_from = recipe.model or recipe.backbone
@@ -429,7 +429,8 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         "",
         "## Training",
         "",
-        f"- hardware: {num_processes} x {device}",
+        f"- hardware: {launch['num_processes']} x {device}",
+        f"- precision of the forward pass: {launch['precision']}; distribution: {launch['distribution']}",
         f"- versions: {versions}",
         "- every step and evaluation: `losses.jsonl`, `evaluations.jsonl`",
         "",
