@@ -17,7 +17,6 @@ with the data set.
 
 import argparse
 import json
-import os
 import platform
 import re
 import sys
@@ -254,9 +253,10 @@ def main() -> int:
     arguments = parse_arguments()
     try:
         state = joined_processes()
+    except OtherProcessError:
+        return 1
     except ValueError as error:
-        is_first = os.environ.get("RANK", "0") == "0"
-        sys.exit(f"evaluate.py: {error}" if is_first else 1)
+        sys.exit(f"evaluate.py: {error}")
     if not state.is_main_process:
         logging.disable_progress_bar()
 

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 """Train or fine-tune QLSeg by a recipe, on one device or many.
 
-    accelerate launch examples/train.py RECIPE.yaml [--key value ...] [--check_data]
+    python examples/train.py RECIPE.yaml [--key value ...] [--check_data]
 
 Any key of the recipe can be overridden; `--check_data` only reads the data set and reports what would spoil training.
-Precision, devices, FSDP and DeepSpeed come from accelerate. The same command resumes a run that was stopped.
+Precision, devices, FSDP and DeepSpeed come from `accelerate launch` instead of `python`; several CPU processes from
+`torchrun --nproc-per-node 2`. What the launcher was told and would not do, or the recipe says otherwise, is refused.
 
-`output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`;
+The same command resumes a run that was stopped, also on another number of processes. After SIGTERM or Ctrl-C the step
+is ended and saved (exit status 143 or 130); a second signal ends the run at once.
+
+`output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`, with
+`training.json`: step, processes, distribution and precision;
 `checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`, one line per step or evaluation;
 `curves.png`; `overlays` of validation pictures. With `push_to_hub: true` the Hub is asked for its repository before
 the first step, and gets `best` with the logs and curves of the whole run after the last, in one commit.
@@ -332,6 +337,8 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
     is_measured = False  # the step that an earlier run stopped at
     if resume_from is not None:
         state = resumed(accelerator, resume_from, state, average, recipe)
+        if resume_from.resolve().parents[1] != output_dir.resolve():  # whose best is not here
+            state |= {"best": None, "best_step": None, "result": None}
         is_measured = state.get("result", ...) is not None or not is_due(recipe.eval_steps, state["step"], recipe)
         if (
             is_measured
@@ -399,6 +406,7 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
             if state["step"] > 0:  # what the run before could not end
                 if not is_measured:
                     evaluate()
+                    save_checkpoint(accelerator, output_dir, state["step"], state, average, recipe)
                 save_models(models_due(accelerator, output_dir, state, recipe))
         except StopRequestedError as stop:
             bar.close()
@@ -446,6 +454,9 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
                 bar.close()
                 stop_for(accelerator, number, output_dir, state, average, recipe)
             save_models(["best"] * (state["best_step"] == done) + ["last"] * (done == recipe.max_steps))
+        if (number := signals.agreed(accelerator.num_processes, accelerator.device)) is not None:
+            bar.close()
+            stop_for(accelerator, number, output_dir, state, average, recipe)
     end(accelerator, unreadable, recipe)
 
 

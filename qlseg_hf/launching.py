@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, DynamoBackend
 
+from .processes import OtherProcessError, failing_together
 from .recipe import Recipe
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # their checkpoints are in parts, one per process
@@ -32,11 +33,13 @@ def joined_processes() -> PartialState:
     """Rank, device and process group, as the launcher says; gloo where there is no GPU.
 
     Raises:
-        ValueError: fewer processes have joined than were launched.
+        ValueError: fewer processes have joined than were launched; in all but the first of them OtherProcessError.
     """
     is_without_gpu = not torch.accelerator.is_available() and not asks_for("ACCELERATE_USE_DEEPSPEED")
     state = PartialState(cpu=asks_for("ACCELERATE_USE_CPU") or is_without_gpu)
     if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", 1))):
+        if os.environ.get("RANK", "0") != "0":
+            raise OtherProcessError("process 0 says why")
         raise ValueError(f"{launched} processes were launched, but {state.num_processes} joined; use one per device")
     return state
 
@@ -47,12 +50,12 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         ValueError: it was told something that it would not do here, or that contradicts the recipe.
     """
-    if asks_for("ACCELERATE_USE_MEGATRON_LM"):
-        raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
-    joined_processes()
-    accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
-    refuse_what_is_not_done(accelerator)
-    fit_to_recipe(accelerator, recipe)
+    with failing_together(joined_processes().num_processes):
+        if asks_for("ACCELERATE_USE_MEGATRON_LM"):
+            raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
+        accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
+        refuse_what_is_not_done(accelerator)
+        fit_to_recipe(accelerator, recipe)
     return accelerator
 
 

@@ -319,59 +319,6 @@ def test_resume_with_other_processes_and_accumulation(data, tmp_path):
     assert f"with model: {run}/last" in done.stderr
 
 
-def test_resume_with_another_schedule(data, tmp_path):
-    """What jumps is said, what the recipe changes is done, fewer steps than there are already are refused."""
-    changes = {"max_steps": 4, "warmup_steps": 0, "eval_steps": 4, "save_steps": 2, "num_workers": 0}
-    recipe, run = write_recipe(tmp_path, data, **changes), tmp_path / "run"
-    assert train(recipe).returncode == 0
-    done = train(recipe, "--max_steps", "3")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"max_steps is 3, but {checkpoints(run)[-1]} has made 4 steps already; set max_steps to" in done.stderr
-    assert "is finished" in train(recipe).stdout
-    before = stats_of(run)
-    assert train(recipe).returncode == 0 and stats_of(run) == before
-    done = train(recipe, "--max_steps", "6", "--weight_decay", "0.5")
-    assert "the learning rate goes from 5.00e-04 at step 4 to 6.67e-04 at step 5" in done.stderr, done.stderr
-    shutil.rmtree(checkpoints(run)[-1])
-    done = train(recipe, "--max_steps", "6", "--learning_rate", "0.02", "--ema_decay", "0.8", "--weight_decay", "0.5")
-    assert "the learning rate goes from 5.00e-04 at step 4 to 6.67e-03 at step 5" in done.stderr, done.stderr
-    rates = [json.loads(line)["learning_rate"] for line in (run / "losses.jsonl").read_text().splitlines()]
-    assert rates[4:] == pytest.approx([0.02 / 3, 0.02 / 6]) and len(rates) == 6
-    groups = torch.load(checkpoints(run)[-1] / "optimizer.bin", weights_only=True)["param_groups"]
-    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
-    assert json.loads((run / "last" / "training.json").read_text())["step"] == 6
-
-
-FAILS_ONCE = """
-import runpy, sys
-sys.argv = sys.argv[1:]
-from qlseg_hf.modeling_qlseg import QLSegForSemanticSegmentation
-def fail(*arguments, **options):
-    raise OSError("the disk of the model is full")
-QLSegForSemanticSegmentation.save_pretrained = fail
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_step_survives_a_failure_to_save_the_model(data, tmp_path):
-    """The checkpoint is there before `best`, and the same command writes `best` and `last` from it, if they are due."""
-    (tmp_path / "whole").mkdir()
-    changes = {"max_steps": 3, "eval_steps": 3, "save_steps": 100, "num_workers": 0}
-    whole = write_recipe(tmp_path / "whole", data, **changes)
-    assert train(whole).returncode == 0
-    recipe, run = write_recipe(tmp_path, data, **changes), tmp_path / "run"
-    command = [sys.executable, "-c", FAILS_ONCE, str(ROOT / "examples" / "train.py"), str(recipe)]
-    failed = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
-    assert failed.returncode == 1 and "the disk of the model is full" in failed.stderr
-    assert [path.name for path in checkpoints(run)] == ["step-00000003"] and not (run / "best").exists()
-    done = train(recipe)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("best", "last"):
-        for file in ("model.safetensors", "evaluations.jsonl", "losses.jsonl", "training.json"):
-            assert (run / name / file).read_bytes() == (tmp_path / "whole" / "run" / name / file).read_bytes()
-    assert "is finished" in train(recipe).stdout
-
-
 def test_keep_checkpoints(whole_run):
     assert [path.name for path in checkpoints(whole_run)] == ["step-00000022", "step-00000024"]
 
