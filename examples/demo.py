@@ -94,16 +94,15 @@ def main() -> int:
     before = evaluate_samples(model, processor, open_dataset(scenes, "validation"), progress=False).result["miou"]
     overrides = {
         "model": folder.absolute(),
-        "dataset": scenes,
+        "data": scenes,
         "label_names": scenes / "labels.json",
         "output_dir": run_folder,
         "max_steps": args.max_steps,
     }
     run_command("train", "demo", *(f"--{key}={value}" for key, value in overrides.items()))
     after = json.loads((run_folder / "evaluations.jsonl").read_text().splitlines()[-1])["miou"]
-    print(
-        f"6. mIoU on held-out scenes: {100 * before:.1f} % before, {100 * after:.1f} % after; model: {run_folder / 'best'}"
-    )
+    print(f"6. mIoU on held-out scenes: {100 * before:.1f} % before, {100 * after:.1f} % after")
+    print(f"   model: {run_folder / 'best'}")
     return 0
 
 

@@ -62,10 +62,24 @@ class RecipeCommand(click.Command):
             formatter.write_dl([("-h, --help", "Show this message; after RECIPE, with its values as defaults.")])
 
     def _run(self, recipe: str, overrides: tuple[str, ...]) -> None:
-        from ..training.loop import run_recipe
+        from ..training.loop import train
+        from ..training.recipe import load_recipe
+        from ..utils.distributed import StopRequestedError, StopSignals, deaths_reported
+        from .errors import exit_status
 
-        if status := run_recipe(f"qlseg {self.name}", recipe, overrides, only_check=self.only_check):
-            sys.exit(status)
+        signals = StopSignals()
+        signals.listen()
+
+        def run() -> None:
+            with deaths_reported():
+                train(load_recipe(recipe, overrides), self.only_check, signals)
+
+        try:
+            status = exit_status(f"qlseg {self.name}", run)
+        except StopRequestedError as stop:  # which has been said
+            sys.exit(128 + stop.number)
+        if status:
+            sys.exit(128 + signals.number if status == 130 and signals.number else status)
 
 
 command = RecipeCommand(

@@ -28,7 +28,7 @@ from ..data.datasets import FolderSamples, Sample, SampleError, StreamedSamples,
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import segment
-from ..utils.distributed import exchanged, failing_together
+from ..utils.distributed import StopRequestedError, exchanged, failing_together
 from ..utils.files import write_atomically
 from .metrics import StreamingScores
 
@@ -116,6 +116,7 @@ def evaluate_samples(
     num_worst: int = 0,
     skip_unreadable: bool = False,
     progress: bool = True,
+    stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Evaluation:
     """Scores of a model on labelled pictures, predicted by `segment` at the size of their label maps.
 
@@ -136,8 +137,11 @@ def evaluate_samples(
         skip_unreadable: name pictures that cannot be read in the result, instead of refusing them. mIoU over fewer
             pictures is another measure. Label maps that cannot be read are always refused.
         progress: show a bar in process 0.
+        stop_signal: asked before every picture; the number of a signal ends the evaluation in all processes, which
+            hear of it after at most `ROUND_SECONDS`.
 
     Raises:
+        StopRequestedError: `stop_signal` gave one in any process; in every process.
         ValueError: a label map holds other labels than the model's (names the file and the setting), a sample cannot
             be read, the state is of another protocol, there is no picture, or an argument is out of range. What was
             counted before is in the state file.
@@ -193,19 +197,25 @@ def evaluate_samples(
                 num_before = counted.next_index
                 error, is_finished = None, False
                 try:
-                    is_finished = count_for_a_round(mine, counted, predict, bar)
+                    is_finished = count_for_a_round(mine, counted, predict, bar, stop_signal)
                 except Exception as caught:  # raised below; pictures counted before it are kept
                     error = caught
                 if path is not None and counted.next_index > num_before:
                     counted.write(path, protocol)
                 if error is not None:
                     raise error
-            all_finished = all(exchanged(is_finished, world_size))
+            heard = exchanged((is_finished, stop_signal()), world_size)
+            all_finished = all(is_finished for is_finished, _ in heard)
+            numbers = [number for _, number in heard if number is not None]
+            if numbers and not all_finished:
+                raise StopRequestedError(max(numbers))
     return summed(counted, model, processor, world_size)
 
 
-def count_for_a_round(mine: Iterator, counted: Progress, predict: Callable, bar: tqdm) -> bool:
-    """Count pictures until there is none left (True) or the time of a round is over (False)."""
+def count_for_a_round(
+    mine: Iterator, counted: Progress, predict: Callable, bar: tqdm, stop_signal: Callable[[], int | None]
+) -> bool:
+    """Count pictures until there is none left (True), or the time of a round is over or a signal has come (False)."""
     start, seconds_before = time.perf_counter(), counted.seconds
     for index, name, picture, stored in mine:
         if picture is None:
@@ -216,7 +226,7 @@ def count_for_a_round(mine: Iterator, counted: Progress, predict: Callable, bar:
             counted.add(label_map, labels, index, name)
         bar.update()
         counted.seconds = seconds_before + time.perf_counter() - start
-        if time.perf_counter() - start >= ROUND_SECONDS:
+        if time.perf_counter() - start >= ROUND_SECONDS or stop_signal() is not None:
             return False
     return True
 

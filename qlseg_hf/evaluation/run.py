@@ -6,7 +6,6 @@ with the data set.
 """
 
 import json
-import os
 import platform
 import re
 import sys
@@ -25,7 +24,7 @@ from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
 from ..model.segmentation import segment
-from ..utils.distributed import OtherProcessError, deaths_reported, failing_together
+from ..utils.distributed import deaths_reported, failing_together, joined_processes
 from ..utils.files import file_sha256, remove_partial, write_atomically
 from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
@@ -270,17 +269,6 @@ def weights_of(model: str) -> dict[str, str] | None:
     if not Path(model).is_dir():
         return None
     return {path.name: file_sha256(path) for path in sorted(Path(model).glob("*.safetensors"))}
-
-
-def joined_processes() -> PartialState:
-    """Rank, device and process group, as the launcher says; ValueError if they do not fit together."""
-    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
-    state = PartialState(cpu=wants_cpu or not torch.accelerator.is_available())
-    if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", 1))):
-        if os.environ.get("RANK", "0") != "0":
-            raise OtherProcessError("process 0 says why")
-        raise ValueError(f"{launched} processes were launched, but {state.num_processes} joined; use one per device")
-    return state
 
 
 __all__ = ["Request", "measure"]

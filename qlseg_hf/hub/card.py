@@ -451,7 +451,7 @@ def converted_model_card(
     return card_text(card_data(RELEASE_LICENSE), lines)
 
 
-def trained_model_card(model, processor, *, name: str, recipe, step: int, num_processes: int, result: dict) -> str:
+def trained_model_card(model, processor, *, name: str, recipe, step: int, launch: dict, result: dict) -> str:
     """Card of a model that `examples/train.py` trained, as markdown with metadata.
 
     Args:
@@ -459,21 +459,21 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         name: of their folder.
         recipe: `Recipe` of what was trained.
         step: optimiser steps that these weights have seen.
-        num_processes: that trained together.
+        launch: `launch_facts`: number of processes, distribution, precision.
         result: `Evaluation.result` on `recipe.eval_split`, fractions, with `protocol`.
     """
     source = source_of(model)
     data = card_data(
         source.license if source else UNKNOWN,
         base_model=source.repo_id if source else None,
-        datasets=hub_id(recipe.dataset),
+        datasets=hub_id(recipe.data),
         model_name=recipe.hub_model_id or Path(recipe.output_dir).resolve().name,
         eval_results=eval_results(result),
     )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate"))
     lines = [
-        f"# QLSeg, trained on {escaped(public_name(recipe.dataset))}",
+        f"# QLSeg, trained on {escaped(public_name(recipe.data))}",
         "",
         network_sentence(model),
         "",
@@ -493,7 +493,8 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, num_pr
         "",
         "## Training",
         "",
-        f"- hardware: {num_processes} x {device}",
+        f"- hardware: {launch['num_processes']} x {device}",
+        f"- precision of the forward pass: {launch['precision']}; distribution: {launch['distribution']}",
         f"- versions: {versions}",
         "- every step and evaluation: `losses.jsonl`, `evaluations.jsonl`",
         "",

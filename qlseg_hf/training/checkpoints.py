@@ -5,6 +5,7 @@ Whatever kills a run leaves the checkpoint before, and a run goes on from it bit
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import sys
@@ -21,7 +22,9 @@ from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
 from ..utils.distributed import exchanged, failing_together
 from ..utils.files import remove_folder, replace_folder
 from .build import MovingAverage
-from .recipe import Recipe, read_yaml
+from .distributed import SHARDED, launch_facts
+from .optimization import learning_rate_factor
+from .recipe import Recipe, read_yaml, renamed
 
 
 def step_of(checkpoint: Path) -> int:
@@ -58,7 +61,7 @@ def save_checkpoint(
                     {name: value.cpu() for name, value in average.weights.items()}, beside / "average.safetensors"
                 )
             (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            state = state | {"step": step, "num_processes": accelerator.num_processes}
+            state = state | {"step": step} | launch_facts(accelerator)
             (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
             (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
             replace_folder(beside, place)
@@ -122,7 +125,7 @@ def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    old = renamed(read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8")))
     new = read_yaml(recipe.to_yaml())
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
@@ -131,28 +134,85 @@ def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     ]
 
 
+def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
+    """What becomes of the learning rate where a run goes on, if the recipe beside its checkpoint gave another."""
+    old = vars(recipe) | read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    last, expected, now = (
+        recipe_["learning_rate"]
+        * learning_rate_factor(number, recipe_["max_steps"], recipe_["warmup_steps"], recipe_["poly_power"])
+        for recipe_, number in ((old, max(step - 1, 0)), (old, step), (vars(recipe), step))
+    )
+    if math.isclose(expected, now, rel_tol=1e-6) or step >= recipe.max_steps:
+        return None
+    return (
+        f"the learning rate goes from {last:.2e} at step {step} to {now:.2e} at step {step + 1}, because the recipe's "
+        "schedule has changed; to keep to a schedule, start a new run in another output_dir with model: the folder "
+        "last or best of this one"
+    )
+
+
+def refuse_other_parts(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
+    """ValueError if a checkpoint of another number of processes, or kind of them, cannot go on in these."""
+    facts, old_recipe = launch_facts(accelerator), read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    is_whole = (checkpoint / "optimizer.bin").is_file() and not any(checkpoint.glob("pytorch_model_fsdp*"))
+    is_sharded = accelerator.distributed_type in SHARDED
+    is_other_batch = old_recipe.get("total_batch_size", recipe.total_batch_size) != recipe.total_batch_size
+    is_other_number = state["num_processes"] != facts["num_processes"]
+    if is_whole and not is_sharded and not (is_other_number and is_other_batch):
+        return
+    if not is_whole and is_sharded and not is_other_number:
+        return
+    was = f"{state['num_processes']} processes ({state.get('distribution', 'of unknown distribution')})"
+    models = [name for name in ("last", "best") if (checkpoint.parent.parent / name).is_dir()]
+    way_out = f", or start a new run in another output_dir with model: {checkpoint.parent.parent / models[0]}"
+    batch = f" with total_batch_size {old_recipe.get('total_batch_size')}" if is_other_batch else ""
+    raise ValueError(
+        f"{checkpoint} was written by {was}{batch}, this run has {facts['num_processes']} ({facts['distribution']})"
+        f"{f' and {recipe.total_batch_size}' if is_other_batch else ''}; resume as it was{way_out if models else ''}"
+    )
+
+
+def changes_of_launch(facts: dict, state: dict) -> list[str]:
+    """What differs in how the run is computed, in sentences."""
+    changes = [f"{key}: {state[key]} -> {facts[key]}" for key in facts if key in state and state[key] != facts[key]]
+    sentences = [f"the launch has changed since step {state['step']}: {', '.join(changes)}"] if changes else []
+    if state["num_processes"] != facts["num_processes"]:
+        sentences.append("the steps take the same pictures; dropout and drop path draw other numbers from here on")
+    return sentences
+
+
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingAverage | None, recipe: Recipe) -> dict:
-    """Restore a run from a checkpoint; returns its `state`. Says what has changed in the recipe.
+    """Restore a run from a checkpoint; returns its `state`. Says what has changed in the recipe and the launch.
+
+    Learning rates and weight decay are those of the optimiser's groups before, so of the recipe.
 
     Raises:
-        ValueError: it is no checkpoint, a file of it is missing or changed, it was written by another number of
-            processes, with another `ema_decay`, or for another network.
+        ValueError: it is no checkpoint, a file of it is missing or changed, it is of more steps than the recipe wants,
+            it was written by another number of processes and cannot go on in these (see `refuse_other_parts`), with
+            another `ema_decay`, or for another network.
     """
     state = None
     with failing_together(accelerator.num_processes):
         if accelerator.is_main_process:
             state = read_state(checkpoint)
+            if state["step"] > recipe.max_steps:
+                raise ValueError(
+                    f"max_steps is {recipe.max_steps}, but {checkpoint} has made {state['step']} steps already; set "
+                    f"max_steps to at least {state['step']}, or choose another output_dir"
+                )
+            refuse_other_parts(accelerator, checkpoint, state, recipe)
+            said = changes_of_launch(launch_facts(accelerator), state)
             if changed := changes_since(checkpoint, recipe):
-                print(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}", file=sys.stderr)
+                said.append(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}")
+            said.append(rate_change(checkpoint, state["step"], recipe))
+            print(*filter(None, said), sep="\n", end="\n" if any(said) else "", file=sys.stderr)
     state = exchanged(state, accelerator.num_processes)[0]
-    if state["num_processes"] != accelerator.num_processes:
-        raise ValueError(
-            f"{checkpoint} was written by {state['num_processes']} processes, this run has "
-            f"{accelerator.num_processes}; resume with the same number"
-        )
     try:
-        accelerator.load_state(str(checkpoint))
-        set_random_state(torch.load(checkpoint / f"random-{accelerator.process_index}.pt", weights_only=True))
+        load_state(accelerator, checkpoint, state["step"])
+        if state["num_processes"] == accelerator.num_processes:
+            set_random_state(torch.load(checkpoint / f"random-{accelerator.process_index}.pt", weights_only=True))
+        else:
+            torch.manual_seed(recipe.seed + 7919 * state["step"] + accelerator.process_index)
     except UnpicklingError as error:
         raise ValueError(
             f"{checkpoint} holds more than tensors and plain data, which is not run; take one that training wrote"
@@ -170,6 +230,42 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
         for name, value in average.weights.items():
             value.copy_(stored[name])
     return state
+
+
+def load_state(accelerator: Accelerator, checkpoint: Path, step: int) -> None:
+    """accelerate's `load_state`, whether or not the network was wrapped (DistributedDataParallel) when it was saved.
+
+    What only counts from the recipe is not taken over: rates of the optimiser's groups, and accelerate's count of
+    forward passes, which says where a step ends only while the accumulation stays the same.
+    """
+
+    def load_plain(models: list, folder: str) -> None:
+        if not (Path(folder) / "model.safetensors").is_file():
+            return
+        weights = load_file(Path(folder) / "model.safetensors")
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+        accelerator.unwrap_model(models.pop()).load_state_dict(weights)
+
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
+    given = [{key: group[key] for key in ("name", "initial_lr", "weight_decay") if key in group} for group in groups]
+    # a run that had no loss scale before starts with a fresh one
+    scaler, has_scale = accelerator.scaler, (checkpoint / "scaler.pt").is_file()
+    hook = None
+    if accelerator.distributed_type not in SHARDED:
+        hook = accelerator.register_load_state_pre_hook(load_plain)
+    try:
+        accelerator.scaler = scaler if has_scale else None
+        accelerator.load_state(str(checkpoint))
+    finally:
+        accelerator.scaler = scaler
+        if hook is not None:
+            hook.remove()
+    accelerator.step = step * accelerator.gradient_accumulation_steps
+    groups = [group for optimizer in accelerator._optimizers for group in optimizer.param_groups]
+    for group, values in zip(groups, given, strict=True):
+        if group.get("name") != values.get("name"):
+            raise ValueError(f"weights are in other groups: {group.get('name')}, and not {values.get('name')}")
+        group.update(values)
 
 
 def random_state() -> dict[str, torch.Tensor]:

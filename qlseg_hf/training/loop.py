@@ -1,21 +1,19 @@
-#!/usr/bin/env python3
-"""Train or fine-tune QLSeg by a recipe, on one device or many.
+"""A training run from the first step to the last: data, model, steps, evaluations, what is saved and when.
 
-    python examples/train.py RECIPE.yaml [--key value ...] [--check_data]
-    accelerate launch examples/train.py RECIPE.yaml ...     on several devices
+Precision, devices, FSDP and DeepSpeed come from `accelerate launch`; several CPU processes from torchrun. What the
+launcher was told and would not do, or the recipe says otherwise, is refused. A run goes on from its newest checkpoint,
+also on another number of processes. After SIGTERM or Ctrl-C the step is ended and saved; a second signal ends the run
+at once.
 
-Any key of the recipe can be overridden; `--check_data` only reads the data set and reports what would spoil training.
-Precision, devices, FSDP and DeepSpeed come from accelerate. The same command resumes a run that was stopped.
-
-`output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`;
-`checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`, one line per step or evaluation;
-`curves.png`; `overlays` of validation pictures. With `push_to_hub: true` the Hub is asked for its repository before
-the first step, and gets `best` with the logs and curves of the whole run after the last, in one commit.
-Pictures that cannot be read are left out and listed in `unreadable.txt` (with `strict: true` they stop the run).
+`output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`, with
+`training.json`: step, processes, distribution and precision; `checkpoints/step-N` for resuming; `losses.jsonl` and
+`evaluations.jsonl`, one line per step or evaluation; `curves.png`; `overlays` of validation pictures. With
+`push_to_hub: true` the Hub is asked for its repository before the first step, and gets `best` with the logs and curves
+of the whole run after the last, in one commit. Pictures that cannot be read are left out and listed in
+`unreadable.txt` (with `strict: true` they stop the run).
 """
 
-import os
-import signal
+import json
 import sys
 import time
 from contextlib import nullcontext
@@ -27,7 +25,6 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..cli.errors import exit_status
 from ..data.augmentation import (
     BatchPositions,
     StreamingTrainingDataset,
@@ -43,9 +40,14 @@ from ..hub.card import inference_protocol, trained_model_card
 from ..hub.loading import without_bars
 from ..hub.upload import prepare_repo, upload_folder
 from ..model.segmentation import segment
-from ..utils.distributed import OtherProcessError, batches_of, deaths_reported, exchanged, failing_together
+from ..utils.distributed import (
+    StopRequestedError,
+    StopSignals,
+    batches_of,
+    exchanged,
+    failing_together,
+)
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
-from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
 from .build import (
     MovingAverage,
@@ -65,17 +67,20 @@ from .checkpoints import (
     set_random_state,
     step_of,
 )
+from .distributed import launch_facts, refuse_other_batch, start_accelerator
 from .log import LineLog, LossLog
 from .optimization import parameter_groups
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe
 from .report import draw_curves
 
 RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
+TRAINING = "training.json"  # beside a model: its step, and how it was computed
+TIMES = ("seconds", "pictures_per_second")  # of a result, which differ from run to run
 
 
 def open_split(recipe: Recipe, split: str):
     return open_dataset(
-        recipe.dataset,
+        recipe.data,
         split,
         config=recipe.dataset_config,
         image_column=recipe.image_column,
@@ -168,20 +173,21 @@ def save_model(accelerator, model, average, processor, recipe: Recipe, place: Pa
     weights = average.weights if average is not None else weights
     with without_bars():
         plain = plain_model(accelerator.unwrap_model(model), weights)
-    measured = {"dataset": recipe.dataset, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
+    measured = {"dataset": recipe.data, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
     card = trained_model_card(
         plain,
         processor,
         name=place.name,
         recipe=recipe,
         step=step,
-        num_processes=accelerator.num_processes,
+        launch=launch_facts(accelerator),
         result=result | {"protocol": measured | inference_protocol(processor)},
     )
     with without_bars(), written_beside(place) as folder:
         plain.save_pretrained(folder)
         processor.save_pretrained(folder)
         (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
+        (folder / TRAINING).write_text(json.dumps({"step": step} | launch_facts(accelerator)), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         add_results(Path(recipe.output_dir), folder)
 
@@ -190,6 +196,18 @@ def add_results(output_dir: Path, folder: Path) -> None:
     """Copy what the run has logged so far beside a model."""
     for name in RESULTS:
         write_atomically(folder / name, (output_dir / name).read_bytes())
+
+
+def models_due(accelerator: Accelerator, output_dir: Path, state: dict, recipe: Recipe) -> list[str]:
+    """Which of `best` and `last` ought to be of the step of `state` but are not, the same in every process."""
+    names = []
+    if "result" not in state:  # of a version that saved the models first
+        return names
+    for name in ("best",) * (state["best_step"] == state["step"]) + ("last",) * (state["step"] == recipe.max_steps):
+        path = output_dir / name / TRAINING
+        if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["step"] != state["step"]:
+            names.append(name)
+    return exchanged(names, accelerator.num_processes)[0]
 
 
 def take_folder(output_dir: Path) -> None:
@@ -211,7 +229,6 @@ def resumed(accelerator, checkpoint: Path, fresh: dict, average: MovingAverage |
                     f"the {what} are not those that {checkpoint} was trained with; restore them, or start a new "
                     "run in another output_dir, with model: the folder best of this one"
                 )
-    accelerator.print(f"resuming at step {stored['step']} from {checkpoint}")
     return stored
 
 
@@ -270,10 +287,30 @@ def hub_place(recipe: Recipe) -> dict:
     return {"private": recipe.hub_private or None, "revision": recipe.hub_revision}
 
 
-def train(recipe: Recipe, only_check: bool) -> None:
+def stop_for(accelerator, number: int, output_dir: Path, state: dict, average, recipe: Recipe) -> None:
+    """Save the run where it is, say so, and leave together: a launcher stops the others when the first one is gone.
+
+    Raises:
+        StopRequestedError: always.
+    """
+    place = output_dir / "checkpoints" / f"step-{state['step']:08d}"
+    if not exchanged(place.is_dir(), accelerator.num_processes)[0]:
+        save_checkpoint(accelerator, output_dir, state["step"], state, average, recipe)
+    stop = StopRequestedError(number)
+    accelerator.print(
+        f"qlseg train: {stop} after step {state['step']} of {recipe.max_steps}; {place} holds the run, and the same "
+        "command goes on from there",
+        file=sys.stderr,
+        flush=True,
+    )
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    raise stop
+
+
+def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
     output_dir = Path(recipe.output_dir)
-    accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
-    accelerator.gradient_accumulation_steps = recipe.accumulation_steps(accelerator.num_processes)
+    accelerator = start_accelerator(recipe)
 
     # data and model; every process builds the same weights, and draws its own dropout
     processor = build_processor(recipe)
@@ -284,7 +321,7 @@ def train(recipe: Recipe, only_check: bool) -> None:
     if recipe.resume == "auto" and checkpoints(output_dir):
         resume_from = checkpoints(output_dir)[-1]
     validation_samples = open_split(recipe, recipe.eval_split)
-    state = {"step": 0, "best": None, "best_step": None, "unreadable": []}
+    state = {"step": 0, "best": None, "best_step": None, "result": None, "unreadable": []}
     state |= {"data": identity(training_samples), "label_names": list(model.config.id2label.values())}
     if resume_from is None or only_check:
         splits = {"training": training_samples, "validation": validation_samples}
@@ -293,9 +330,9 @@ def train(recipe: Recipe, only_check: bool) -> None:
         return
     with failing_together(accelerator.num_processes):
         if accelerator.is_main_process:
-            take_folder(output_dir)
             if recipe.push_to_hub:
                 prepare_repo(recipe.hub_model_id, **hub_place(recipe))  # hours before the upload, if it is refused
+            take_folder(output_dir)
 
     # optimiser, and where an earlier run stopped
     groups = parameter_groups(
@@ -303,10 +340,24 @@ def train(recipe: Recipe, only_check: bool) -> None:
     )
     optimizer = torch.optim.AdamW([group | {"initial_lr": group["lr"]} for group in groups], betas=(0.9, 0.999))
     model, optimizer = accelerator.prepare(model, optimizer)
+    refuse_other_batch(accelerator, recipe)
     average = MovingAverage(accelerator.unwrap_model(model), recipe.ema_decay) if recipe.ema_decay else None
     torch.manual_seed(recipe.seed + accelerator.process_index)
+    is_measured = False  # the step that an earlier run stopped at
     if resume_from is not None:
         state = resumed(accelerator, resume_from, state, average, recipe)
+        if resume_from.resolve().parents[1] != output_dir.resolve():  # whose best is not here
+            state |= {"best": None, "best_step": None, "result": None}
+        is_measured = state.get("result", ...) is not None or not is_due(recipe.eval_steps, state["step"], recipe)
+        if (
+            is_measured
+            and state["step"] == recipe.max_steps
+            and not models_due(accelerator, output_dir, state, recipe)
+        ):
+            accelerator.print(f"{output_dir} is finished: {state['step']} of {recipe.max_steps} steps are made")
+            end(accelerator, [text for _, text in state["unreadable"]], recipe)
+            return
+        accelerator.print(f"resuming at step {state['step']} from {resume_from}")
     refuse_newer(output_dir, state["step"])
     training_samples = without(training_samples, [index for index, _ in state["unreadable"]])
     unreadable = [text for _, text in state["unreadable"]]
@@ -315,21 +366,64 @@ def train(recipe: Recipe, only_check: bool) -> None:
     if accelerator.is_main_process:
         write_unreadable(output_dir, unreadable)
         log = LossLog(output_dir / "losses.jsonl", state["step"])
-        evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"])
+        evaluations = LineLog(output_dir / "evaluations.jsonl", state["step"] - (not is_measured))
     if recipe.report_to:
         flat = {
             key: value for key, value in vars(recipe.published()).items() if isinstance(value, (int, float, str, bool))
         }
         accelerator.init_trackers("qlseg", config=flat)
 
+    def evaluate() -> None:
+        """Measure the weights of the step of `state`, log the result and enter it into `state`."""
+        plain, step = accelerator.unwrap_model(model), state["step"]
+        with average.swapped_in(plain) if average is not None else nullcontext():
+            evaluation = evaluate_samples(
+                plain,
+                processor,
+                validation_samples,
+                rank=accelerator.process_index,
+                world_size=accelerator.num_processes,
+                progress=accelerator.is_main_process,
+                stop_signal=lambda: signals.number,
+            )
+            if accelerator.is_main_process:
+                save_overlays(accelerator, plain, processor, validation_samples, recipe, step)
+        result = {key: value for key, value in evaluation.result.items() if key not in TIMES}
+        accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=step)
+        if accelerator.is_main_process:
+            evaluations.append([{"step": step} | {key: result[key] for key in ("miou", "macc", "aacc")}])
+            curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
+            save_picture(curves, output_dir / "curves.png")
+            tqdm.write(f"step {step}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+        state["result"] = result
+        if state["best"] is None or result["miou"] > state["best"]:
+            state.update({"best": result["miou"], "best_step": step})
+
+    def save_models(names: list[str]) -> None:
+        for name in names:
+            place = output_dir / name
+            save_model(accelerator, model, average, processor, recipe, place, state["step"], state["result"])
+
     # the loop
-    result, started, pictures = None, time.perf_counter(), 0
+    started, pictures = time.perf_counter(), 0
     model.train()
-    with tqdm(
-        initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process
-    ) as bar:
-        for step in range(state["step"], recipe.max_steps):
-            before = random_state()
+    with (
+        signals.waiting(),
+        tqdm(
+            initial=state["step"], total=recipe.max_steps, unit="step", disable=not accelerator.is_main_process
+        ) as bar,
+    ):
+        try:
+            if state["step"] > 0:  # what the run before could not end
+                if not is_measured:
+                    evaluate()
+                    save_checkpoint(accelerator, output_dir, state["step"], state, average, recipe)
+                save_models(models_due(accelerator, output_dir, state, recipe))
+        except StopRequestedError as stop:
+            bar.close()
+            stop_for(accelerator, stop.number, output_dir, state, average, recipe)
+        while state["step"] < recipe.max_steps:
+            before, step = random_state(), state["step"]
             batches = [next(loader) for _ in range(accelerator.gradient_accumulation_steps)]
             names = [name for batch in batches for name in batch.pop("name")]
             batches = [
@@ -345,74 +439,51 @@ def train(recipe: Recipe, only_check: bool) -> None:
             if average is not None:
                 average.update(accelerator.unwrap_model(model))
             done, pictures = step + 1, pictures + recipe.total_batch_size
-            is_last = done == recipe.max_steps
-            evaluates, saves = (is_last or done % n == 0 for n in (recipe.eval_steps, recipe.save_steps))
+            state |= {"step": done, "result": None}
+            evaluates, saves = (is_due(n, done, recipe) for n in (recipe.eval_steps, recipe.save_steps))
+            number = signals.agreed(accelerator.num_processes, accelerator.device)
             if accelerator.is_main_process:
                 log.add(done, loss, norm, optimizer.param_groups[0]["lr"])
                 bar.update()
-            if done % 10 == 0 or evaluates or saves:
+            if done % 10 == 0 or evaluates or saves or number is not None:
                 values = log.write() if accelerator.is_main_process else {}
                 speed = pictures / (time.perf_counter() - started)
                 if accelerator.is_main_process:
                     rate = f"{values['learning_rate']:.1e}"
                     bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
                 accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
-            if evaluates:
-                bar.clear()  # the evaluation's bar takes its line
-                plain = accelerator.unwrap_model(model)
-                with average.swapped_in(plain) if average is not None else nullcontext():
-                    evaluation = evaluate_samples(
-                        plain,
-                        processor,
-                        validation_samples,
-                        rank=accelerator.process_index,
-                        world_size=accelerator.num_processes,
-                        progress=accelerator.is_main_process,
-                    )
-                    if accelerator.is_main_process:
-                        save_overlays(accelerator, plain, processor, validation_samples, recipe, done)
-                result, started, pictures = evaluation.result, time.perf_counter(), 0
-                accelerator.log({f"eval/{key}": result[key] for key in ("miou", "macc", "aacc")}, step=done)
-                if accelerator.is_main_process:
-                    evaluations.append([{"step": done} | {key: result[key] for key in ("miou", "macc", "aacc")}])
-                    curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
-                    save_picture(curves, output_dir / "curves.png")
-                    bar.write(f"step {done}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
-                    for warning in result["warnings"]:
-                        bar.write(f"warning: {printable(warning)}")
-                if state["best"] is None or result["miou"] > state["best"]:
-                    state |= {"best": result["miou"], "best_step": done}
-                    save_model(accelerator, model, average, processor, recipe, output_dir / "best", done, result)
-            if is_last:
-                save_model(accelerator, model, average, processor, recipe, output_dir / "last", done, result)
-            if saves:
+            if evaluates and number is None:
+                try:
+                    evaluate()
+                except StopRequestedError as stop:
+                    number = stop.number
+                started, pictures = time.perf_counter(), 0
+            # before the models, which can be saved from it should that fail now
+            if saves or number is not None or state["best_step"] == done:
                 save_checkpoint(accelerator, output_dir, done, state, average, recipe)
+            if number is not None:
+                bar.close()
+                stop_for(accelerator, number, output_dir, state, average, recipe)
+            save_models(["best"] * (state["best_step"] == done) + ["last"] * (done == recipe.max_steps))
+        if (number := signals.agreed(accelerator.num_processes, accelerator.device)) is not None:
+            bar.close()
+            stop_for(accelerator, number, output_dir, state, average, recipe)
+    end(accelerator, unreadable, recipe)
+
+
+def is_due(interval: int, step: int, recipe: Recipe) -> bool:
+    """Whether something that is done every `interval` steps, and after the last, is done after `step`."""
+    return step == recipe.max_steps or step % interval == 0
+
+
+def end(accelerator: Accelerator, unreadable: list[str], recipe: Recipe) -> None:
+    """What follows the last step: the pictures that were left out, and the upload."""
     accelerator.end_training()
     if unreadable:
-        accelerator.print(f"{listed_unreadable(unreadable)}; all of them in {output_dir / 'unreadable.txt'}")
+        place = Path(recipe.output_dir) / "unreadable.txt"
+        accelerator.print(f"{listed_unreadable(unreadable)}; all of them in {place}")
     if accelerator.is_main_process and recipe.push_to_hub:
         upload_best(recipe)
 
 
-def main() -> int:
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    only_check = "--check_data" in arguments
-    overrides = [argument for argument in arguments[1:] if argument != "--check_data"]
-
-    def run() -> None:
-        with deaths_reported():
-            train(load_recipe(arguments[0], overrides), only_check)
-
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # as Ctrl-C; of several processes the launcher stops the others
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return exit_status("train.py", run)
-    except OtherProcessError:  # that process prints the sentence
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+__all__ = ["train"]

@@ -14,8 +14,96 @@ import yaml
 from ..hub.card import last_part, public_name
 
 MOST_BYTES = 1 << 20  # of a recipe file
-SOURCES, PATHS = ("model", "backbone", "dataset"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
+RECIPES = Path(__file__).parents[1] / "recipes"
+OLD_NAMES = {"dataset": "data"}  # of keys, which are still read
+SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
 ABSOLUTE = r"(~[^/\\]*|[A-Za-z]:|file:/*)?[/\\].*"
+
+# what other trainers call a thing, without signs and in lower case: the key here, or what to do instead
+SYNONYMS = {
+    "learning_rate": "lr lr0 baselr initiallr maxlr learnrate",
+    "head_lr_multiplier": "headlr headlrmult lrmult headlearningrate decoderlr",
+    "layer_decay": "layerwisedecay llrd layerlrdecay lrlayerdecay",
+    "weight_decay": "wd l2",
+    "max_steps": "steps numsteps maxiters maxiter iters numiters iterations numiterations maxtrainsteps totalsteps "
+    "numtrainsteps",
+    "warmup_steps": "warmup warmupiters numwarmupsteps lrwarmupsteps",
+    "poly_power": "lrpower polylrpower",
+    "total_batch_size": "batchsize batch trainbatchsize globalbatchsize effectivebatchsize bs totalbatch",
+    "per_device_batch_size": "perdevicetrainbatchsize perdevicebatch microbatchsize samplespergpu imgspergpu "
+    "batchpergpu perdeviceevalbatchsize trainmicrobatchsizepergpu batchsizepergpu",
+    "max_grad_norm": "gradclip gradientclipping gradnorm clipgrad clipgradnorm gradientclipval clipnorm",
+    "ema_decay": "ema modelema emarate useema",
+    "class_weights": "classweight labelweights weightsperclass",
+    "freeze_backbone": "freeze freezeencoder frozenstages frozen",
+    "lora": "lorarank lorar peft",
+    "gradient_checkpointing": "checkpointing activationcheckpointing gradcheckpointing withcp",
+    "compile": "torchcompile dynamo usecompile",
+    "crop_size": "imgsz imgsize imagesize inputsize cropsize resolution patchcrop trainsize randomcrop",
+    "scale_range": "scale scales randomscale ratiorange multiscale",
+    "photometric": "colorjitter colourjitter photometricdistortion augment augmentation hsv",
+    "model": "weights checkpoint pretrained pretrainedmodel modelname modelnameorpath loadfrom initfrom basemodel",
+    "backbone": "encoder backbonename backboneweights vit",
+    "data": "datadir dataroot datapath datasetname datasetpath traindata root",
+    "dataset_config": "datasetconfigname configname subset",
+    "train_split": "split trainset splittrain trainsplitname",
+    "eval_split": "val valsplit validationsplit testsplit validation evalset",
+    "image_column": "imagecolumnname imagekey",
+    "label_column": "maskcolumn labelkey maskkey annotationcolumn segmentationcolumn",
+    "label_names": "classes names numclasses nc numlabels id2label label2id labels classnames labelmapfile",
+    "label_colors": "palette colors colormap",
+    "do_reduce_labels": "reducelabels reducezerolabel doreducelabel reducelabel",
+    "ignore_index": "ignorelabel ignorevalue void voidlabel ignoreid",
+    "eval_steps": "evaliters evalinterval evaluationsteps valinterval evalevery valcheckinterval",
+    "save_steps": "saveinterval saveperiod checkpointinterval checkpointsteps saveevery",
+    "keep_checkpoints": "savetotallimit maxkeepckpts checkpointstotallimit savetopk",
+    "output_dir": "savedir outdir output workdir project name rundir logdir resultsdir exp",
+    "resume": "resumefrom resumefromcheckpoint autoresume",
+    "push_to_hub": "pushhub upload",
+    "hub_model_id": "repo repoid hubid hubrepo",
+    "hub_private": "private hubprivaterepo",
+    "hub_revision": "revision branch",
+    "report_to": "logger logwith tracker wandb tensorboard trackers",
+    "seed": "randomseed manualseed dataseed",
+    "num_workers": "workers dataloadernumworkers nworkers workerspergpu numproc dataloaderworkers",
+    "log_pictures": "logimages numpictures visualize",
+}
+ADVICE = {  # and what no key is: what to do, and its names
+    "precision belongs to the launcher: accelerate launch --mixed_precision bf16 -m qlseg_hf.cli.train RECIPE": (
+        "mixedprecision precision fp16 bf16 fp8 amp useamp half autocast dtype torchdtype tf32"
+    ),
+    "devices belong to the launcher: accelerate launch, or torchrun on several CPUs": (
+        "device devices gpu gpus numgpus ngpus gpuids cuda cpu usecpu nocuda numprocesses nprocpernode worldsize "
+        "localrank strategy distributed ddp fsdp deepspeed accelerator numnodes"
+    ),
+    "set max_steps, which is epochs x pictures / total_batch_size": (
+        "epoch epochs nepochs numepochs maxepoch maxepochs numtrainepochs totalepochs"
+    ),
+    "set warmup_steps, which is warm-up epochs x pictures / total_batch_size": "warmupepochs warmupratio",
+    "accumulation follows: total_batch_size / (per_device_batch_size x processes)": (
+        "gradientaccumulationsteps gradientaccumulation gradaccum gradaccumsteps gradaccumulation accumulate "
+        "accumulation accumulationsteps accumulategradbatches accumsteps"
+    ),
+    "training goes on to max_steps, and the folder best holds the best model until then": (
+        "patience earlystop earlystopping earlystoppingpatience"
+    ),
+    "the optimiser is AdamW with learning_rate and weight_decay": (
+        "optimizer optimiser optim momentum beta1 beta2 betas adambeta1 adambeta2 adamepsilon eps"
+    ),
+    "the schedule is polynomial with warmup_steps, max_steps and poly_power": (
+        "scheduler lrscheduler lrschedulertype schedule lrschedule lrpolicy cosine coslr lrf minlr gamma"
+    ),
+    "weights of the loss belong into config: {class_weight: 1, mask_weight: 20, dice_weight: 1}": (
+        "loss losses lossweight lossweights maskweight diceweight ceweight dice box cls focalgamma focalalpha"
+    ),
+    "settings of the network belong into config: {name: value}": (
+        "dropout droppath droppathrate hiddensize numlayers numhiddenlayers attnimplementation"
+    ),
+    "settings of the processor belong into processor: {name: value}": (
+        "size resize windowsize stride windowstride imagemean imagestd mean std dorescale donormalize"
+    ),
+    "--check_data is a switch of the command line, written without a value": "checkdata checkonly dryrun",
+}
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -52,7 +140,7 @@ def read_yaml(text: str):
 
 @dataclass
 class Recipe:
-    """What `examples/train.py` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
+    """What `qlseg train` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
 
     Args:
         model: QLSeg folder or Hub id to start from; or
@@ -60,7 +148,7 @@ class Recipe:
             fresh head; or neither, for random weights.
         config: fields of `QLSegConfig` that differ from its defaults or from the model's.
         processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's.
-        dataset, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
+        data, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
             `open_dataset`.
         strict: refuse training pictures that cannot be read, instead of leaving them out and naming them.
         label_names: file, list, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
@@ -88,7 +176,7 @@ class Recipe:
         log_pictures: validation overlays logged at every evaluation.
     """
 
-    dataset: str
+    data: str
     crop_size: int
     total_batch_size: int
     per_device_batch_size: int
@@ -197,18 +285,34 @@ def without_paths(value):
     return last_part(value) or value if is_path else value
 
 
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path, shipped = Path(name), RECIPES / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if Path(name).name == str(name) and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise ValueError(f"there is no recipe {str(name)[:80]}; give a YAML file, or one of {names}")
+
+
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
-        path: YAML file, one mapping. Only `config`, `processor`, `label_names`, `label_colors`, `label_map` and
-            `class_weights` may hold mappings.
+        path: see `find_recipe`; a YAML file with one mapping, in which only `config`, `processor`, `label_names`,
+            `label_colors`, `label_map` and `class_weights` may hold mappings.
         overrides: `--key value` pairs (or `--key=value`), values in YAML.
 
     Raises:
         ValueError: not YAML or not flat, an unknown key (the nearest valid one is named), a value of a wrong type, or
             a key without a value.
     """
+    path = find_recipe(path)
     try:
         if Path(path).stat().st_size > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES} bytes")
@@ -224,7 +328,9 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if not key.startswith("--"):
             raise ValueError(f"{key} is not an override; write --key value")
         try:
-            values[key[2:]] = read_yaml(text)
+            name = key[2:].replace("-", "_")
+            name = OLD_NAMES.get(name, name)
+            values = renamed(values) | {name: read_yaml(text)}
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ValueError(f"{key} {text} is not YAML: {' '.join(str(error).split())}") from error
     try:
@@ -236,16 +342,39 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def checked(values: dict) -> Recipe:
     """A recipe from what its file and the overrides hold; ValueError for an unknown key or a value of a wrong type."""
     known = {entry.name: entry for entry in fields(Recipe)}
+    values = renamed(values)
     for key in values:
         if key not in known:
-            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; keys are {', '.join(known)}"
-            raise ValueError(f"unknown key {key}{hint}")
+            raise ValueError(f"unknown key {str(key)[:80]}; {hint_for(str(key), list(known))}")
     required = [name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING]
     if missing := [name for name in required if values.get(name) is None]:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
     hints = typing.get_type_hints(Recipe)
     return Recipe(**{key: typed(key, value, hints[key]) for key, value in values.items()})
+
+
+def renamed(values: dict) -> dict:
+    """Values by the present names of their keys; ValueError if one is given by its old name too."""
+    for old, new in OLD_NAMES.items():
+        if old in values:
+            if new in values:
+                raise ValueError(f"{old} is the old name of {new}; give {new} alone")
+            values = {new if key == old else key: value for key, value in values.items()}
+    return values
+
+
+def hint_for(key: str, known: list[str]) -> str:
+    """What to write instead of an unknown key: what it means elsewhere first, then what is spelt nearly alike."""
+    plain = re.sub(r"[\W_]", "", key).lower()
+    for name in known:
+        if plain in (name.replace("_", ""), *SYNONYMS.get(name, "").split()):
+            return f"did you mean {name}?"
+    for advice, words in ADVICE.items():
+        if plain in words.split():
+            return advice
+    if nearest := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
+        return f"did you mean {nearest[0]}?"
+    return f"keys are {', '.join(known)}"
 
 
 def typed(key: str, value, wanted):

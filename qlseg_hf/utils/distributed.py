@@ -1,12 +1,17 @@
 """What the processes of one run say to each other, so that all stop when one fails or dies, with one sentence."""
 
+import os
 import re
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
+
+SECONDS_OF_ONE_SIGNAL = 2.0  # a terminal and a launcher may both pass on what was one Ctrl-C
 
 
 class OtherProcessError(RuntimeError):
@@ -39,6 +44,57 @@ def failing_together(world_size: int) -> Iterator[None]:
     if error is not None and (world_size == 1 or not dist.is_initialized() or dist.get_rank() == failed[0]):
         raise error
     raise OtherProcessError(f"process {failed[0]} failed")
+
+
+class StopRequestedError(Exception):
+    """A signal asks for the end of the run, which has been left in order. `number` is the signal's."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C: inside `waiting` the first is only noted in `number`, the second ends the process at once.
+
+    Outside `waiting` the first one raises KeyboardInterrupt, where it is noted too.
+    """
+
+    def __init__(self):
+        self.number, self.is_waiting, self.noted_at = None, False, 0.0
+
+    def listen(self) -> None:
+        """From now on. In one of several processes SIGTERM goes on to end it at once until `waiting` begins."""
+        signal.signal(signal.SIGINT, self.note)
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, number: int, frame) -> None:
+        is_first, seconds = self.number is None, time.monotonic() - self.noted_at
+        if is_first:
+            self.number, self.noted_at = number, time.monotonic()
+        if not self.is_waiting:
+            raise KeyboardInterrupt
+        if not is_first and ("LOCAL_RANK" not in os.environ or seconds > SECONDS_OF_ONE_SIGNAL):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        signal.signal(signal.SIGTERM, self.note)
+        self.is_waiting = True
+        try:
+            yield
+        finally:
+            self.is_waiting = False
+
+    def agreed(self, world_size: int, device: torch.device) -> int | None:
+        """The signal that any of the processes has got, the same in all of them. Every process has to come here."""
+        if world_size == 1 or not dist.is_initialized():
+            return self.number
+        number = torch.tensor(self.number or 0, device=device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number) or None
 
 
 class LoaderDiedError(RuntimeError):
@@ -85,4 +141,35 @@ def deaths_reported() -> Iterator[None]:
         raise
 
 
-__all__ = ["OtherProcessError", "batches_of", "deaths_reported", "exchanged", "failing_together"]
+def asks_for(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
+
+
+def joined_processes() -> Any:
+    """`accelerate.PartialState`: rank, device and process group, as the launcher says; gloo where there is no GPU.
+
+    Raises:
+        ValueError: fewer processes have joined than were launched; in all but the first of them OtherProcessError.
+    """
+    is_without_gpu = not torch.accelerator.is_available() and not asks_for("ACCELERATE_USE_DEEPSPEED")
+    from accelerate import PartialState  # an optional package
+
+    state = PartialState(cpu=asks_for("ACCELERATE_USE_CPU") or is_without_gpu)
+    if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", 1))):
+        if os.environ.get("RANK", "0") != "0":
+            raise OtherProcessError("process 0 says why")
+        raise ValueError(f"{launched} processes were launched, but {state.num_processes} joined; use one per device")
+    return state
+
+
+__all__ = [
+    "OtherProcessError",
+    "StopRequestedError",
+    "StopSignals",
+    "asks_for",
+    "batches_of",
+    "deaths_reported",
+    "exchanged",
+    "failing_together",
+    "joined_processes",
+]

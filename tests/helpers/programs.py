@@ -51,7 +51,7 @@ def make_data(root: Path, num_training: int = 9, num_validation: int = 3) -> Non
 
 def write_recipe(folder: Path, data: Path, **changes) -> Path:
     recipe = {
-        "dataset": str(data),
+        "data": str(data),
         "label_names": {0: "red", 1: "green", 2: "blue"},
         "config": NETWORK,
         "crop_size": 32,
@@ -105,8 +105,14 @@ def launcher(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
 
 
-def train(*arguments, processes: int = 1) -> subprocess.CompletedProcess:
-    """`qlseg train ...` on so many processes."""
+def train(*arguments, processes: int = 1, **variables: str) -> subprocess.CompletedProcess:
+    """`qlseg train ...` on so many processes, on CPUs unless `variables` of the environment say otherwise."""
     command = [*launcher(processes), "-m", "qlseg_hf.cli.train", *map(str, arguments)]
-    own = environment(ACCELERATE_USE_CPU="true")
+    own = environment(**({"ACCELERATE_USE_CPU": "true"} | variables))
     return subprocess.run(command, capture_output=True, text=True, env=own, timeout=600)
+
+
+def stats_of(run: Path) -> dict:
+    """What tells whether a file was written again."""
+    stats = {path: path.stat() for path in run.rglob("*") if path.is_file()}
+    return {path: (stat.st_mtime_ns, stat.st_ino, stat.st_size) for path, stat in stats.items()}

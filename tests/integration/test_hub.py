@@ -457,7 +457,7 @@ def test_nothing_in_a_folder_needs_a_network(tiny_data, tiny_model, tmp_path, co
         saved.save_pretrained(tmp_path / name)
         card = (tmp_path / name / "README.md").read_text()
         assert "None" not in card and ("`net`" in card) == (name != "fresh")
-    result["protocol"] = {"dataset": str(tiny_data), "dataset_config": None, "split": "validation"}
+    result["protocol"] = {"data": str(tiny_data), "dataset_config": None, "split": "validation"}
     result["protocol"] |= inference_protocol(WINDOW)
     add_result_to_card(tmp_path / "plain" / "README.md", result)
     assert connections == []
@@ -510,11 +510,11 @@ def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
     names = {0: "/sky", 1: "a/b"}
     values = {"label_names": names, "dataset_config": "data/here", "report_to": "tensorboard", "train_split": "a/b"}
     values |= {"config": {"weights": [r"C:\Users\alice\x.pth", "file:///home/alice/y", "~/z/", 3, "~alice/u"]}}
-    recipe = Recipe(dataset="me/data", model="data/here", output_dir="runs/one", **known, **values).published()
+    recipe = Recipe(data="me/data", model="data/here", output_dir="runs/one", **known, **values).published()
     assert (recipe.dataset, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
     assert (recipe.dataset_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
     assert recipe.config == {"weights": ["x.pth", "y", "z", 3, "u"]}
-    recipe = Recipe(dataset="link", backbone="../gone/v.pth", output_dir="./", label_names="me/names.txt", **known)
+    recipe = Recipe(data="link", backbone="../gone/v.pth", output_dir="./", label_names="me/names.txt", **known)
     recipe = dataclasses.replace(recipe, resume=str(tmp_path / "run" / "step-1")).published()
     assert (recipe.dataset, recipe.backbone, recipe.resume) == ("link", "v.pth", "step-1")
     assert (recipe.output_dir, recipe.label_names) == (tmp_path.name, "names.txt")
@@ -610,7 +610,7 @@ def hub_recipe(folder: Path, data: Path, **changes) -> Path:
     WINDOW.push_to_hub("me/base")
     names = {0: NASTY, 1: "green", 2: "blue"}
     keys = {"push_to_hub": True, "hub_model_id": "net", "hub_private": True, "hub_revision": "v1"}
-    keys |= {"dataset": "me/data", "model": "me/base", "config": {}, "label_names": names, "ema_decay": None}
+    keys |= {"data": "me/data", "model": "me/base", "config": {}, "label_names": names, "ema_decay": None}
     keys |= {"max_steps": 4, "eval_steps": 2, "save_steps": 4, "num_workers": 0, "log_pictures": 0}
     return write_recipe(folder, data, **(keys | changes))
 
@@ -622,7 +622,7 @@ def test_training(hub, data, tmp_path, monkeypatch, capsys):
     for name in ("losses.jsonl", "evaluations.jsonl", "curves.png"):
         assert files[name] == (run / name).read_bytes() == (run / "last" / name).read_bytes()
     assert files["losses.jsonl"].count(b"\n") == 4
-    assert yaml.safe_load(files["recipe.yaml"])["dataset"] == "me/data"
+    assert yaml.safe_load(files["recipe.yaml"])["data"] == "me/data"
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "me/base" and card.data.datasets == "me/data" and card.data.license == "unknown"
     entry = card.data.eval_results[0]

@@ -10,16 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from conftest import ROOT
 from networks import tiny_config
 from PIL import Image
-from programs import NETWORK, environment, make_data, train, write_recipe
+from programs import NETWORK, environment, make_data, stats_of, train, write_recipe
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
@@ -33,8 +36,9 @@ from qlseg_hf.training.build import (
     training_step,
 )
 from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
+from qlseg_hf.training.distributed import fit_to_recipe, launch_facts, refuse_other_batch, start_accelerator
 from qlseg_hf.training.optimization import parameter_groups
-from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.recipe import ADVICE, SYNONYMS, Recipe, load_recipe
 from qlseg_hf.utils.files import recover_folder, replace_folder, written_beside
 
 
@@ -76,7 +80,7 @@ def test_training_trajectory(stored):
     expected, numbers = stored.numbers["training"], stored.numbers
     model = stored.model().eval()
     recipe = Recipe(
-        dataset="-",
+        data="-",
         crop_size=numbers["config"]["img"],
         total_batch_size=2,
         per_device_batch_size=2,
@@ -167,9 +171,10 @@ def test_resume_in_the_middle_of_saving(whole_run, data, tmp_path):
     done = train(recipe)
     assert done.returncode == 0 and "resuming at step 22" in done.stdout, done.stderr[-2000:]
     assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+    before = stats_of(tmp_path / "run")
     again = train(recipe)
-    assert again.returncode == 0 and "resuming at step 24" in again.stdout
-    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+    assert again.returncode == 0 and "is finished: 24 of 24 steps are made" in again.stdout
+    assert stats_of(tmp_path / "run") == before
 
 
 def test_starting_over_does_not_mix_runs(whole_run, data, tmp_path):
@@ -178,6 +183,44 @@ def test_starting_over_does_not_mix_runs(whole_run, data, tmp_path):
     done = train(write_recipe(tmp_path, data), "--resume", "none")
     assert done.returncode == 1 and "holds step-00000024 of an earlier run" in done.stderr, done.stderr[-2000:]
     assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+
+
+# dropout draws by process, so without it any number of them makes the same steps
+STILL = NETWORK | {"dropout": 0.0, "backbone_config": NETWORK["backbone_config"] | {"drop_path_rate": 0.0}}
+
+
+def test_resume_with_other_processes_and_accumulation(data, tmp_path):
+    """2 steps on one process, 2 on two, 2 on one with batches of 1: the curve of one run, and each change is said."""
+    changes = {"config": STILL, "eval_steps": 6, "num_workers": 0, "warmup_steps": 0}
+    curves = []
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        recipe = write_recipe(tmp_path / name, data, max_steps=6, per_device_batch_size=2, **changes)
+        run = tmp_path / name / "run"
+        if name == "whole":
+            assert train(recipe).returncode == 0
+        else:
+            steps = (([], 1), (["--per_device_batch_size=1"], 2), (["--per_device_batch_size=4"], 1))
+            for number, (more, processes) in enumerate(steps):
+                done = train(recipe, *more, "--keep_checkpoints=9", processes=processes)
+                assert done.returncode == 0, done.stderr[-3000:]
+                if number:
+                    assert f"num_processes: {3 - processes} -> {processes}" in done.stderr, done.stderr
+                    assert "dropout and drop path draw other numbers" in done.stderr
+                for checkpoint in checkpoints(run)[number + 1 :] if number < 2 else []:
+                    shutil.rmtree(checkpoint)
+        lines = (run / "losses.jsonl").read_text().splitlines()
+        curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
+    assert len(curves[0]) == 6
+    np.testing.assert_allclose(curves[0], curves[1], rtol=5e-4)
+    state = json.loads((checkpoints(run)[-1] / "state.json").read_text())
+    assert (state["num_processes"], state["distribution"], state["precision"]) == (1, "NO", "fp32")
+    state = json.loads((checkpoints(run)[1] / "state.json").read_text())
+    assert (state["num_processes"], state["distribution"], state["precision"]) == (2, "MULTI_CPU", "fp32")
+
+    done = train(recipe, "--total_batch_size=8", "--max_steps=9", processes=2)
+    assert done.returncode == 1 and "this run has 2 (MULTI_CPU) and 8; resume as it was, or start a new" in done.stderr
+    assert f"with model: {run}/last" in done.stderr
 
 
 def test_keep_checkpoints(whole_run):
@@ -236,6 +279,95 @@ def test_processes_do_not_change_the_curve(data, tmp_path, processes):
         curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
     assert len(curves[0]) == 6
     np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate reads its environment anew, here and in the tests that follow."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        ({"MIXED_PRECISION": "fp16"}, "mixed_precision fp16 does nothing on a CPU, where fp32 would be used"),
+        ({"MIXED_PRECISION": "float16"}, "mixed_precision is 'float16'; give accelerate no, bf16 or fp16"),
+        ({"MIXED_PRECISION": "BF16"}, "mixed_precision is 'BF16'; give accelerate no, bf16 or fp16"),
+        ({"MIXED_PRECISION": "fp8"}, "fp8 has not been tried|Using `fp8` precision requires|FP8"),
+        ({"DYNAMO_BACKEND": "inductor"}, "dynamo_backend inductor wraps .* set compile: true in the recipe"),
+        ({"USE_FSDP": "true"}, "FSDP was asked for, but accelerate would run NO on 1 CPU"),
+        ({"USE_MEGATRON_LM": "true"}, "Megatron-LM does not know this network"),
+    ],
+)
+def test_what_accelerate_would_not_do_is_refused(monkeypatch, fresh_accelerate, tmp_path, variables, sentence):
+    for name, value in (variables | {"USE_CPU": "true"}).items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises((ImportError, ValueError), match=sentence):
+        start_accelerator(Recipe("-", 32, 4, 2, 10, str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_precision_is_stated(monkeypatch, fresh_accelerate):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    accelerator = start_accelerator(Recipe("-", 32, 4, 2, 10, "-"))
+    assert launch_facts(accelerator)["precision"] == "bf16" and accelerator.gradient_accumulation_steps == 2
+
+
+def deepspeed(**config) -> SimpleNamespace:
+    """What accelerate is before `prepare` with DeepSpeed on two devices, which is not installed here."""
+    plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": 2}} | config if config else None)
+    state, said = SimpleNamespace(deepspeed_plugin=plugin), []
+    return SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        state=state,
+        num_processes=2,
+        gradient_accumulation_steps=1,
+        said=said,
+        print=lambda text, **options: said.append(text),
+    )
+
+
+def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
+    """`prepare` takes accumulation, batch and clipping from the plugin, whatever the recipe says."""
+    recipe = Recipe("-", 32, 12, 2, 10, "-", max_grad_norm=3.0)
+    wanted = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "train_batch_size": 12}
+    wanted["gradient_clipping"] = 3.0
+    for config in (
+        {},  # by flags, of which accelerate's launcher fills in an accumulation of 1
+        {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"},
+        {"train_micro_batch_size_per_gpu": 8, "gradient_clipping": 1.0, "gradient_accumulation_steps": 5},
+    ):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+        accelerator = deepspeed(**config)
+        fit_to_recipe(accelerator, recipe)
+        found = accelerator.state.deepspeed_plugin.deepspeed_config
+        assert {key: found[key] for key in wanted} == wanted and accelerator.gradient_accumulation_steps == 3
+        assert len(accelerator.said) == (config.get("gradient_clipping") == 1.0)
+        refuse_other_batch(accelerator, recipe)
+    assert "gradient_accumulation_steps 5 -> 3, train_micro_batch_size_per_gpu 8 -> 2" in accelerator.said[0]
+    found["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps = 1
+    with pytest.raises(ValueError, match="total_batch_size is 4 and not 12"):
+        refuse_other_batch(accelerator, recipe)
+    found |= wanted | {"gradient_clipping": 1.0}
+    accelerator.gradient_accumulation_steps = 3
+    with pytest.raises(ValueError, match="max_grad_norm is 1.0 and not 3.0"):
+        refuse_other_batch(accelerator, recipe)
+    for key in ("optimizer", "scheduler", "tensor_parallel"):
+        with pytest.raises(ValueError, match=f"configuration holds {key}, which the recipe decides"):
+            fit_to_recipe(deepspeed(**{key: {"type": "x"}}), recipe)
+
+
+def test_torchrun_joins_on_cpus(data, tmp_path):
+    """Without a word of accelerate's: one run of two processes, and not two runs."""
+    recipe = write_recipe(tmp_path, data, max_steps=2, eval_steps=2, num_workers=0)
+    done = train(recipe, processes=2, ACCELERATE_USE_CPU="false")
+    assert done.returncode == 0, done.stderr[-3000:]
+    card = (tmp_path / "run" / "last" / "README.md").read_text()
+    assert "- hardware: 2 x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
+    assert len((tmp_path / "run" / "losses.jsonl").read_text().splitlines()) == 2
 
 
 # ---------------------------------------------------------------------------------------------------- what comes out
@@ -420,7 +552,7 @@ def test_dinov3_recipe(data, tmp_path):
     small = {key: value for key, value in NETWORK.items() if key != "backbone_config"}
     recipe["config"] |= small | {"backbone_config": backbone}
     changes = recipe | {
-        "dataset": str(data),
+        "data": str(data),
         "label_names": {0: "red", 1: "green", 2: "blue"},
         "do_reduce_labels": False,
         "backbone": str(tmp_path / "weights"),
@@ -458,7 +590,7 @@ def relaid(data: Path, root: Path, layout: str) -> dict:
                 (root / kind / name).mkdir(parents=True)
                 for path in pairs[split][kind == "annotations" :: 2]:
                     Image.open(path).save(root / kind / name / f"{path.stem}{ending}")
-        return {"dataset": str(root)}
+        return {"data": str(root)}
     if layout == "pascal-context":
         for folder in ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"):
             (root / folder).mkdir(parents=True)
@@ -469,7 +601,7 @@ def relaid(data: Path, root: Path, layout: str) -> dict:
                 shutil.copy(labels, root / "SegmentationClassContext" / f"{stem}.png")
             names = "".join(f"{name}_{path.stem}\n" for path in pairs[split][::2])
             (root / "ImageSets" / "SegmentationContext" / f"{name}.txt").write_text(names)
-        return {"dataset": str(root)}
+        return {"data": str(root)}
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
     tables = {
@@ -488,7 +620,7 @@ def relaid(data: Path, root: Path, layout: str) -> dict:
     else:
         for name, table in tables.items():
             table.to_parquet(root / f"{name}-00000-of-00001.parquet")
-    return {"dataset": str(root), "streaming": layout == "streaming"}
+    return {"data": str(root), "streaming": layout == "streaming"}
 
 
 SLOW_LAYOUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("coco-stuff", "save_to_disk", "parquet")]
@@ -545,6 +677,50 @@ def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
     with pytest.raises(ValueError, match="must hold `key: value` lines|is not a YAML file"):
         load_recipe(tmp_path / "x.yaml")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "key, hint",
+    [
+        ("lr", "learning_rate"),
+        ("epochs", "set max_steps, which is epochs x pictures / total_batch_size"),
+        ("numTrainEpochs", "set max_steps"),
+        ("batch_size", "total_batch_size"),
+        ("imgsz", "crop_size"),
+        ("image-size", "crop_size"),
+        ("mixed_precision", "accelerate launch --mixed_precision"),
+        ("fp16", "accelerate launch --mixed_precision"),
+        ("patience", "best holds the best model"),
+        ("workers", "num_workers"),
+        ("pretrained", "model"),
+        ("data_dir", "data"),
+        ("classes", "label_names"),
+        ("gpus", "devices belong to the launcher"),
+        ("save_dir", "output_dir"),
+        ("optimizer", "AdamW"),
+        ("lr_scheduler_type", "polynomial"),
+        ("warmup", "warmup_steps"),
+        ("gradient_accumulation_steps", "accumulation follows"),
+        ("dice_weight", "config: {"),
+        ("window_size", "processor: {"),
+        ("check-data", "--check_data is a switch"),
+        ("num_worker", "num_workers"),
+        ("maxsteps", "max_steps"),
+        ("lod", "keys are dataset, "),  # spelt somewhat like lora
+        ("banana", "keys are dataset, "),
+    ],
+)
+def test_names_of_other_trainers(data, tmp_path, key, hint):
+    hint = f"did you mean {hint}?" if hint in Recipe.__dataclass_fields__ else hint
+    with pytest.raises(ValueError, match=re.escape(f"unknown key {key}; ") + ".*" + re.escape(hint)):
+        load_recipe(write_recipe(tmp_path, data), [f"--{key}", "1"])
+
+
+def test_synonyms_are_of_keys():
+    assert SYNONYMS.keys() <= Recipe.__dataclass_fields__.keys()
+    words = " ".join([*SYNONYMS.values(), *ADVICE.values()]).split()
+    assert len(words) == len(set(words)) and all(re.fullmatch("[a-z0-9]+", word) for word in words)
+    assert not set(words) & Recipe.__dataclass_fields__.keys()
 
 
 def test_batch_that_does_not_divide():

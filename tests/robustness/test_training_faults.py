@@ -21,14 +21,14 @@ from accelerate import Accelerator
 from conftest import ROOT
 from networks import tiny_config
 from PIL import Image
-from programs import environment, make_data, write_recipe
+from programs import environment, make_data, stats_of, write_recipe
 from safetensors.torch import load_file
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
 from qlseg_hf.data.datasets import Sample, SampleError, open_dataset
 from qlseg_hf.training.build import NotFiniteError, refuse_not_finite, training_step
-from qlseg_hf.training.checkpoints import checkpoints, read_state, save_checkpoint, step_of
+from qlseg_hf.training.checkpoints import checkpoints, contents, read_state, save_checkpoint, step_of
 from qlseg_hf.training.recipe import Recipe
 
 pytestmark = [
@@ -254,8 +254,7 @@ def test_signals_and_a_dead_worker(server, running):
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         pid, run, log = running()
         (os.killpg if signal_number == signal.SIGINT else os.kill)(pid, signal_number)  # a terminal signals the group
-        assert server.exit_code() == 130
-        assert "train.py: stopped by a signal" in log.read_text() and "Traceback" not in log.read_text()
+        stopped(server.exit_code(), log.read_text(), signal_number, run)
     for number in range(4):
         pid, run, log = running()
         workers = children(pid)
@@ -331,6 +330,164 @@ def test_one_of_two_processes_dies(data, tmp_path):  # noqa: F811
         before = last_step(run)
         for checkpoint in checkpoints(run):
             read_state(checkpoint)
+
+
+def test_resume_with_another_schedule(server, data, tmp_path):  # noqa: F811
+    """What jumps is said, what the recipe changes is done, fewer steps than there are already are refused."""
+    changes = {"max_steps": 4, "warmup_steps": 0, "eval_steps": 4, "save_steps": 2, "num_workers": 0}
+    recipe, run, log = write_recipe(tmp_path, data, **changes), tmp_path / "run", tmp_path / "log"
+    assert server.run(log, "train", recipe)[0] == 0
+    sentence = f"max_steps is 3, but {checkpoints(run)[-1]} has made 4 steps already; set max_steps to at least 4"
+    refused(*server.run(log, "train", recipe, "--max_steps", "3"), sentence)
+    before = stats_of(run)
+    code, printed = server.run(log, "train", recipe)
+    assert code == 0 and "is finished: 4 of 4 steps are made" in printed and stats_of(run) == before
+    _, printed = server.run(log, "train", recipe, "--max_steps", "6", "--weight_decay", "0.5")
+    assert "the learning rate goes from 5.00e-04 at step 4 to 6.67e-04 at step 5" in printed, printed
+    shutil.rmtree(checkpoints(run)[-1])
+    more = ["--max_steps", "6", "--learning_rate", "0.02", "--weight_decay", "0.5"]
+    _, printed = server.run(log, "train", recipe, *more)
+    assert "the learning rate goes from 5.00e-04 at step 4 to 6.67e-03 at step 5" in printed, printed
+    rates = [json.loads(line)["learning_rate"] for line in (run / "losses.jsonl").read_text().splitlines()]
+    assert rates[4:] == pytest.approx([0.02 / 3, 0.02 / 6]) and len(rates) == 6
+    groups = torch.load(checkpoints(run)[-1] / "optimizer.bin", weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
+    assert json.loads((run / "last" / "training.json").read_text())["step"] == 6
+
+
+def test_resume_from_another_folder(server, data, tmp_path):  # noqa: F811
+    """The best of the other run does not count here, where it is not."""
+    changes, log = {"eval_steps": 1, "save_steps": 1, "num_workers": 0}, tmp_path / "log"
+    assert server.run(log, "train", write_recipe(tmp_path, data, max_steps=2, **changes))[0] == 0
+    (tmp_path / "here").mkdir()
+    recipe, place = write_recipe(tmp_path / "here", data, max_steps=3, **changes), checkpoints(tmp_path / "run")[-1]
+    state = json.loads((place / "state.json").read_text()) | {"best": 1.0}
+    (place / "state.json").write_text(json.dumps(state))
+    (place / "contents.json").write_text(json.dumps(contents(place)))
+    code, printed = server.run(log, "train", recipe, "--resume", place)
+    assert code == 0, printed
+    assert (tmp_path / "here" / "run" / "best" / "model.safetensors").is_file()
+    assert num_lines(tmp_path / "here" / "run" / "evaluations.jsonl") == 2  # of steps 2 and 3
+
+
+FAILS = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+from qlseg_hf.model.modeling_qlseg import QLSegForSemanticSegmentation
+def fail(*arguments, **options):
+    raise OSError("the disk of the model is full")
+QLSegForSemanticSegmentation.save_pretrained = fail
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_step_survives_a_failure_to_save_the_model(server, data, tmp_path):  # noqa: F811
+    """The checkpoint is there before `best`; the same command writes `best` and `last` from it if they are due."""
+    (tmp_path / "whole").mkdir()
+    changes, log = {"max_steps": 3, "eval_steps": 3, "save_steps": 100, "num_workers": 0}, tmp_path / "log"
+    assert server.run(log, "train", write_recipe(tmp_path / "whole", data, **changes))[0] == 0
+    recipe, run = write_recipe(tmp_path, data, **changes), tmp_path / "run"
+    command = [sys.executable, "-c", FAILS, str(ROOT / "examples" / "train.py"), str(recipe)]
+    failed = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
+    assert failed.returncode == 1 and "the disk of the model is full" in failed.stderr
+    assert [path.name for path in checkpoints(run)] == ["step-00000003"] and not (run / "best").exists()
+    assert server.run(log, "train", recipe)[0] == 0
+    assert_same_run(run, tmp_path / "whole" / "run")
+    assert "is finished" in server.run(log, "train", recipe)[1]
+
+
+def stopped(code: int, printed: str, number: int, run: Path) -> int:
+    """The step that a run was saved at when a signal stopped it, as it says in one sentence."""
+    name = signal.Signals(number).name
+    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("train.py: ")]
+    assert code == 128 + number and len(lines) == 1 and "Traceback" not in printed, (code, printed)
+    match = re.match(rf"train.py: stopped by {name} after step (\d+) of \d+; (\S+) holds the run", lines[0])
+    assert match and Path(match[2]) == checkpoints(run)[-1] and last_step(run) == int(match[1]), lines
+    read_state(checkpoints(run)[-1])
+    return int(match[1])
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_signals_save_the_step(server, data, tmp_path):  # noqa: F811
+    """SIGTERM to the process or to its group, Ctrl-C: the step is ended and saved, nothing differs in the end."""
+    changes = {"max_steps": 60, "save_steps": 1000, "eval_steps": 30, "keep_checkpoints": 1}
+    (tmp_path / "whole").mkdir()
+    log, run = tmp_path / "log", tmp_path / "run"
+    assert server.run(log, "train", write_recipe(tmp_path / "whole", data, **changes))[0] == 0
+    recipe, steps = write_recipe(tmp_path, data, **changes), [0]
+    ways = ((os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM))
+    for kill, number in ways:
+        pid = server.start(log, "train", recipe)
+        wait_until(lambda: num_lines(run / "losses.jsonl") > steps[-1] or not is_running(pid))  # noqa: B023
+        kill(pid, number)
+        steps.append(stopped(server.exit_code(), log.read_text(), number, run))
+    assert 0 < steps[1] < steps[2] < steps[3] < 60
+    code, printed = server.run(log, "train", recipe)
+    assert code == 0 and f"resuming at step {steps[-1]}" in printed
+    assert_same_run(run, tmp_path / "whole" / "run")
+
+
+def test_signal_during_an_evaluation(server, tmp_path):
+    """The checkpoint is of the step, and the evaluation is made, with its `best`, when the run goes on."""
+    make_data(tmp_path / "data", num_validation=400)
+    changes = {"max_steps": 4, "save_steps": 1000, "eval_steps": 2, "keep_checkpoints": 1}
+    (tmp_path / "whole").mkdir()
+    log, run = tmp_path / "log", tmp_path / "run"
+    assert server.run(log, "train", write_recipe(tmp_path / "whole", tmp_path / "data", **changes))[0] == 0
+    recipe = write_recipe(tmp_path, tmp_path / "data", **changes)
+    for step, is_made_up_for in ((2, False), (2, True), (4, False)):
+        pid = server.start(log, "train", recipe)
+        wait_until(
+            lambda p=pid, n=step, again=is_made_up_for: (
+                not is_running(p)
+                or (
+                    re.search("evaluating: +[1-9]", log.read_text()) if again else num_lines(run / "losses.jsonl") == n
+                )
+            )
+        )
+        os.kill(pid, signal.SIGTERM)
+        assert stopped(server.exit_code(), log.read_text(), signal.SIGTERM, run) == step
+        assert num_lines(run / "evaluations.jsonl") == step // 2 - 1
+    assert server.run(log, "train", recipe)[0] == 0
+    assert_same_run(run, tmp_path / "whole" / "run")
+    assert "is finished" in server.run(log, "train", recipe)[1]
+
+
+def test_second_signal_leaves_at_once(server, tmp_path):
+    """While the first one waits for the end of a step that takes long."""
+    make_data(tmp_path / "data")
+    changes = {"max_steps": 9, "total_batch_size": 4000, "num_workers": 0, "warmup_steps": 0}
+    recipe, log = write_recipe(tmp_path, tmp_path / "data", **changes), tmp_path / "log"
+    pid = server.start(log, "train", recipe)
+    wait_until(lambda: (log.exists() and "0/9 [" in log.read_text()) or not is_running(pid))
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert is_running(pid), log.read_text()
+    os.kill(pid, signal.SIGTERM)
+    start = time.monotonic()
+    assert server.exit_code() == -signal.SIGTERM and time.monotonic() - start < 5
+    assert checkpoints(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("to", ["one", "launcher"])
+def test_signal_to_two_processes(data, tmp_path, to):  # noqa: F811
+    """One of them gets it, or both from the launcher: they stop after the same step, saved once."""
+    recipe = write_recipe(tmp_path, data, max_steps=10**6, save_steps=10**6, eval_steps=10**6, num_workers=1)
+    run, log = tmp_path / "run", tmp_path / "log"
+    launcher = launch_two(recipe, log)
+    wait_until(lambda: num_lines(run / "losses.jsonl") > 0 or launcher.poll() is not None, 120)
+    ranks = [p for p in children(launcher.pid) if "train.py" in Path(f"/proc/{p}/cmdline").read_text()]
+    assert len(ranks) == 2, log.read_text()
+    os.kill(ranks[1] if to == "one" else launcher.pid, signal.SIGTERM)
+    assert launcher.wait(timeout=60) != 0
+    lines = [line for line in log.read_text().replace("\r", "\n").splitlines() if line.startswith("train.py: ")]
+    step = last_step(run)
+    assert len(lines) == 1 and f"stopped by SIGTERM after step {step} of" in lines[0], lines
+    assert read_state(checkpoints(run)[-1])["num_processes"] == 2 and num_lines(run / "losses.jsonl") == step >= 10
 
 
 # ------------------------------------------------------------------------------------------ losses that are no numbers
@@ -500,7 +657,7 @@ def as_table(root: Path, place: Path, streaming: bool) -> dict:
         features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
         place.mkdir(exist_ok=True)
         datasets.Dataset.from_dict(columns, features).to_parquet(place / f"{name}-00000-of-00001.parquet")
-    return {"dataset": str(place), "streaming": streaming}
+    return {"data": str(place), "streaming": streaming}
 
 
 LAYOUTS = ["folder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("parquet", "streaming"))]

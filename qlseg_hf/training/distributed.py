@@ -1,0 +1,149 @@
+"""What accelerate and its launchers were told, held against the recipe: nothing of it changes a run without a word."""
+
+import os
+import sys
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, DynamoBackend
+
+from ..utils.distributed import asks_for, failing_together, joined_processes
+from .recipe import Recipe
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # their checkpoints are in parts, one per process
+ALL_PARALLEL = ("tp_size", "cp_size", "sp_size")  # processes that would see the same pictures
+# parts of DeepSpeed's configuration that would train something else than the recipe says
+FOREIGN = (
+    "optimizer",
+    "scheduler",
+    "amp",
+    "compression_training",
+    "curriculum_learning",
+    "data_efficiency",
+    "progressive_layer_drop",
+    "tensor_parallel",
+)
+
+
+def start_accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate as its launcher was told, with the batch of the recipe; nothing is written.
+
+    Raises:
+        ValueError: it was told something that it would not do here, or that contradicts the recipe.
+    """
+    with failing_together(joined_processes().num_processes):
+        if asks_for("ACCELERATE_USE_MEGATRON_LM"):
+            raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
+        accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
+        refuse_what_is_not_done(accelerator)
+        fit_to_recipe(accelerator, recipe)
+    return accelerator
+
+
+def refuse_what_is_not_done(accelerator: Accelerator) -> None:
+    """ValueError if precision, distribution or compilation are not those that accelerate was asked for."""
+    device, kind = accelerator.device.type, accelerator.distributed_type
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", "bf16", "fp16"):
+        raise ValueError(
+            f"mixed_precision is {asked[:40]!r}; give accelerate no, bf16 or fp16"
+            + (", fp8 has not been tried with this network" if asked.lower() == "fp8" else "")
+        )
+    used = accelerator.mixed_precision
+    if used != asked:
+        raise ValueError(f"mixed_precision {asked} was asked for, but {used} would be used; make them the same")
+    if used != "no" and not accelerator.native_amp and kind != DistributedType.DEEPSPEED:
+        raise ValueError(
+            f"mixed_precision {used} does nothing on a {device.upper()}, where fp32 would be used; choose bf16 or no"
+        )
+    for variable, wanted in (
+        ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
+        ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
+    ):
+        if asks_for(variable) and kind != wanted:
+            raise ValueError(
+                f"{wanted.value} was asked for, but accelerate would run {kind.value} on {accelerator.num_processes} "
+                f"{device.upper()} process(es); start it on GPUs with accelerate launch, or leave it out"
+            )
+    layout = getattr(accelerator, "parallelism_config", None)
+    if too_many := [f"{name} {getattr(layout, name)}" for name in ALL_PARALLEL if getattr(layout, name, 1) > 1]:
+        raise ValueError(
+            f"accelerate's {', '.join(too_many)} would give several processes the same pictures; set it to 1"
+        )
+    if (backend := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
+        raise ValueError(
+            f"accelerate's dynamo_backend {backend.value.lower()} wraps the whole network, which could not be saved; "
+            "leave it out (--dynamo_backend no) and set compile: true in the recipe"
+        )
+
+
+def fit_to_recipe(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Write batch, accumulation and clipping of the recipe into accelerate and DeepSpeed; says what gave way.
+
+    Raises:
+        ValueError: the total batch does not divide, or DeepSpeed's configuration holds what only the recipe decides.
+    """
+    steps = recipe.accumulation_steps(accelerator.num_processes)
+    wanted = {"gradient_accumulation_steps": steps}
+    found = {"gradient_accumulation_steps": accelerator.gradient_accumulation_steps}
+    accelerator.gradient_accumulation_steps = steps
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        found = plugin.deepspeed_config
+        if foreign := [key for key in FOREIGN if found.get(key)]:
+            raise ValueError(
+                f"DeepSpeed's configuration holds {', '.join(foreign)}, which the recipe decides; take it out there"
+            )
+        wanted |= {
+            "train_micro_batch_size_per_gpu": recipe.per_device_batch_size,
+            "train_batch_size": recipe.total_batch_size,
+            "gradient_clipping": recipe.max_grad_norm,
+        }
+        plugin.gradient_accumulation_steps, plugin.gradient_clipping = steps, recipe.max_grad_norm
+    # accelerate's launcher fills in an accumulation of 1 by itself
+    given_way = [
+        f"{key} {found[key]} -> {value}"
+        for key, value in wanted.items()
+        if found.get(key) not in (None, "auto", value) and (key, found[key]) != ("gradient_accumulation_steps", 1)
+    ]
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        found |= wanted
+    if given_way:
+        accelerator.print(f"the recipe replaces settings of accelerate: {', '.join(given_way)}", file=sys.stderr)
+
+
+def refuse_other_batch(accelerator: Accelerator, recipe: Recipe) -> None:
+    """ValueError if a step would take other pictures than the recipe says, or clip elsewhere, once all is prepared."""
+    passes, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
+    found = {"total_batch_size": recipe.per_device_batch_size * passes * processes}
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        product = config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * processes
+        found["per_device_batch_size"] = config["train_micro_batch_size_per_gpu"]
+        found["total_batch_size"] = product if product != recipe.total_batch_size else found["total_batch_size"]
+        found["max_grad_norm"] = config["gradient_clipping"]
+    if differing := [
+        f"{key} is {value} and not {getattr(recipe, key)}"
+        for key, value in found.items()
+        if value != getattr(recipe, key)
+    ]:
+        raise ValueError(
+            f"accelerate has changed the recipe: {', '.join(differing)}; take these settings out of its configuration"
+        )
+
+
+def launch_facts(accelerator: Accelerator) -> dict[str, int | str]:
+    """How a run is computed, as checkpoints and cards state it.
+
+    Returns:
+        `num_processes`; `distribution`: accelerate's name (NO, MULTI_CPU, MULTI_GPU, FSDP, DEEPSPEED, ...);
+        `precision` of the forward pass: fp32, bf16 or fp16. Weights are updated and saved in fp32.
+    """
+    precision = accelerator.mixed_precision
+    return {
+        "num_processes": accelerator.num_processes,
+        "distribution": accelerator.distributed_type.value,
+        "precision": "fp32" if precision == "no" else precision,
+    }
+
+
+__all__ = ["SHARDED", "launch_facts", "refuse_other_batch", "start_accelerator"]
