@@ -24,7 +24,6 @@ from transformers import (
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto import auto_factory
 
 
 def refusals(folder: str) -> dict[str, str]:
@@ -117,9 +116,6 @@ def save_again(folder: str, hub_id: str, hub_backbone: str, out: Path) -> dict[s
     pipe.model.backbone.save_pretrained(out / "backbone")
     backbones = {"folder": get_class_from_dynamic_module("modeling_qlseg.QLSegViTBackbone", str(out / "backbone"))}
     backbones["folder"] = backbones["folder"].from_pretrained(out / "backbone")
-    # the one thing that AutoBackbone asks the Hub even if all is in the cache; this process is offline
-    auto_factory.hf_api = lambda: type("Api", (), {"repo_exists": staticmethod(lambda name: True)})
-    auto_factory.repo_exists = lambda name: True  # transformers 5.17
     backbones["hub"] = AutoBackbone.from_pretrained(hub_backbone, trust_remote_code=True)
     backbones["model"] = pipe.model.backbone
     pixels = torch.linspace(-1, 1, 3 * 40 * 56).view(1, 3, 40, 56)
