@@ -77,7 +77,9 @@ class Recipe:
         resume: auto (the newest checkpoint of `output_dir`, if any), none, or the path of a checkpoint.
         push_to_hub, hub_model_id, hub_private, hub_revision: upload the best model and the logs at the end, to this
             repository and branch (`main` by default); `hub_private` makes the repository private.
+        output_dir: folder of the run: models, checkpoints, logs, curves, overlays.
         report_to: tracker of accelerate: tensorboard, wandb, ...
+        seed: of weights, samples and their order.
         num_workers: processes that load data, per training process; of a stream at most one.
         log_pictures: validation overlays logged at every evaluation.
     """
