@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-integration test-all conformance properties faults versions lint format clean
+.PHONY: demo test test-integration test-all conformance properties faults versions docs lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -35,6 +35,10 @@ faults: $(VENV)/installed
 versions:
 	$(PYTHON) tests/helpers/versions.py
 
+# the site in build/site; every warning is an error. mkdocs-material's own notice about MkDocs 2 is none of ours.
+docs: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,6 +61,10 @@ $(VENV)/app-installed: $(VENV)/installed
 	sed 's/^pillow==[^;]*/pillow==12.3.0/' constraints.txt > $(VENV)/constraints-app.txt
 	$(BIN)/python -m pip install --quiet --upgrade --constraint $(VENV)/constraints-app.txt --target $(VENV)/app gradio
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	touch $@
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
 	touch $@
 
 clean:

@@ -143,35 +143,58 @@ class Recipe:
     """What `qlseg train` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
 
     Args:
-        model: QLSeg folder or Hub id to start from; or
-        backbone: pretrained weights (`load_vit_weights`) of the kind that `config.backbone_config` describes, under a
-            fresh head; or neither, for random weights.
+        data: folder or Hub id of the data; see `open_dataset`.
+        crop_size: side of the square training sample, pixels.
+        total_batch_size: images per optimiser step over all processes.
+        per_device_batch_size: images per forward pass; the accumulation steps follow.
+        max_steps: optimiser steps; the learning rate reaches 0 there.
+        output_dir: folder of the run: models, checkpoints, logs, curves, overlays.
+        model: QLSeg folder or Hub id to start from; excludes `backbone`. With neither, weights are random.
+        backbone: pretrained encoder (folder or Hub id, timm's or transformers' naming) of the kind that
+            `config.backbone_config` describes, under a fresh head.
         config: fields of `QLSegConfig` that differ from its defaults or from the model's.
         processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's.
-        data, dataset_config, train_split, eval_split, image_column, label_column, streaming, label_colors: see
-            `open_dataset`.
-        strict: refuse training pictures that cannot be read, instead of leaving them out and naming them.
+        dataset_config: configuration of a Hub data set.
+        train_split: name of the split to train on.
+        eval_split: name of the split to evaluate on.
+        image_column: column of the images in a table; guessed if not given.
+        label_column: column of the label maps in a table; guessed if not given.
+        streaming: read a table from front to back, without download.
+        strict: refuse training images that cannot be read, instead of leaving them out and naming them.
         label_names: file, list, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
             pascal-context-59, pascal-context-60); the model's if not given.
-        do_reduce_labels, ignore_index, label_map: see `QLSegImageProcessor`; the model's if not given.
-        crop_size, resize_box, scale_range, cat_max_ratio, photometric: see `TrainingTransform`.
-        total_batch_size: pictures per optimiser step over all processes.
-        per_device_batch_size: pictures per forward pass; the accumulation steps follow.
-        learning_rate, head_lr_multiplier, layer_decay, weight_decay: see `parameter_groups`.
-        max_steps, warmup_steps, poly_power: see `learning_rate_factor`.
+        label_colors: {label: [red, green, blue]}, where label maps are stored as colours.
+        do_reduce_labels: stored 0 is void and every other label is lowered by one; the model's if not given.
+        ignore_index: label of pixels that do not count; the model's if not given.
+        label_map: {stored value: label}, applied before the two above; the model's if not given.
+        resize_box: [long side, short side] that an image is fitted into at ratio 1; [2048, `crop_size`] if not given.
+        scale_range: lowest and highest ratio of the random resize.
+        cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more; 1 takes any.
+        photometric: distort brightness, contrast, saturation and hue; needs OpenCV.
+        warmup_steps: linear warm-up of the learning rate.
+        learning_rate: of the encoder.
+        head_lr_multiplier: times that rate for everything outside the encoder.
+        layer_decay: factor on the rate from each encoder layer to the one before it; 1 in the paper.
+        weight_decay: of all weights but the encoder's norms.
+        poly_power: power of the learning rate's decay.
         max_grad_norm: L2 norm that gradients are clipped at.
-        ema_decay: of the exponential moving average of the weights that is evaluated and saved; None for none.
-        class_weights: factor of each label in the loss, {label: factor} or a list of all; None for 1.
+        ema_decay: of the exponential moving average of the weights that is evaluated and saved; none if not given.
+        class_weights: factor of each label in the loss, {label: factor} or a list of all; 1 if not given.
         freeze_backbone: train the head alone.
         lora: rank of LoRA adapters on the encoder's attention (needs peft); the head is trained whole. They are merged
             when the model is saved.
-        gradient_checkpointing, compile: memory against time, and torch.compile of encoder, pixel encoder and decoder.
-        eval_steps, save_steps: intervals.
+        gradient_checkpointing: less memory for more time.
+        compile: torch.compile of encoder, pixel encoder and decoder.
+        eval_steps: interval of evaluations.
+        save_steps: interval of checkpoints.
         keep_checkpoints: newest ones kept for resuming.
         resume: auto (the newest checkpoint of `output_dir`, if any), none, or the path of a checkpoint.
-        push_to_hub, hub_model_id, hub_private, hub_revision: upload the best model and the logs at the end, to this
-            repository and branch (`main` by default); `hub_private` makes the repository private.
+        push_to_hub: upload the best model and the logs at the end.
+        hub_model_id: repository to upload to.
+        hub_private: make that repository private.
+        hub_revision: branch to upload to; `main` if not given.
         report_to: tracker of accelerate: tensorboard, wandb, ...
+        seed: of weights, samples and their order.
         num_workers: processes that load data, per training process; of a stream at most one.
         log_pictures: validation overlays logged at every evaluation.
     """

@@ -75,7 +75,7 @@ def build(name: str, at_floor: bool) -> Path:
     constraints.write_text("".join(exact.values()))
     constraints_apart.write_text("".join(line for name, line in exact.items() if name != "huggingface_hub"))
     pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade"]
-    together = ",".join(extra for extra in extras if extra not in ("app", "quantize"))
+    together = ",".join(extra for extra in extras if extra not in ("app", "docs", "quantize"))
     command = ["--upgrade-strategy", "eager", "--constraint", constraints, "--editable", f"{ROOT}[{together}]"]
     subprocess.run([*pip, *command], check=True)
     for folder, names, options in (

@@ -1,11 +1,17 @@
-"""The README's snippets run, in its order, in a folder that holds what they name."""
+"""README and docs/ are true: their Python runs, in their order, and their commands, options, recipes, links exist.
+
+In README a block marked bash is run, one marked text is only looked at.
+"""
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import click
 import numpy as np
 import pytest
 from conftest import FIXTURES, ROOT
@@ -16,12 +22,36 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 from qlseg_hf.model.configuration_qlseg import RELEASES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+WITH_PYTHON = [README, *(PAGES[name] for name in ("inference.md", "training.md", "evaluation.md"))]  # in order
+ALL = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")} | PAGES
 
 
-def blocks(language: str) -> list[str]:
-    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-    assert found
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """(page, words) of every line in a block that is a command of ours."""
+    programs = ("qlseg ", "accelerate ", "torchrun ")
+    found = [
+        (page, shlex.split(line, comments=True))
+        for page, text in ALL.items()
+        for block in blocks("(?:bash|text)", text)
+        for line in block.splitlines()
+        if line.startswith(programs)
+    ]
+    assert len(found) > 30
     return found
+
+
+def of_qlseg(words: list[str]) -> list[str]:
+    """`accelerate launch -m qlseg_hf.cli.train RECIPE` as `train RECIPE`."""
+    if words[0] == "qlseg":
+        return words[1:]
+    module = next(word for word in words if word.startswith("qlseg_hf.cli."))
+    assert find_spec(module), module
+    return [module.rsplit(".", 1)[1], *words[words.index(module) + 1 :]]
 
 
 @pytest.fixture
@@ -56,34 +86,67 @@ def place(tmp_path, monkeypatch):
 def test_python_snippets(place):
     for name in ("peft", "cv2", "datasets"):
         pytest.importorskip(name)
-    namespace = {}
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), namespace)
+    namespace, ran = {}, 0
+    for text in WITH_PYTHON:
+        for block in blocks("python", text):
+            exec(compile(block, "README.md and docs", "exec"), namespace)
+            ran += 1
+    assert ran == sum(len(blocks("python", text)) for text in ALL.values())
     assert namespace["label_maps"][0].shape == namespace["maps"][0].shape
     assert namespace["model"].config.num_labels == 20
 
 
-def test_commands(place):
-    pytest.importorskip("cv2")
+def test_commands_of_the_readme(place):
     shutil.rmtree(place / "qlseg-vit-b-ade20k")
-    ran = 0
-    for block in blocks("bash"):
-        for line in block.splitlines():
-            if line.startswith("python "):
-                script, *arguments = line.split()[1:]
-                command = [sys.executable, ROOT / script, *arguments]
-                done = subprocess.run(
-                    command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-                )
-                assert done.returncode == 0, done.stderr
-                ran += 1
-    assert ran == 3 and (place / "out" / "picture_overlay.png").is_file()
+    lines = [line for block in blocks("bash", README) for line in block.splitlines() if line.startswith("qlseg ")]
+    assert len(lines) == 2
+    for line in lines:
+        command = [sys.executable, "-m", "qlseg_hf", *line.split()[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
+    assert (place / "out" / "picture_overlay.png").is_file()
+
+
+def test_commands_and_options_exist():
+    from qlseg_hf.cli.main import COMMANDS, group
+
+    commands = {name: group.get_command(None, name) for name in COMMANDS}
+    texts = {name: command.get_help(click.Context(command, info_name=name)) for name, command in commands.items()}
+    for page, words in command_lines():
+        name, *arguments = of_qlseg(words)
+        assert name in texts, (page, words)
+        for option in re.findall(r"--([\w-]+)", " ".join(arguments)):
+            assert re.search(rf"--{option.replace('-', '_')}\b", texts[name]), (page, words, option)
+
+
+def test_recipes_exist():
+    named = {of_qlseg(words)[1] for _, words in command_lines() if of_qlseg(words)[0] in ("train", "check")}
+    named |= set(re.findall(r"^\| `([\w-]+)` \| .* \| .*\b(?:measured|paper's|run)", PAGES["training.md"], flags=re.M))
+    assert len(named) > 8
+    for name in named - {"RECIPE"}:
+        assert (ROOT / "qlseg_hf" / "recipes" / f"{name}.yaml").is_file() or (ROOT / name).is_file(), name
+
+
+def test_links_of_the_readme():
+    """MkDocs checks those of docs/."""
+    links = [link for text in (README, ALL["CONTRIBUTING.md"]) for link in re.findall(r"\]\(([^)\s]+)\)", text)]
+    links = [link.partition("#") for link in links if "://" not in link]
+    assert len(links) > 20
+    for path, _, anchor in links:
+        text = (ROOT / path).read_bytes()
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", text.decode(), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+
+
+def test_size_of_the_readme():
+    assert len(README.encode()) <= 10_000
 
 
 def test_make_targets():
     makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"(?:`|^)make ([\w-]+)", README, flags=re.MULTILINE)
-    assert {"demo", "test", "test-all"} <= set(targets)
+    targets = {target for text in ALL.values() for target in re.findall(r"(?:`|^)make ([\w-]+)", text, re.MULTILINE)}
+    assert {"demo", "test", "test-all", "docs"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
