@@ -10,3 +10,6 @@ command = RecipeCommand(
 RECIPE is a YAML file or the name of one that comes with the package; `--data`, `--label_names` and any other key can
 be given beside it. Nothing is written.""",
 )
+
+if __name__ == "__main__":
+    command()

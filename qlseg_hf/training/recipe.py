@@ -102,7 +102,7 @@ ADVICE = {  # and what no key is: what to do, and its names
     "settings of the processor belong into processor: {name: value}": (
         "size resize windowsize stride windowstride imagemean imagestd mean std dorescale donormalize"
     ),
-    "--check_data is a switch of the command line, written without a value": "checkdata checkonly dryrun",
+    "qlseg check RECIPE looks at the data alone": "checkdata checkonly dryrun",
 }
 
 

@@ -1,10 +1,9 @@
-"""Runs the scripts of examples/ in forked processes: a kill then costs a second, not another import of torch.
+"""Runs commands of `qlseg` in forked processes: a kill then costs a second, not another import of torch.
 
-A line on stdin is JSON, [log file, script, arguments...]; the answers are two lines, the process's id, which is also
+A line on stdin is JSON, [log file, command, arguments...]; the answers are two lines, the process's id, which is also
 that of its group, and, when it has ended, its exit code as `subprocess` has it.
 """
 
-import importlib.util
 import json
 import os
 import sys
@@ -17,22 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
-def imported(name: str):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def run(main, log: str, arguments: list[str]) -> None:
+def run_and_exit(log: str, arguments: list[str]) -> None:
     os.setpgid(0, 0)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = arguments
     status = 1
     try:
-        status = main()
+        status = run(arguments)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -43,18 +34,21 @@ def run(main, log: str, arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     tqdm.monitor_interval = 0  # its thread may hold a lock while this is forked, and the child would wait for ever
-    import torch._dynamo  # noqa: F401 (what the scripts import late)
+    import torch._dynamo  # noqa: F401 (what the commands import late)
 
-    scripts = {name: imported(name) for name in ("train", "evaluate")}
-    importlib.import_module("qlseg_hf.data.augmentation").opencv()
-    scripts["evaluate"].evaluate_samples.__globals__["ROUND_SECONDS"] = (
-        0.05  # state is written for nearly every picture
-    )
+    import qlseg_hf.cli.errors  # noqa: F401
+    import qlseg_hf.training.loop  # noqa: F401
+    from qlseg_hf.cli.main import run
+    from qlseg_hf.data.augmentation import opencv
+    from qlseg_hf.evaluation import evaluator
+
+    opencv()
+    evaluator.ROUND_SECONDS = 0.05  # state is written for nearly every picture
     for line in sys.stdin:
-        log, script, *arguments = json.loads(line)
+        log, *arguments = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            run(scripts[script].main, log, [f"{script}.py", *arguments])
+            run_and_exit(log, arguments)
         os.setpgid(pid, pid)  # here too: whoever reads the id may kill at once
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -105,11 +105,12 @@ def launcher(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
 
 
-def train(*arguments, processes: int = 1, **variables: str) -> subprocess.CompletedProcess:
-    """`qlseg train ...` on so many processes, on CPUs unless `variables` of the environment say otherwise."""
-    command = [*launcher(processes), "-m", "qlseg_hf.cli.train", *map(str, arguments)]
+def train(*arguments, processes: int = 1, command: str = "train", **variables: str) -> subprocess.CompletedProcess:
+    """`qlseg train ...` or `check` on so many processes, on CPUs unless `variables` of the environment say otherwise."""
+    module = f"qlseg_hf.cli.{command}"
+    whole = [*launcher(processes), "-m", module, *map(str, arguments)]
     own = environment(**({"ACCELERATE_USE_CPU": "true"} | variables))
-    return subprocess.run(command, capture_output=True, text=True, env=own, timeout=600)
+    return subprocess.run(whole, capture_output=True, text=True, env=own, timeout=600)
 
 
 def stats_of(run: Path) -> dict:

@@ -140,7 +140,7 @@ def test_step_without_any_label_is_finite():
 def test_resume_is_exact_after_kills(whole_run, data, tmp_path):
     """SIGKILL to the whole process group at three random moments; the same command each time."""
     recipe, draw, exit_codes = write_recipe(tmp_path, data), random.Random(7), []
-    command = [sys.executable, str(ROOT / "examples" / "train.py"), str(recipe)]
+    command = [sys.executable, "-m", "qlseg_hf.cli.train", str(recipe)]
     for _ in range(3):
         before = checkpoints(tmp_path / "run")
         process = subprocess.Popen(
@@ -520,22 +520,22 @@ def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, tmp_path):
                     folder / "a.png"
                 )
     reads = {"model": str(stored.folder), "label_names": None, "config": {}}
-    done = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--check_data")
+    done = train(write_recipe(tmp_path, tmp_path / "0", **reads), command="check")
     sentence = "0 is ignored, and 20 is 'class 19', but never occurs; set do_reduce_labels: false if 0 is 'wall"
     assert done.returncode == 1 and "the data set cannot be trained on: with do_reduce_labels: true" in done.stderr
     assert sentence in done.stderr
     assert "reduced: do_reduce_labels: true (as set)" in done.stdout
-    said = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--check_data", "--do_reduce_labels", "true")
+    said = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--do_reduce_labels", "true", command="check")
     assert said.returncode == 0 and f"warning: with do_reduce_labels: true the stored value {sentence}" in said.stdout
-    done = train(write_recipe(tmp_path, tmp_path / "1", **reads), "--check_data")
+    done = train(write_recipe(tmp_path, tmp_path / "1", **reads), command="check")
     assert done.returncode == 0 and "warning" not in done.stdout and "20 of 20 labels occur" in done.stdout
 
 
 def test_dinov3_recipe(data, tmp_path):
-    """examples/recipes/dinov3-vit-l-ade20k.yaml, its sizes cut down, for two steps from stored weights, with LoRA."""
+    """recipes/dinov3-vit-l-ade20k.yaml, its sizes cut down, for two steps from stored weights, with LoRA."""
     pytest.importorskip("peft")
     pytest.importorskip("cv2")
-    path = ROOT / "examples" / "recipes" / "dinov3-vit-l-ade20k.yaml"
+    path = ROOT / "qlseg_hf" / "recipes" / "dinov3-vit-l-ade20k.yaml"
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     vit_l = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
     backbone = recipe["config"]["backbone_config"]
@@ -703,7 +703,7 @@ def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
         ("gradient_accumulation_steps", "accumulation follows"),
         ("dice_weight", "config: {"),
         ("window_size", "processor: {"),
-        ("check-data", "--check_data is a switch"),
+        ("check-data", "qlseg check RECIPE looks at the data alone"),
         ("num_worker", "num_workers"),
         ("maxsteps", "max_steps"),
         ("lod", "keys are dataset, "),  # spelt somewhat like lora
@@ -770,7 +770,7 @@ def break_data(folder: Path, how: str) -> None:
 def test_broken_data_gets_its_sentence(tmp_path, how, sentence):
     make_data(tmp_path / "data")
     break_data(tmp_path / "data" / "annotations" / "training", how)
-    done = train(write_recipe(tmp_path, tmp_path / "data"), "--check_data")
+    done = train(write_recipe(tmp_path, tmp_path / "data"), command="check")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(f"the data set cannot be trained on: .*{sentence}", done.stderr), done.stderr
     assert not (tmp_path / "run").exists()
@@ -785,7 +785,7 @@ def test_training_refuses_broken_data(tmp_path):
 
 
 def test_check_data_alone(data, tmp_path):
-    done = train(write_recipe(tmp_path, data), "--check_data")
+    done = train(write_recipe(tmp_path, data), command="check")
     assert done.returncode == 0 and "checked 9 pictures: 3 of 3 labels occur" in done.stdout
     assert not (tmp_path / "run").exists()
 
@@ -793,7 +793,7 @@ def test_check_data_alone(data, tmp_path):
 def test_sentences_of_the_command_line(data, tmp_path):
     recipe = write_recipe(tmp_path, data)
     for arguments, sentence in (
-        ([tmp_path / "none.yaml"], "No such file"),
+        ([tmp_path / "none.yaml"], "there is no recipe"),
         ([recipe, "--dataset", str(tmp_path / "nothing")], "is no folder"),
         ([recipe, "--resume", str(tmp_path)], "is no checkpoint of a run"),
     ):

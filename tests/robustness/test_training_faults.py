@@ -38,6 +38,8 @@ pytestmark = [
 SEED = int(os.environ.get("QLSEG_KILL_SEED", 6))
 NUM_KILLS = 50
 
+SAYS = ("qlseg train: ", "qlseg check: ", "qlseg evaluate: ")  # how a sentence for the user begins
+
 
 class ForkServer:
     """See fork_server.py."""
@@ -109,7 +111,7 @@ def last_step(run: Path) -> int:
 
 def refused(code: int, printed: str, *sentences: str) -> None:
     """It ended with one sentence, no traceback."""
-    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("train.py: ")]
+    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith(SAYS)]
     assert code == 1 and len(lines) == 1 and "Traceback" not in printed, printed
     for sentence in sentences:
         assert re.search(sentence, lines[0]), lines[0]
@@ -205,8 +207,8 @@ def test_kills_of_an_evaluation(server, tmp_path):
     make_data(tmp_path / "data", num_validation=150)
     recipe = write_recipe(tmp_path, tmp_path / "data", max_steps=2, eval_steps=2, save_steps=2)
     assert server.run(tmp_path / "log", "train", recipe)[0] == 0
-    arguments = ["--model", tmp_path / "run" / "last", "--dataset", tmp_path / "data", "--split", "validation"]
-    arguments += ["--scales", "0.5", "1", "1.5", "2", "--flip", "--output"]
+    arguments = [tmp_path / "run" / "last", "--data", tmp_path / "data", "--split", "validation"]
+    arguments += ["--scales", "0.5,1,1.5,2", "--flip", "--output"]
     start = time.monotonic()
     code, printed = server.run(tmp_path / "log", "evaluate", *arguments, tmp_path / "whole.json")
     assert code == 0, printed
@@ -319,13 +321,13 @@ def test_one_of_two_processes_dies(data, tmp_path):  # noqa: F811
         launcher = launch_two(recipe, log)
         wait_until(lambda b=before, p=launcher: last_step(run) > b or p.poll() is not None, 120)
         assert launcher.poll() is None and (before == 0 or f"resuming at step {before}" in log.read_text())
-        ranks = [p for p in children(launcher.pid) if "train.py" in Path(f"/proc/{p}/cmdline").read_text()]
+        ranks = [p for p in children(launcher.pid) if "qlseg_hf.cli.train" in Path(f"/proc/{p}/cmdline").read_text()]
         assert len(ranks) == 2
         os.kill(ranks[before > 0], signal.SIGKILL)
         start = time.monotonic()
         assert launcher.wait(timeout=60) != 0
         assert time.monotonic() - start < 40
-        own = [line for line in log.read_text().splitlines() if line.startswith("train.py: ")]
+        own = [line for line in log.read_text().splitlines() if line.startswith(SAYS)]
         assert len(own) <= 1 and all("another process of this run has died" in line for line in own), own
         before = last_step(run)
         for checkpoint in checkpoints(run):
@@ -372,12 +374,11 @@ def test_resume_from_another_folder(server, data, tmp_path):  # noqa: F811
 
 FAILS = """
 import runpy, sys
-sys.argv = sys.argv[1:]
-from qlseg_hf.model.modeling_qlseg import QLSegForSemanticSegmentation
+from qlseg_hf import QLSegForSemanticSegmentation
 def fail(*arguments, **options):
     raise OSError("the disk of the model is full")
 QLSegForSemanticSegmentation.save_pretrained = fail
-runpy.run_path(sys.argv[0], run_name="__main__")
+runpy.run_module("qlseg_hf.cli.train", run_name="__main__")
 """
 
 
@@ -387,7 +388,7 @@ def test_step_survives_a_failure_to_save_the_model(server, data, tmp_path):  # n
     changes, log = {"max_steps": 3, "eval_steps": 3, "save_steps": 100, "num_workers": 0}, tmp_path / "log"
     assert server.run(log, "train", write_recipe(tmp_path / "whole", data, **changes))[0] == 0
     recipe, run = write_recipe(tmp_path, data, **changes), tmp_path / "run"
-    command = [sys.executable, "-c", FAILS, str(ROOT / "examples" / "train.py"), str(recipe)]
+    command = [sys.executable, "-c", FAILS, str(recipe)]
     failed = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
     assert failed.returncode == 1 and "the disk of the model is full" in failed.stderr
     assert [path.name for path in checkpoints(run)] == ["step-00000003"] and not (run / "best").exists()
@@ -399,9 +400,9 @@ def test_step_survives_a_failure_to_save_the_model(server, data, tmp_path):  # n
 def stopped(code: int, printed: str, number: int, run: Path) -> int:
     """The step that a run was saved at when a signal stopped it, as it says in one sentence."""
     name = signal.Signals(number).name
-    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("train.py: ")]
+    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith(SAYS)]
     assert code == 128 + number and len(lines) == 1 and "Traceback" not in printed, (code, printed)
-    match = re.match(rf"train.py: stopped by {name} after step (\d+) of \d+; (\S+) holds the run", lines[0])
+    match = re.match(rf"qlseg train: stopped by {name} after step (\d+) of \d+; (\S+) holds the run", lines[0])
     assert match and Path(match[2]) == checkpoints(run)[-1] and last_step(run) == int(match[1]), lines
     read_state(checkpoints(run)[-1])
     return int(match[1])
@@ -480,11 +481,11 @@ def test_signal_to_two_processes(data, tmp_path, to):  # noqa: F811
     run, log = tmp_path / "run", tmp_path / "log"
     launcher = launch_two(recipe, log)
     wait_until(lambda: num_lines(run / "losses.jsonl") > 0 or launcher.poll() is not None, 120)
-    ranks = [p for p in children(launcher.pid) if "train.py" in Path(f"/proc/{p}/cmdline").read_text()]
+    ranks = [p for p in children(launcher.pid) if "qlseg_hf.cli.train" in Path(f"/proc/{p}/cmdline").read_text()]
     assert len(ranks) == 2, log.read_text()
     os.kill(ranks[1] if to == "one" else launcher.pid, signal.SIGTERM)
     assert launcher.wait(timeout=60) != 0
-    lines = [line for line in log.read_text().replace("\r", "\n").splitlines() if line.startswith("train.py: ")]
+    lines = [line for line in log.read_text().replace("\r", "\n").splitlines() if line.startswith(SAYS)]
     step = last_step(run)
     assert len(lines) == 1 and f"stopped by SIGTERM after step {step} of" in lines[0], lines
     assert read_state(checkpoints(run)[-1])["num_processes"] == 2 and num_lines(run / "losses.jsonl") == step >= 10
@@ -532,7 +533,7 @@ def test_loss_that_is_no_number_on_two_processes(data, tmp_path):  # noqa: F811
     launcher = launch_two(recipe, log, "--learning_rate", "1e30")
     assert launcher.wait(timeout=180) != 0
     names = "; ".join(f"{', '.join(names_of_step(data, 2, rank, 2))} in process {rank}" for rank in range(2))
-    own = [line for line in log.read_text().splitlines() if "train.py: " in line and line.startswith("train")]
+    own = [line for line in log.read_text().splitlines() if line.startswith("qlseg train: ")]
     assert len(own) == 1 and f"the loss is nan at step 2 on {names}; the update was not made" in own[0], own
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-00000001"]
 
@@ -704,7 +705,7 @@ def test_what_is_refused(server, tmp_path):
     name = f"images/training/{pictures[3].name}"
     unreadable = f"1 of 20 pictures cannot be read; copy them again or take them out. {name}: picture"
     refused(*server.run(log, "train", recipe, "--strict", "true"), f"cannot be trained on: {unreadable}")
-    code, printed = server.run(log, "train", recipe, "--check_data")
+    code, printed = server.run(log, "check", recipe)
     assert code == 0 and f"warning: 1 of 20 pictures cannot be read; they are left out. {name}" in printed
 
     for path in pictures[4:7]:
@@ -837,7 +838,7 @@ def test_full_disk(server, data, tmp_path):  # noqa: F811
             code, printed = server.run(log, "train", recipe)
             assert code == 1, f"{size_kib} KiB are enough, give less"
             refused(code, printed, "No space left on device|the disk is full")
-            said.add(re.search("train.py: .*", printed)[0])
+            said.add(re.search("qlseg train: .*", printed)[0])
             for checkpoint in checkpoints(disk / "run"):
                 read_state(checkpoint)
             before = last_step(disk / "run")
