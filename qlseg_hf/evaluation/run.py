@@ -42,7 +42,7 @@ class Request:
         data, split, dataset_config, image_column, label_column, streaming: see `open_dataset`.
         scales, flip, window_batch_size: see `segment`.
         do_reduce_labels, ignore_index: label rules instead of the processor's.
-        label_mapping: JSON file {"stored value": label}, instead of the processor's.
+        label_map: JSON file {"stored value": label}, instead of the processor's.
         max_samples: the first so many pictures only.
         skip_unreadable: name pictures that cannot be read instead of refusing them.
         output: JSON file for scores and protocol; what was counted until all is done lies beside it.
@@ -63,7 +63,7 @@ class Request:
     flip: bool = False
     do_reduce_labels: bool | None = None
     ignore_index: int | None = None
-    label_mapping: Path | None = None
+    label_map: Path | None = None
     max_samples: int | None = None
     skip_unreadable: bool = False
     output: Path | None = None
@@ -159,12 +159,12 @@ def label_rules(args: Request) -> dict:
         rules["do_reduce_labels"] = args.do_reduce_labels
     if args.ignore_index is not None:
         rules["ignore_index"] = args.ignore_index
-    if args.label_mapping is not None:
+    if args.label_map is not None:
         try:
-            table = json.loads(args.label_mapping.read_text(encoding="utf-8-sig"))
+            table = json.loads(args.label_map.read_text(encoding="utf-8-sig"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f'{args.label_mapping} must be JSON like {{"255": 1}}, stored value to label') from error
+            raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
 
 

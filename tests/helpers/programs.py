@@ -106,7 +106,7 @@ def launcher(processes: int) -> list[str]:
 
 
 def train(*arguments, processes: int = 1, command: str = "train", **variables: str) -> subprocess.CompletedProcess:
-    """`qlseg train ...` or `check` on so many processes, on CPUs unless `variables` of the environment say otherwise."""
+    """`qlseg train ...` or `check` on so many processes, on CPUs unless `variables` say otherwise."""
     module = f"qlseg_hf.cli.{command}"
     whole = [*launcher(processes), "-m", module, *map(str, arguments)]
     own = environment(**({"ACCELERATE_USE_CPU": "true"} | variables))
