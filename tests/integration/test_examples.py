@@ -17,13 +17,15 @@ from qlseg_hf import load_picture, segment
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
 def test_predict(stored, tmp_path):
     pictures = [stored.picture("wide"), stored.picture("tall")]
-    done = run("predict", stored.folder, *pictures, "--output", tmp_path / "out")
+    done = run("predict", stored.folder, *pictures, "--output", tmp_path / "out", "--confidence")
     assert "2/2" in done.stderr  # progress bar
-    names = ["tall_labels.png", "tall_overlay.png", "wide_labels.png", "wide_overlay.png"]
+    names = [f"{name}_{kind}.png" for name in ("tall", "wide") for kind in ("confidence", "labels", "overlay")]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     for picture in pictures:
         labels = Image.open(tmp_path / "out" / f"{picture.stem}_labels.png")
-        expected = segment(stored.model(), stored.processor, picture)[0]
+        (expected,), (share,) = segment(stored.model(), stored.processor, picture, return_confidence=True)
+        shown = np.asarray(Image.open(tmp_path / "out" / f"{picture.stem}_confidence.png"))
+        assert np.abs(shown - 255 * share.numpy()).max() <= 0.51 and shown.std() > 1
         assert np.array_equal(np.asarray(labels), expected.numpy())
         shown = np.asarray(labels.convert("RGB"))[0, 0].tolist()
         assert shown == stored.model().config.palette[int(expected[0, 0])]
