@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -181,7 +182,7 @@ FORMATS |= {"jpeg": "L RGB CMYK".split(), "gif": "L P".split(), "webp": "RGB RGB
     seed=SEEDS,
 )
 def test_picture_modes(size, mode, orientation, transparency, kind, seed):
-    """Every mode is read as 8-bit RGB of the right size and orientation, or refused in a sentence."""
+    """Every mode is read as 8-bit RGB, or refused in a sentence; a file is turned upright, a PIL picture is not."""
     width, height = size
     data = np.random.default_rng(seed).bytes(len(Image.new(mode, size).tobytes()))
     picture = Image.frombytes(mode, size, data) if data else Image.new(mode, size)
@@ -191,25 +192,28 @@ def test_picture_modes(size, mode, orientation, transparency, kind, seed):
         picture.info["transparency"] = (1, 2, 3) if mode == "RGB" else 1
     if orientation is not None:
         picture.getexif()[0x0112] = orientation
-    turned = orientation in (5, 6, 7, 8)
-    shape = (width, height, 3) if turned else (height, width, 3)
+    sources, is_turned = [picture], orientation in (5, 6, 7, 8) and kind not in ("gif", "bmp")  # which have no EXIF
     if kind is not None:
         assume(mode in FORMATS[kind] and min(size) > 0)
         file = io.BytesIO()
         picture.save(file, kind, exif=picture.getexif())
-        picture = Image.open(file)
-        if kind in ("gif", "bmp"):  # without EXIF
-            shape = (height, width, 3)
-    if 0 in size or mode in ("F", "La"):
-        with pytest.raises(ValueError, match="empty|no agreed range|not supported"):
-            load_picture(picture)
-        return
-    found = load_picture(picture)
-    assert found.dtype == np.uint8 and found.shape == shape and found.flags.c_contiguous and found.flags.writeable
-    if kind is None and mode == "RGB":
-        is_mirrored, turns = ORIENTATIONS.get(orientation, (False, 0))
-        expected = np.asarray(picture)[:, ::-1] if is_mirrored else np.asarray(picture)
-        assert np.array_equal(found, np.rot90(expected, turns))
+        sources = [Image.open(file), file.getvalue()]
+    for source in sources:
+        is_file = isinstance(source, bytes)
+        try:
+            found = load_picture(source)
+        except ValueError as error:
+            is_refused = mode in ("F", "LAB") or (mode == "CMYK" and kind != "jpeg") or mode.startswith("I")
+            assert 0 in size or is_refused, error
+            assert re.search("empty|not agreed|largest value|and values", str(error)), error
+            continue
+        assert 0 not in size and mode not in ("F", "LAB")
+        assert found.shape == ((width, height, 3) if is_file and is_turned else (height, width, 3))
+        assert found.dtype == np.uint8 and found.flags.c_contiguous and found.flags.writeable
+        if mode == "RGB" and kind in (None, "png", "tiff"):
+            is_mirrored, turns = ORIENTATIONS.get(orientation, (False, 0)) if is_file else (False, 0)
+            expected = np.asarray(picture)[:, ::-1] if is_mirrored else np.asarray(picture)
+            assert np.array_equal(found, np.rot90(expected, turns))
 
 
 KINDS = ["uint8", ">u2", "<u2", "int8", "int16", ">i4", "int64", "uint32", "uint64", "bool", "float16", "float32"]

@@ -118,6 +118,7 @@ def interpret_bad_offsets():
 # ------------------------------------------------------------------------------------------------------- the tests
 
 
+@pytest.mark.integration
 @needs_triton
 @pytest.mark.parametrize("check", [interpret_agreement, interpret_operator, interpret_bad_offsets])
 def test_interpreted(check):

@@ -216,6 +216,7 @@ def test_gradient_checkpointing(tiny_model):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("training, sizes", [(False, [(32, 48), (50, 70)]), (True, [(32, 48)])])
 def test_compile_without_graph_breaks(training, sizes):
     """A second size makes the graph symbolic. `aot_eager` traces like inductor and skips the C++ compiler."""
