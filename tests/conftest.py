@@ -13,9 +13,10 @@ import pytest
 # before anything reads them: the tests have a Hub of their own, an empty cache and no token
 HUB = hub_server.Hub()
 CACHE = tempfile.TemporaryDirectory(prefix="qlseg-cache-")
-os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": CACHE.name, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+os.environ |= {"HF_ENDPOINT": HUB.url, "HF_HOME": CACHE.name, "HF_HUB_DISABLE_XET": "1"}
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ.pop("HF_TOKEN", None)
+for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+    os.environ.pop(name, None)
 
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402

@@ -141,7 +141,7 @@ class OnnxQLSeg:
         """
         onnxruntime = optional("onnxruntime")
         if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}; examples/export_onnx.py writes one")
+            raise FileNotFoundError(f"there is no file {path}; qlseg export writes one")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
@@ -150,7 +150,7 @@ class OnnxQLSeg:
             raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
         metadata = session.get_modelmeta().custom_metadata_map
         if not {CONFIG, PROCESSOR} <= set(metadata):
-            raise ValueError(f"{path} says nothing of a QLSeg network; write it with examples/export_onnx.py")
+            raise ValueError(f"{path} says nothing of a QLSeg network; write it with qlseg export")
         config = QLSegConfig.from_dict(json.loads(metadata[CONFIG]))
         return cls(session, config, QLSegImageProcessor.from_dict(json.loads(metadata[PROCESSOR])))
 

@@ -325,7 +325,7 @@ def add_result_to_card(path: str | Path, result: dict) -> None:
 
     Args:
         path: README.md of a model.
-        result: what `examples/evaluate.py --output` writes: `Evaluation.result` with `protocol`.
+        result: what `qlseg evaluate --output` writes: `Evaluation.result` with `protocol`.
 
     Raises:
         ValueError: the card's metadata cannot be read.
@@ -452,7 +452,7 @@ def converted_model_card(
 
 
 def trained_model_card(model, processor, *, name: str, recipe, step: int, launch: dict, result: dict) -> str:
-    """Card of a model that `examples/train.py` trained, as markdown with metadata.
+    """Card of a model that `qlseg train` trained, as markdown with metadata.
 
     Args:
         model, processor: as they are saved beside the card, with losses.jsonl, evaluations.jsonl and curves.png.
