@@ -27,7 +27,7 @@ from ..data.check import add_to_tallies, count_values, is_no_label, range_error,
 from ..data.datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
-from ..model.segmentation import segment
+from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, exchanged, failing_together
 from ..utils.files import write_atomically
 from .metrics import StreamingScores
@@ -147,7 +147,7 @@ def evaluate_samples(
             counted before is in the state file.
         OtherProcessError: one of these in another process.
     """
-    scales = [float(scale) for scale in scales]
+    scales = scale_factors(scales)
     if not 0 <= rank < world_size or (
         world_size > 1 and dist.is_initialized() and dist.get_world_size() != world_size
     ):

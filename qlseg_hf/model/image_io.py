@@ -333,10 +333,14 @@ def load_label_map(label_map: Picture) -> np.ndarray:
         (H, W) int64.
 
     Raises:
-        ValueError: a colour picture, floating-point values or a wrong shape.
+        ValueError: a colour picture, a JPEG (which changes values), floating-point values or a wrong shape.
     """
     if isinstance(label_map, (str, os.PathLike)):
         label_map = open_picture(label_map)
+    if isinstance(label_map, Image.Image):
+        check_bands(label_map)
+    if getattr(label_map, "format", None) in ("JPEG", "MPO"):
+        raise ValueError("the label map is a JPEG, which changes labels at every edge; store it as PNG")
     if (
         isinstance(label_map, Image.Image)
         and label_map.mode not in ("1", "L", "P", "I")

@@ -11,7 +11,7 @@ from networks import tiny_model_and_processor
 from PIL import Image, ImageOps
 from transformers import pipeline
 
-from qlseg_hf import load_picture, segment
+from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.model.image_io import resize_picture
 
 GRAY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
@@ -220,3 +220,21 @@ def test_float_resize_is_bilinear():
         assert torch.allclose(found, expected, atol=1e-3)
         part = resize_picture((RGB / 255).astype(np.float32), size, slice(2, 6), slice(1, 8))
         assert torch.equal(part, found[:, 2:6, 1:8])
+
+
+# ---------------------------------------------------------------------------------------------------------- label maps
+
+
+def test_label_maps_that_are_refused(tmp_path):
+    Image.fromarray(GRAY).save(tmp_path / "x.jpg")
+    two = encoded(Image.fromarray(GRAY), "TIFF", save_all=True, append_images=[Image.fromarray(GRAY)])
+    (tmp_path / "x.tif").write_bytes(two)
+    for source, sentence in (
+        (tmp_path / "x.jpg", "the label map is a JPEG"),
+        (Image.open(tmp_path / "x.jpg"), "the label map is a JPEG"),
+        (tmp_path / "x.tif", "TIFF of 2 pages"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load_label_map(source)
+    Image.fromarray(GRAY).save(tmp_path / "x.png")
+    assert np.array_equal(load_label_map(tmp_path / "x.png"), GRAY)
