@@ -9,6 +9,9 @@ from accelerate.utils import DistributedType, DynamoBackend
 from ..utils.distributed import asks_for, failing_together, joined_processes
 from .recipe import Recipe
 
+# Accelerators with their networks, kept to the end of the process: DistributedDataParallel's destructor waits for
+# threads that may just be waiting for Python's lock, which it holds, to let go of the last tensors they exchanged.
+KEPT = []
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # their checkpoints are in parts, one per process
 ALL_PARALLEL = ("tp_size", "cp_size", "sp_size")  # processes that would see the same pictures
 # parts of DeepSpeed's configuration that would train something else than the recipe says
@@ -34,6 +37,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         if asks_for("ACCELERATE_USE_MEGATRON_LM"):
             raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
         accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
+        KEPT.append(accelerator)
         refuse_what_is_not_done(accelerator)
         fit_to_recipe(accelerator, recipe)
     return accelerator

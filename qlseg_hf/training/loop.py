@@ -346,14 +346,15 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
     is_measured = False  # the step that an earlier run stopped at
     if resume_from is not None:
         state = resumed(accelerator, resume_from, state, average, recipe)
-        if resume_from.resolve().parents[1] != output_dir.resolve():  # whose best is not here
-            state |= {"best": None, "best_step": None, "result": None}
         is_measured = state.get("result", ...) is not None or not is_due(recipe.eval_steps, state["step"], recipe)
-        if (
-            is_measured
-            and state["step"] == recipe.max_steps
-            and not models_due(accelerator, output_dir, state, recipe)
-        ):
+        if resume_from.resolve().parents[1] != output_dir.resolve():  # of another run, whose best is not here
+            if state["step"] == recipe.max_steps:
+                raise ValueError(
+                    f"{resume_from} has made {state['step']} steps; set max_steps to more to go on from it"
+                )
+            is_measured, state = True, state | {"best": None, "best_step": None, "result": None}
+        is_over = is_measured and state["step"] == recipe.max_steps
+        if is_over and not models_due(accelerator, output_dir, state, recipe):
             accelerator.print(f"{output_dir} is finished: {state['step']} of {recipe.max_steps} steps are made")
             end(accelerator, [text for _, text in state["unreadable"]], recipe)
             return
@@ -395,6 +396,8 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
             curves = draw_curves(log.pairs("loss"), evaluations.pairs("miou"))
             save_picture(curves, output_dir / "curves.png")
             tqdm.write(f"step {step}: mIoU {100 * result['miou']:.2f} % on {recipe.eval_split}")
+            for warning in result["warnings"]:
+                tqdm.write(f"warning: {printable(warning)}")
         state["result"] = result
         if state["best"] is None or result["miou"] > state["best"]:
             state.update({"best": result["miou"], "best_step": step})
@@ -453,6 +456,7 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
                     bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
                 accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=done)
             if evaluates and number is None:
+                bar.clear()  # the evaluation's bar takes its line
                 try:
                     evaluate()
                 except StopRequestedError as stop:
@@ -465,9 +469,6 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
                 bar.close()
                 stop_for(accelerator, number, output_dir, state, average, recipe)
             save_models(["best"] * (state["best_step"] == done) + ["last"] * (done == recipe.max_steps))
-        if (number := signals.agreed(accelerator.num_processes, accelerator.device)) is not None:
-            bar.close()
-            stop_for(accelerator, number, output_dir, state, average, recipe)
     end(accelerator, unreadable, recipe)
 
 
@@ -478,6 +479,7 @@ def is_due(interval: int, step: int, recipe: Recipe) -> bool:
 
 def end(accelerator: Accelerator, unreadable: list[str], recipe: Recipe) -> None:
     """What follows the last step: the pictures that were left out, and the upload."""
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     if unreadable:
         place = Path(recipe.output_dir) / "unreadable.txt"
