@@ -48,6 +48,7 @@ from ..utils.distributed import (
     failing_together,
 )
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically, written_beside
+from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
 from .build import (
     MovingAverage,
