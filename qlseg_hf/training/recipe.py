@@ -351,8 +351,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if not key.startswith("--"):
             raise ValueError(f"{key} is not an override; write --key value")
         try:
-            name = key[2:].replace("-", "_")
-            name = OLD_NAMES.get(name, name)
+            plain = key[2:].replace("-", "_")  # a name that is none stays as it was written
+            name = plain if plain in Recipe.__dataclass_fields__ else OLD_NAMES.get(plain, key[2:])
             values = renamed(values) | {name: read_yaml(text)}
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ValueError(f"{key} {text} is not YAML: {' '.join(str(error).split())}") from error

@@ -49,7 +49,7 @@ def make_data(root: Path, num_training: int = 9, num_validation: int = 3) -> Non
             Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
 
 
-def write_recipe(folder: Path, data: Path, **changes) -> Path:
+def write_recipe(folder: Path, data: Path, /, **changes) -> Path:
     recipe = {
         "data": str(data),
         "label_names": {0: "red", 1: "green", 2: "blue"},

@@ -658,7 +658,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--max_steps"], "--max_steps has no value"),
         (["max_steps", "3"], "max_steps is not an override"),
         (["--config", "{"], "is not YAML"),
-        (["--dataset", "null"], "the recipe lacks dataset"),
+        (["--dataset", "null"], "the recipe lacks data"),
         (["--push_to_hub", "true"], "push_to_hub wants hub_model_id"),
         (["--hub_private", "true"], "hub_private and hub_revision want push_to_hub"),
         (["--model", "a", "--backbone", "b"], "exclude each other"),
@@ -706,8 +706,8 @@ def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
         ("check-data", "qlseg check RECIPE looks at the data alone"),
         ("num_worker", "num_workers"),
         ("maxsteps", "max_steps"),
-        ("lod", "keys are dataset, "),  # spelt somewhat like lora
-        ("banana", "keys are dataset, "),
+        ("lod", "keys are data, "),  # spelt somewhat like lora
+        ("banana", "keys are data, "),
     ],
 )
 def test_names_of_other_trainers(data, tmp_path, key, hint):
