@@ -384,7 +384,7 @@ sys.path[:0] = sys.argv[1:]
 import qlseg_hf.evaluation
 assert not {"datasets", "evaluate"} & set(sys.modules)
 try:
-    from qlseg_hf.evaluation.evaluator import MeanIoU
+    from qlseg_hf.evaluation import MeanIoU
 except ImportError as error:
     print(error)
 assert "evaluate" not in sys.modules
