@@ -1,4 +1,4 @@
-"""Commands on a disk that is full, or cannot be written: `unshare --mount --map-root-user python tests/full_disk.py`.
+"""Commands on a disk that is full, or cannot be written: `unshare --mount --map-root-user python full_disk.py`.
 
     full_disk.py COMMAND MODEL CHECKPOINT PICTURE PLACE RESULT.json [--points 30]
 

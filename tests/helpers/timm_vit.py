@@ -1,4 +1,4 @@
-"""timm's ViTs under the decoder: `python tests/timm_vit.py`, which tests/test_backbones.py does.
+"""timm's ViTs under the decoder: run by tests/unit/model/test_backbones.py.
 
 A process of its own, because timm brings torchvision, which the other tests go without.
 """

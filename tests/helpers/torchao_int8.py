@@ -1,4 +1,4 @@
-"""int8 weights by torchao: `python tests/torchao_int8.py`, which tests/test_backbones.py does.
+"""int8 weights by torchao: run by tests/unit/model/test_backbones.py.
 
 A process of its own, because transformers imports torchao wherever it is, and torchao writes to stderr.
 """

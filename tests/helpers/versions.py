@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The fast tests on the oldest and newest versions that setup.cfg allows, and without the optional packages.
 
-    make versions    # python tests/versions.py; builds .venv/oldest and .venv/newest, or brings them up to date
+    make versions    # builds .venv/oldest and .venv/newest, or brings them up to date
 
 - oldest: every requirement of setup.cfg, all extras, at exactly its floor; what these require in turn is pip's choice.
 - newest: the same requirements at pip's choice, without constraints.txt.
@@ -112,7 +112,15 @@ def run(environment: Path, label: str, files: list[Path]) -> dict:
     report = PLACE / "versions.xml"
     report.unlink(missing_ok=True)
     print(f"\n{label}: {', '.join(file.name for file in files) or 'all fast tests'}", flush=True)
-    options = ["-q", "-m", "not slow and not gpu", "-p", "no:cacheprovider", "--junitxml", report]
+    options = [
+        "-q",
+        "-m",
+        "not slow and not gpu and not integration and not faults",
+        "-p",
+        "no:cacheprovider",
+        "--junitxml",
+        report,
+    ]
     subprocess.run([environment / "bin" / "python", "-m", "pytest", *options, *files], cwd=ROOT)
     if not report.is_file():
         sys.exit(f"{label}: pytest ended without a report; see above")
@@ -130,7 +138,7 @@ def main() -> int:
     absent = without([name for names, _ in OPTIONAL.values() for name in names], newest)
     rows.append(("without all", run(absent, "without all of them", [])))
     for label, (names, pattern) in OPTIONAL.items():
-        files = [file for file in sorted(ROOT.glob("tests/test_*.py")) if re.search(pattern, file.read_text())]
+        files = [file for file in sorted(ROOT.glob("tests/**/test_*.py")) if re.search(pattern, file.read_text())]
         rows.append((f"without {label}", run(without(names, newest), f"without {label}", files)))
 
     versions = [installed(site(place), place / "app", place / "torchao") for place in (oldest, newest)]
