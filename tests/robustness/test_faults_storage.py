@@ -97,7 +97,7 @@ def test_failed_save_leaves_the_folder(tiny_model, tmp_path, monkeypatch):
     tiny_model.save_pretrained(tmp_path / "net")
     before = tree(tmp_path)
     for folder in ("net", "new/deep"):
-        for name in ("qlseg_hf.model.modeling_qlseg.plain_model_card", "transformers.modeling_utils.safe_save_file"):
+        for name in ("qlseg_hf.hub.saving.plain_model_card", "transformers.modeling_utils.safe_save_file"):
 
             def no_space(*args, **kwargs):
                 raise OSError(28, "No space left on device")
