@@ -10,10 +10,10 @@ demo: $(VENV)/installed
 
 # one thread per process: more would wait for one another
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not integration"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not integration and not faults"
 
 test-integration: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "integration and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "integration and not slow and not gpu and not faults"
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
@@ -42,6 +42,7 @@ docs: $(VENV)/docs-installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -335,7 +335,9 @@ def peers(size: int) -> dict[str, Callable]:
 
     b5 = {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 6, 40, 3], "decoder_hidden_size": 768, "num_labels": 150}
     return {
-        "EoMT-L": lambda: EomtForUniversalSegmentation(EomtConfig(image_size=size, num_labels=150)),
+        "EoMT-L": lambda: EomtForUniversalSegmentation(
+            EomtConfig(image_size=size, num_labels=150)  # type: ignore[call-arg]  # a property of the base class
+        ),
         "Mask2Former Swin-L": mask2former,
         "UperNet-BEiT-L": upernet,
         "SegFormer-B5": lambda: SegformerForSemanticSegmentation(SegformerConfig(**b5)),

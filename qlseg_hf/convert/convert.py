@@ -243,7 +243,7 @@ def make_config(numbers: dict, names: list[str], palette) -> QLSegConfig:
         if not is_whole or palette.min() < 0 or palette.max() > 255:
             raise ConversionError(f"the palette must hold {len(names)} RGB triples of 0..255")
         palette = palette.tolist()
-    backbone = QLSegViTConfig(
+    backbone = QLSegViTConfig(  # type: ignore[call-arg]  # out_indices is a property of the library's mixin
         hidden_size=numbers["width"],
         num_hidden_layers=numbers["num_layers"],
         num_attention_heads=numbers["num_heads"],

@@ -85,9 +85,10 @@ class TrainingTransform:
 
     @property
     def box(self) -> tuple[int, int]:
-        return (2048, self.crop_size) if self.resize_box is None else tuple(self.resize_box)
+        long_side, short_side = self.resize_box or (2048, self.crop_size)
+        return long_side, short_side
 
-    def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, torch.Tensor]:
+    def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, torch.Tensor | str]:
         """Read and augment `sample`, number `index` of its data set, for the given epoch.
 
         Returns:
@@ -119,7 +120,8 @@ class TrainingTransform:
             `pixel_values`: (3, c, c) fp32, c = `crop_size`, padded at the bottom and right with 0 after normalising;
             `labels`: (c, c) int64, padded with the ignore index.
         """
-        size = self.resized_size(*labels.shape, rng.uniform(*self.scale_range))
+        height, width = labels.shape
+        size = self.resized_size(height, width, rng.uniform(*self.scale_range))
         rows, columns, crop = self.draw_crop(labels, size, rng)
         picture = resized(picture, size)[rows, columns]  # (h, w, 3), h and w at most c
         if rng.random() < 0.5:
@@ -284,7 +286,7 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor | str]:
         epoch, index = key
         return self.transform(self.samples[index], epoch, index)
 

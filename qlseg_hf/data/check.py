@@ -171,10 +171,10 @@ def findings_of(
     samples: Iterable[Sample], processor: QLSegImageProcessor, num_labels: int, num_threads: int
 ) -> Iterator[Finding]:
     """Findings in the order of `samples`, some of which are decoded at a time."""
-    samples = enumerate(samples)
+    numbered_samples = enumerate(samples)
     with ThreadPoolExecutor(num_threads) as pool:
-        while chunk := list(islice(samples, CHUNK)):
-            yield from pool.map(lambda numbered: finding_of(*numbered, processor, num_labels), chunk)
+        while chunk := list(islice(numbered_samples, CHUNK)):
+            yield from pool.map(lambda one: finding_of(one[0], one[1], processor, num_labels), chunk)
 
 
 def finding_of(index: int, sample: Sample, processor: QLSegImageProcessor, num_labels: int) -> Finding:

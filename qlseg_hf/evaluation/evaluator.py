@@ -176,7 +176,7 @@ def evaluate_samples(
     if hasattr(samples, "__len__"):
         total = len(range(rank, min(len(samples), max_samples or len(samples)), world_size))
 
-    def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple:  # two (H, W) label maps
         labels = checked_labels(stored, name, processor, list(model.config.id2label.values()))
         given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
         return segment(model, processor, picture, **given)[0], labels

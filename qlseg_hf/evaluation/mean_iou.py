@@ -10,7 +10,7 @@ datasets = import_package("datasets", "Features", "MeanIoU", "'qlseg-hf[train]'"
 evaluate = import_package("evaluate", "Metric", "MeanIoU", "'qlseg-hf[train]'")
 
 
-class MeanIoU(evaluate.Metric):
+class MeanIoU(evaluate.Metric):  # type: ignore[name-defined]  # a module found when this one is imported
     """The Hub's `mean_iou` metric, from this file's counts: same arguments, same result, offline.
 
     Needs the package `evaluate`. Of a picture only the number of

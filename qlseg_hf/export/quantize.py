@@ -28,7 +28,8 @@ def megabytes(folder: Path) -> float:
 def timed_label_maps(model, processor, pictures: list[str]) -> tuple[list[torch.Tensor], float]:
     segment(model, processor, pictures[:1])  # warm up
     started = time.perf_counter()
-    return segment(model, processor, pictures), time.perf_counter() - started
+    maps: list = segment(model, processor, pictures)
+    return maps, time.perf_counter() - started
 
 
 def quantize(model: str, output: Path, pictures: list[str]) -> None:

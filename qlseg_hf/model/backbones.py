@@ -108,7 +108,7 @@ def unused_weights(backbone: nn.Module) -> list[str]:
         ValueError: a map is not (B, D, h, w) on the grid of patches.
     """
     if backbone.config.model_type == QLSegViTConfig.model_type:
-        depth = max(backbone.stage_names.index(stage) for stage in backbone.out_features)
+        depth = max(list(backbone.stage_names).index(stage) for stage in backbone.out_features)
         names = [name for name, _ in backbone.named_parameters()]
         return [name for name in names if (match := re.match(r"layers\.(\d+)\.", name)) and int(match[1]) >= depth]
     config = copy.deepcopy(backbone.config)

@@ -142,7 +142,7 @@ class QLSegViTEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         pixel_values = whole_patches(pixel_values, as_pair(self.patch_size), self.num_channels)
-        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
+        grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
         positions = resize_positions(self.position_embeddings, self.grid, grid)
         return torch.add(positions, patches.flatten(2).transpose(1, 2)), grid  # (B, N, D), D innermost in memory

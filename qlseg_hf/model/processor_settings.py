@@ -45,7 +45,7 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
-def at_least_a_pixel(*sides: float) -> tuple[int, ...]:
+def at_least_a_pixel(*sides: float) -> tuple:
     """Whole pixels of sides in pixels, cut off, 1 at least."""
     return tuple(max(1, int(side)) for side in sides)
 

@@ -307,7 +307,7 @@ def cut_picture(
             reach = sources(size, target.size, rows, columns)
             inside = [place for place in places if overlap(place[0], reach[0]) and overlap(place[1], reach[1])]
             keys = [(size, is_flipped, *place) for place in inside]
-            made |= {key: before.get(key) or Window(*key[2:], is_flipped, labels) for key in keys}
+            made |= {key: before.get(key) or Window(key[2], key[3], is_flipped, labels) for key in keys}
             runs.append(Run(size, share, [made[key] for key in keys]))
         yield Strip(target, rows, columns, runs), window_pixels(settings, picture, runs)
 

@@ -87,7 +87,7 @@ def fit_to_recipe(accelerator: Accelerator, recipe: Recipe) -> None:
         ValueError: the total batch does not divide, or DeepSpeed's configuration holds what only the recipe decides.
     """
     steps = recipe.accumulation_steps(accelerator.num_processes)
-    wanted = {"gradient_accumulation_steps": steps}
+    wanted: dict[str, float] = {"gradient_accumulation_steps": steps}
     found = {"gradient_accumulation_steps": accelerator.gradient_accumulation_steps}
     accelerator.gradient_accumulation_steps = steps
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

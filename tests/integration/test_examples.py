@@ -11,7 +11,8 @@ from conftest import FIXTURES, ROOT
 from PIL import Image
 from programs import environment, run
 
-from qlseg_hf import load_picture, segment
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_picture, segment
+from qlseg_hf.data.scenes import LABELS, make_scenes
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
@@ -47,6 +48,51 @@ def test_predict_refuses_in_one_sentence(stored, tmp_path):
         done = run("predict", model, *pictures, "--output", tmp_path / "out", expect=1)
         assert sentence in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+def example(name: str, *arguments) -> str:
+    """Run a script of examples/ as a user does, and return what it prints."""
+    command = [sys.executable, ROOT / "examples" / name, *arguments]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
+def test_example_of_prediction(stored, tmp_path):
+    printed = example("predict.py", stored.folder, stored.picture("wide"), tmp_path / "overlay.png")
+    shares = [float(line.rpartition(": ")[2].removesuffix(" %")) for line in printed.splitlines()]
+    assert len(shares) > 1 and abs(sum(shares) - 100) < 0.1 * len(shares)
+    assert Image.open(tmp_path / "overlay.png").width > Image.open(stored.picture("wide")).width
+
+
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
+@pytest.mark.parametrize("script", ["finetune_pytorch.py", "finetune_trainer.py"])
+def test_examples_of_training(script, stored, tmp_path):
+    """The result loads, knows the new labels, and is not what it began with."""
+    make_scenes(tmp_path / "scenes", {"training": 9, "validation": 2}, size=48, seed=0)
+    printed = example(script, stored.folder, tmp_path / "scenes", tmp_path / "model", 2)
+    assert "mIoU" in printed or "eval_loss" in printed
+    model = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "model")
+    assert tuple(model.config.id2label.values()) == LABELS
+    assert not torch.equal(model.pixel_encoder.level_embeddings, stored.model().pixel_encoder.level_embeddings)
+    processor = QLSegImageProcessor.from_pretrained(tmp_path / "model")
+    assert segment(model, processor, stored.picture("wide"))[0].max() < len(LABELS)
+
+
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
+def test_example_of_export(stored, tmp_path):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    printed = example("export.py", stored.folder, tmp_path / "model.onnx", stored.picture("wide"))
+    assert float(printed.split(" %")[0]) > 99.9
+
+
+def test_examples_are_short():
+    """A user reads them; the demo is a program."""
+    for path in (ROOT / "examples").glob("*.py"):
+        if path.name != "demo.py":
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path
 
 
 def test_demo(tmp_path):
