@@ -40,7 +40,7 @@ COLOUR_MODES = (
     "HSV",
 )  # Pillow converts them to RGB exactly
 WHOLE_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # colours that are multiplied by their alpha, and what undoes that
-TIFF_BITS, TIFF_BANDS, TIFF_KIND, TIFF_EXTRA = 258, 277, 254, 338
+TIFF_BITS, TIFF_BANDS, TIFF_KIND, TIFF_EXTRA, TIFF_COLOURS, TIFF_SIGN = 258, 277, 254, 338, 262, 339
 
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
@@ -84,12 +84,16 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
 
 
 def check_bands(picture: Image.Image) -> None:
-    """ValueError for a TIFF of several pages, unless these are smaller copies or masks, or of bands that Pillow drops.
+    """ValueError for bands that would be lost, signed values and pages, unless these are smaller copies or masks.
 
     Of animations (GIF, APNG, WebP) and of phones' MPO the first picture is read.
     """
+    if picture.mode == "RGBX" and 0 not in picture.size and len(set(picture.getchannel("X").getextrema())) > 1:
+        raise ValueError("it has mode RGBX with values in the fourth band, which would be lost; save the three as RGB")
     if picture.format != "TIFF":
         return
+    if picture.mode == "L" and picture.tag_v2.get(TIFF_SIGN, (1,))[0] == 2:
+        raise ValueError("it is a TIFF of signed values, which have no agreed range; save it as unsigned 8 or 16 bits")
     place, pages = picture.tell(), 1
     try:
         for page in range(1, picture.n_frames):
@@ -233,7 +237,7 @@ def load_picture(image: Picture, keep_float: bool = False) -> np.ndarray:
         check_bands(image)
         if image.mode in WHOLE_ALPHA:
             image = image.convert(WHOLE_ALPHA[image.mode])
-        if image.mode in COLOUR_MODES or (image.mode == "CMYK" and image.format in ("JPEG", "MPO")):
+        if image.mode in COLOUR_MODES or (image.mode == "CMYK" and image.format in (None, "JPEG", "MPO")):
             return _rgb_to_array(image if image.mode == "RGB" else image.convert("RGB"))
         image = _gray_to_8_bit(image)
     elif isinstance(image, (np.ndarray, torch.Tensor)):
@@ -265,9 +269,12 @@ def _gray_to_8_bit(image: Image.Image) -> np.ndarray:
             )
         if most <= 255 and image.format != "PPM":  # Pillow's reader of PPM scales more than 8 bits to 16
             return array.astype(np.uint8)
-    bits = image.tag_v2.get(TIFF_BITS, (16,))[0] if image.format == "TIFF" else 16
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    bits = tags.get(TIFF_BITS, (16,))[0]
     if not 8 <= bits < 16:
         bits = 16
+        if tags.get(TIFF_COLOURS) == 0:  # white is zero, which Pillow heeds in 8 bits alone
+            array, most = 65535 - array, 65535 - least
         check_brightness(most, 65535)
     return (array >> (bits - 8)).astype(np.uint8)
 
@@ -319,6 +326,8 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """Array of a tensor on any device; NumPy has fewer floating dtypes, which all become fp32."""
     if tensor.device.type == "meta":
         raise ValueError("the tensor is on the meta device and holds no values")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise ValueError("the tensor is sparse or quantized; give a dense one, as of tensor.to_dense()")
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 

@@ -85,7 +85,8 @@ def test_colours_multiplied_by_alpha_are_restored():
         (Image.fromarray(GRAY.astype(np.uint16) * 16), "largest value is 4080 of 65535"),
         (Image.fromarray(GRAY.astype(np.float32)), "mode F, whose colours or range are not agreed"),
         (Image.new("LAB", (4, 4)), "mode LAB"),
-        (Image.fromarray(GRAY).convert("CMYK"), "mode CMYK"),
+        (torch.zeros(3, 4, 4).to_sparse(), "sparse or quantized"),
+        (Image.frombytes("RGBX", (2, 1), bytes(range(8))), "values in the fourth band"),
         (GRAY.astype(np.uint16) * 16, "largest value is 4080 of 65535"),
         (torch.from_numpy(GRAY.astype(np.int32)) - 300, "int32 values outside 0..255"),
         (torch.zeros(3, 4, 4, device="meta"), "on the meta device"),
@@ -103,6 +104,8 @@ def test_sixteen_bits_of_the_full_range():
         assert np.array_equal(load_picture(picture)[..., 0], GRAY)
     assert np.array_equal(load_picture(tiff(bands(3, np.uint16) * 257))[..., 1], GRAY)
     assert not load_picture(np.zeros((4, 5), np.uint16)).any()  # black is black
+    white_is_zero = tiff((65535 - values)[..., None], {262: ("H", (0,))})
+    assert np.array_equal(load_picture(white_is_zero)[..., 0], GRAY)
     with pytest.raises(ValueError, match="cannot be read as a picture: its largest value is 15 of 255"):
         load_picture(tiff(bands(3, np.uint16) * 16))
 
@@ -117,6 +120,7 @@ def test_sixteen_bits_of_the_full_range():
         (tiff(bands(3, np.float32)), r"TIFF of 3 bands of 32 bits \(floating-point\)"),
         (tiff(bands(1, np.float32)), "mode F"),
         (tiff(bands(1, np.int16) - 100), "mode I"),
+        (tiff(bands(1).view(np.int8)), "signed values"),
         (encoded(Image.fromarray(GRAY).convert("CMYK"), "TIFF"), "mode CMYK"),
         (encoded(Image.fromarray(GRAY), "TIFF", save_all=True, append_images=[Image.fromarray(GRAY)] * 2), "3 pages"),
     ],
