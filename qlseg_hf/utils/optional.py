@@ -16,7 +16,7 @@ def import_package(name: str, attribute: str, purpose: str, install: str) -> Mod
 
     Raises:
         ModuleNotFoundError: it is not installed.
-        ImportError: a file or folder that comes first on `sys.path` hides it (`examples/evaluate.py` does that to
+        ImportError: a file or folder that comes first on `sys.path` hides it (an `evaluate.py` does that to
             `evaluate` for scripts beside it), or it is installed and its import fails.
     """
     package = name.partition(".")[0]

@@ -275,6 +275,7 @@ def test_weights_that_do_not_fit_are_named(changes, message, tmp_path):
 # ------------------------------------------------------------------------------------------ packages that lie apart
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "package, folder, script", [("timm", "apart", "timm_vit.py"), ("torchao",) * 2 + ("torchao_int8.py",)]
 )
