@@ -111,5 +111,5 @@ def one_process(tmp_path_factory):
 def pytest_collection_modifyitems(items) -> None:
     """What lies in these folders runs whole commands: see the marker."""
     for item in items:
-        if {"integration", "robustness"} & set(item.path.parts):
+        if item.path.relative_to(FIXTURES.parent).parts[0] in ("integration", "robustness"):
             item.add_marker(pytest.mark.integration)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The fast tests on the oldest and newest versions that setup.cfg allows, and without the optional packages.
+"""The tests, but slow ones and faults, on the oldest and newest versions that setup.cfg allows, and without extras.
 
     make versions    # builds .venv/oldest and .venv/newest, or brings them up to date
 
@@ -111,11 +111,11 @@ def run(environment: Path, label: str, files: list[Path]) -> dict:
     """pytest's counts of the fast tests of `files`, all if there are none."""
     report = PLACE / "versions.xml"
     report.unlink(missing_ok=True)
-    print(f"\n{label}: {', '.join(file.name for file in files) or 'all fast tests'}", flush=True)
+    print(f"\n{label}: {', '.join(file.name for file in files) or 'all'}", flush=True)
     options = [
         "-q",
         "-m",
-        "not slow and not gpu and not integration and not faults",
+        "not slow and not gpu and not faults",
         "-p",
         "no:cacheprovider",
         "--junitxml",

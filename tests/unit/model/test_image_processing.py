@@ -523,6 +523,7 @@ print(digest.hexdigest())
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"), reason="AutoImageProcessor asks for torchvision below 5.18"
 )
+@pytest.mark.integration
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
 def test_same_with_and_without_torchvision(stored):
     """In processes of their own, because torchvision is looked for once. `make` installs it apart from the rest."""

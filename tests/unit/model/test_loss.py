@@ -99,6 +99,7 @@ def count_on_rank(rank, port, results):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.integration
 def test_mask_count_is_averaged_over_processes():
     """3 masks on one process and 1 on the other are divided by 2 on both."""
     import socket
