@@ -125,7 +125,7 @@ class OnnxQLSeg:
     `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
     """
 
-    device, dtype = torch.device("cpu"), torch.float32
+    device, dtype, training = torch.device("cpu"), torch.float32, False
 
     def __init__(self, session, config: QLSegConfig, processor: QLSegImageProcessor):
         self.session, self.config, self.processor = session, config, processor
@@ -153,6 +153,15 @@ class OnnxQLSeg:
             raise ValueError(f"{path} says nothing of a QLSeg network; write it with qlseg export")
         config = QLSegConfig.from_dict(json.loads(metadata[CONFIG]))
         return cls(session, config, QLSegImageProcessor.from_dict(json.loads(metadata[PROCESSOR])))
+
+    def eval(self) -> "OnnxQLSeg":
+        return self
+
+    def train(self, mode: bool = True) -> "OnnxQLSeg":
+        """Does nothing if `mode` is False; ValueError otherwise."""
+        if mode:
+            raise ValueError("an exported network cannot be trained; train the PyTorch one and export it again")
+        return self
 
     def __call__(
         self,

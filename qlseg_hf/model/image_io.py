@@ -46,9 +46,12 @@ Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
 def shorten(text: object) -> str:
-    """The start of a text that may be very long, for messages."""
+    """The start of a text that may be very long, for messages; of a path its end, which has the file's name."""
     text = str(text)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[: LONGEST_QUOTE - 3]}..."
+    if len(text) <= LONGEST_QUOTE:
+        return text
+    is_path = os.sep in text and not text.startswith(("data:", "http"))
+    return f"...{text[3 - LONGEST_QUOTE :]}" if is_path else f"{text[: LONGEST_QUOTE - 3]}..."
 
 
 def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
@@ -77,7 +80,7 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
         remedy = "if it is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS"
         raise ValueError(f"{name} cannot be read as a picture: {error}; {remedy}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read as a picture: {tiff_kind(source) or shorten(error)}") from error
+        raise ValueError(f"{name} cannot be read as a picture: {tiff_kind(source) or "cannot identify image file"}") from error
     except Exception as error:  # Pillow's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
     return picture

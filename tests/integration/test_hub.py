@@ -475,7 +475,7 @@ def test_no_script_needs_a_network(tiny_data, tiny_model, tmp_path):
     shared = {"path": tmp_path, "ASKED": str(asked)}
     script("train", recipe, **shared)
     best = tmp_path / "run" / "best"
-    script("evaluate", "--model", best, "--dataset", tiny_data, "--split", "validation", "--card", **shared)
+    script("evaluate", best, "--data", tiny_data, "--split", "validation", "--card", **shared)
     assert not asked.exists(), asked.read_text()
 
 
@@ -496,10 +496,10 @@ def test_what_is_published_holds_no_local_path(tiny_data, tiny_model, tmp_path):
     for path in files + logs:
         assert b"alice" not in path.read_bytes() and b"/home" not in path.read_bytes(), path
     published = load_recipe(home / "run" / "best" / "recipe.yaml")
-    found = (published.model, published.dataset, published.label_names, published.output_dir)
+    found = (published.model, published.data, published.label_names, published.output_dir)
     assert found == ("net", "scenes", "names.txt", "run")
     card = ModelCard.load(home / "run" / "best" / "README.md")
-    assert "dataset: scenes" in card.text and "trained on scenes" in card.text and not card.data.base_model
+    assert "data: scenes" in card.text and "trained on scenes" in card.text and not card.data.base_model
 
 
 def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
@@ -511,12 +511,12 @@ def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
     values = {"label_names": names, "dataset_config": "data/here", "report_to": "tensorboard", "train_split": "a/b"}
     values |= {"config": {"weights": [r"C:\Users\alice\x.pth", "file:///home/alice/y", "~/z/", 3, "~alice/u"]}}
     recipe = Recipe(data="me/data", model="data/here", output_dir="runs/one", **known, **values).published()
-    assert (recipe.dataset, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
-    assert (recipe.dataset_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
+    assert (recipe.data, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
+    assert (recipe.data_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
     assert recipe.config == {"weights": ["x.pth", "y", "z", 3, "u"]}
     recipe = Recipe(data="link", backbone="../gone/v.pth", output_dir="./", label_names="me/names.txt", **known)
     recipe = dataclasses.replace(recipe, resume=str(tmp_path / "run" / "step-1")).published()
-    assert (recipe.dataset, recipe.backbone, recipe.resume) == ("link", "v.pth", "step-1")
+    assert (recipe.data, recipe.backbone, recipe.resume) == ("link", "v.pth", "step-1")
     assert (recipe.output_dir, recipe.label_names) == (tmp_path.name, "names.txt")
     Path("recipe.yaml").write_text(recipe.to_yaml())
     assert load_recipe("recipe.yaml") == recipe
