@@ -80,7 +80,8 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
         remedy = "if it is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS"
         raise ValueError(f"{name} cannot be read as a picture: {error}; {remedy}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name} cannot be read as a picture: {tiff_kind(source) or "cannot identify image file"}") from error
+        reason = tiff_kind(source) or "cannot identify image file"
+        raise ValueError(f"{name} cannot be read as a picture: {reason}") from error
     except Exception as error:  # Pillow's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
     return picture

@@ -457,7 +457,7 @@ def test_nothing_in_a_folder_needs_a_network(tiny_data, tiny_model, tmp_path, co
         saved.save_pretrained(tmp_path / name)
         card = (tmp_path / name / "README.md").read_text()
         assert "None" not in card and ("`net`" in card) == (name != "fresh")
-    result["protocol"] = {"data": str(tiny_data), "dataset_config": None, "split": "validation"}
+    result["protocol"] = {"dataset": str(tiny_data), "dataset_config": None, "split": "validation"}
     result["protocol"] |= inference_protocol(WINDOW)
     add_result_to_card(tmp_path / "plain" / "README.md", result)
     assert connections == []
