@@ -512,7 +512,7 @@ def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
     values |= {"config": {"weights": [r"C:\Users\alice\x.pth", "file:///home/alice/y", "~/z/", 3, "~alice/u"]}}
     recipe = Recipe(data="me/data", model="data/here", output_dir="runs/one", **known, **values).published()
     assert (recipe.data, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
-    assert (recipe.data_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
+    assert (recipe.dataset_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
     assert recipe.config == {"weights": ["x.pth", "y", "z", 3, "u"]}
     recipe = Recipe(data="link", backbone="../gone/v.pth", output_dir="./", label_names="me/names.txt", **known)
     recipe = dataclasses.replace(recipe, resume=str(tmp_path / "run" / "step-1")).published()
