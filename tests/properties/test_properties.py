@@ -23,13 +23,11 @@ from qlseg_hf import (
     QLSegViTConfig,
     load_label_map,
     load_picture,
-    loss_qlseg,
-    sampling,
-    scores,
 )
 from qlseg_hf.data import augmentation as augmentation_module
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler, TrainingTransform, resized
 from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts
+from qlseg_hf.model import deformable_attention, loss_qlseg, scores
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import MemoryPlan
 from qlseg_hf.model.processor_settings import window_starts
@@ -357,7 +355,7 @@ def test_sampling_is_grid_sample(grid, batch, levels, heads, points, reach, seed
     value = torch.randn(batch, length, heads, 3, requires_grad=True)
     offsets = (reach * torch.randn(batch, length, heads, levels, points, 2)).requires_grad_()
     weights = torch.rand(batch, length, heads, levels, points, requires_grad=True)
-    found = sampling.sample_levels(value, offsets, weights, grid)
+    found = deformable_attention.sample_levels(value, offsets, weights, grid)
 
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     own = torch.stack([x, y], dim=-1).reshape(-1, 2).repeat(levels, 1)[:, None, None, None].float()
@@ -373,8 +371,8 @@ def test_sampling_is_grid_sample(grid, batch, levels, heads, points, reach, seed
         expected = expected + (part * share).sum(dim=-1).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
     rounding = 1e-4 if reach < 100 else 0.1  # at 1e4 cells fp32 has steps of 1/1000, and grid_sample rounds twice
     torch.testing.assert_close(found, expected, atol=rounding, rtol=0)
-    rows, shares = sampling.corners(offsets, weights, grid, batch)
-    torch.testing.assert_close(sampling.sum_gathered(value, rows, shares), found, atol=1e-5, rtol=0)
+    rows, shares = deformable_attention.corners(offsets, weights, grid, batch)
+    torch.testing.assert_close(deformable_attention.sum_gathered(value, rows, shares), found, atol=1e-5, rtol=0)
     if reach < 100:
         both = (torch.autograd.grad(x.square().sum(), (value, weights)) for x in (found, expected))
         for mine, theirs in zip(*both):
