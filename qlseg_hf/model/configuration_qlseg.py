@@ -7,6 +7,7 @@ import copy
 import math
 import os
 from functools import wraps
+from operator import index
 from pathlib import Path
 from typing import ClassVar
 
@@ -120,7 +121,9 @@ def refuse_kernels(values: dict) -> None:
 def number_keys(id2label: dict) -> dict[int, str]:
     """{number: name} from keys that are numbers, or texts of numbers as JSON has them; ValueError for others."""
     try:
-        numbers = {int(number): name for number, name in id2label.items()}
+        numbers = {
+            int(number) if isinstance(number, str) else index(number): name for number, name in id2label.items()
+        }
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"id2label must be {{number: name}}, got {id2label!r:.80}") from error
     if len(numbers) < len(id2label):

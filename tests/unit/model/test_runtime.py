@@ -150,7 +150,7 @@ def test_label_numbers_as_json_has_them(tmp_path):
     assert segment(loaded, processor, PICTURE, labels=[0, 1])[0].max() <= 1
     parts = pipeline("image-segmentation", model=loaded, image_processor=processor)(PICTURE_AS_PIL)
     assert {part["label"] for part in parts} <= set(names.values())
-    for wrong in ({"a": "sky"}, {"0": "sky", "2": "road"}, {"0": "sky", 0: "road"}):
+    for wrong in ({"a": "sky"}, {"0": "sky", "2": "road"}, {"0": "sky", 0: "road"}, {0.5: "sky", 1.2: "road"}):
         with pytest.raises(ValueError, match="id2label"):
             AutoModelForSemanticSegmentation.from_pretrained(tmp_path, id2label=wrong, ignore_mismatched_sizes=True)
 
