@@ -13,6 +13,7 @@ from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
 
 from ..model import image_processing_qlseg, modeling_qlseg
+from ..model.processor_settings import QLSegImageProcessorKwargs
 from ..utils.files import written_into
 from .card import Source, plain_model_card, read_source
 from .upload import CARD, WEIGHTS, upload_folder
@@ -149,6 +150,7 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
 
 class QLSegImageProcessor(_PushToHubMixin, image_processing_qlseg.QLSegImageProcessor):
     __doc__ = image_processing_qlseg.QLSegImageProcessor.__doc__
+    valid_kwargs = QLSegImageProcessorKwargs  # transformers looks for it beside the class
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """As that of transformers, but a full disk or a kill leaves what was in the folder before.
