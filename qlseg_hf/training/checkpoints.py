@@ -68,7 +68,7 @@ def save_checkpoint(
             for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
                 remove_folder(old)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
-        if "DataLoader worker" in str(error):  # raised here by chance
+        if re.search(r"DataLoader worker|gloo|Connection (closed|reset)|NCCL", str(error)):  # a process died meanwhile
             raise
         shutil.rmtree(beside, ignore_errors=True)
         reason = str(error).splitlines()[0]
