@@ -31,6 +31,7 @@ BESIDE_WEIGHTS = (
     r"|argparse\.Namespace|collections\.(?:defaultdict|deque)|datetime\.\w+|pathlib\.[\w.]+|typing\.Any"
     r"|builtins\.(?:bool|dict|float|int|list|object|str|tuple)|copyreg\._reconstructor"
 )
+# printed, never run here: for a file of one's own, which this loads as Python does, code and all
 STRIP = (
     "python -c \"import torch; c = torch.load('%s', weights_only=False); m = c.get('meta', {}); torch.save({'meta': "
     "{k: m[k] for k in ('config', 'cfg', 'CLASSES', 'PALETTE', 'dataset_meta') if k in m}, 'state_dict': "

@@ -54,13 +54,16 @@ class Window:
     is_flipped: bool
     labels: list[int] | None = None  # the C labels that scores are wanted of; all K if not given
     class_probs: torch.Tensor | None = None  # (C, K) fp32, probability of label c by query k
+    any_probs: torch.Tensor | None = None  # (1, K) fp32, probability of any label by query k
     mask_logits: torch.Tensor | None = None  # (K, h, w) fp32, not mirrored
 
-    def scores(self, rows: Span, columns: Span) -> torch.Tensor:
-        """(C, rows, columns) of a part of the window; rows and columns of the resized picture."""
+    def scores(self, rows: Span, columns: Span, summed: bool = False) -> torch.Tensor:
+        """(C, rows, columns) of a part of the window, or the (1, ...) sum over all K; in the resized picture."""
         size = (self.rows[1] - self.rows[0], self.columns[1] - self.columns[0])
         masks = mask_block(self.mask_logits, size, shifted(rows, self.rows[0]), shifted(columns, self.columns[0]))
-        return (self.class_probs @ masks).view(-1, rows[1] - rows[0], columns[1] - columns[0])
+        return ((self.any_probs if summed else self.class_probs) @ masks).view(
+            -1, rows[1] - rows[0], columns[1] - columns[0]
+        )
 
 
 def shifted(span: Span, start: int) -> Span:
@@ -75,14 +78,14 @@ class Run:
     share: float  # of the average over runs
     windows: list[Window]
 
-    def scores(self, rows: Span, columns: Span) -> torch.Tensor:
-        """(C, rows, columns) of the resized picture, averaged over the windows that cover a pixel."""
+    def scores(self, rows: Span, columns: Span, summed: bool = False) -> torch.Tensor:
+        """(C, rows, columns) of the resized picture, averaged over the windows that cover a pixel; see `Window`."""
         total = count = None
         for window in self.windows:
             part_rows, part_columns = overlap(rows, window.rows), overlap(columns, window.columns)
             if part_rows is None or part_columns is None:
                 continue
-            part = window.scores(part_rows, part_columns)
+            part = window.scores(part_rows, part_columns, summed)
             if total is None and (part_rows, part_columns) == (rows, columns):
                 total, count = part, torch.ones(part.shape[1:])
                 continue
@@ -167,9 +170,9 @@ def segment(
         list of (H, W) int64 label maps on the CPU, one per picture; with `return_scores` also a list of (K, H, W) fp32
         tensors on the model's device: averaged semantic scores of a single run, probabilities of several; with
         `labels`, of those, in their order. With `return_confidence` also, and last, a list of (H, W) fp32 tensors in
-        [0, 1] on the CPU: the share that the chosen label has of the sum of the scores of all labels (of `labels`, if
-        given), averaged over the runs. It means the same for any scales and flips; it is 0 where every score is 0. It
-        is no calibrated probability.
+        [0, 1] on the CPU: the share that the chosen label has of the sum of the scores of all the model's labels,
+        averaged over the runs. It means the same for any scales, flips and `labels`; it is 0 where every score is 0.
+        It is no calibrated probability.
 
     Raises:
         ValueError, TypeError: something in `images` is no picture, `scales` is empty or not positive, `labels` are
@@ -396,6 +399,7 @@ def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tens
     for (window, _), probs, masks in zip(batch, class_probs, outputs.masks_queries_logits.float()):
         # copies, so that a window does not hold on to the whole batch
         window.class_probs = probs.clone(memory_format=torch.contiguous_format)
+        window.any_probs = probs.sum(dim=0, keepdim=True)
         if window.labels is not None:
             window.class_probs = window.class_probs[window.labels]
         window.mask_logits = masks.flip(-1) if window.is_flipped else masks.clone()
@@ -437,16 +441,16 @@ def strip_scores(
     """Scores and, if asked for, shares of the candidates in a block of the picture; (C, rows, columns) each.
 
     Scores: those of a single run, the average of the probabilities of several. Shares: each label's part of the sum
-    over the candidates, averaged over the runs.
+    over all labels, averaged over the runs.
     """
     total = shares = None
     for run in strip.runs:
-        part = run.scores(*sources(run.size, strip.target.size, rows, columns))
-        scores = resized_part(part, run.size, strip.target.size, rows, columns)
+        reach = sources(run.size, strip.target.size, rows, columns)
+        scores = resized_part(run.scores(*reach), run.size, strip.target.size, rows, columns)
         if with_shares:
             candidates = scores if len(strip.runs) == 1 or wanted is None else scores[wanted]
-            whole = candidates.sum(dim=0).clamp(min=torch.finfo(candidates.dtype).tiny)
-            own = candidates / whole * run.share
+            whole = resized_part(run.scores(*reach, summed=True), run.size, strip.target.size, rows, columns)
+            own = candidates / whole.clamp(min=torch.finfo(whole.dtype).tiny) * run.share
             shares = own if shares is None else shares.add_(own)
         if len(strip.runs) > 1:
             scores = scores.softmax(dim=0).mul_(run.share)

@@ -28,7 +28,12 @@ def draw_curves(losses: list[tuple[int, float]], mious: list[tuple[int, float]])
     left.set(xlabel="step", xlim=(0, steps[-1]), ylim=(0, None))
     left.set_ylabel(f"loss (mean of {SMOOTHING} steps)", color="0.4")
     right = left.twinx()
-    right.plot(*np.array([(step, 100 * value) for step, value in mious]).reshape(-1, 2).T, color="#1f5fbf", marker="o")
+    right.plot(
+        *np.array([(step, 100 * value) for step, value in mious]).reshape(-1, 2).T,
+        color="#1f5fbf",
+        marker="o",
+        clip_on=False,
+    )
     right.set(ylim=(0, 100))
     right.set_ylabel("mIoU in %", color="#1f5fbf")
     left.grid(axis="y", color="0.9")

@@ -1,6 +1,6 @@
 """Files and folders that are written beside their place and moved there, so that nothing is ever half-written.
 
-What is being written is called `.NAME.partial-XXXXXXXX`. Whoever writes it holds a lock on it, which the system drops
+What is being written is called `.NAME.partial-*`. Whoever writes it holds a lock on it, which the system drops
 when the process dies, so `remove_partial` tells what a kill has left from what somebody is writing just now.
 
 What is moved was given to the disk before (fsync), so a power cut leaves the old or the new one as well.

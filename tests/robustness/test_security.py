@@ -132,6 +132,7 @@ PICKLES = {
 def test_pickles(name, tmp_path, monkeypatch, capsys):
     """As meta, as a weight, as the whole, in the archive and in the formats before it."""
     monkeypatch.chdir(tmp_path)
+    # weights_only=False: a fixture of this repository, of mmcv's objects
     whole, thing = torch.load(CHECKPOINT, weights_only=False), PICKLES[name]()
     for number, content in enumerate(
         ({**whole, "meta": thing}, {"state_dict": {"backbone.pos_embed": thing}}, {"state_dict": thing}, thing)
@@ -277,6 +278,7 @@ print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 10
 @pytest.mark.slow
 def test_small_files_that_claim_much(tmp_path):
     """In a process of its own, whose peak is measured; `decode_head.query_1.weight` says how many labels there are."""
+    # weights_only=False: a fixture of this repository, of mmcv's objects
     whole, paths = torch.load(CHECKPOINT, weights_only=False), []
     for number, make in enumerate(CLAIMS.values()):
         for key in ("decode_head.query_1.weight", "backbone.pos_embed", "decode_head.extra"):

@@ -168,10 +168,9 @@ def test_confidence(settings):
     for label_map, values, plain in zip(maps, confidence, expected):
         assert torch.equal(label_map, plain)
         assert values.shape == label_map.shape and values.dtype == torch.float32 and values.device.type == "cpu"
-        num_labels = len(settings.get("labels", range(20)))
-        assert 0 <= values.min() and values.max() <= 1 and (num_labels > 1 or torch.allclose(values, torch.ones(())))
+        assert 0 <= values.min() and values.max() <= 1
         if len(settings) == 0:
-            assert values.min() >= 1 / num_labels - 1e-6  # the best of a single run
+            assert values.min() >= 1 / 20 - 1e-6  # the best of a single run
     limited = segment(model, processor, PICTURE, return_confidence=True, max_memory_mb=80, **settings)
     assert torch.allclose(limited[1][0], confidence[0], atol=1e-6) and torch.equal(limited[0][0], maps[0])
 
@@ -181,6 +180,19 @@ def test_confidence_is_the_share_of_the_scores():
     maps, scores, confidence = segment(model, processor, PICTURE, return_scores=True, return_confidence=True)
     expected = scores[0].gather(0, maps[0][None])[0] / scores[0].sum(0)
     assert torch.allclose(confidence[0], expected, atol=1e-6) and len(confidence[0].unique()) > 20
+
+
+@pytest.mark.parametrize("runs", [{}, {"scales": (1, 1.5), "flip": True}])
+def test_confidence_of_one_label_is_among_all(runs):
+    """Else a pixel of another label would have confidence 1 wherever a single label is asked for."""
+    model, processor = tiny_model_and_processor()
+    maps, every = segment(model, processor, PICTURE, return_confidence=True, **runs)
+    label = int(maps[0].mode().values.mode().values)
+    _, one = segment(model, processor, PICTURE, return_confidence=True, labels=[label], **runs)
+    chosen = maps[0] == label
+    assert torch.allclose(one[0][chosen], every[0][chosen], atol=1e-6) and one[0].max() < 1
+    several = [segment(model, processor, PICTURE, return_confidence=True, labels=[k], **runs)[1][0] for k in range(20)]
+    assert torch.allclose(sum(several), torch.ones(()), atol=1e-5)
 
 
 def test_confidence_means_the_same_with_any_runs():
