@@ -54,8 +54,8 @@ class Window:
     is_flipped: bool
     labels: list[int] | None = None  # the C labels that scores are wanted of; all K if not given
     class_probs: torch.Tensor | None = None  # (C, K) fp32, probability of label c by query k
-    any_probs: torch.Tensor | None = None  # (1, K) fp32, probability of any label by query k
     mask_logits: torch.Tensor | None = None  # (K, h, w) fp32, not mirrored
+    any_probs: torch.Tensor | None = None  # (1, K) fp32, probability of any label by query k
 
     def scores(self, rows: Span, columns: Span, summed: bool = False) -> torch.Tensor:
         """(C, rows, columns) of a part of the window, or the (1, ...) sum over all K; in the resized picture."""
