@@ -1,0 +1,85 @@
+"""Reports as one HTML file that opens without a server: no script, no request, images inside."""
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from .files import write_atomically
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image with a caption. `image` is stored as PNG, or as JPEG with `is_photo`."""
+
+    image: Image.Image
+    caption: str = ""
+    is_photo: bool = False
+
+    @property
+    def address(self) -> str:
+        """The image as a data URI."""
+        stream = io.BytesIO()
+        kind, options = ("JPEG", {"quality": 85}) if self.is_photo else ("PNG", {"optimize": True})
+        (self.image.convert("RGB") if self.is_photo else self.image).save(stream, kind, **options)
+        return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts and numbers under column titles; numbers are set to the right. `bar`: a column of fractions in
+    [0, 1] that is shown as bars with its percentage; None there means "not defined"."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    bar: str | None = None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images side by side, as many in a line as fit."""
+
+    pictures: Sequence[Picture]
+
+
+@dataclass
+class Section:
+    """A title and what stands below it: texts (paragraphs), `Table`, `Picture` and `Gallery`, in order."""
+
+    title: str
+    blocks: list[Any] = field(default_factory=list)
+
+
+def render_report(title: str, summary: Iterable[tuple[str, Any]], sections: Iterable[Section]) -> str:
+    """HTML of a report.
+
+    Args:
+        title: of the page.
+        summary: (what, value) pairs shown first, as large figures.
+        sections: of the page, in order; empty ones are left out.
+
+    Every text is escaped, so names of files and labels may hold anything.
+    """
+    environment = Environment(
+        loader=PackageLoader("qlseg_hf.utils"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    template = environment.get_template("report.html.jinja")
+    shown = [
+        (section.title, [(type(block).__name__, block) for block in section.blocks])
+        for section in sections
+        if section.blocks
+    ]
+    return template.render(title=title, summary=list(summary), sections=shown)
+
+
+def write_report(path: Path, title: str, summary: Iterable[tuple[str, Any]], sections: Iterable[Section]) -> None:
+    """Write `render_report` to a file; atomic."""
+    write_atomically(path, render_report(title, summary, sections).encode())
+
+
+__all__ = ["Gallery", "Picture", "Section", "Table", "render_report", "write_report"]
