@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
 from ..utils.distributed import exchanged, failing_together
 from ..utils.files import remove_folder, replace_folder
-from .build import MovingAverage
+from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
-from .recipe import Recipe, read_yaml, renamed
+from .recipe import Recipe, read_yaml, rename_old_keys
 
 
 def step_of(checkpoint: Path) -> int:
@@ -125,7 +125,7 @@ def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = renamed(read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8")))
+    old = rename_old_keys(read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8")))
     new = read_yaml(recipe.to_yaml())
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
@@ -151,7 +151,7 @@ def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
     )
 
 
-def refuse_other_parts(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
+def check_processes(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
     """ValueError if a checkpoint of another number of processes, or kind of them, cannot go on in these."""
     facts, old_recipe = launch_facts(accelerator), read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
     is_whole = (checkpoint / "optimizer.bin").is_file() and not any(checkpoint.glob("pytorch_model_fsdp*"))
@@ -188,7 +188,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
 
     Raises:
         ValueError: it is no checkpoint, a file of it is missing or changed, it is of more steps than the recipe wants,
-            it was written by another number of processes and cannot go on in these (see `refuse_other_parts`), with
+            it was written by another number of processes and cannot go on in these (see `check_processes`), with
             another `ema_decay`, or for another network.
     """
     state = None
@@ -200,7 +200,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
                     f"max_steps is {recipe.max_steps}, but {checkpoint} has made {state['step']} steps already; set "
                     f"max_steps to at least {state['step']}, or choose another output_dir"
                 )
-            refuse_other_parts(accelerator, checkpoint, state, recipe)
+            check_processes(accelerator, checkpoint, state, recipe)
             said = changes_of_launch(launch_facts(accelerator), state)
             if changed := changes_since(checkpoint, recipe):
                 said.append(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}")

@@ -38,12 +38,12 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
         accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
         KEPT.append(accelerator)
-        refuse_what_is_not_done(accelerator)
+        check_launch(accelerator)
         fit_to_recipe(accelerator, recipe)
     return accelerator
 
 
-def refuse_what_is_not_done(accelerator: Accelerator) -> None:
+def check_launch(accelerator: Accelerator) -> None:
     """ValueError if precision, distribution or compilation are not those that accelerate was asked for."""
     device, kind = accelerator.device.type, accelerator.distributed_type
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -115,7 +115,7 @@ def fit_to_recipe(accelerator: Accelerator, recipe: Recipe) -> None:
         accelerator.print(f"the recipe replaces settings of accelerate: {', '.join(given_way)}", file=sys.stderr)
 
 
-def refuse_other_batch(accelerator: Accelerator, recipe: Recipe) -> None:
+def check_batch(accelerator: Accelerator, recipe: Recipe) -> None:
     """ValueError if a step would take other pictures than the recipe says, or clip elsewhere, once all is prepared."""
     passes, processes = accelerator.gradient_accumulation_steps, accelerator.num_processes
     found = {"total_batch_size": recipe.per_device_batch_size * passes * processes}
@@ -150,4 +150,4 @@ def launch_facts(accelerator: Accelerator) -> dict[str, int | str]:
     }
 
 
-__all__ = ["SHARDED", "launch_facts", "refuse_other_batch", "start_accelerator"]
+__all__ = ["SHARDED", "launch_facts", "check_batch", "start_accelerator"]

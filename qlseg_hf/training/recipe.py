@@ -1,6 +1,5 @@
 """Recipes: one flat YAML file says what a training run does; unknown keys and values of a wrong type are refused."""
 
-import difflib
 import os
 import re
 import types
@@ -12,98 +11,13 @@ from pathlib import Path
 import yaml
 
 from ..hub.card import last_part, public_name
+from .synonyms import hint_for
 
 MOST_BYTES = 1 << 20  # of a recipe file
 RECIPES = Path(__file__).parents[1] / "recipes"
 OLD_NAMES = {"dataset": "data"}  # of keys, which are still read
 SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
 ABSOLUTE = r"(~[^/\\]*|[A-Za-z]:|file:/*)?[/\\].*"
-
-# what other trainers call a thing, without signs and in lower case: the key here, or what to do instead
-SYNONYMS = {
-    "learning_rate": "lr lr0 baselr initiallr maxlr learnrate",
-    "head_lr_multiplier": "headlr headlrmult lrmult headlearningrate decoderlr",
-    "layer_decay": "layerwisedecay llrd layerlrdecay lrlayerdecay",
-    "weight_decay": "wd l2",
-    "max_steps": "steps numsteps maxiters maxiter iters numiters iterations numiterations maxtrainsteps totalsteps "
-    "numtrainsteps",
-    "warmup_steps": "warmup warmupiters numwarmupsteps lrwarmupsteps",
-    "poly_power": "lrpower polylrpower",
-    "total_batch_size": "batchsize batch trainbatchsize globalbatchsize effectivebatchsize bs totalbatch",
-    "per_device_batch_size": "perdevicetrainbatchsize perdevicebatch microbatchsize samplespergpu imgspergpu "
-    "batchpergpu perdeviceevalbatchsize trainmicrobatchsizepergpu batchsizepergpu",
-    "max_grad_norm": "gradclip gradientclipping gradnorm clipgrad clipgradnorm gradientclipval clipnorm",
-    "ema_decay": "ema modelema emarate useema",
-    "class_weights": "classweight labelweights weightsperclass",
-    "freeze_backbone": "freeze freezeencoder frozenstages frozen",
-    "lora": "lorarank lorar peft",
-    "gradient_checkpointing": "checkpointing activationcheckpointing gradcheckpointing withcp",
-    "compile": "torchcompile dynamo usecompile",
-    "crop_size": "imgsz imgsize imagesize inputsize cropsize resolution patchcrop trainsize randomcrop",
-    "scale_range": "scale scales randomscale ratiorange multiscale",
-    "photometric": "colorjitter colourjitter photometricdistortion augment augmentation hsv",
-    "model": "weights checkpoint pretrained pretrainedmodel modelname modelnameorpath loadfrom initfrom basemodel",
-    "backbone": "encoder backbonename backboneweights vit",
-    "data": "datadir dataroot datapath datasetname datasetpath traindata root",
-    "dataset_config": "datasetconfigname configname subset",
-    "train_split": "split trainset splittrain trainsplitname",
-    "eval_split": "val valsplit validationsplit testsplit validation evalset",
-    "image_column": "imagecolumnname imagekey",
-    "label_column": "maskcolumn labelkey maskkey annotationcolumn segmentationcolumn",
-    "label_names": "classes names numclasses nc numlabels id2label label2id labels classnames labelmapfile",
-    "label_colors": "palette colors colormap",
-    "do_reduce_labels": "reducelabels reducezerolabel doreducelabel reducelabel",
-    "ignore_index": "ignorelabel ignorevalue void voidlabel ignoreid",
-    "eval_steps": "evaliters evalinterval evaluationsteps valinterval evalevery valcheckinterval",
-    "save_steps": "saveinterval saveperiod checkpointinterval checkpointsteps saveevery",
-    "keep_checkpoints": "savetotallimit maxkeepckpts checkpointstotallimit savetopk",
-    "output_dir": "savedir outdir output workdir project name rundir logdir resultsdir exp",
-    "resume": "resumefrom resumefromcheckpoint autoresume",
-    "push_to_hub": "pushhub upload",
-    "hub_model_id": "repo repoid hubid hubrepo",
-    "hub_private": "private hubprivaterepo",
-    "hub_revision": "revision branch",
-    "report_to": "logger logwith tracker wandb tensorboard trackers",
-    "seed": "randomseed manualseed dataseed",
-    "num_workers": "workers dataloadernumworkers nworkers workerspergpu numproc dataloaderworkers",
-    "log_pictures": "logimages numpictures visualize",
-}
-ADVICE = {  # and what no key is: what to do, and its names
-    "precision belongs to the launcher: accelerate launch --mixed_precision bf16 -m qlseg_hf.cli.train RECIPE": (
-        "mixedprecision precision fp16 bf16 fp8 amp useamp half autocast dtype torchdtype tf32"
-    ),
-    "devices belong to the launcher: accelerate launch, or torchrun on several CPUs": (
-        "device devices gpu gpus numgpus ngpus gpuids cuda cpu usecpu nocuda numprocesses nprocpernode worldsize "
-        "localrank strategy distributed ddp fsdp deepspeed accelerator numnodes"
-    ),
-    "set max_steps, which is epochs x pictures / total_batch_size": (
-        "epoch epochs nepochs numepochs maxepoch maxepochs numtrainepochs totalepochs"
-    ),
-    "set warmup_steps, which is warm-up epochs x pictures / total_batch_size": "warmupepochs warmupratio",
-    "accumulation follows: total_batch_size / (per_device_batch_size x processes)": (
-        "gradientaccumulationsteps gradientaccumulation gradaccum gradaccumsteps gradaccumulation accumulate "
-        "accumulation accumulationsteps accumulategradbatches accumsteps"
-    ),
-    "training goes on to max_steps, and the folder best holds the best model until then": (
-        "patience earlystop earlystopping earlystoppingpatience"
-    ),
-    "the optimiser is AdamW with learning_rate and weight_decay": (
-        "optimizer optimiser optim momentum beta1 beta2 betas adambeta1 adambeta2 adamepsilon eps"
-    ),
-    "the schedule is polynomial with warmup_steps, max_steps and poly_power": (
-        "scheduler lrscheduler lrschedulertype schedule lrschedule lrpolicy cosine coslr lrf minlr gamma"
-    ),
-    "weights of the loss belong into config: {class_weight: 1, mask_weight: 20, dice_weight: 1}": (
-        "loss losses lossweight lossweights maskweight diceweight ceweight dice box cls focalgamma focalalpha"
-    ),
-    "settings of the network belong into config: {name: value}": (
-        "dropout droppath droppathrate hiddensize numlayers numhiddenlayers attnimplementation"
-    ),
-    "settings of the processor belong into processor: {name: value}": (
-        "size resize windowsize stride windowstride imagemean imagestd mean std dorescale donormalize"
-    ),
-    "qlseg check RECIPE looks at the data alone": "checkdata checkonly dryrun",
-}
 
 
 class RecipeLoader(yaml.SafeLoader):
@@ -284,7 +198,7 @@ class Recipe:
         """The recipe as it lies beside weights and in cards: of what lies on this machine the names, not the paths."""
         values = asdict(self)
         names = {"label_names": values.pop("label_names")} if isinstance(self.label_names, dict) else {}
-        values = {key: without_paths(value) for key, value in values.items()} | names
+        values = {key: drop_paths(value) for key, value in values.items()} | names
         for key in SOURCES:
             values[key] = values[key] and public_name(getattr(self, key))
         for key in PATHS:
@@ -296,12 +210,12 @@ class Recipe:
         return yaml.dump(asdict(self), Dumper=RecipeDumper, sort_keys=False)
 
 
-def without_paths(value):
+def drop_paths(value):
     """A value of a recipe, mappings and lists included, without the folders of this machine."""
     if isinstance(value, dict):
-        return {key: without_paths(entry) for key, entry in value.items()}
+        return {key: drop_paths(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [without_paths(entry) for entry in value]
+        return [drop_paths(entry) for entry in value]
     is_path = isinstance(value, str) and (
         re.fullmatch(ABSOLUTE, value) or (re.search(r"[/\\]", value) and os.path.exists(value))
     )
@@ -353,19 +267,19 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         try:
             plain = key[2:].replace("-", "_")  # a name that is none stays as it was written
             name = plain if plain in Recipe.__dataclass_fields__ else OLD_NAMES.get(plain, key[2:])
-            values = renamed(values) | {name: read_yaml(text)}
+            values = rename_old_keys(values) | {name: read_yaml(text)}
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ValueError(f"{key} {text} is not YAML: {' '.join(str(error).split())}") from error
     try:
-        return checked(values)
+        return check_values(values)
     except ValueError as error:
         raise ValueError(f"{path}{' with these overrides' if overrides else ''}: {error}") from error
 
 
-def checked(values: dict) -> Recipe:
+def check_values(values: dict) -> Recipe:
     """A recipe from what its file and the overrides hold; ValueError for an unknown key or a value of a wrong type."""
     known = {entry.name: entry for entry in fields(Recipe)}
-    values = renamed(values)
+    values = rename_old_keys(values)
     for key in values:
         if key not in known:
             raise ValueError(f"unknown key {str(key)[:80]}; {hint_for(str(key), list(known))}")
@@ -373,10 +287,10 @@ def checked(values: dict) -> Recipe:
     if missing := [name for name in required if values.get(name) is None]:
         raise ValueError(f"the recipe lacks {', '.join(missing)}")
     hints = typing.get_type_hints(Recipe)
-    return Recipe(**{key: typed(key, value, hints[key]) for key, value in values.items()})
+    return Recipe(**{key: convert_value(key, value, hints[key]) for key, value in values.items()})
 
 
-def renamed(values: dict) -> dict:
+def rename_old_keys(values: dict) -> dict:
     """Values by the present names of their keys; ValueError if one is given by its old name too."""
     for old, new in OLD_NAMES.items():
         if old in values:
@@ -386,21 +300,7 @@ def renamed(values: dict) -> dict:
     return values
 
 
-def hint_for(key: str, known: list[str]) -> str:
-    """What to write instead of an unknown key: what it means elsewhere first, then what is spelt nearly alike."""
-    plain = re.sub(r"[\W_]", "", key).lower()
-    for name in known:
-        if plain in (name.replace("_", ""), *SYNONYMS.get(name, "").split()):
-            return f"did you mean {name}?"
-    for advice, words in ADVICE.items():
-        if plain in words.split():
-            return advice
-    if nearest := difflib.get_close_matches(key, known, n=1, cutoff=0.8):
-        return f"did you mean {nearest[0]}?"
-    return f"keys are {', '.join(known)}"
-
-
-def typed(key: str, value, wanted):
+def convert_value(key: str, value, wanted):
     """`value` as the type `wanted`, or ValueError. An integer passes as a float, and so does 1e-5, a text to YAML."""
     options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     for option in options:
@@ -413,7 +313,7 @@ def typed(key: str, value, wanted):
             except ValueError:
                 continue
         if origin is list and isinstance(value, list):
-            return [typed(key, entry, typing.get_args(option)[0]) for entry in value]
+            return [convert_value(key, entry, typing.get_args(option)[0]) for entry in value]
         if origin is None and option in (int, bool, str, dict) and type(value) is option:
             return value
     names = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
