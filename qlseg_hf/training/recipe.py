@@ -27,6 +27,7 @@ SYNONYMS = {
     "weight_decay": "wd l2",
     "max_steps": "steps numsteps maxiters maxiter iters numiters iterations numiterations maxtrainsteps totalsteps "
     "numtrainsteps",
+    "epochs": "epoch nepochs numepochs maxepoch maxepochs numtrainepochs totalepochs",
     "warmup_steps": "warmup warmupiters numwarmupsteps lrwarmupsteps",
     "poly_power": "lrpower polylrpower",
     "total_batch_size": "batchsize batch trainbatchsize globalbatchsize effectivebatchsize bs totalbatch",
@@ -75,9 +76,6 @@ ADVICE = {  # and what no key is: what to do, and its names
     "devices belong to the launcher: accelerate launch, or torchrun on several CPUs": (
         "device devices gpu gpus numgpus ngpus gpuids cuda cpu usecpu nocuda numprocesses nprocpernode worldsize "
         "localrank strategy distributed ddp fsdp deepspeed accelerator numnodes"
-    ),
-    "set max_steps, which is epochs x pictures / total_batch_size": (
-        "epoch epochs nepochs numepochs maxepoch maxepochs numtrainepochs totalepochs"
     ),
     "set warmup_steps, which is warm-up epochs x pictures / total_batch_size": "warmupepochs warmupratio",
     "accumulation follows: total_batch_size / (per_device_batch_size x processes)": (
@@ -148,6 +146,7 @@ class Recipe:
         total_batch_size: images per optimiser step over all processes.
         per_device_batch_size: images per forward pass; the accumulation steps follow.
         max_steps: optimiser steps; the learning rate reaches 0 there.
+        epochs: passes over the training images, from which `max_steps` follow where they are not given.
         output_dir: folder of the run: models, checkpoints, logs, curves, overlays.
         model: QLSeg folder or Hub id to start from; excludes `backbone`. With neither, weights are random.
         backbone: pretrained encoder (folder or Hub id, timm's or transformers' naming) of the kind that
@@ -200,11 +199,12 @@ class Recipe:
     """
 
     data: str
-    crop_size: int
-    total_batch_size: int
-    per_device_batch_size: int
-    max_steps: int
     output_dir: str
+    crop_size: int | None = None
+    total_batch_size: int | None = None
+    per_device_batch_size: int | None = None
+    max_steps: int | None = None
+    epochs: float | None = None
     model: str | None = None
     backbone: str | None = None
     config: dict = field(default_factory=dict)
@@ -225,8 +225,8 @@ class Recipe:
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
     cat_max_ratio: float = 0.75
     photometric: bool = True
-    warmup_steps: int = 1500
-    learning_rate: float = 1e-5
+    warmup_steps: int | None = None
+    learning_rate: float | None = None
     head_lr_multiplier: float = 10.0
     layer_decay: float = 1.0
     weight_decay: float = 0.01
@@ -238,8 +238,8 @@ class Recipe:
     lora: int | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
-    eval_steps: int = 4000
-    save_steps: int = 1000
+    eval_steps: int | None = None
+    save_steps: int | None = None
     keep_checkpoints: int = 2
     resume: str = "auto"
     push_to_hub: bool = False
@@ -262,8 +262,10 @@ class Recipe:
             raise ValueError("hub_private and hub_revision want push_to_hub: true")
         positive = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "eval_steps", "save_steps")
         for name in (*positive, "keep_checkpoints"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"epochs is {self.epochs}; it must be more than 0")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} must be between 0 and 1")
         for name in ("resize_box", "scale_range"):
