@@ -23,7 +23,8 @@ from ..data.datasets import is_hidden
 from ..data.scenes import draw_scene
 from ..hub.loading import load_network
 from ..model.image_io import load_picture
-from ..model.segmentation import segment, window_layout
+from ..model.segmentation import segment
+from ..model.windows import window_layout
 from ..utils.text import first_line
 from ..utils.visualization import label_colors, label_map_picture, share
 
