@@ -22,7 +22,8 @@ from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..hub.upload import prepare_repo, upload_folder
 from ..model.configuration_qlseg import QLSegConfig, QLSegViTConfig
 from ..releases import RELEASES
-from ..utils.files import file_sha256, partial_folder
+from ..utils.files import partial_folder
+from ..utils.hashing import file_sha256
 from ..utils.text import first_line
 from .config_text import numbers_from_text
 from .key_table import DROPPED_KEYS, key_family, new_names, old_name

@@ -27,7 +27,7 @@ from qlseg_hf.convert.config_text import parse_configuration
 from qlseg_hf.convert.convert import convert
 from qlseg_hf.convert.reader import ConversionError, read_checkpoint
 from qlseg_hf.releases import label_set
-from qlseg_hf.utils.files import file_sha256
+from qlseg_hf.utils.hashing import file_sha256
 
 MANIFESTS = FIXTURES / "manifests"
 
