@@ -112,7 +112,7 @@ def test_manifests(name):
     state_dict = {key: torch.zeros(1).expand(shape) for key, (shape, dtype) in manifest.items()}
     assert all(dtype == "float32" for _, dtype in manifest.values())
     shapes = convert_module.numbers_from_shapes(state_dict)
-    numbers = convert_module.agreed_numbers(shapes, None, name)
+    numbers = convert_module.agree_on_numbers(shapes, None, name)
     config = convert_module.make_config(numbers, [f"{i}" for i in range(numbers["num_labels"])], None)
     with torch.device("meta"):
         model = QLSegForSemanticSegmentation(config)
@@ -129,7 +129,7 @@ def test_manifests(name):
 @pytest.mark.parametrize("name", RELEASES)
 def test_manifests_from_file_to_folder(name, tmp_path, capsys, monkeypatch):
     """The whole way, stripped file to folder; the file is small because its tensors share one number."""
-    monkeypatch.setattr(reader, "refuse_claims", lambda path, state_dict: None)
+    monkeypatch.setattr(reader, "check_claimed_size", lambda path, state_dict: None)
     manifest = json.loads((MANIFESTS / f"{name}.json").read_text())
     torch.save(
         {f"module.{key}": torch.ones(1).expand(shape) for key, (shape, _) in manifest.items()}, tmp_path / "x.pth"
