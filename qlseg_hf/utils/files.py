@@ -102,10 +102,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def partial_folder(name: str, parent: Path) -> Iterator[Path]:
     """A new folder in `parent` to write into before it, or what is in it, is moved; removed at the end if still there.
 
-    The parents are made, and removed again if the block raises. What killed processes have left of writing `name` is
-    removed first.
+    Its parents are made. What killed processes have left of writing `name` is removed first.
     """
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     beside = held = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -115,14 +113,10 @@ def partial_folder(name: str, parent: Path) -> Iterator[Path]:
             held = _lock(beside)
         beside.chmod(0o777 & ~current_umask())
         yield beside
-        made = []
     finally:
         if beside is not None:
             _put_back(beside, parent / name)
             shutil.rmtree(beside, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):  # others have put something there
-                folder.rmdir()
         if held is not None:
             os.close(held)
 

@@ -72,8 +72,9 @@ def test_names(name, tmp_path, capsys):
     assert overlay.width < 2000
     view = app.view_of(picture, torch.zeros(30, 40, dtype=torch.long), config)
     assert json.loads(json.dumps(view))["legend"][0][1] == text and f"<{text}>" not in app.VIEWER["html"]
-    tiny_model_folder = tmp_path / "net"
-    model.save_pretrained(tiny_model_folder)
+    model.save_pretrained(tmp_path / "net")
+    assert QLSegForSemanticSegmentation.from_pretrained(tmp_path / "net").config.id2label == {0: text, 1: "sky"}
+    assert (tmp_path / "net" / "README.md").read_bytes() == plain_model_card(model, "net").encode()
 
 
 def test_names_of_files_in_reports(tmp_path):
