@@ -30,6 +30,7 @@ from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, exchanged, failing_together
 from ..utils.files import write_atomically
+from ..utils.hashing import json_sha256, weights_sha256
 from .metrics import StreamingScores
 
 Samples = FolderSamples | TableSamples | StreamedSamples
@@ -362,15 +363,6 @@ def state_sha256(state: dict[str, torch.Tensor], notes: str) -> str:
     return hashlib.sha256(save(state) + notes.encode()).hexdigest()
 
 
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Of every name, dtype, shape and value. Seconds for a ViT-L."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def fingerprint_of_samples(samples: Samples) -> str:
     """Hash of what the data set is, without reading its pictures; of a stream also the first sample's name."""
     known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items())]
@@ -383,7 +375,7 @@ def fingerprint_of_samples(samples: Samples) -> str:
             known.append(next((sample.name for sample in samples), None))
         else:
             known += [len(samples), samples.table._fingerprint]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return json_sha256(known)
 
 
 __all__ = ["Evaluation", "evaluate_samples", "remove_state", "state_path"]

@@ -25,7 +25,8 @@ from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
 from ..model.segmentation import segment
 from ..utils.distributed import deaths_reported, failing_together, joined_processes
-from ..utils.files import file_sha256, remove_partial, write_atomically
+from ..utils.files import remove_partial, write_atomically
+from ..utils.hashing import file_sha256
 from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
 from .evaluator import Evaluation, evaluate_samples, remove_state
