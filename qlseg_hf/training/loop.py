@@ -383,8 +383,6 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
                 plain,
                 processor,
                 validation_samples,
-                rank=accelerator.process_index,
-                world_size=accelerator.num_processes,
                 progress=accelerator.is_main_process,
                 stop_signal=lambda: signals.number,
             )
