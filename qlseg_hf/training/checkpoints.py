@@ -3,13 +3,12 @@
 Whatever kills a run leaves the checkpoint before, and a run goes on from it bit for bit.
 """
 
-import hashlib
 import json
 import math
 import re
-import shutil
 import sys
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -20,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
 from ..utils.distributed import exchanged, failing_together
-from ..utils.files import remove_folder, replace_folder
+from ..utils.files import partial_folder, remove_folder, replace_folder
+from ..utils.hashing import json_sha256
 from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
@@ -46,37 +46,33 @@ def save_checkpoint(
         OSError: for instance a full disk; the checkpoints before stay valid.
     """
     place = output_dir / "checkpoints" / f"step-{step:08d}"
-    beside = place.with_name(f".{place.name}.new")
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(beside))
-        torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            if average is not None:
-                save_file(
-                    {name: value.cpu() for name, value in average.weights.items()}, beside / "average.safetensors"
-                )
-            (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            state = state | {"step": step} | launch_facts(accelerator)
-            (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
-            replace_folder(beside, place)
-            for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
-                remove_folder(old)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
-        if re.search(r"DataLoader worker|gloo|Connection (closed|reset)|NCCL", str(error)):  # a process died meanwhile
-            raise
-        shutil.rmtree(beside, ignore_errors=True)
-        reason = str(error).splitlines()[0]
-        if "inline_container" in reason:  # all that torch.save says
-            reason = "a file could not be written to its end, probably because the disk is full"
-        kept = checkpoints(output_dir)
-        before = f"; {kept[-1]} is still valid" if kept else ""
-        raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
+    made = partial_folder(place.name, place.parent) if accelerator.is_main_process else nullcontext(place)
+    with made as folder:
+        beside = Path(exchanged(str(folder), accelerator.num_processes)[0])
+        try:
+            accelerator.save_state(str(beside))
+            torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                if average is not None:
+                    weights = {name: value.cpu() for name, value in average.weights.items()}
+                    save_file(weights, beside / "average.safetensors")
+                (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+                state = state | {"step": step} | launch_facts(accelerator)
+                (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+                (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
+                replace_folder(beside, place)
+                for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
+                    remove_folder(old)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
+            if re.search(r"DataLoader worker|gloo|Connection (closed|reset)|NCCL", str(error)):  # a process died
+                raise
+            reason = str(error).splitlines()[0]
+            if "inline_container" in reason:  # all that torch.save says
+                reason = "a file could not be written to its end, probably because the disk is full"
+            kept = checkpoints(output_dir)
+            before = f"; {kept[-1]} is still valid" if kept else ""
+            raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
     accelerator.wait_for_everyone()
 
 
@@ -120,7 +116,7 @@ def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
         known = [count, *(samples[i].name for i in range(0, count, max(count // 16, 1)))]
     else:
         known = [str(samples.table.info.splits), next((sample.name for sample in samples), None)]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return json_sha256(known)
 
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:

@@ -114,11 +114,12 @@ class Recipe:
     """
 
     data: str
-    crop_size: int
-    total_batch_size: int
-    per_device_batch_size: int
-    max_steps: int
-    output_dir: str
+    crop_size: int | None = None
+    total_batch_size: int | None = None
+    per_device_batch_size: int | None = None
+    max_steps: int | None = None
+    output_dir: str | None = None
+    epochs: float | None = None
     model: str | None = None
     backbone: str | None = None
     config: dict = field(default_factory=dict)
@@ -139,8 +140,8 @@ class Recipe:
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
     cat_max_ratio: float = 0.75
     photometric: bool = True
-    warmup_steps: int = 1500
-    learning_rate: float = 1e-5
+    warmup_steps: int | None = None
+    learning_rate: float | None = None
     head_lr_multiplier: float = 10.0
     layer_decay: float = 1.0
     weight_decay: float = 0.01
@@ -152,8 +153,8 @@ class Recipe:
     lora: int | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
-    eval_steps: int = 4000
-    save_steps: int = 1000
+    eval_steps: int | None = None
+    save_steps: int | None = None
     keep_checkpoints: int = 2
     resume: str = "auto"
     push_to_hub: bool = False
@@ -176,8 +177,10 @@ class Recipe:
             raise ValueError("hub_private and hub_revision want push_to_hub: true")
         positive = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "eval_steps", "save_steps")
         for name in (*positive, "keep_checkpoints"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"epochs is {self.epochs}; it must be more than 0")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} must be between 0 and 1")
         for name in ("resize_box", "scale_range"):

@@ -27,8 +27,6 @@ def evaluate_run(run: Run) -> None:
             run.network,
             run.processor,
             run.validation_samples,
-            rank=run.accelerator.process_index,
-            world_size=run.num_processes,
             progress=run.is_main,
             stop_signal=lambda: run.signals.number,
         )
