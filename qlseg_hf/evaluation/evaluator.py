@@ -21,13 +21,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..data.check import add_to_tallies, count_values, is_no_label, range_error, score_warnings
-from ..data.datasets import Sample, SampleError
+from ..data.datasets import Sample, SampleError, Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, exchanged, failing_together
 from .metrics import StreamingScores
-from .state import Progress, Ranked, Samples, process_place, protocol_of_state, rank_pictures, state_path
+from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path
 
 ROUND_SECONDS = 10.0  # how often state is written and processes hear of each other's errors
 NUM_READ_AHEAD = 3  # pictures decoded while the model is busy

@@ -16,12 +16,12 @@ from ..data.augmentation import (
     start_worker,
 )
 from ..data.check import check_labels_of_dataset
-from ..data.datasets import open_dataset
+from ..data.datasets import Samples, open_dataset
 from ..utils.distributed import exchanged, failing_together
 from ..utils.files import write_atomically
 from .build import sets_reduction
 from .recipe import Recipe
-from .run import Run, Samples
+from .run import Run
 
 
 def open_split(recipe: Recipe, split: str) -> Samples:

@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
+from ..data.datasets import Samples
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..utils.distributed import StopSignals
 from .average import MovingAverage
 from .checkpoints import save_checkpoint
 from .log import StepLog
 from .recipe import Recipe
-
-Samples = FolderSamples | TableSamples | StreamedSamples
 
 
 @dataclass
@@ -81,4 +79,4 @@ class Run:
         save_checkpoint(self.accelerator, self.output_dir, self.step, self.state, self.average, self.recipe)
 
 
-__all__ = ["Run", "Samples"]
+__all__ = ["Run"]
