@@ -277,9 +277,9 @@ def channels_last(array: np.ndarray, num_channels: int | None, prefers_first: bo
     sides = array.shape[0], array.shape[-1]
     if num_channels is None:
         is_first, is_last = (side == min(sides) for side in sides)
-    elif num_channels == 3:
+    if num_channels == 3 or (num_channels is None and (sides[0] in (1, 3, 4) or sides[1] in (1, 2, 3, 4))):
         is_first, is_last = sides[0] in (1, 3, 4), sides[1] in (1, 2, 3, 4)
-    else:
+    elif num_channels is not None:
         allowed = (1, 3) if num_channels == 1 else (num_channels,)
         is_first, is_last = (side in allowed for side in sides)
     if not is_first and not is_last:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from networks import network, tiny_config, tiny_model_and_processor
+from networks import tiny_config, tiny_model_and_processor, varied_model
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
@@ -68,7 +68,7 @@ def test_five_bands_of_16_bits(tmp_path, kind):
         assert np.array_equal(found, DEEP)
     assert np.array_equal(Sample(tmp_path / "x.tif", None, "x").read_picture(), DEEP)
     assert np.array_equal(load_picture(found, **FIVE), DEEP)  # what is returned is read again
-    for length in (len(data) // 2, len(data) - 1):
+    for length in (len(data) // 2, len(data) * 9 // 10):
         with pytest.raises(ValueError, match="cannot be read as a picture: .*truncated"):
             load_picture(data[:length], **FIVE)
 
@@ -218,7 +218,7 @@ def test_without_tifffile(monkeypatch):
 def five_band_network():
     config = tiny_config()
     config.backbone_config.num_channels = 5
-    model = network(config.backbone_config)
+    model = varied_model(config, seed=2)
     _, processor = tiny_model_and_processor(**SIXTEEN)
     return model, processor
 
