@@ -46,7 +46,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     changes |= {"eval_steps": 60, "save_steps": 60, "learning_rate": 4e-3, "log_pictures": 2}
     done = train(write_recipe(folder, folder / "data", **changes))
     assert done.returncode == 0, done.stderr
-    return folder / "data", folder / "run"
+    return folder / "data", folder / "run" / "best"
 
 
 def test_run_learns_from_the_fifth_band(trained):
@@ -55,8 +55,8 @@ def test_run_learns_from_the_fifth_band(trained):
     processor = AutoImageProcessor.from_pretrained(folder)
     assert model.config.backbone_config.num_channels == 5 == processor.settings().num_channels
     assert processor.rescale_factor == 1 / 65535
-    (step,) = {path.name.split("-")[1] for path in (folder / "overlays").iterdir()}
-    overlay = np.asarray(Image.open(folder / "overlays" / f"step-{step}-0.png"))
+    (step,) = {path.name.split("-")[1] for path in (folder.parent / "overlays").iterdir()}
+    overlay = np.asarray(Image.open(folder.parent / "overlays" / f"step-{step}-0.png"))
     assert len(np.unique(overlay[:36, :45].reshape(-1, 3), axis=0)) > 50  # not cut to black, not grey
     right = []
     for sample in open_dataset(data, "validation"):
