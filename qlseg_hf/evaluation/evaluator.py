@@ -111,7 +111,11 @@ def evaluate_samples(
             protocol = protocol_of_state(model, processor, samples, scales, flip, num_examples)
             counted.resume(path, protocol, max_samples, skip_unreadable)
             save_state = partial(counted.write, path, protocol)
-    mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples), skip_unreadable)
+    mine = read_ahead(
+        own_samples(samples, rank, world_size, counted.next_index, max_samples),
+        skip_unreadable,
+        processor.settings().reading,
+    )
     given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
     predict = partial(predict_and_read, model, processor, given)
     with show_bar(samples, counted, rank, world_size, max_samples, progress) as bar:
@@ -217,16 +221,17 @@ def own_samples(
 
 
 def read_ahead(
-    items: Iterator[tuple[int, Sample]], skip_unreadable: bool
+    items: Iterator[tuple[int, Sample]], skip_unreadable: bool, reading: dict
 ) -> Iterator[tuple[int, str, np.ndarray | None, np.ndarray | None]]:
     """(index, name, picture, stored label map) of `items`, in their order, some decoded before they are asked for.
 
     With `skip_unreadable` picture and label map are None if the picture cannot be read; else that is raised.
+    `reading`: keywords for `load_picture`.
     """
 
     def read(sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
         try:
-            return sample.read()
+            return sample.read(**reading)
         except SampleError as error:
             if error.kind == "picture" and skip_unreadable:
                 return None, None

@@ -88,7 +88,7 @@ def draw_examples(
     drawn = {}
     with failing_together(world_size):
         for entry, sample in find_samples(samples, ranked[rank::world_size]):
-            picture, stored = sample.read()
+            picture, stored = sample.read(**processor.settings().reading)
             predicted = segment(model, processor, picture, **settings, max_windows=None)[0].numpy()
             reference = processor.reduce_labels(torch.from_numpy(stored)).numpy()
             drawn[entry] = draw_example(entry, picture, predicted, reference, model.config, longest_side)

@@ -53,7 +53,7 @@ def save_overlays(run: Run) -> None:
     """The first validation images with their predictions, as files and to the trackers that take images."""
     network, colors, overlays = run.network, label_colors(run.network.config), []
     for number, sample in zip(range(run.recipe.log_pictures), run.validation_samples):
-        picture = sample.read_picture()
+        picture = sample.read_picture(**run.processor.settings().reading)
         overlay = draw_overlay(picture, segment(network, run.processor, picture)[0], network.config.id2label, colors)
         save_picture(overlay, run.output_dir / "overlays" / f"step-{run.step:08d}-{number}.png")
         overlays.append(overlay)
