@@ -32,12 +32,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of texts and numbers under column titles; numbers are set to the right. `bar`: a column of fractions in
-    [0, 1] that is shown as bars with its percentage; None there means "not defined"."""
+    """Rows of texts and numbers under column titles; numbers are set to the right. `bar`: a column, or several, of
+    fractions in [0, 1] that are shown as bars with their percentage; None there means "not defined"."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
-    bar: str | None = None
+    bar: str | Sequence[str] | None = None
+
+    @property
+    def bars(self) -> Sequence[str]:
+        """Titles of the columns of fractions."""
+        return [self.bar] if isinstance(self.bar, str) else self.bar or []
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,26 @@ class Gallery:
     pictures: Sequence[Picture]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Images in one line, at any width of the page, under a title, and the colours in them: [(name, "#rrggbb")]."""
+
+    title: str
+    pictures: Sequence[Picture]
+    legend: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Legend:
+    """Colours and what they stand for: [(name, "#rrggbb")]."""
+
+    entries: Sequence[tuple[str, str]]
+
+
 @dataclass
 class Section:
-    """A title and what stands below it: texts (paragraphs), `Table`, `Picture` and `Gallery`, in order."""
+    """A title and what stands below it, in order: texts (paragraphs), `Table`, `Picture`, `Gallery`, `Comparison`,
+    `Legend`."""
 
     title: str
     blocks: list[Any] = field(default_factory=list)
@@ -82,4 +104,4 @@ def write_report(path: Path, title: str, summary: Iterable[tuple[str, Any]], sec
     write_atomically(path, render_report(title, summary, sections).encode())
 
 
-__all__ = ["Gallery", "Picture", "Section", "Table", "render_report", "write_report"]
+__all__ = ["Comparison", "Gallery", "Legend", "Picture", "Section", "Table", "render_report", "write_report"]
