@@ -74,7 +74,7 @@ def sections(survey: Survey, tiles: list) -> list[Section]:
         Section("Found and decided", [survey.description, *survey.notes]),
         sheet_section(survey, tiles),
         labels_section(survey),
-        Section("Two readings of the stored values", readings_blocks(survey)),
+        Section("Readings of the stored values", readings_blocks(survey)),
         colors_section(survey),
         sizes_section(survey),
         Section("Samples that cannot be used", unreadable_blocks(survey)),

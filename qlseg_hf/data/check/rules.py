@@ -192,7 +192,7 @@ def objects_text(findings: list[Finding], values: list[int]) -> str | None:
     remedy = "store for each pixel what it is (a semantic label map), or give label_names if these are labels"
     if len(set(tops)) >= 4 and max(tops) >= max(6, 2 * min(tops)) and np.mean(is_full) > 0.9:
         return (
-            f"in each of {len(maps)} label maps values run from {values[0]} nearly without a gap, to {min(tops)} in one"
+            f"in each of {len(maps)} label maps values run from {values[0]} nearly gapless, to {min(tops)} in one"
             f" and to {max(tops)} in another, so they seem to count objects (instance ids); {remedy}"
         )
     large = [value for value in values if value >= 1000]
