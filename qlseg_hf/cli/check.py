@@ -136,6 +136,7 @@ def make_request(values: dict[str, Any]):
 
     values = dict(values)
     hints = get_type_hints(Recipe)
+    num_channels = typed("num_channels", values.pop("num_channels", None), int | None)
     reading = {key: typed(key, values.pop(key), kind) for key, kind in UNREAD.items() if key in values}
     values["label_colors"], names = read_label_colors(values.get("label_colors"))
     weighs_labels = values.get("class_weights") == "auto"
@@ -164,6 +165,7 @@ def make_request(values: dict[str, Any]):
         doubts_are_errors=not sets_reduction(recipe),
         strict=recipe.strict,
         weighs_labels=weighs_labels,
+        num_channels=num_channels,
     )
 
 

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from ...model.image_processing_qlseg import QLSegImageProcessor
+from ..bands import BandSums
 from ..datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples, opened
 
 CHUNK = 64  # samples handed to the threads at a time
@@ -37,9 +39,8 @@ class Finding:
 
     `stored`: of the label map; None if there is an `error`. `colors`: of a colour mask without `label_colors`, each
     color as 65536 r + 256 g + b. `size`: (height, width) of the picture. `picture_digest`, `label_digest`: of their
-    values, equal for equal content in whatever file. `bands`: (3, C) float64, of the picture's bands the number of
-    pixels, the sum and the sum of squares of their values. `kind`: of these values, such as "uint8". `fault`: of the
-    picture's own values, `DARK` or `CONSTANT`.
+    values, equal for equal content in whatever file. `kind`: number of the picture's bands and type of their values.
+    `bands`: their sums. `fault`: of the picture's own values, `DARK` or `CONSTANT`.
     """
 
     name: str
@@ -50,8 +51,8 @@ class Finding:
     size: tuple[int, int] | None = None
     picture_digest: bytes | None = None
     label_digest: bytes | None = None
-    bands: np.ndarray | None = None
-    kind: str | None = None
+    kind: tuple[int, str] | None = None
+    bands: BandSums | None = None
     fault: str | None = None
 
 
@@ -69,12 +70,12 @@ class Tally:
     num_inner: int = 0
 
 
-def findings_of(samples: Iterable[Sample], num_threads: int) -> Iterator[Finding]:
-    """Findings in the order of `samples`, some of which are decoded at a time."""
+def findings_of(samples: Iterable[Sample], num_threads: int, reading: dict[str, Any]) -> Iterator[Finding]:
+    """Findings in the order of `samples`, some of them decoded at a time. `reading`: see `Sample.read_picture`."""
     numbered_samples = enumerate(samples)
     with ThreadPoolExecutor(num_threads) as pool:
         while chunk := list(islice(numbered_samples, CHUNK)):
-            yield from pool.map(lambda one: finding_of(*one), chunk)
+            yield from pool.map(lambda one: finding_of(one[0], one[1], reading), chunk)
 
 
 def iterate(samples: FolderSamples | TableSamples | StreamedSamples, max_samples: int | None = None) -> Iterator:
@@ -85,14 +86,14 @@ def iterate(samples: FolderSamples | TableSamples | StreamedSamples, max_samples
     return (samples[index] for index in range(len(samples))[:max_samples])
 
 
-def finding_of(index: int, sample: Sample) -> Finding:
+def finding_of(index: int, sample: Sample, reading: dict[str, Any]) -> Finding:
     """Read one sample and count what it holds."""
     try:
-        picture, label_map = sample.read()
+        picture, label_map = sample.read(**reading)
     except SampleError as error:
         found = Finding(sample.name, index, error=error)
         if error.kind == "colour mask":
-            add_picture(found, sample.read_picture())
+            add_picture(found, sample.read_picture(**reading))
             found.colors = colors_of(sample)
         return found
     found = Finding(sample.name, index, count_values(label_map), label_digest=digest_of(label_map))
@@ -102,12 +103,10 @@ def finding_of(index: int, sample: Sample) -> Finding:
 
 def add_picture(found: Finding, picture: np.ndarray) -> None:
     """Count the values of an (H, W, C) picture."""
-    found.size, found.kind = picture.shape[:2], picture.dtype.name
+    found.size, found.kind = picture.shape[:2], (picture.shape[2], picture.dtype.name)
     found.picture_digest, found.fault = digest_of(picture), fault_of(picture)
-    values = picture.reshape(-1, picture.shape[2]).astype(np.float64)
-    found.bands = np.stack(
-        [np.full(values.shape[1], len(values)), values.sum(0), np.einsum("nc,nc->c", values, values)]
-    )
+    found.bands = BandSums()
+    found.bands.add(picture, found.name)
 
 
 def digest_of(values: np.ndarray) -> bytes:

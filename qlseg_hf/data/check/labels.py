@@ -1,6 +1,7 @@
 """Is a data set fit for training? What its label maps hold, against the names and rules that are set."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -75,7 +76,8 @@ def check_labels_of_dataset(
     Raises:
         ValueError: there is no sample.
     """
-    findings = read_findings(samples, max_samples, num_threads, "checking labels", show_progress)
+    reading = processor.settings().reading
+    findings = read_findings(samples, max_samples, num_threads, reading, "checking labels", show_progress)
     is_whole = max_samples is None or (hasattr(samples, "__len__") and len(findings) == len(samples))
     names = list(label_names) if isinstance(label_names, list) else [label_names[k] for k in sorted(label_names)]
     result = report_on_labels(
@@ -89,6 +91,7 @@ def read_findings(
     samples: FolderSamples | TableSamples | StreamedSamples,
     max_samples: int | None,
     num_threads: int,
+    reading: dict[str, Any],
     what: str,
     show_progress: bool,
 ) -> list[Finding]:
@@ -96,7 +99,7 @@ def read_findings(
     total = len(samples) if hasattr(samples, "__len__") else None
     if max_samples is not None:
         total = max_samples if total is None else min(total, max_samples)
-    found = findings_of(iterate(samples, max_samples), num_threads)
+    found = findings_of(iterate(samples, max_samples), num_threads, reading)
     findings = list(tqdm(found, total=total, desc=what, unit=" pictures", disable=not show_progress))
     if not findings:
         raise ValueError("the data set is empty")

@@ -1,6 +1,7 @@
 """What `qlseg check` found and decided, for programs: one JSON object, `data.yaml`, `label_colors.yaml`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def as_json(survey: Survey) -> dict[str, Any]:
     `duplicates`: [[{split, name}]] of images of equal content, `overlap`: those across splits. `unreadable`:
     [{split, name, reason}].
     """
-    counts, num_ignored = survey.label_counts, survey.num_ignored
+    counts, num_ignored, bands = survey.label_counts, survey.num_ignored, survey.bands
     num_pixels = int(counts.sum()) + num_ignored
     labels = zip(survey.rules.names, survey.stored_values, counts.tolist(), survey.images_of_labels)
     groups = [[{"split": s, "name": n} for s, n in group.places] for group in survey.duplicates]
@@ -45,8 +46,8 @@ def as_json(survey: Survey) -> dict[str, Any]:
             for label, (name, values, pixels, images) in enumerate(labels)
         ],
         "ignored": num_ignored / num_pixels if num_pixels else None,
-        "channels": survey.num_channels,
-        "bands": survey.bands,
+        "channels": bands.num_channels if bands else None,
+        "bands": asdict(bands) if bands else None,
         "sizes": [{"height": h, "width": w, "images": count} for (h, w), count in survey.sizes.most_common()],
         "unreadable": [{"split": s, "name": n, "reason": r} for s, n, r in survey.unreadable[:MOST_LISTED]],
         "duplicates": groups[:MOST_LISTED],
@@ -80,9 +81,9 @@ def data_keys(survey: Survey) -> dict[str, Any]:
     keys |= {key: request.reading.get(key) for key in ("image_column", "label_column", "label_colors")}
     keys |= {"streaming": request.reading.get("streaming") or None}
     keys |= {"label_names": (not survey.rules.is_open and survey.rules.names) or None} | survey.settings
-    if survey.num_channels not in (None, 3):
-        keys["num_channels"] = survey.num_channels
-    keys |= {"processor": survey.processor_keys or None}
+    if bands := survey.bands:
+        keys |= {"num_channels": bands.num_channels if bands.num_channels != 3 else None}
+        keys |= {"processor": bands.processor_settings or None}
     keys |= {"class_weights": survey.class_weights if request.weighs_labels else None}
     return {key: value for key, value in keys.items() if value is not None}
 

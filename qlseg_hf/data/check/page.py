@@ -46,7 +46,7 @@ def key_facts(survey: Survey) -> list[tuple[str, str]]:
         ("images", images),
         ("labels that occur", f"{(counts > 0).sum()} of {len(counts)}"),
         ("ignored pixels", f"{survey.num_ignored / num_pixels:.1%}" if num_pixels else "-"),
-        ("bands", str(survey.num_channels or "-")),
+        ("bands", str(survey.bands.num_channels if survey.bands else "-")),
     ]
     if sizes := survey.sizes.most_common(1):
         (height, width), _ = sizes[0]
@@ -201,9 +201,9 @@ def suggestions_section(survey: Survey) -> Section:
             f"frequency, 1/10 to 10): {{{weights}}}"
         )
     texts.append(f"crop_size: {survey.crop_size} (the median short side in whole patches, 512 at most)")
-    if survey.bands:
-        mean, deviation = (", ".join(f"{value:.4g}" for value in survey.bands[key]) for key in ("mean", "deviation"))
-        texts.append(f"Bands ({survey.bands['kind']}): mean {mean}; deviation {deviation}")
+    if bands := survey.bands:
+        mean, deviation = (", ".join(f"{x:.4g}" for x in values) for values in (bands.mean, bands.deviation))
+        texts.append(f"Bands ({bands.dtype}): mean {mean}; deviation {deviation}")
     return Section("Suggestions, and what data.yaml holds", [*texts, printable_lines(to_yaml(data_keys(survey)))])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ...utils.text import printable
-from ...utils.visualization import draw_overlay, label_colors
+from ...utils.visualization import draw_overlay, label_colors, visible
 from ..datasets import Sample
 from .counting import Finding, labels_of
 from .survey import Survey
@@ -64,11 +64,12 @@ def labels_seen(found: Finding, survey: Survey) -> dict[int, float]:
 def read_tile(survey: Survey, split: str, found: Finding) -> tuple[Image.Image, list[int]]:
     """One image, small, tinted by its labels with their names on it; and its labels, the largest first."""
     sample: Sample = survey.splits[split][found.index]
+    reading = survey.request.picture_reading
     if found.colors is not None:  # a colour mask whose colours nobody has named yet
         numbered = {color: number for number, color in enumerate(survey.colors)}
         colors, names = np.array(list(numbered), dtype=np.uint8), [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in numbered]
-        return draw_tile(*replace(sample, label_colors=numbered).read(), names, colors)
-    picture, stored = sample.read()
+        return draw_tile(*replace(sample, label_colors=numbered).read(**reading), names, colors)
+    picture, stored = sample.read(**reading)
     labels = labels_of(stored, survey.processor)
     labels[labels == survey.processor.ignore_index] = -1
     names = list(map(printable, survey.rules.names))
@@ -84,22 +85,13 @@ def draw_tile(
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     rows, columns = (((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(size[::-1], labels.shape))
     small = labels[rows[:, None], columns]
-    photo = np.asarray(Image.fromarray(as_rgb(picture)).resize(size, Image.Resampling.BOX))
+    photo = np.asarray(Image.fromarray(visible(picture)).resize(size, Image.Resampling.BOX))
     tile = draw_overlay(photo, small, dict(enumerate(names)), colors, opacity=0.45).crop((0, 0, *size))
     values, counts = np.unique(small[(small >= 0) & (small < len(names))], return_counts=True)
     order = values[np.argsort(-counts, kind="stable")].tolist()
     for label in [label for label in order if (small == label).mean() >= NAMED]:
         write_name(tile, small == label, names[label], colors[label])
     return tile, order
-
-
-def as_rgb(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of an image of any bands: the first three, from their darkest to their brightest per cent."""
-    if picture.dtype == np.uint8 and picture.shape[2] == 3:
-        return picture
-    bands = picture[..., :3] if picture.shape[2] >= 3 else picture[..., :1].repeat(3, axis=2)
-    low, high = np.percentile(bands, [1, 99], axis=(0, 1))
-    return (255 * np.clip((bands - low) / np.maximum(high - low, 1e-9), 0, 1)).astype(np.uint8)
 
 
 def write_name(tile: Image.Image, mask: np.ndarray, name: str, color: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...model.image_processing_qlseg import QLSegImageProcessor
 from ...utils.text import printable
+from ..bands import BandStatistics, BandSums
 from ..datasets import Sample, listed, open_dataset
 from .counting import MOST_COLORS, Finding, is_region, is_smoothed, labels_of, tally_colors, tally_values
 from .labels import LabelReport, read_findings, report_on_labels
@@ -27,7 +28,7 @@ class DataRequest:
     nobody has named them. `rules`: those of `do_reduce_labels`, `ignore_index` and `label_map` that someone has set.
     `processor`: of a model that goes on from here, whose rules hold; nothing is decided then. `doubts_are_errors`,
     `strict`: see `report_on_labels`. `weighs_labels`: whether `class_weights` was set to "auto".
-    `patch_size`: of the encoder, pixels.
+    `patch_size`: of the encoder, pixels. `num_channels`: bands to read the images with; what is found if not given.
     """
 
     data: str
@@ -41,7 +42,13 @@ class DataRequest:
     strict: bool = False
     weighs_labels: bool = False
     patch_size: int = 16
+    num_channels: int | None = None
     num_threads: int = 4
+
+    @property
+    def picture_reading(self) -> dict[str, Any]:
+        """See `Sample.read_picture`."""
+        return self.processor.settings().reading if self.processor else {"num_channels": self.num_channels}
 
 
 @dataclass
@@ -61,9 +68,10 @@ class Survey:
     """What is in a data set and what follows from it.
 
     `splits`: {name: samples}; `uses`: {"training" or "validation": name of its split}; `findings`: {name of the split:
-    of each sample}; `rules`: names and settings, given and decided; `reports`: {use: of its labels}. `colors`: {(r, g,
-    b): (pixels, label maps)} of colour masks without `label_colors`, the most frequent first. `problems` stop
-    training, `warnings` should be read, `notes` say what was found and decided; sentences.
+    of each sample}; `rules`: names and settings, given and decided; `reports`: {use: of its labels}. `band_sums`:
+    {(number of bands, type): of the training images}. `colors`: {(r, g, b): (pixels, label maps)} of colour masks
+    without `label_colors`, the most frequent first. `problems` stop training, `warnings` should be read, `notes` say
+    what was found and decided; sentences.
     """
 
     request: DataRequest
@@ -75,6 +83,7 @@ class Survey:
     rules: Rules
     processor: QLSegImageProcessor
     reports: dict[str, LabelReport]
+    band_sums: dict[tuple[int, str], BandSums]
     duplicates: list[Group] = field(default_factory=list)
     colors: dict[tuple[int, int, int], tuple[int, int]] = field(default_factory=dict)
     rare: dict[str, str] = field(default_factory=dict)
@@ -151,26 +160,9 @@ class Survey:
         return {key: value for key, value in values.items() if value is not None}
 
     @property
-    def bands(self) -> dict[str, Any] | None:
-        """Kind, mean and deviation per band of the training images, in units of the stored values."""
-        sums = [found.bands for found in self.training if found.bands is not None]
-        if not sums or len({part.shape for part in sums}) > 1:
-            return None
-        number, total, squares = np.sum(sums, axis=0)
-        mean = total / number
-        deviation = np.sqrt(np.maximum(squares / number - mean**2, 0))
-        kind = next(found.kind for found in self.training if found.bands is not None)
-        return {"kind": kind, "mean": mean.tolist(), "deviation": deviation.tolist()}
-
-    @property
-    def num_channels(self) -> int | None:
-        """Bands of an image; None if no image can be read or they differ."""
-        return len(self.bands["mean"]) if self.bands else None
-
-    @property
-    def processor_keys(self) -> dict[str, Any]:
-        """Settings of the processor beyond the label rules; {} for 8-bit RGB."""
-        return {}
+    def bands(self) -> BandStatistics | None:
+        """Of the training images; None if none can be read or they differ in their bands."""
+        return next(iter(self.band_sums.values())).statistics() if len(self.band_sums) == 1 else None
 
     def text(self) -> str:
         """The report for a terminal."""
@@ -221,12 +213,14 @@ def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
     splits = {samples.split: samples for samples in opened.values()}
     if layout is not None:
         splits |= {name: samples for name, samples in layout.splits.items() if name not in splits}
-    findings = {
-        name: read_findings(samples, None, request.num_threads, f"reading {name}", show_progress)
-        for name, samples in splits.items()
-    }
+    processor = request.processor
+    reading = request.picture_reading
+    findings, sums = {}, {}
+    for name, samples in splits.items():
+        findings[name] = read_findings(samples, None, request.num_threads, reading, f"reading {name}", show_progress)
+        sums[name] = take_bands(findings[name])
     rules = rules_of(request, layout, [found for split in dict.fromkeys(uses.values()) for found in findings[split]])
-    processor = request.processor or rules.make_processor()
+    processor = processor or rules.make_processor()
     reports = {
         use: report_on_labels(
             findings[split],
@@ -252,6 +246,7 @@ def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
         rules,
         processor,
         reports,
+        sums[uses["training"]],
     )
     add_sentences(survey, list(getattr(layout, "notes", [])))
     return survey
@@ -305,16 +300,26 @@ def color_notes(survey: Survey) -> list[str]:
     ]
 
 
+def take_bands(findings: list[Finding]) -> dict[tuple[int, str], BandSums]:
+    """Sums over the images of each number and type of bands; those of the single images are dropped."""
+    sums: dict[tuple[int, str], BandSums] = {}
+    for found in findings:
+        if found.bands is not None and found.kind is not None:
+            sums.setdefault(found.kind, BandSums()).merge(found.bands)
+            found.bands = None
+    return sums
+
+
 def band_problems(survey: Survey) -> list[str]:
     """The sentence on images of different bands."""
-    kinds: dict[tuple[int, str | None], list[str]] = {}
+    kinds: dict[tuple[int, str], list[str]] = {}
     for found in survey.used:
-        if found.bands is not None:
-            kinds.setdefault((found.bands.shape[1], found.kind), []).append(found.name)
+        if found.kind is not None:
+            kinds.setdefault(found.kind, []).append(found.name)
     if len(kinds) < 2:
         return []
-    texts = [f"{len(names)} of {count} bands ({kind}; {names[0]})" for (count, kind), names in kinds.items()]
-    return [f"the data set cannot be trained on: images differ in their bands: {', '.join(texts)}; store all alike"]
+    texts = [f"{len(names)} of {count} bands, {kind} ({names[0]})" for (count, kind), names in kinds.items()]
+    return [f"the data set cannot be trained on: images differ in their bands: {'; '.join(texts)}; store all alike"]
 
 
 def find_duplicates(findings: dict[str, list[Finding]]) -> list[Group]:
