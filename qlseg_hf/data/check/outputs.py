@@ -80,7 +80,9 @@ def data_keys(survey: Survey) -> dict[str, Any]:
     keys |= {"dataset_config": request.reading.get("config")}
     keys |= {key: request.reading.get(key) for key in ("image_column", "label_column", "label_colors")}
     keys |= {"streaming": request.reading.get("streaming") or None}
-    keys |= {"label_names": (not survey.rules.is_open and survey.rules.names) or None} | survey.settings
+    asked = {key for _, proposed in survey.rules.proposals for key in proposed}
+    settings = {key: value for key, value in survey.settings.items() if key not in asked}
+    keys |= {"label_names": (not survey.rules.is_open and survey.rules.names) or None} | settings
     if bands := survey.bands:
         keys |= {"num_channels": bands.num_channels if bands.num_channels != 3 else None}
         keys |= {"processor": bands.processor_settings or None}
@@ -93,16 +95,16 @@ def data_yaml(survey: Survey) -> str:
     lines = [f"# {survey.description}", "# Read by qlseg train --data FILE. Edit what you know better."]
     lines += [f"# Problem: {text}" for text in survey.problems]
     if survey.rules.proposals:
-        lines.append("# Decide how label values are read; take the signs # away from one of:")
+        lines.append("# Decide how label values are read; take the sign # away before the keys of one of:")
         for meaning, settings in survey.rules.proposals:
-            lines += [f"# if {meaning}:", *(f"#   {line}" for line in to_yaml(settings).splitlines())]
+            lines += [f"# if {meaning}:", *(f"#{line}" for line in to_yaml(settings).splitlines())]
     keys = data_keys(survey)
     text = "\n".join(map(printable, lines)) + "\n\n" + to_yaml(keys)
     suggested = {key: getattr(survey, key) for key in ("crop_size", "class_weights") if key not in keys}
     if not survey.rules.names or survey.rules.is_open:
         suggested.pop("class_weights", None)
     hints = ["", "# Suggested for a network that starts from scratch or from an encoder alone:"]
-    return text + "\n".join([*hints, *(f"# {line}" for line in to_yaml(suggested).splitlines())]) + "\n"
+    return text + "\n".join([*hints, *(f"#{line}" for line in to_yaml(suggested).splitlines())]) + "\n"
 
 
 def label_colors_yaml(survey: Survey) -> str:

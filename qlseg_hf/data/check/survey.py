@@ -48,7 +48,9 @@ class DataRequest:
     @property
     def picture_reading(self) -> dict[str, Any]:
         """See `Sample.read_picture`."""
-        return self.processor.settings().reading if self.processor else {"num_channels": self.num_channels}
+        if self.processor is not None:
+            return self.processor.settings().reading
+        return {"num_channels": self.num_channels, "keep_values": self.num_channels not in (None, 1, 3)}
 
 
 @dataclass
@@ -353,19 +355,19 @@ def duplicate_warnings(survey: Survey) -> list[str]:
     leaks = [group for group in survey.duplicates if len(group.splits) > 1]
     inside = [group for group in survey.duplicates if len(group.splits) == 1]
     torn = [group for group in survey.duplicates if group.differs]
-    sentences = []
+    sentences, total = [], sum(map(len, survey.findings.values()))
     if leaks:
         sentences.append(
-            f"{len(leaks)} images are in more than one split, so scores will be too good: {named(leaks, True)}; keep "
-            "each in one split"
+            f"{len(leaks)} of {total} images are in more than one split, so scores will be too good: "
+            f"{named(leaks, True)}; keep each in one split"
         )
     if inside:
         more = sum(len(group.places) - 1 for group in inside)
-        sentences.append(f"{more} images repeat others of their split: {named(inside, False)}")
+        sentences.append(f"{more} of {total} images repeat others of their split: {named(inside, False)}")
     if torn:
         sentences.append(
-            f"{len(torn)} images are there several times with different label maps: {named(torn, True)}; keep the "
-            "right one"
+            f"{len(torn)} of {total} images are there several times with different label maps: {named(torn, True)}; "
+            "keep the right one"
         )
     return sentences
 
