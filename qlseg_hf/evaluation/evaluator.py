@@ -255,8 +255,8 @@ def apply_label_rules(stored: np.ndarray, name: str, processor: QLSegImageProces
     is_wrong = is_no_label(labels.numpy(), processor, len(names))
     if is_wrong.any():
         tallies = {}
-        add_to_tallies(tallies, finding := count_values(stored, name, 0, processor, len(names)))
-        raise ValueError(range_error(np.unique(stored[is_wrong]), finding.values, tallies, names, processor))
+        add_to_tallies(tallies, name, found := count_values(stored))
+        raise ValueError(range_error(np.unique(stored[is_wrong]), found.values, tallies, names, processor))
     return labels
 
 

@@ -512,9 +512,8 @@ def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, tmp_path):
             for part in ("images", "annotations"):
                 folder = tmp_path / f"{lowest}" / part / split
                 folder.mkdir(parents=True)
-                Image.fromarray(np.arange(20, dtype=np.uint8).repeat(40).reshape(20, 40) + lowest).save(
-                    folder / "a.png"
-                )
+                values = np.arange(20, dtype=np.uint8).repeat(40).reshape(20, 40) + lowest
+                Image.fromarray(values if split == "training" else values[::-1]).save(folder / "a.png")
     reads = {"model": str(stored.folder), "label_names": None, "config": {}}
     done = train(write_recipe(tmp_path, tmp_path / "0", **reads), command="check")
     sentence = "0 is ignored, and 20 is 'class 19', but never occurs; set do_reduce_labels: false if 0 is 'wall"
