@@ -21,24 +21,20 @@ import torch
 from ..data.datasets import without
 from ..utils.distributed import StopRequestedError, StopSignals, batches_of, exchanged, failing_together
 from .checkpoints import random_state, set_random_state
-from .data import check_data, describe_unreadable, training_batches, write_unreadable
+from .data import describe_unreadable, training_batches, write_unreadable
 from .log import StepLog
 from .models import find_due_models, new_models, save_models, upload_best
 from .recipe import Recipe
 from .run import Run
-from .start import build_run, check_no_newer, find_checkpoint, prepare_run, resume_run, take_folder
+from .start import build_run, check_no_newer, find_checkpoint, prepare_run, resume_run, settle_recipe, take_folder
 from .step import NotFiniteError, training_step
 from .validation import evaluate_run
 
 
-def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
-    """Train by a recipe, from the start or from where an earlier run stopped; `only_check`: look at the data alone."""
-    run = build_run(recipe, signals)
-    checkpoint = find_checkpoint(recipe)
-    if checkpoint is None or only_check:
-        check_data(run, only_check)
-    if only_check:
-        return
+def train(recipe: Recipe, signals: StopSignals) -> None:
+    """Train by a recipe, from the start or from where an earlier run stopped."""
+    recipe, unreadable = settle_recipe(recipe)
+    run, checkpoint = build_run(recipe, signals, unreadable), find_checkpoint(recipe)
     take_folder(run)
     prepare_run(run)
     if checkpoint is not None and not resume_run(run, checkpoint):
@@ -50,7 +46,7 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
     run.model.train()
     with signals.waiting(), run.log.bar:
         make_up(run)
-        while run.step < recipe.max_steps:
+        while not run.is_over:
             loss, norm = make_step(run, batches)
             number = signals.agreed(run.num_processes, run.accelerator.device)
             evaluates, saves = run.is_due(recipe.eval_steps), run.is_due(recipe.save_steps)
@@ -58,7 +54,7 @@ def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
             if evaluates and number is None:
                 number = evaluate_between_steps(run)
             # before the models, which can be saved from it should that fail now
-            if saves or number is not None or run.state["best_step"] == run.step:
+            if saves or number is not None or run.is_over or run.state["best_step"] == run.step:
                 run.save_checkpoint()
             if number is not None:
                 stop_run(run, number)
@@ -168,11 +164,16 @@ def end_run(run: Run) -> None:
     """What follows the last step: the images that were left out are named, and the best model is uploaded."""
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
+    if run.is_over and run.step < run.recipe.max_steps:
+        run.accelerator.print(
+            f"stopped after step {run.step} of {run.recipe.max_steps}: {run.state['num_without_gain']} evaluations in "
+            f"a row were not better than that of step {run.state['best_step']} (patience)"
+        )
     if run.unreadable:
         place = run.output_dir / "unreadable.txt"
         run.accelerator.print(f"{describe_unreadable(run.unreadable)}; all of them in {place}")
     if run.is_main and run.recipe.push_to_hub:
-        upload_best(run.recipe)
+        upload_best(run)
 
 
 __all__ = ["train"]
