@@ -250,6 +250,7 @@ class QLSegConfig(StoredConfig):
         "hidden_states",
         "attentions",
         "window_offsets",
+        "loss_terms",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None
