@@ -35,9 +35,9 @@ class Recipe:
         max_steps: optimiser steps; the learning rate reaches 0 there. auto: by epochs, else 800 on a CPU, and on a GPU
             50 epochs, 2000 at least and 20000 at most.
         output_dir: folder of the run: models, checkpoints, logs, report. auto: runs/NAME OF THE DATA.
-        epochs: passes over the training images, from which max_steps follow; max_steps wins where both are given.
+        epochs: passes over the training images, from which max_steps follow where these are not given.
         patience: stop after so many evaluations in a row without a better mIoU; never if not given.
-        model: QLSeg folder or Hub id to start from; excludes backbone.
+        model: QLSeg folder or Hub id to start from; excludes backbone. A fresh head if not given.
         backbone: pretrained encoder under a fresh head: small, base, large (public ViTs on the Hub), or a Hub id,
             folder or file in timm's or transformers' naming. auto: small on a CPU, base on a GPU; none where
             config.backbone_config describes an encoder, whose weights are then random.
@@ -94,7 +94,7 @@ class Recipe:
         keep_checkpoints: newest ones kept for resuming.
         resume: auto (the newest checkpoint of output_dir, if any), none, or the path of a checkpoint.
         push_to_hub: upload the best model and the logs at the end.
-        hub_model_id: repository to upload to.
+        hub_model_id: repository to upload to, for push_to_hub; none if not given.
         hub_private: make that repository private.
         hub_revision: branch to upload to; main if not given.
         report_to: tracker of accelerate or a list of them: tensorboard, trackio, wandb, ...; none if not given.

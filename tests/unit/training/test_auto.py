@@ -140,7 +140,5 @@ def test_epochs_become_steps(epochs, max_steps, steps):
 
 
 def test_epochs_of_an_unknown_number_of_images():
-    with pytest.raises(
-        ValueError, match="the number of images is unknown; set max_steps"
-    ):
+    with pytest.raises(ValueError, match="the number of images is unknown; set max_steps"):
         complete_recipe(open_recipe(epochs=2), dataclasses.replace(DATA, num_images=None), DeviceFacts("cpu"))
