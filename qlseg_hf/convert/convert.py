@@ -211,8 +211,7 @@ def convert(
     try:
         config, processor = make_config(numbers, names, palette), make_processor(numbers)
     except (ArithmeticError, LookupError, StrictDataclassError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConversionError(f"the numbers of the configuration text make no network: {reason}") from error
+        raise ConversionError(f"the numbers of the configuration text make no network: {first_line(error)}") from error
     weights, used, dropped = rename(state_dict, config)
     if "short_side" in numbers and "window" in numbers and numbers["short_side"] < numbers["window"]:
         notes.append("The short side is below the window, so windows are smaller than the network was trained for.")
