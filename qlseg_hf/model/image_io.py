@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Picture and label files to arrays, and the resize that the published numbers were measured with.
 
 A file may be a stranger's: nothing in it is run, its size is looked at before it is read, and a damaged one is named.

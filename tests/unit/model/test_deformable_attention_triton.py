@@ -176,25 +176,25 @@ def takes_kernel(device: str) -> bool:
 
 
 def test_which_way_is_taken(monkeypatch):
-    def suits(width: int = 8, dtype: torch.dtype = torch.float32) -> bool:
+    def supports(width: int = 8, dtype: torch.dtype = torch.float32) -> bool:
         with FakeTensorMode():
-            return sampling_triton.suits(torch.empty(1, 12, 2, width, dtype=dtype, device="cuda"))
+            return sampling_triton.supports(torch.empty(1, 12, 2, width, dtype=dtype, device="cuda"))
 
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
     assert takes_kernel("cuda") and not takes_kernel("cpu")
-    assert suits() and suits(256, torch.bfloat16)
-    assert not suits(257)
-    assert not suits(dtype=torch.float64)  # the kernel adds up in fp32
+    assert supports() and supports(256, torch.bfloat16)
+    assert not supports(257)
+    assert not supports(dtype=torch.float64)  # the kernel adds up in fp32
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_exporting", lambda: True)
-        assert not suits()
+        assert not supports()
     torch.use_deterministic_algorithms(True)
     try:
-        assert not suits()
+        assert not supports()
     finally:
         torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", False)
-    assert not suits()
+    assert not supports()
 
 
 def copy_of_module(folder: Path):
@@ -227,7 +227,7 @@ def test_on_a_gpu(dtype, is_compiled):
     """Values and gradients at the width of ViT-B, and under torch.compile; the kernel is what runs."""
     grid = (7, 5)
     inputs = drawn(2, 3, 8, 4, 96, grid, dtype, "cuda")
-    assert sampling_triton.suits(inputs[0])
+    assert sampling_triton.supports(inputs[0])
     function = torch.compile(sampling.sample_levels, fullgraph=True) if is_compiled else sampling.sample_levels
     assert_agreement(inputs, grid, ROUNDING[dtype], function)
 

@@ -14,6 +14,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import output_capturing
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
 from qlseg_hf.model.deformable_attention import sample_levels
@@ -143,9 +144,9 @@ def test_eager_keeps_one_attention_at_a_time():
         seen.append(weakref.ref(output[1]))
 
     for layer in model.layers:
-        layer.register_forward_hook(look)
+        layer.attention.register_forward_hook(look)
     model(torch.randn(1, 3, 32, 48))
-    assert num_alive == [0, 1, 1, 1, 1]
+    assert num_alive == [0, 0, 0, 0, 0]
     assert len(model(torch.randn(1, 3, 32, 48), output_attentions=True).attentions) == 5
 
 
@@ -230,6 +231,7 @@ def test_compile_without_graph_breaks(training, sizes):
         assert found.shape == (2, 20, *size)
         if not training:
             torch.testing.assert_close(found, model(pixel_values).logits, atol=1e-5, rtol=0)
+            assert len(compiled(pixel_values, output_hidden_states=True).hidden_states) == 3
 
 
 @pytest.mark.slow
@@ -292,6 +294,7 @@ def test_hidden_states_and_attentions(tiny_model):
     assert isinstance(tiny_model(torch.randn(2, 3, 32, 48), return_dict=False), tuple)
 
 
+@pytest.mark.skipif(not hasattr(output_capturing, "selected_hidden_states"), reason="5.17 counts without embedding")
 def test_hidden_states_by_number(tiny_model):
     """As in transformers 5.23: those that were asked for, None in place of the others."""
     pixel_values = torch.randn(2, 3, 32, 48)
@@ -406,8 +409,9 @@ def test_wrong_input(tiny_model):
         bad[0, 0, 0] = value
         with pytest.raises(ValueError, match=rf"labels must be 0..19 or 255.*found \[{value}\]"):
             tiny_model(pixel_values, labels=bad)
-    with pytest.raises(TypeError, match="pixel_valuez"):
-        tiny_model(pixel_valuez=pixel_values)
+    for network in (tiny_model, tiny_model.backbone):  # what is misspelt would change nothing
+        with pytest.raises(TypeError, match=r"forward\(\) got unknown keywords \['lables'\]"):
+            network(pixel_values, lables=labels)
 
 
 def test_all_ignored_labels_give_a_finite_loss(tiny_model):
