@@ -176,7 +176,7 @@ def write_pages(args: Request, page: Path, evaluation: Evaluation, examples: Exa
     """The HTML file; in a folder that was asked for also the table of labels."""
     result, title = evaluation.result, f"{args.model} on {args.data}, {protocol['split']}"
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_evaluation_report(page, result, examples=examples, protocol=protocol, title=printable(title))
+    write_evaluation_report(page, result, examples=examples, protocol=protocol, title=title)
     if page != args.report:
         write_atomically(page.with_name("per_label.csv"), label_csv([(None, result)]).encode())
 
@@ -199,7 +199,9 @@ def publish(args: Request, evaluation: Evaluation, protocol: dict) -> None:
     if args.card and is_doubtful:
         print("the card is left as it was, because of the warnings")
     if skipped := result["unreadable"]:
-        print(f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(skipped)}")
+        print(
+            f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(map(printable, skipped))}"
+        )
     print()
     for name, value in protocol.items():
         print(f"{name}: {json.dumps(value)}")

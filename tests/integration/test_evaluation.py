@@ -24,7 +24,6 @@ from qlseg_hf.evaluation.evaluator import evaluate_samples
 from qlseg_hf.evaluation.metrics import confusion_counts, scores
 from qlseg_hf.evaluation.state import remove_state, state_path
 from qlseg_hf.hub.card import measured_line
-from qlseg_hf.utils.visualization import label_colors, tint_picture
 
 SUM_COUNTS = evaluation_module.sum_counts
 SCRIPT = ["-m", "qlseg_hf.cli.evaluate"]
@@ -155,7 +154,7 @@ def test_any_number_of_processes_gives_one_result(stored, folder, tmp_path, othe
     assert list(protocol["weights_sha256"]) == ["model.safetensors"] and protocol["versions"]["qlseg_hf"] == "0.1.0"
     check_ranking(stored, folder, found[others[0]])
     pages = [(tmp_path / f"report{n}" / "report.html").read_text() for n in (1, *others)]
-    images = [re.findall("data:image/jpeg[^\"]*", page) for page in pages]
+    images = [re.findall('data:image/jpeg[^"]*', page) for page in pages]
     assert len(images[0]) == 10 and all(shown == images[0] for shown in images)  # 5 predictions, 5 references
     tables = [(tmp_path / f"report{n}" / "per_label.csv").read_text() for n in (1, *others)]
     assert tables[0].count("\n") == 21 and all(table == tables[0] for table in tables)
@@ -429,7 +428,10 @@ def test_scores_that_mean_nothing_are_told(stored, folder, tmp_path, script):
     before = (model / "README.md").read_text()
     status, stdout, _ = script(model, *basic[1:], "--card")
     assert status == 0 and "warning: only one label occurs, 'class 2', so every answer is right" in stdout
-    assert "\nthe card is left as it was, because of the warnings\n" in stdout and (model / "README.md").read_text() == before
+    assert (
+        "\nthe card is left as it was, because of the warnings\n" in stdout
+        and (model / "README.md").read_text() == before
+    )
 
 
 @one_network
