@@ -171,7 +171,7 @@ def settings_table(settings: Mapping[str, Any]) -> Table:
     return Table(("setting", "value"), rows)
 
 
-def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> str:
+def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> bytes:
     """CSV with a line per label of each (step, result); the step's column is left out where it is None.
 
     Fractions in full; an empty cell is a score that is not defined. `result`: anything with `per_label`.
@@ -185,15 +185,16 @@ def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> str:
         for row in result["per_label"]:
             values = [row["label"], *(row[column] for column in columns)]
             writer.writerow([step, *values] if has_steps else values)
-    return stream.getvalue()
+    return stream.getvalue().encode(errors="backslashreplace")
 
 
-def to_json(result: Mapping[str, Any]) -> str:
+def to_json(result: Mapping[str, Any]) -> bytes:
     """Strict JSON for people, with one line per row of the confusion matrix."""
     text = json.dumps({**result, "confusion": []}, indent=2, allow_nan=False, ensure_ascii=False)
     rows = ",\n    ".join(json.dumps(row) for row in result["confusion"])
     head, key, tail = text.rpartition('\n  "confusion": []')  # of this depth there is one
-    return f"{head}{key[:-1]}\n    {rows}\n  ]{tail}\n"
+    text = f"{head}{key[:-1]}\n    {rows}\n  ]{tail}\n"
+    return text.encode(errors="backslashreplace")  # names of files that are no UTF-8; JSON writes them the same way
 
 
 __all__ = [

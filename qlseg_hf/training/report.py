@@ -85,11 +85,10 @@ def write_training_report(
         sections = [warnings, *sections, *titled]
     if latest.get("recipe"):
         sections.append(Section("Recipe", [settings_table(latest["recipe"])]))
-    write_report(
-        folder / "report.html", f"Training {printable(folder.resolve().name)}", headline(losses, evaluations), sections
-    )
+    title = f"Training {printable(folder.resolve().name)}"
+    write_report(folder / "report.html", title, headline(losses, evaluations), sections)
     with_labels = [(entry["step"], entry) for entry in evaluations if "per_label" in entry]
-    write_atomically(folder / "per_label.csv", label_csv(with_labels).encode())
+    write_atomically(folder / "per_label.csv", label_csv(with_labels))
 
 
 def read_lines(path: Path) -> Entries:

@@ -97,7 +97,7 @@ def render_report(title: str, summary: Iterable[tuple[str, Any]], sections: Iter
 
 def write_report(path: Path, title: str, summary: Iterable[tuple[str, Any]], sections: Iterable[Section]) -> None:
     """Write `render_report` to a file; atomic."""
-    write_atomically(path, render_report(title, summary, sections).encode())
+    write_atomically(path, render_report(title, summary, sections).encode(errors="backslashreplace"))
 
 
 __all__ = ["Comparison", "Gallery", "Picture", "Section", "Table", "render_report", "write_report"]

@@ -41,7 +41,7 @@ from qlseg_hf.convert.reader import ConversionError, read_checkpoint
 from qlseg_hf.data.check import check_labels_of_dataset
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import describe_scores
-from qlseg_hf.evaluation.examples import Example, Examples
+from qlseg_hf.evaluation.examples import Examples, draw_example
 from qlseg_hf.evaluation.metrics import StreamingScores
 from qlseg_hf.evaluation.report import write_evaluation_report
 from qlseg_hf.hub.card import plain_model_card
@@ -754,7 +754,9 @@ def test_names(name, tmp_path, capsys):
 def test_names_of_files_in_reports(tmp_path):
     """A data set's names of pictures become text of a page, and lines of a terminal."""
     image, names = Image.new("RGB", (4, 4)), [*NAMES.values(), "a" * 300 + ".png"]
-    examples = [Example(0.5, 0, name, image, image, [(name, "#000000")]) for name in names]
+    labels = np.arange(16).reshape(4, 4) % len(names)
+    config = tiny_config(len(names), id2label=dict(enumerate(names)))
+    examples = [draw_example((0.5, 0, name), np.asarray(image), labels, labels, config, 800) for name in names]
     scores = StreamingScores(len(names))
     scores.update(np.zeros((2, 2), dtype=int), np.array([[0, 1], [0, 1]]), 0)
     result = describe_scores(scores, names, QLSegImageProcessor(do_reduce_labels=False)) | {"unreadable": names}

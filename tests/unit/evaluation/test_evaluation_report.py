@@ -98,17 +98,17 @@ def test_confusion_is_drawn_row_by_row(num_labels):
 
 
 def test_table_of_labels():
-    rows = list(csv.reader(io.StringIO(label_csv([(None, make_result())]))))
+    rows = list(csv.reader(io.StringIO(label_csv([(None, make_result())]).decode())))
     assert rows[0] == ["label", "iou", "accuracy", "boundary_iou", "boundary_f1", "pixels", "predicted_pixels"]
     assert [row[0] for row in rows[1:]] == NAMES and rows[1][1] == "1.0" and rows[4] == [NAMES[3], *[""] * 4, "0", "0"]
-    rows = list(csv.reader(io.StringIO(label_csv([(5, make_result()), (9, make_result())]))))
+    rows = list(csv.reader(io.StringIO(label_csv([(5, make_result()), (9, make_result())]).decode())))
     assert rows[0][:2] == ["step", "label"] and [row[0] for row in rows[1:]] == ["5"] * 4 + ["9"] * 4
 
 
 def test_json_has_a_line_per_row_of_the_confusions():
-    result = make_result(['"confusion": []', *NAMES[1:]]) | {"protocol": {"confusion": []}}
+    result = make_result(['"confusion": []', *NAMES[1:]]) | {"protocol": {"confusion": []}, "é": "not UTF-8: \udc80"}
     text = to_json(result)
-    assert json.loads(text) == result and "\n    [0, 0, 16, 0],\n" in text
+    assert json.loads(text) == result and b"\n    [0, 0, 16, 0],\n" in text
 
 
 def test_examples_survive_json():
