@@ -136,7 +136,7 @@ def read_yaml(text: str):
         loader.dispose()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recipe:
     """What `qlseg train` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
 
