@@ -26,8 +26,6 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .backbones import build_backbone, check_maps, pad_to_patches, patch_size_of, unused_weights
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
@@ -189,10 +187,13 @@ class QLSegViTLayer(GradientCheckpointingLayer):
         self.mlp = QLSegViTMLP(config)
         self.drop_path = drop_path
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        hidden_states = hidden_states + self.attention(self.layernorm_before(hidden_states), **kwargs)[0]
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
         residual = self.mlp(self.layernorm_after(hidden_states))
-        return hidden_states + drop_path(residual, self.drop_path, self.training)
+        return hidden_states + drop_path(residual, self.drop_path, self.training), weights
 
 
 def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
@@ -207,6 +208,12 @@ def _check_keywords(model: nn.Module, kwargs: dict) -> None:
     """TypeError for a keyword of `forward` that transformers does not define: it would change nothing."""
     if unknown := sorted(set(kwargs) - FORWARD_KEYWORDS):
         raise TypeError(f"{type(model).__name__}.forward() got unknown keywords {unknown}; see its arguments")
+
+
+def _asked_outputs(config: QLSegConfig | QLSegViTConfig, kwargs: dict) -> dict:
+    """Which hidden states and attentions a call asks for; where it does not say, the configuration does."""
+    names = ("output_hidden_states", "output_attentions")
+    return {name: getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in names}
 
 
 class QLSegPreTrainedModel(PreTrainedModel):
@@ -257,7 +264,6 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
     """Plain ViT as an `AutoBackbone`: (B, 3, H, W) to one (B, D, h, w) map per stage in `out_features`."""
 
     config: QLSegViTConfig
-    _can_record_outputs = {"hidden_states": QLSegViTLayer, "attentions": QLSegAttention}
 
     def __init__(self, config: QLSegViTConfig):
         super().__init__(config)
@@ -272,8 +278,7 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
@@ -288,16 +293,34 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
             TypeError: a keyword is none of transformers'.
         """
         _check_keywords(self, kwargs)
-        kwargs.setdefault("output_attentions", self.config.output_attentions)
+        asked = _asked_outputs(self.config, kwargs)
         hidden_states, grid = self.embeddings(pixel_values)  # (B, N, D)
         # only what is returned is kept: 24 layers of a ViT-L at 640 px are 150 MiB, their eager attentions 3.7 GiB
-        kept = [hidden_states] if self.stage_names[0] in self.out_features else []
-        for stage, layer in zip(self.stage_names[1:], self.layers):
-            hidden_states = layer(hidden_states, **kwargs)
-            if stage in self.out_features:
-                kept.append(hidden_states)
-        maps = tuple(states.transpose(1, 2).unflatten(2, grid) for states in kept)  # (B, D, h, w)
-        return BackboneOutput(feature_maps=maps)
+        chosen = _chosen_states(asked["output_hidden_states"], len(self.stage_names))
+        kept = [i in chosen or stage in self.out_features for i, stage in enumerate(self.stage_names)]
+        states, attentions = [hidden_states if kept[0] else None], []
+        for layer, is_kept in zip(self.layers, kept[1:]):
+            hidden_states, weights = layer(hidden_states, output_attentions=asked["output_attentions"])
+            states.append(hidden_states if is_kept else None)
+            attentions.append(weights if asked["output_attentions"] else None)
+        maps = tuple(
+            state.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+            for stage, state in zip(self.stage_names, states)
+            if stage in self.out_features
+        )
+        return BackboneOutput(
+            feature_maps=maps,
+            hidden_states=tuple(x if i in chosen else None for i, x in enumerate(states)) if chosen else None,
+            attentions=tuple(attentions) if asked["output_attentions"] else None,
+        )
+
+
+def _chosen_states(output_hidden_states: bool | int | list[int], num_states: int) -> set[int]:
+    """Numbers of the hidden states to return; negative ones count from the end, what is out of range chooses none."""
+    if isinstance(output_hidden_states, bool):
+        return set(range(num_states)) if output_hidden_states else set()
+    numbers = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {number % num_states for number in numbers if -num_states <= number < num_states}
 
 
 # ------------------------------------------------------------------- pixel encoder: deformable attention, L levels
@@ -579,9 +602,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         padded = pad_to_patches(pixel_values, self.patch_size, self.backbone.config.num_channels)
         features = self.backbone(
             padded.to(self.backbone.dtype),
-            output_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
-            output_attentions=kwargs.get("output_attentions", self.config.output_attentions),
             return_dict=True,
+            **_asked_outputs(self.config, kwargs),
         )
         grid = tuple(features.feature_maps[0].shape[-2:])
         if not torch.compiler.is_compiling():  # where sides are symbols, which compare as one or stop an export

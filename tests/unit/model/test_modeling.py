@@ -14,7 +14,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.utils import output_capturing
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
 from qlseg_hf.model.deformable_attention import sample_levels
@@ -144,9 +143,9 @@ def test_eager_keeps_one_attention_at_a_time():
         seen.append(weakref.ref(output[1]))
 
     for layer in model.layers:
-        layer.attention.register_forward_hook(look)
+        layer.register_forward_hook(look)
     model(torch.randn(1, 3, 32, 48))
-    assert num_alive == [0, 0, 0, 0, 0]
+    assert num_alive == [0, 1, 1, 1, 1]
     assert len(model(torch.randn(1, 3, 32, 48), output_attentions=True).attentions) == 5
 
 
@@ -294,7 +293,6 @@ def test_hidden_states_and_attentions(tiny_model):
     assert isinstance(tiny_model(torch.randn(2, 3, 32, 48), return_dict=False), tuple)
 
 
-@pytest.mark.skipif(not hasattr(output_capturing, "selected_hidden_states"), reason="5.17 counts without embedding")
 def test_hidden_states_by_number(tiny_model):
     """As in transformers 5.23: those that were asked for, None in place of the others."""
     pixel_values = torch.randn(2, 3, 32, 48)
