@@ -1,15 +1,157 @@
-"""`qlseg check RECIPE [--key value ...]`"""
+"""`qlseg check SOURCE [--output DIR] [--json] [--key value ...]`"""
 
-from .train import RecipeCommand
+import sys
+from pathlib import Path
+from typing import Any
 
-command = RecipeCommand(
-    "check",
-    only_check=True,
-    help="""Look at the data of a recipe before training on it: read both splits and report what would spoil training.
+import click
 
-RECIPE is a YAML file or the name of one that comes with the package; `--data`, `--label_names` and any other key can
-be given beside it. Nothing is written.""",
+from .options import PATH, SETTINGS
+
+# keys of a recipe that describe data, in the order of the help; others are taken, and say nothing here
+DATA_KEYS = (
+    *("layout", "train_split", "eval_split", "val_fraction", "label_names", "label_colors", "label_map"),
+    *("ignore_index", "do_reduce_labels", "num_channels", "image_column", "label_column", "dataset_config"),
+    *("streaming", "strict", "class_weights", "model"),
 )
+
+
+class CheckCommand(click.Command):
+    """A command that also takes the keys of a recipe; see `RecipeCommand`."""
+
+    def collect_usage_pieces(self, context: click.Context) -> list[str]:
+        return ["SOURCE", "[--output DIR]", "[--json]", "[--key value ...]"]
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        from .train import describe_keys
+
+        super().format_options(context, formatter)
+        rows = [row for row in describe_keys(None) if row[0].split()[0].removeprefix("--") in DATA_KEYS]
+        with formatter.section("Keys that describe data, all of them options; values are YAML"):
+            formatter.write_dl(rows)
+
+
+def split_words(words: tuple[str, ...]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The source and the (key, value) pairs among the words of the command line; ValueError if they are no pairs."""
+    sources: list[str] = []
+    pairs: list[tuple[str, str]] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            sources.append(word)
+        elif "=" in word:
+            key, _, text = word[2:].partition("=")
+            pairs.append((key, text))
+        elif rest:
+            pairs.append((word[2:], rest.pop(0)))
+        else:
+            raise ValueError(f"{word} has no value; keys are written --key value")
+    if len(sources) > 1:
+        raise ValueError(f"one source is wanted, got {', '.join(sources)}; keys are written --key value")
+    return (sources[0] if sources else None), pairs
+
+
+def read_source(source: str | None, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Values of the keys: of a recipe or data.yaml, if `source` is one, and of the command line.
+
+    Raises:
+        ValueError: a file that is no YAML, or no data.
+    """
+    from ..training.recipe import RECIPES, read_overrides, rename_old_keys
+
+    values: dict[str, Any] = {}
+    if source is not None:
+        path = Path(source)
+        shipped = RECIPES / f"{source}.yaml"
+        if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
+            values = read_file(path)
+        elif path.name == source and shipped.is_file() and not path.exists():
+            values = read_file(shipped)
+        elif path.suffix.lower() in (".yaml", ".yml") and not path.is_dir():
+            raise ValueError(f"there is no recipe {source[:80]}; give a YAML file, a folder or the id of a data set")
+        else:
+            values = {"data": source}
+    given = read_overrides([part for key, text in pairs for part in (f"--{key}", text)])
+    values = rename_old_keys(values) | given
+    if not values.get("data"):
+        raise ValueError("there is no data; give a folder, the id of a data set, a data.yaml or a recipe")
+    return values
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A recipe or data.yaml. `data` of a file that is no whole recipe may be relative to the file."""
+    from ..training.yaml_text import read_mapping
+
+    values = read_mapping(path)
+    beside = path.parent / str(values.get("data"))
+    if "output_dir" not in values and values.get("data") and beside.exists():
+        values["data"] = str(beside)
+    return values
+
+
+def make_request(values: dict[str, Any]):
+    """`DataRequest` of the values of a recipe's keys.
+
+    Raises:
+        ValueError: an unknown key, a value of a wrong type, names or colours that are none, or a model whose rules
+            contradict them.
+    """
+    from ..training.facts import data_request
+    from ..training.recipe import check_values
+
+    return data_request(check_values(values))
+
+
+def refuse_output(output: Path, data: str) -> None:
+    """ValueError for an output inside the data, where its pictures would be taken for some of the data."""
+    place = Path(data).expanduser()
+    if place.is_dir() and output.resolve().is_relative_to(place.resolve()):
+        raise ValueError(f"{output} lies inside the data {data}, and would be read as a part of it; choose another")
+
+
+def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
+    """Look at the data, report in the forms that are wanted, and raise ValueError if they cannot be trained on."""
+    from ..data.check.outputs import as_json, failure_as_json, json_text, write_files
+    from ..data.check.page import write_page
+    from ..data.check.survey import survey_data
+    from .errors import sentence
+
+    source = None
+    try:
+        source, pairs = split_words(words)
+        values = read_source(source, pairs)
+        if output is not None:
+            refuse_output(output, values["data"])
+        survey = survey_data(make_request(values))
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        if as_object:
+            click.echo(json_text(failure_as_json(str(source), sentence(error))))
+        raise
+    written = [*write_page(survey, output), *write_files(survey, output)] if output is not None else []
+    click.echo(json_text(as_json(survey)) if as_object else survey.text())
+    for path in written:
+        click.echo(f"wrote {path}", err=as_object)
+    if survey.problems:
+        raise ValueError(survey.problems[0])
+
+
+@click.command("check", cls=CheckCommand, context_settings=SETTINGS | {"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+@click.option("--output", type=PATH, metavar="DIR", help="Write report.html, report.png and data.yaml there.")
+@click.option("--json", "as_object", is_flag=True, help="Print one JSON object for scripts.")
+def command(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
+    """Look at data before training on it: read every image once and report what would spoil training.
+
+    SOURCE is a folder, the id of a data set on the Hub, a data.yaml that this command wrote, a recipe or the name of
+    one that comes with the package. Exit status 0 means that the data can be trained on, 1 that they cannot, with one
+    sentence why. Without --output nothing is written. `qlseg train --data DIR/data.yaml` takes what was decided.
+    """
+    from .errors import exit_status
+
+    if status := exit_status("qlseg check", check, words, output, as_object):
+        sys.exit(status)
+
 
 if __name__ == "__main__":
     command()

@@ -21,13 +21,13 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..data.check import add_to_tallies, count_values, is_no_label, range_error, score_warnings
-from ..data.datasets import Sample, SampleError
+from ..data.datasets import Sample, SampleError, Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, exchanged, failing_together
 from .metrics import StreamingScores
-from .state import Progress, Ranked, Samples, process_place, protocol_of_state, rank_pictures, state_path
+from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path
 
 ROUND_SECONDS = 10.0  # how often state is written and processes hear of each other's errors
 NUM_READ_AHEAD = 3  # pictures decoded while the model is busy
@@ -111,7 +111,11 @@ def evaluate_samples(
             protocol = protocol_of_state(model, processor, samples, scales, flip, num_examples)
             counted.resume(path, protocol, max_samples, skip_unreadable)
             save_state = partial(counted.write, path, protocol)
-    mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples), skip_unreadable)
+    mine = read_ahead(
+        own_samples(samples, rank, world_size, counted.next_index, max_samples),
+        skip_unreadable,
+        processor.settings().reading,
+    )
     given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
     predict = partial(predict_and_read, model, processor, given)
     with show_bar(samples, counted, rank, world_size, max_samples, progress) as bar:
@@ -217,16 +221,17 @@ def own_samples(
 
 
 def read_ahead(
-    items: Iterator[tuple[int, Sample]], skip_unreadable: bool
+    items: Iterator[tuple[int, Sample]], skip_unreadable: bool, reading: dict
 ) -> Iterator[tuple[int, str, np.ndarray | None, np.ndarray | None]]:
     """(index, name, picture, stored label map) of `items`, in their order, some decoded before they are asked for.
 
     With `skip_unreadable` picture and label map are None if the picture cannot be read; else that is raised.
+    `reading`: keywords for `load_picture`.
     """
 
     def read(sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
         try:
-            return sample.read()
+            return sample.read(**reading)
         except SampleError as error:
             if error.kind == "picture" and skip_unreadable:
                 return None, None
@@ -250,8 +255,8 @@ def apply_label_rules(stored: np.ndarray, name: str, processor: QLSegImageProces
     is_wrong = is_no_label(labels.numpy(), processor, len(names))
     if is_wrong.any():
         tallies = {}
-        add_to_tallies(tallies, finding := count_values(stored, name, 0, processor, len(names)))
-        raise ValueError(range_error(np.unique(stored[is_wrong]), finding.values, tallies, names, processor))
+        add_to_tallies(tallies, name, found := count_values(stored))
+        raise ValueError(range_error(np.unique(stored[is_wrong]), found.values, tallies, names, processor))
     return labels
 
 

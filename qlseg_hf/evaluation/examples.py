@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.datasets import Sample, StreamedSamples
+from ..data.datasets import Sample, Samples, StreamedSamples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import segment
@@ -18,7 +18,7 @@ from ..utils.distributed import exchanged, failing_together
 from ..utils.html import Comparison, Picture
 from ..utils.visualization import label_colors, label_shares, legend_name, tint_picture
 from .evaluator import Evaluation
-from .state import Ranked, Samples, process_place
+from .state import Ranked, process_place
 
 LONGEST_SIDE = 800  # pixels of an example in a report
 
@@ -88,7 +88,7 @@ def draw_examples(
     drawn = {}
     with failing_together(world_size):
         for entry, sample in find_samples(samples, ranked[rank::world_size]):
-            picture, stored = sample.read()
+            picture, stored = sample.read(**processor.settings().reading)
             predicted = segment(model, processor, picture, **settings, max_windows=None)[0].numpy()
             reference = processor.reduce_labels(torch.from_numpy(stored)).numpy()
             drawn[entry] = draw_example(entry, picture, predicted, reference, model.config, longest_side)

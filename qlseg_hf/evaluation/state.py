@@ -12,14 +12,13 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
+from ..data.datasets import Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..utils.files import write_atomically
 from ..utils.hashing import json_sha256, weights_sha256
 from .metrics import StreamingScores
 
-Samples = FolderSamples | TableSamples | StreamedSamples
 Ranked = tuple[float, int, str]  # mIoU, index and name of a picture
 
 VERSION = 2  # of a state file; 1 counted no boundaries
@@ -149,23 +148,13 @@ def state_sha256(state: dict[str, torch.Tensor], notes: str) -> str:
 
 def fingerprint_of_samples(samples: Samples) -> str:
     """Hash of what the data set is, without reading its pictures; of a stream also the first sample's name."""
-    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items())]
-    if isinstance(samples, FolderSamples):
-        known += [str(samples.root.resolve()), samples.pairs]
-    else:
-        info = samples.table.info
-        known += [samples.columns, info.dataset_name, info.config_name, str(info.splits)]
-        if isinstance(samples, StreamedSamples):
-            known.append(next((sample.name for sample in samples), None))
-        else:
-            known += [len(samples), samples.table._fingerprint]
+    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items()), *samples.origin()]
     return json_sha256(known)
 
 
 __all__ = [
     "Progress",
     "Ranked",
-    "Samples",
     "process_place",
     "protocol_of_state",
     "rank_pictures",

@@ -82,7 +82,7 @@ def segment(
             is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
         images: one image or several of mixed sizes, in a list or as a generator, which is read one by one: path, PIL
-            image, integer array or tensor.
+            image, integer array or tensor. What bands and values it must have, the processor says.
         scales: factor on the short side, or several; it never falls below the window, and coinciding scales are
             computed once.
         flip: add a left-right mirrored run per scale.
@@ -113,6 +113,7 @@ def segment(
             `max_memory_mb` is too little for an image, or an image has more windows than `max_windows`.
     """
     settings = _check_processor(processor)
+    settings.check_network(model.config)
     for name, value in (("flip", flip), ("return_scores", return_scores), ("return_confidence", return_confidence)):
         _check_switch(name, value)
     device = execution_device(model)
@@ -225,9 +226,10 @@ class _Work:
 
     def add_image(self, image: Picture) -> None:
         """Cut an image into strips and windows; forward and finish what is full or complete."""
-        picture = load_picture(image, keep_float=not self.request.settings.do_rescale)
+        picture = load_picture(image, **self.request.settings.reading)
         target = _Target(picture.shape[:2])
         self.targets.append(target)
+        self.memory.pixel_bytes = picture.shape[-1] * picture.itemsize
         for strip in _cut_strips(self.request, target, self.memory):
             self.strips.append(strip)
             for window, pixels in window_pixels(self.request.settings, picture, strip.runs):
@@ -362,7 +364,7 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(self, image: Picture, subtask: str | None = None, timeout: float | None = None) -> dict:
         if isinstance(image, Image.Image):  # as the stock pipeline, which turns what it is given
             image = turn_upright(image)
-        return {"picture": load_picture(image, keep_float=not self.image_processor.do_rescale)}
+        return {"picture": load_picture(image, **self.image_processor.settings().reading)}
 
     def _forward(self, model_inputs: dict, **segment_kwargs) -> dict:
         pictures = as_list(model_inputs["picture"])

@@ -9,6 +9,7 @@ import re
 import sys
 import zlib
 from contextlib import nullcontext
+from dataclasses import MISSING, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,14 +18,15 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
+from ..data.datasets import Samples
 from ..utils.distributed import exchanged, failing_together
 from ..utils.files import partial_folder, remove_folder, replace_folder
 from ..utils.hashing import json_sha256
-from .build import MovingAverage
+from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
-from .recipe import Recipe, read_yaml, renamed
+from .recipe import Recipe, rename_old_keys
+from .yaml_text import read_mapping, read_yaml
 
 
 def step_of(checkpoint: Path) -> int:
@@ -107,32 +109,36 @@ def read_state(checkpoint: Path) -> dict:
     raise ValueError(f"{checkpoint} is damaged: {reason}; remove it, and the same command starts {remedy}")
 
 
-def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
+def identity(samples: Samples) -> str:
     """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them."""
-    if isinstance(samples, FolderSamples):
-        known = samples.pairs
-    elif isinstance(samples, TableSamples):
-        count = len(samples)
-        known = [count, *(samples[i].name for i in range(0, count, max(count // 16, 1)))]
-    else:
-        known = [str(samples.table.info.splits), next((sample.name for sample in samples), None)]
-    return json_sha256(known)
+    return json_sha256(samples.contents())
+
+
+def read_recipe(checkpoint: Path) -> dict:
+    """The keys of the recipe beside a checkpoint. ValueError if the checkpoint is damaged or none."""
+    try:
+        return rename_old_keys(read_mapping(checkpoint / "recipe.yaml"))
+    except (OSError, ValueError):
+        read_state(checkpoint)  # says what is wrong with it
+        raise
 
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = renamed(read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8")))
+    old = read_recipe(checkpoint)
     new = read_yaml(recipe.to_yaml())
+    defaults = {entry.name: entry.default for entry in fields(Recipe) if entry.default is not None}
+    old = {key: value for key, value in defaults.items() if key in new and value is not MISSING} | old
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in old | new
-        if key != "resume" and old.get(key) != new.get(key)
+        for key in old  # of a version before, which may have had fewer keys
+        if key != "resume" and old[key] != new.get(key)
     ]
 
 
 def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
     """What becomes of the learning rate where a run goes on, if the recipe beside its checkpoint gave another."""
-    old = vars(recipe) | read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    old = vars(recipe) | read_recipe(checkpoint)
     last, expected, now = (
         recipe_["learning_rate"]
         * learning_rate_factor(number, recipe_["max_steps"], recipe_["warmup_steps"], recipe_["poly_power"])
@@ -147,9 +153,9 @@ def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
     )
 
 
-def refuse_other_parts(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
+def check_processes(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
     """ValueError if a checkpoint of another number of processes, or kind of them, cannot go on in these."""
-    facts, old_recipe = launch_facts(accelerator), read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    facts, old_recipe = launch_facts(accelerator), read_recipe(checkpoint)
     is_whole = (checkpoint / "optimizer.bin").is_file() and not any(checkpoint.glob("pytorch_model_fsdp*"))
     is_sharded = accelerator.distributed_type in SHARDED
     is_other_batch = old_recipe.get("total_batch_size", recipe.total_batch_size) != recipe.total_batch_size
@@ -184,7 +190,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
 
     Raises:
         ValueError: it is no checkpoint, a file of it is missing or changed, it is of more steps than the recipe wants,
-            it was written by another number of processes and cannot go on in these (see `refuse_other_parts`), with
+            it was written by another number of processes and cannot go on in these (see `check_processes`), with
             another `ema_decay`, or for another network.
     """
     state = None
@@ -196,7 +202,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
                     f"max_steps is {recipe.max_steps}, but {checkpoint} has made {state['step']} steps already; set "
                     f"max_steps to at least {state['step']}, or choose another output_dir"
                 )
-            refuse_other_parts(accelerator, checkpoint, state, recipe)
+            check_processes(accelerator, checkpoint, state, recipe)
             said = changes_of_launch(launch_facts(accelerator), state)
             if changed := changes_since(checkpoint, recipe):
                 said.append(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}")
@@ -281,6 +287,8 @@ __all__ = [
     "identity",
     "load_checkpoint",
     "random_state",
+    "read_recipe",
+    "read_state",
     "save_checkpoint",
     "set_random_state",
     "step_of",

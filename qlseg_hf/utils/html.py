@@ -65,9 +65,17 @@ class Comparison:
     legend: Sequence[tuple[str, str]] = ()
 
 
+@dataclass(frozen=True)
+class Legend:
+    """Colours and what they stand for: [(name, "#rrggbb")]."""
+
+    entries: Sequence[tuple[str, str]]
+
+
 @dataclass
 class Section:
-    """A title and what stands below it, in order: texts (paragraphs), `Table`, `Picture`, `Gallery`, `Comparison`."""
+    """A title and what stands below it, in order: texts (paragraphs), `Table`, `Picture`, `Gallery`, `Comparison`,
+    `Legend`."""
 
     title: str
     blocks: list[Any] = field(default_factory=list)
@@ -100,4 +108,4 @@ def write_report(path: Path, title: str, summary: Iterable[tuple[str, Any]], sec
     write_atomically(path, render_report(title, summary, sections).encode(errors="backslashreplace"))
 
 
-__all__ = ["Comparison", "Gallery", "Picture", "Section", "Table", "render_report", "write_report"]
+__all__ = ["Comparison", "Gallery", "Legend", "Picture", "Section", "Table", "render_report", "write_report"]

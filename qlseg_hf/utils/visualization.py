@@ -38,7 +38,7 @@ def draw_overlay(
     """Picture tinted by label with white borders, and a legend beside it, largest label first.
 
     Args:
-        picture: (H, W, 3) uint8.
+        picture: (H, W, n), uint8 or another type; shown as `visible` makes it.
         label_map: (H, W) integers; values without a name (an ignore index) stay untinted and are left out of the
             legend.
         id2label: names.
@@ -63,6 +63,7 @@ def tint_picture(
     labels = np.asarray(label_map)
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"the label map has size {labels.shape}, its picture {picture.shape[:2]}")
+    picture = visible(picture)
     named = (labels >= 0) & (labels < len(colors))
     tint = colors[np.where(named, labels, 0)]
     blend = np.where(named[..., None], (1 - opacity) * picture + opacity * tint, picture)
@@ -79,6 +80,19 @@ def label_shares(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) -> li
     values, counts = np.unique(labels[(labels >= 0) & (labels < len(colors))], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return [(int(values[i]), share(counts[i] / labels.size)) for i in order]
+
+
+def visible(picture: np.ndarray) -> np.ndarray:
+    """(H, W, n) of any type -> (H, W, 3) uint8 for people: the first three bands, or the first one as grey.
+
+    8-bit values stay. Others are stretched band by band, from their 2nd percentile (black) to their 98th (white).
+    """
+    bands = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+    if bands.dtype != np.uint8:
+        bands = bands.astype(np.float32)
+        low, high = np.percentile(bands, (2, 98), axis=(0, 1))
+        bands = (255 * ((bands - low) / np.maximum(high - low, 1e-12)).clip(0, 1)).round().astype(np.uint8)
+    return np.broadcast_to(bands, (*bands.shape[:2], 3))
 
 
 def legend_name(name: str) -> str:
@@ -136,4 +150,5 @@ __all__ = [
     "legend_name",
     "save_picture",
     "tint_picture",
+    "visible",
 ]

@@ -18,9 +18,9 @@ from training_runs import launch_two, names_of_step, refused
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.data.datasets import Sample, SampleError
-from qlseg_hf.training.build import NotFiniteError, refuse_not_finite, training_step
 from qlseg_hf.training.checkpoints import checkpoints
 from qlseg_hf.training.recipe import Recipe
+from qlseg_hf.training.step import NotFiniteError, check_finite, training_step
 
 pytestmark = [
     pytest.mark.faults,
@@ -97,10 +97,10 @@ def test_no_update_from_what_is_not_finite(broken):
 
 def test_steps_that_fp16_skips_are_no_error():
     scaled = [SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda scale=scale: scale)) for scale in (65536, 0.5)]
-    refuse_not_finite(scaled[0], 1.0, torch.inf)
+    check_finite(scaled[0], 1.0, torch.inf)
     for accelerator, loss in ((scaled[1], 1.0), (scaled[0], torch.nan), (SimpleNamespace(scaler=None), 1.0)):
         with pytest.raises(NotFiniteError):
-            refuse_not_finite(accelerator, loss, torch.inf)
+            check_finite(accelerator, loss, torch.inf)
 
 
 # ----------------------------------------------------------------------------------------------------- broken pictures

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qlseg_hf.utils.html import Gallery, Picture, Section, Table, render_report, write_report
+from qlseg_hf.utils.html import Gallery, Legend, Picture, Section, Table, render_report, write_report
 
 
 def sections():
@@ -42,6 +42,11 @@ def test_images_come_back(is_photo):
     found = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
     assert kind == ("data:image/jpeg" if is_photo else "data:image/png")
     assert np.abs(found - np.asarray(image)).max() <= (4 if is_photo else 0)
+
+
+def test_legend():
+    text = render_report("report", [], [Section("Labels", [Legend([("<sky>", "#0102ff")])])])
+    assert '<i style="background: #0102ff"></i>&lt;sky&gt;</li>' in text
 
 
 def test_written_file(tmp_path):

@@ -1,0 +1,54 @@
+"""Small data sets of rectangles, whose label maps hold the values that a test asks for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZE = (48, 64)
+
+
+def draw_label_map(rng: np.random.Generator, values: list[int], size: tuple[int, int] = SIZE) -> np.ndarray:
+    """(H, W) int64: a ground of the first value, and two rectangles of each other one, all of which are to be seen."""
+    height, width = size
+    label_map = np.full(size, values[0], dtype=np.int64)
+    for place, value in enumerate(values[1:]):
+        y, x = rng.integers(0, height - 10), rng.integers(0, width - 10)
+        label_map[y : y + 10, x : x + 10] = value
+        label_map[:6, 8 * place : 8 * place + 8] = value
+    return label_map
+
+
+def draw_picture(rng: np.random.Generator, label_map: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: a colour per value, and noise."""
+    colors = np.random.default_rng(0).integers(40, 216, (1000, 3))
+    noise = rng.integers(-30, 30, (*label_map.shape, 3))
+    return (colors[label_map % 1000] + noise).clip(0, 255).astype(np.uint8)
+
+
+def make_folders(
+    root: Path,
+    values: list[int] | Callable[[int], list[int]],
+    *,
+    counts: tuple[int, int] = (8, 4),
+    save: Callable[[np.ndarray, Path], None] | None = None,
+    size: tuple[int, int] = SIZE,
+) -> Path:
+    """Write images/{training,validation} and annotations/{training,validation}.
+
+    `values`: of every label map, or of the map of a number. `save`: writes a label map; as 8 or 16 bits if not given.
+    """
+    rng = np.random.default_rng(1)
+    for split, count in zip(("training", "validation"), counts):
+        for part in ("images", "annotations"):
+            (root / part / split).mkdir(parents=True)
+        for number in range(count):
+            label_map = draw_label_map(rng, values(number) if callable(values) else values, size)
+            Image.fromarray(draw_picture(rng, label_map)).save(root / "images" / split / f"{number}.png")
+            path = root / "annotations" / split / f"{number}.png"
+            if save is not None:
+                save(label_map, path)
+            else:
+                Image.fromarray(label_map.astype(np.uint8 if label_map.max() < 256 else np.uint16)).save(path)
+    return root

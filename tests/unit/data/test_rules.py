@@ -1,0 +1,138 @@
+"""What stored values say where nobody has said how they are read: decided and told, or asked."""
+
+import numpy as np
+import pytest
+from made_data import draw_label_map
+
+from qlseg_hf.data.check.counting import Finding, count_values
+from qlseg_hf.data.check.rules import decide_rules
+
+
+def findings(values, num_maps=6, size=(48, 64)):
+    rng = np.random.default_rng(0)
+    maps = [draw_label_map(rng, values(i) if callable(values) else values, size) for i in range(num_maps)]
+    return [Finding(f"s{i}", i, count_values(label_map)) for i, label_map in enumerate(maps)]
+
+
+def decide(values, names=None, **given):
+    return decide_rules(findings(values), names, given)
+
+
+@pytest.mark.parametrize(
+    "values, names, settings, note",
+    [
+        ([0, 1], ["label_0", "label_1"], {}, None),
+        ([0, 1, 2], ["label_0", "label_1", "label_2"], {}, "labels 0..2 are as stored; set do_reduce_labels: true if"),
+        ([0, 255], ["label_0", "label_255"], {"label_map": {0: 0, 255: 1}}, "the values 0, 255 are numbered"),
+        ([0, 1, 2, 255], ["label_0", "label_1", "label_2"], {}, "labels 0..2 are as stored"),
+        ([1, 2, 3], ["label_1", "label_2", "label_3"], {"do_reduce_labels": True}, "0 never occurs"),
+        ([1, 2, 3, 255], ["label_1", "label_2", "label_3"], {"do_reduce_labels": True}, "0 never occurs"),
+        ([0, 50, 100], ["label_0", "label_50", "label_100"], {"label_map": {0: 0, 50: 1, 100: 2}}, "are numbered"),
+        ([0, 127, 255], ["label_0", "label_127", "label_255"], {"label_map": {0: 0, 127: 1, 255: 2}}, "are numbered"),
+        ([0, 1, 4], ["label_0", "label_1", "label_4"], {"label_map": {0: 0, 1: 1, 4: 2}}, "0, 1, 4 are numbered"),
+        ([0, 1, -1], ["label_0", "label_1"], {"ignore_index": -1}, "-1 can be no label, and is ignored"),
+        ([0, 1, 65535], ["label_0", "label_1"], {"ignore_index": 65535}, "65535 can be no label"),
+        (
+            [0, 1, 255, 65535],
+            ["label_0", "label_1"],
+            {"ignore_index": 255, "label_map": {65535: 255}},
+            "65535 can be no label, and is ignored: label_map: {65535: 255} and ignore_index: 255",
+        ),
+        ([3], ["label_3"], {}, None),
+    ],
+)
+def test_decided_and_told(values, names, settings, note):
+    rules = decide(values)
+    assert (rules.names, rules.settings, rules.problems, rules.is_open) == (names, settings, [], False)
+    assert note in rules.notes[-1 if "labels" in note else 0] if note else rules.notes == []
+
+
+@pytest.mark.parametrize(
+    "values, problem",
+    [
+        (
+            [0, 50, 100, 255],
+            "may be void or a label: set ignore_index: 255 and label_map: {0: 0, 50: 1, 100: 2} if it is void, or "
+            "label_map: {0: 0, 50: 1, 100: 2, 255: 3} if it is a label",
+        ),
+        (
+            [255, 0, 1],
+            "may be void or a label: set ignore_index: 255 if it is void, or label_map: {0: 0, 1: 1, 255: 2}",
+        ),
+        ([0, 24001, 24002, 26000], "24001, 24002, 26000 seem to be 1000 x label + number of an object (instance ids)"),
+        (lambda i: list(range(2 + 2 * i)), "nearly gapless, to 1 in one and to 11 in another, so they seem to count"),
+    ],
+)
+def test_asked(values, problem):
+    rules = decide(values)
+    assert len(rules.problems) == 1 and problem in rules.problems[0] and rules.is_open
+
+
+def test_a_large_255_is_settled_by_whoever_says_so():
+    for settings in ({"ignore_index": 255}, {"label_map": {0: 0, 1: 1, 255: 2}}):
+        assert decide([255, 0, 1], **settings).problems == []
+    for _, settings in decide([255, 0, 1]).proposals:
+        assert decide([255, 0, 1], **settings).problems == []
+
+
+def test_many_values():
+    label_map = np.arange(300).repeat(64).reshape(300, 8, 8).swapaxes(0, 1).reshape(8, 2400)
+    rules = decide_rules([Finding("s", 0, count_values(label_map))], None, {})
+    assert rules.problems[0].startswith("there are 300 stored values, 0..299, and no label_names; store for each")
+
+
+def test_smoothed_values():
+    smooth = np.array([0] * 200 + [40, 90, 160, 220] + [255] * 200)
+    rules = decide_rules([Finding("s", 0, count_values(np.tile(smooth, (100, 1))))], None, {})
+    # rows are equal, so that values in between are thin columns
+    assert rules.problems[0].startswith("4 of 6 stored values lie along edges")
+    assert "and 0, 255 fill regions: store label maps as PNG" in rules.problems[0]
+    assert rules.names == ["label_0", "label_255"] and rules.is_open
+
+
+def test_given_settings_hold():
+    rules = decide([0, 1, 2, 11], ignore_index=11)
+    assert rules.names == ["label_0", "label_1", "label_2"] and rules.settings == {"ignore_index": 11}
+    rules = decide([0, 1, 2], do_reduce_labels=True)
+    assert rules.names == ["label_1", "label_2"]
+    rules = decide([0, 7, 9], label_map={7: 1, 9: 255})
+    assert rules.names == ["label_0", "label_7"] and rules.settings == {"label_map": {7: 1, 9: 255}}
+    rules = decide([0, 255], ignore_index=255)
+    assert rules.names == ["label_0"] and rules.settings == {"ignore_index": 255}
+
+
+def test_names_are_left_to_the_report_where_they_fit_or_not():
+    for values in ([0, 1, 2], [0, 1, 2, 255], [0, 1], [0, 1, 2, 9]):
+        rules = decide(values, ["a", "b", "c"])
+        assert (rules.settings, rules.problems, rules.proposals) == ({}, [], [])
+
+
+def test_proposals_for_names():
+    rules = decide([0, 1, 2, 3], ["a", "b", "c"])  # CamVid's way and ADE20K's
+    assert [settings for _, settings in rules.proposals] == [
+        {"do_reduce_labels": True, "ignore_index": 255},
+        {"do_reduce_labels": False, "ignore_index": 3},
+    ]
+    rules = decide([0, 255], ["ground", "cat"])
+    assert [settings for _, settings in rules.proposals] == [
+        {"label_map": {0: 0, 255: 1}},
+        {"label_map": {0: 1, 255: 0}},
+    ]
+    rules = decide([0, 50, 100], ["a", "b", "c"])
+    assert rules.proposals[0][1] == {"label_map": {0: 0, 50: 1, 100: 2}}
+    assert "if they are in the order of the names (0 is 'a', 50 is 'b', 100 is 'c')" in rules.problems[0]
+    assert decide([0, 1, 2, -1], ["a", "b", "c"]).settings == {"ignore_index": -1}
+
+
+def test_a_label_that_is_called_void():
+    rules = decide([0, 1, 2], ["a", "Don't care", "void"])
+    assert [note.split(" and is learnt")[0] for note in rules.notes] == [
+        'label 1 is called "Don\'t care"',
+        "label 2 is called 'void'",
+    ]
+    assert "set label_map: {2: 255}" in rules.notes[1]
+    assert decide([0, 1, 2], ["a", "b", "void"], ignore_index=2).notes == []
+
+
+def test_no_values():
+    assert decide_rules([Finding("s", 0)], None, {}).names == []
