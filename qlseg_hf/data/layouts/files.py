@@ -70,7 +70,7 @@ def describe_files(root: Path, files: list[str], folders: list[str]) -> str:
         counts = Counter(suffix_of(name) or "no ending" for name in names).most_common(4)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
         more = ", ..." if len(names) > MAX_NAMES else ""
-        lines.append(f"  {'' if folder == '.' else folder + '/'}  {kinds}: {', '.join(names[:MAX_NAMES])}{more}")
+        lines.append(f"  {folder}/: {kinds} ({', '.join(names[:MAX_NAMES])}{more})")
     if len(by_folder) > MAX_FOLDERS:
         lines.append(f"  and {len(by_folder) - MAX_FOLDERS} more folders")
     return "\n".join([f"{root} holds", *lines])

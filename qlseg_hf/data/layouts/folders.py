@@ -33,6 +33,7 @@ MASK_AFFIX = (
 )
 IMAGE_AFFIX = "leftImg8bit|images?|img|rgb|photos?|pictures?|sat|inputs?|orig(?:inal)?"
 TRAIN_IDS = "_labelTrainIds"
+TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
 NESTED = "\0"  # in place of "/" in a folder of several names that counts as one
 
 TREES = {
@@ -291,7 +292,7 @@ def match(
     kinds = ", ".join(PICTURE_SUFFIXES)
     places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
     mask_places = listed(sorted({str(source.root / entry.place) for entry in masks}))
-    if unread := [entry for entry in others if masks_of(entry)]:
+    if unread := [e for e in others if masks_of(e) and suffix_of(e.path) not in TEXT_SUFFIXES]:
         raise ValueError(
             f"{len(unread)} of {len(names) + len(unread)} pictures in {places} are not of a kind that is "
             f"read ({kinds}): "
