@@ -78,7 +78,7 @@ def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[s
     """(role, split) that a folder's name tells; either may be None."""
     if roles is not None:
         return {roles[0]: IMAGE, roles[1]: MASK}.get(name), name if name.lower() in SPLIT_WORDS else None
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = re.sub(r"[^a-z0-9]", "", re.sub(r"[-_. ](png|jpe?g|tiff?|bmp)s?$", "", name.lower()))
     role_of = dict.fromkeys(IMAGE_WORDS, IMAGE) | dict.fromkeys(MASK_WORDS, MASK)
     if plain in role_of:
         return role_of[plain], None
@@ -104,35 +104,34 @@ def read_paths(source: Source) -> list[Entry]:
         split_paths.append([] if folder == "." else folder.split("/"))
     words = {name: read_folder_name(name, roles) for folders in split_paths for name in folders}
     places = [next((i for i, name in enumerate(folders) if words[name][0]), None) for folders in split_paths]
-    is_above, is_below = _levels_of_splits(split_paths, places, words)
+    is_below = any(  # whether the folders in one of images are splits, whatever their names
+        at is not None and len(folders) > at + 1 and words[folders[at + 1]][1]
+        for folders, at in zip(split_paths, places)
+    )
     entries = []
     for path, folders, at in zip(source.files, split_paths, places):
         role, split = words[folders[at]] if at is not None else (None, None)
-        if at is None:
-            split_at = next((i for i, name in enumerate(folders) if words[name][1]), None)
-            last, used = (split_at, {split_at}) if split_at is not None else (-1, set())
-            split = folders[split_at] if split_at is not None else None
-        elif split is None and is_above and at > 0 and (words[folders[at - 1]][1] or not is_below):
-            split, last, used = folders[at - 1], at, {at - 1, at}
-        elif split is None and is_below and len(folders) > at + 1:
-            split, last, used = folders[at + 1], at + 1, {at, at + 1}
-        else:
-            last, used = at, {at}
-        rest = tuple(name for i, name in enumerate(folders) if i not in used)
+        split_at = at if split else _place_of_split([words[name][1] for name in folders], at, is_below)
+        split = split or (folders[split_at] if split_at is not None else None)
+        used = {at, split_at}
+        last = max((place for place in used if place is not None), default=-1)
+        rest = tuple(name for place, name in enumerate(folders) if place not in used)
         place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
         entries.append(Entry(path, role, folder, split, place, rest, stem_of(PurePosixPath(path).name)))
     return entries
 
 
-def _levels_of_splits(split_paths, places, words) -> tuple[bool, bool]:
-    """Whether folders of splits lie above (train/images) and below (images/train) those of images and label maps."""
-    above = any(at and words[folders[at - 1]] == (None, folders[at - 1]) for folders, at in zip(split_paths, places))
-    below = any(
-        at is not None and len(folders) > at + 1 and words[folders[at + 1]] == (None, folders[at + 1])
-        for folders, at in zip(split_paths, places)
-    )
-    return above, below
+def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) -> int | None:
+    """Which folder on a path names the split: beside that of images at place `at`, else farther above or below."""
+    count = len(splits)
+    if at is None:
+        return next((place for place in range(count) if splits[place]), None)
+    if at > 0 and splits[at - 1]:
+        return at - 1
+    if is_below and count > at + 1:
+        return at + 1
+    return next((place for place in (*range(at - 1, -1, -1), *range(at + 1, count)) if splits[place]), None)
 
 
 def find_folders(source: Source) -> Found | None:
@@ -215,10 +214,9 @@ def divide(
             first_mask=first,
         )
     beside = [entry for entry in in_split.pop(None, []) if is_picture(entry.path)]
-    elsewhere = [
-        e.path for e in beside if e.role_folder not in {e.role_folder for own in in_split.values() for e in own}
-    ]
-    if beside := [entry for entry in beside if entry.path not in set(elsewhere)]:
+    with_splits = {entry.role_folder for own in in_split.values() for entry in own}
+    elsewhere = [entry.path for entry in beside if entry.role_folder not in with_splits]
+    if beside := [entry for entry in beside if entry.role_folder in with_splits]:
         places = listed(sorted({str(source.root / entry.place) for entry in beside}))
         notes.append(f"{len(beside)} pictures in {places} belong to no split: {listed(e.name for e in beside)}")
     others = [f"{len(elsewhere)} images lie in no folder of a split: {listed(elsewhere)}"] if elsewhere else []
@@ -258,7 +256,12 @@ def open_part(
                 [
                     f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is "
                     f"{expected} of "
-                    f"picture {first.path}; add them, or take the pictures out",
+                    f"picture {first.path}; add them, or take the pictures out"
+                    + (
+                        "; or name both folders, as in layout: photos:ground_truth"
+                        if len(missing) == len(pairs)
+                        else ""
+                    ),
                     *own_notes,
                     *notes,
                 ]
@@ -299,14 +302,14 @@ def match(
             f"{listed(e.name for e in unread)}; convert them, or take them and their label maps out"
         )
     found = {entry: masks_of(entry) for entry in names}
+    folders = sorted({mask.role_folder for own in found.values() for mask in own})
+    if len(folders) > 1:
+        of = next(entry for entry, own in found.items() if own)
+        raise ValueError(
+            f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
+            f"pictures; say which counts, as in layout: {of.role_folder or of.place}:{folders[0]}"
+        )
     for entry, own in found.items():
-        if len({mask.role_folder for mask in own}) > 1:
-            folders = sorted({mask.role_folder for mask in own})
-            raise ValueError(
-                f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, and "
-                "both have one of "
-                f"{entry.path}; say which counts, as in layout: {entry.role_folder or entry.place}:{folders[0]}"
-            )
         if len(own) > 1:
             raise ValueError(
                 f"{entry.path} in {source.root} has {len(own)} label maps: {listed(m.path for m in own)}; "

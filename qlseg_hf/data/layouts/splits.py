@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import yaml
 from PIL import Image
 
@@ -252,7 +253,7 @@ def _labels_of(samples: Samples) -> dict[int, set]:
         return {}
     for index in range(len(samples)):
         try:
-            known[index] = set(map(int, set(samples[index].read_label_map().ravel().tolist())))
+            known[index] = set(np.unique(samples[index].read_label_map()).tolist())
         except SampleError:  # it stays where it is, and reading it says what is wrong
             known[index] = set()
     return known

@@ -35,6 +35,7 @@ LABEL_COLUMNS = (
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
 DATASETS_SUFFIXES = (".parquet", ".arrow")
+METADATA = ("metadata.csv", "metadata.jsonl", "train.json", "train.zip")  # which `datasets` reads too
 TREES = {
     "table": "train.csv  val.csv  (or .tsv, .jsonl, .parquet; columns image and mask: paths, or files as "
     "bytes); or what "
@@ -63,7 +64,9 @@ def find_table(source: Source) -> Found | None:
 def find_by_datasets(source: Source) -> Found | None:
     """A folder that `datasets` reads by its own rules, such as one that was copied from the Hub."""
     is_one = source.root is not None and source.file is None
-    is_one = is_one and any(suffix_of(name) in DATASETS_SUFFIXES for name in source.files)
+    is_one = is_one and any(
+        suffix_of(name) in DATASETS_SUFFIXES or PurePosixPath(name).name in METADATA for name in source.files
+    )
     return find_on_hub(source) if is_one else None
 
 

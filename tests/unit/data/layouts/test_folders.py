@@ -1,6 +1,7 @@
 """Images and label maps in folders and in pairs: each arrangement, and the sentence of each that is not clear."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -51,6 +52,8 @@ def read_all(samples):
         ("camvid", "{split}/{name}.jpg", "{split}_labels/{name}_L.png".replace("_L", "")),
         ("folders", "{split}2017/img/{name}.jpg", "{split}2017/stuffthingmaps/{name}.png"),
         ("camvid", "{split}2017/{name}.jpg", "stuffthingmaps/{split}2017/{name}.png"),
+        ("folders", "{split}/Rural/images_png/{name}.png", "{split}/Rural/masks_png/{name}.png"),
+        ("folders", "images/10k/{split}/{name}.jpg", "labels/10k/{split}/{name}.png"),
         ("pairs", "{split}/{name}.jpg", "{split}/{name}_mask.png"),
         ("pairs", "{split}/x/{name}_sat.jpg", "{split}/x/{name}_mask.png"),
         ("pairs", "{split}/{name}_image.png", "{split}/{name}_label.png"),
@@ -85,6 +88,9 @@ def test_no_split_holds_a_part_out(tmp_path, mask):
         f"{'images/' * ('/' in mask)}{n}.jpg" for n in names
     )
     assert "are held out for validation" in train.layout.description
+    sent = pickle.loads(pickle.dumps(train))  # to a worker process
+    assert len(sent) == len(train) and sent[0].name == train[0].name
+    assert train.contents() != validation.contents() and json.dumps(train.origin())
     whole = open_dataset(tmp_path, "train", val_fraction=0)
     assert len(whole) == 20
     with pytest.raises(ValueError, match="has no split 'val'; it has train"):
@@ -139,6 +145,10 @@ def test_two_mask_folders_are_ambiguous(tmp_path):
     with pytest.raises(ValueError, match="2 folders of label maps, labels and masks, .* layout: images:labels"):
         open_dataset(tmp_path, "train")
     assert read_all(open_dataset(tmp_path, "train", layout="images:labels"))
+    (tmp_path / "masks/a.png").unlink()
+    (tmp_path / "labels/b.png").unlink()  # each of the pictures has one, and the two folders may hold other labels
+    with pytest.raises(ValueError, match="2 folders of label maps, labels and masks"):
+        open_dataset(tmp_path, "train")
 
 
 def test_folders_of_any_name(tmp_path):
@@ -156,6 +166,30 @@ def test_folders_of_any_name(tmp_path):
         open_dataset(tmp_path, "train", layout="coco")
     with pytest.raises(ValueError, match="layout: voc does not fit"):
         open_dataset(tmp_path, "train", layout="voc")
+
+
+def test_splits_count_in_folders_that_are_named(tmp_path):
+    """Mixing them, as if there were no split, would look fine."""
+    put_pairs(tmp_path, "{split}/city/pics/{name}.png", "{split}/city/marks/{name}.png", "abcdefgh", split="Train")
+    put_pairs(tmp_path, "{split}/city/pics/{name}.png", "{split}/city/marks/{name}.png", "ij", split="Val")
+    assert len(open_dataset(tmp_path, "train", layout="pics:marks")) == 8
+    assert len(open_dataset(tmp_path, "validation", layout="pics:marks")) == 2
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("{split}/images/{name}.jpg", "{split}/v2.0/labels/{name}.png"),
+        ("images/10k/{split}/{name}.jpg", "labels/sem_seg/{split}/{name}.png"),
+        ("{split}/{name}/images/{name}.png", "{split}/{name}/masks/first.png"),
+    ],
+)
+def test_label_maps_of_another_place_are_not_guessed(tmp_path, image, mask):
+    put_pairs(tmp_path, image, mask, split="train")
+    with pytest.raises(
+        ValueError, match="2 of 2 label maps are missing .* or name both folders, as in layout: photos:"
+    ):
+        open_dataset(tmp_path, "train")
 
 
 def test_what_belongs_to_no_sample_is_told(tmp_path):

@@ -99,6 +99,15 @@ def test_tables_that_are_not_clear(tmp_path):
         open_dataset("nowhere.csv", "train")
 
 
+def test_what_datasets_reads_by_itself(tmp_path):
+    """An image folder with metadata."""
+    put_files(tmp_path / "train", "abc")
+    lines = ["file_name,mask_file_name", *(f"pics/{name}.png,marks/{name}.png" for name in "abc")]
+    (tmp_path / "train/metadata.csv").write_text("\n".join(lines))
+    samples = open_dataset(tmp_path, "train")
+    assert samples.layout.name == "table" and names_of(samples) == ["a.png", "b.png", "c.png"]
+
+
 @pytest.mark.parametrize("ending", ["png", "mask.png"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_webdataset(tmp_path, ending, streaming):
