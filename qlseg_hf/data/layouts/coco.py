@@ -71,7 +71,7 @@ def candidates(source: Source) -> list[str]:
     if source.file is not None:
         return [source.file.name] if suffix_of(source.file.name) == ".json" else []
     files = [name for name in source.files if suffix_of(name) == ".json"]
-    pictures = {stem_of(name) for name in source.files if is_picture(name)}
+    pictures = {stem_of(name) for name in source.files if is_picture(name)} if files else set()
     return [n for n in files if stem_of(n) not in pictures and not any(task in n.lower() for task in OTHER_TASKS)][
         :200
     ]
@@ -144,7 +144,7 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     pictures = [name for name in source.files if is_picture(name)]
     places = [place for name in source.folders if (place := PurePosixPath(name)).name.lower() == split.lower()]
     near = places[0].as_posix() if places else root.as_posix()
-    locator = Locator(p for p in pictures if not any("panoptic" in part for part in PurePosixPath(p).parts[:-1]))
+    locator = Locator(path for path in pictures if "panoptic" not in path.rpartition("/")[0])
     found, missing = {}, []
     for entry in content["images"]:
         if entry.get("id") in found:
@@ -164,8 +164,8 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     if len({path for path, _ in found.values()}) < len(found):
         raise ValueError(f"{source.root / file} lists the same picture twice")
     own = {path for path, _ in found.values()}
-    beside = {PurePosixPath(path).parent for path in own}
-    left = [path for path in pictures if path not in own and PurePosixPath(path).parent in beside]
+    beside = {path.rpartition("/")[0] for path in own}
+    left = [path for path in pictures if path not in own and path.rpartition("/")[0] in beside]
     notes = (
         [f"{len(left)} pictures are not in {file} and are left out: {listed(left)}"] if left and split != ALL else []
     )

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from ..samples import FolderSamples
-from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES, is_picture, listed, stem_of, suffix_of
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
 from .splits import ALL, SPLIT_WORDS, read_split_lists
 
@@ -61,7 +61,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The path below `place`."""
-        return PurePosixPath(self.path).relative_to(self.place).as_posix()
+        return self.path if self.place == "." else self.path[len(self.place) + 1 :]
 
     @property
     def key(self) -> tuple:
@@ -98,10 +98,10 @@ def read_paths(source: Source) -> list[Entry]:
         roles = (source.roles[0].replace("/", NESTED), source.roles[1].replace("/", NESTED))
     split_paths = []
     for path in source.files:
-        folder = PurePosixPath(path).parent.as_posix()
+        folder = path.rpartition("/")[0]
         for role in source.roles or ():
             folder = f"/{folder}/".replace(f"/{role}/", f"/{role.replace('/', NESTED)}/", 1).strip("/")
-        split_paths.append([] if folder == "." else folder.split("/"))
+        split_paths.append(folder.split("/") if folder else [])
     words = {name: read_folder_name(name, roles) for folders in split_paths for name in folders}
     places = [next((i for i, name in enumerate(folders) if words[name][0]), None) for folders in split_paths]
     is_below = any(  # whether the folders in one of images are splits, whatever their names
@@ -118,7 +118,7 @@ def read_paths(source: Source) -> list[Entry]:
         rest = tuple(name for place, name in enumerate(folders) if place not in used)
         place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
-        entries.append(Entry(path, role, folder, split, place, rest, stem_of(PurePosixPath(path).name)))
+        entries.append(Entry(path, role, folder, split, place, rest, stem_of(base_of(path))))
     return entries
 
 
@@ -172,9 +172,13 @@ def find_folders(source: Source) -> Found | None:
 
 def _empty_splits(source: Source, pictures: list[Entry]) -> list[str]:
     """Folders beside those of splits that hold nothing."""
-    above = {PurePosixPath(e.place).parent.as_posix() for e in pictures if e.split and e.place.endswith(f"/{e.split}")}
+    places = {e.place for e in pictures if e.split and e.place.endswith(f"/{e.split}")}
+    above = {place.rpartition("/")[0] for place in places}
     inside = [PurePosixPath(folder) for folder in source.folders]
-    with_files = {parent.as_posix() for path in source.files for parent in PurePosixPath(path).parents}
+    holding = {path.rpartition("/")[0] for path in source.files}
+    with_files = {
+        parent.as_posix() for folder in holding for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)
+    }
     return [
         folder.name for folder in inside if folder.parent.as_posix() in above and folder.as_posix() not in with_files
     ]

@@ -66,6 +66,8 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
     """
     lists = {}
     for name in source.files:
+        if suffix_of(name) not in (".txt", ".lst", ".yaml", ".yml", ".json"):
+            continue
         path = PurePosixPath(name)
         if path.parent.as_posix().removeprefix(".").lower() not in LIST_FOLDERS:
             continue
@@ -79,7 +81,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
             if split in lists:
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
-    locator = Locator(pictures)
+    locator = Locator(pictures if lists else ())
     return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
 
 
