@@ -188,7 +188,7 @@ def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
     """Look at the data, report in the forms that are wanted, and raise ValueError if they cannot be trained on."""
     from ..data.check.outputs import as_json, failure_as_json, json_text, write_files
     from ..data.check.page import write_page
-    from ..data.check.survey import survey_data
+    from ..data.check.run import survey_data
     from .errors import sentence
 
     source = None

@@ -1,12 +1,20 @@
 """Label names as people store them: files of lines or JSON, lists and mappings; what is unclear is refused."""
 
+import csv
+import io
 import json
 import re
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 # Lines of a names file: "0 sky", "0,sky", "0: sky", "0. sky"; and "sky,0", "sky: 0"
 NUMBERED_NAME = re.compile(r"(\d+)(?:\s*[,:;=|_-]\s*|\s*[.)]?\s+)(\S.*)")
+LABEL_FILES = re.compile(  # names of files beside the data that hold names of labels
+    r"(labels?|classes|class_names|label_names|names|label_map|id2label|label2id|metainfo)\.(json|txt)|.+\.names"
+    r"|(class_dict|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt",
+    re.IGNORECASE,
+)
 NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
 
 
@@ -22,10 +30,12 @@ def read_text(path: Path) -> str:
 
 
 def read_label_file(path: Path) -> tuple[list[str], list | None]:
-    """Names and palette (or None) from JSON (see `names_in_order`; or {"labels", "palette"}) or from lines of text.
+    """Names and palette (or None) from JSON (see `names_in_order`; or {"labels", "palette"}), text or a table.
 
     Lines hold one name each, or all of them a number 0..K-1 and a name ("0 sky", "0,sky", "0: sky"), in any order.
-    Blank lines, white space around names and a byte-order mark do not count.
+    Blank lines, white space around names and a byte-order mark do not count. In JSON "classes" and "names" count as
+    "labels", as mmsegmentation writes them. A table is a CSV file with the columns name, r, g, b (`class_dict.csv`)
+    or CVAT's `labelmap.txt`.
 
     Raises:
         ValueError: the file cannot be read or holds something else.
@@ -33,16 +43,74 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
     is_json = path.suffix.lower() == ".json"
     try:
         text = read_text(path)
+        if (table := read_color_table(text, path.suffix.lower() == ".csv")) is not None:
+            return names_in_order([name for name, _ in table]), [color for _, color in table]
         content = json.loads(text) if is_json else [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"label file {path} cannot be read: {error}") from error
     palette = None
-    if isinstance(content, dict) and "labels" in content and not isinstance(content["labels"], int):
-        content, palette = content["labels"], content.get("palette")
+    for key in ("labels", "classes", "names"):
+        if isinstance(content, dict) and isinstance(content.get(key), (list, dict)):
+            content, palette = content[key], content.get("palette")
     try:
         return names_in_order(content if is_json else names_of_lines(content)), palette
     except ValueError as error:
         raise ValueError(f"label file {path}: {error}") from error
+
+
+def read_color_table(text: str, is_csv: bool) -> list[tuple[str, list[int]]] | None:
+    """(name, [r, g, b]) of each line of a table of colours; None if the text is none; ValueError if it is damaged."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and re.match(r"#\s*label\s*:\s*color_rgb", lines[0]):  # CVAT: "name:r,g,b:parts:actions"
+        rows = [
+            [name, *color.split(",")] for name, color, *_ in (line.split(":") for line in lines[1:] if ":" in line)
+        ]
+    else:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO("\n".join(lines)))] if is_csv else []
+        heads = [re.sub(r"[^a-z]", "", cell.lower()) for cell in rows[0]] if rows else []
+        places = [
+            next((i for i, head in enumerate(heads) if head in names), None)
+            for names in (("name", "class", "label", "classname"), ("r", "red"), ("g", "green"), ("b", "blue"))
+        ]
+        if None in places:
+            return None
+        if odd := [row for row in rows[1:] if len(row) < len(heads)]:
+            raise ValueError(f"the line {', '.join(odd[0])!r:.60} has {len(odd[0])} cells; {len(heads)} are wanted")
+        rows = [[row[place] for place in places] for row in rows[1:]]
+    table = []
+    for name, *color in rows:
+        if len(color) != 3 or not all(v.strip().isdecimal() and int(v) <= 255 for v in color):
+            raise ValueError(
+                f"the colour of {name!r:.40} is {', '.join(color)!r:.40}; red, green, blue of 0..255 are wanted"
+            )
+        table.append((name.strip(), [int(v) for v in color]))
+    return table
+
+
+def find_label_file(
+    root: Path, files: list[str], notes: list[str]
+) -> tuple[Path, list[str], list[list[int]] | None] | None:
+    """The file of label names beside a data set: path, names, colours or None. None if there is none that can be used.
+
+    Looked for at the top and one folder below. Files that cannot be read, or disagree, are told in `notes`.
+    """
+    found: list[tuple[Path, list[str], Any]] = []
+    for name in files:
+        path = PurePosixPath(name)
+        if len(path.parts) > 2 or not LABEL_FILES.fullmatch(path.name):
+            continue
+        try:
+            names, colors = read_label_file(root / name)
+        except ValueError as error:
+            notes.append(f"{name} is not read as label names: {error}")
+            continue
+        found.append((root / name, names, colors))
+    if len({tuple(names) for _, names, _ in found}) > 1:
+        texts = [f"{path.relative_to(root)} ({len(names)} names)" for path, names, _ in found]
+        notes.append(f"{' and '.join(texts)} give different label names; set label_names to say which count")
+        return None
+    with_colors = [entry for entry in found if entry[2] is not None]
+    return next(iter(with_colors + found), None)
 
 
 def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
@@ -111,4 +179,4 @@ def _is_number(label) -> bool:
     return type(label) is int or (isinstance(label, str) and label.strip().isdecimal())
 
 
-__all__ = ["names_in_order", "read_label_file", "read_text"]
+__all__ = ["find_label_file", "names_in_order", "read_label_file", "read_text"]

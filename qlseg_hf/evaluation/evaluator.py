@@ -24,15 +24,13 @@ from safetensors.torch import save
 from tqdm import tqdm
 
 from ..data.check import add_to_tallies, count_values, is_no_label, range_error, score_warnings
-from ..data.datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
+from ..data.datasets import Sample, SampleError, Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, exchanged, failing_together
 from ..utils.files import write_atomically
 from .metrics import StreamingScores
-
-Samples = FolderSamples | TableSamples | StreamedSamples
 
 ROUND_SECONDS = 10.0  # how often state is written and processes hear of each other's errors
 NUM_READ_AHEAD = 3  # pictures decoded while the model is busy
@@ -375,16 +373,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 def fingerprint_of_samples(samples: Samples) -> str:
     """Hash of what the data set is, without reading its pictures; of a stream also the first sample's name."""
-    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items())]
-    if isinstance(samples, FolderSamples):
-        known += [str(samples.root.resolve()), samples.pairs]
-    else:
-        info = samples.table.info
-        known += [samples.columns, info.dataset_name, info.config_name, str(info.splits)]
-        if isinstance(samples, StreamedSamples):
-            known.append(next((sample.name for sample in samples), None))
-        else:
-            known += [len(samples), samples.table._fingerprint]
+    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items()), *samples.origin()]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()
 
 

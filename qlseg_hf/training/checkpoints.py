@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..data.datasets import FolderSamples, StreamedSamples, TableSamples
+from ..data.datasets import Samples
 from ..utils.distributed import exchanged, failing_together
 from ..utils.files import remove_folder, replace_folder
 from .build import MovingAverage
@@ -111,16 +111,9 @@ def read_state(checkpoint: Path) -> dict:
     raise ValueError(f"{checkpoint} is damaged: {reason}; remove it, and the same command starts {remedy}")
 
 
-def identity(samples: FolderSamples | TableSamples | StreamedSamples) -> str:
+def identity(samples: Samples) -> str:
     """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them."""
-    if isinstance(samples, FolderSamples):
-        known = samples.pairs
-    elif isinstance(samples, TableSamples):
-        count = len(samples)
-        known = [count, *(samples[i].name for i in range(0, count, max(count // 16, 1)))]
-    else:
-        known = [str(samples.table.info.splits), next((sample.name for sample in samples), None)]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(samples.contents()).encode()).hexdigest()
 
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:

@@ -222,8 +222,9 @@ def test_rare_labels_are_named(qlseg, tmp_path):
 
 
 def test_every_label_is_on_the_contact_sheet(tmp_path):
+    from qlseg_hf.data.check.run import survey_data
     from qlseg_hf.data.check.sheet import choose_samples
-    from qlseg_hf.data.check.survey import DataRequest, survey_data
+    from qlseg_hf.data.check.survey import DataRequest
 
     data = make_folders(tmp_path / "data", lambda i: [0, 1, 2 + i // 10], counts=(60, 4))
     survey = survey_data(DataRequest(str(data)), show_progress=False)

@@ -206,12 +206,12 @@ def test_what_is_left_out_is_told(tmp_path):
     write(tmp_path / "images/loose.png", colors(1))
     samples = open_dataset(tmp_path, "train")
     assert len(samples) == 1
-    kinds = r".jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp"
+    kinds = r".jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp, .npy"
     assert samples.notes == [
         f"2 files in {training} are left out, because they are not of a kind that is read ({kinds}): "
         "about.txt, film.gif",
-        f"7 files in {tmp_path / 'annotations/training'} are left out, because there is no picture of the same path "
-        "(label maps end with .png): n0.png, n1.png, n2.png, n3.png, n4.png and 2 more",
+        f"7 files in {tmp_path / 'annotations/training'} are left out, because there is no picture of the same path: "
+        "n0.png, n1.png, n2.png, n3.png, n4.png and 2 more",
         f"1 pictures in {tmp_path / 'images'} belong to no split: loose.png",
     ]
     assert open_dataset(tmp_path, "val").notes == samples.notes[2:]
@@ -226,12 +226,33 @@ def test_what_is_left_out_is_told(tmp_path):
         open_dataset(tmp_path, "train")
 
 
-@pytest.mark.parametrize("name", ["a.PNG", "a.tif", "a_mask.png", "sub/a.png"])
-def test_label_maps_of_another_name_are_named(tmp_path, name):
+def test_label_maps_elsewhere_are_named(tmp_path):
     make_ade20k(tmp_path, names=["a"])
-    write(tmp_path / "annotations/training" / name, LABELS)
+    write(tmp_path / "annotations/training/sub/a.png", LABELS)
     (tmp_path / "annotations/training/a.png").unlink()
-    with pytest.raises(ValueError, match=f"1 of 1 label maps are missing in .*label maps end with .png.: {name}$"):
+    with pytest.raises(ValueError, match="1 of 1 label maps are missing in .*no picture of the same path: sub/a.png$"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.PNG", "a.tif", "a.TIFF", "a.bmp", "a.npy", "a_mask.png", "a_gt.PNG", "mask-a.png"]
+)
+def test_label_maps_of_any_lossless_kind(tmp_path, name):
+    make_ade20k(tmp_path, names=["a"])
+    path = tmp_path / "annotations/training" / name
+    (tmp_path / "annotations/training/a.png").unlink()
+    np.save(path, LABELS) if name.endswith(".npy") else write(path, LABELS)
+    check_samples(open_dataset(tmp_path, "train"), [0])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.JPEG", "a.webp", "a.gif", "a_mask.jpg"])
+def test_lossy_label_maps_are_refused_by_their_ending(tmp_path, name):
+    make_ade20k(tmp_path, names=["a"])
+    (tmp_path / "annotations/training/a.png").unlink()
+    write(tmp_path / "annotations/training" / name, LABELS)
+    with pytest.raises(
+        ValueError, match="1 label maps in .* are JPEG or WebP, which change labels at every edge, or GIF"
+    ):
         open_dataset(tmp_path, "train")
 
 
@@ -447,7 +468,12 @@ def test_import_is_light():
 
 def test_datasets_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table/train.parquet").write_bytes(b"")
     with pytest.raises(ImportError, match=r"needs the package datasets: pip install 'qlseg-hf\[train\]'"):
-        open_dataset(tmp_path, "train")
+        open_dataset(tmp_path / "table", "train")
+    (tmp_path / "table/train.parquet").unlink()
+    with pytest.raises(ValueError, match="table is an empty folder"):
+        open_dataset(tmp_path / "table", "train")
     make_ade20k(tmp_path)  # folders do without
     assert len(open_dataset(tmp_path, "train")) == 2

@@ -1,0 +1,201 @@
+"""Layouts of data sets: what a folder, a file or a Hub id is, found by looking at it. One file per family."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...utils.text import printable
+from ..labels import find_label_file
+from ..samples import check_colors
+from .cityscapes import CITYSCAPES
+from .coco import COCO, PANOPTIC
+from .cvat import CVAT
+from .files import describe_files, suffix_of
+from .folders import FOLDERS
+from .labelme import LABELME
+from .layout import Found, Layout, Source, Splits
+from .pairs import PAIRS
+from .splits import find_overlap, find_split, hold_out
+from .tables import SAVED, TABLES, WEBDATASET
+from .voc import VOC
+
+# Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
+MARKED = (VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, WEBDATASET, TABLES)
+PLAIN = (FOLDERS, PAIRS)
+LAYOUTS = {name: (family, tree) for family in (*PLAIN, *MARKED) for name, tree in family.trees.items()}
+FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".json", ".xml")
+ALONE = (VOC, CITYSCAPES)  # whose folders no other layout has
+IS_MADE_OF_PAIRS = (PANOPTIC, WEBDATASET)  # whose label maps a plain layout might take for its own
+
+
+def find_layout(
+    data: str | Path,
+    *,
+    layout: str | None = None,
+    val_fraction: float | None = 0.2,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    streaming: bool = False,
+    label_colors: dict[int, list[int]] | None = None,
+) -> Layout:
+    """Find out how a data set is laid out.
+
+    Args:
+        data: a folder, a table or annotation file, or the id of a data set on the Hub.
+        layout: one of `LAYOUTS`, where it cannot be told or is told wrongly; or "IMAGES:MASKS", the folders of images
+            and of label maps, relative to `data` or to each split's folder.
+        val_fraction: share of the images that is held out for validation where there is no split for it; 0 or None for
+            none. See `hold_out`.
+        config, image_column, label_column, streaming, label_colors: see `open_dataset`.
+
+    Raises:
+        ValueError: nothing fits, which names what was seen and the layouts; two layouts fit; or files contradict.
+        FileNotFoundError: no such folder, or `datasets` finds nothing.
+        ImportError: a package is needed and missing.
+    """
+    root, file = find_root(data)
+    source = Source(str(data), root, file, config, image_column, label_column, streaming)
+    source.colors = None if label_colors is None else check_colors(label_colors)
+    found = find_family(source, layout)
+    if found.name not in ("table", "webdataset", "hub") and (streaming or config or image_column or label_column):
+        raise ValueError(
+            f"{data} is a folder of pictures and label maps: streaming, config and columns do not apply to it"
+        )
+    notes = list(found.notes)
+    names, colors = find_names(source, found, notes)
+    if label_colors is None and colors and found.first_mask is not None and is_color_picture(found.first_mask):
+        source.colors = check_colors(colors)
+    elif label_colors is None:
+        colors = None
+    else:
+        colors = {int(label): list(color) for label, color in label_colors.items()}
+    splits, decided = hold_out(Splits(found.openers), val_fraction, streaming)
+    notes += decided
+    return Layout(
+        found.name,
+        "; ".join([found.summary, *decided]),
+        splits,
+        names,
+        colors,
+        found.ignore_index,
+        found.label_map,
+        notes,
+    )
+
+
+def find_root(data: str | Path) -> tuple[Path | None, Path | None]:
+    """(folder, file in it that was given); (None, None) for a Hub id. FileNotFoundError if there is neither."""
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return path, None
+    if path.is_file() and suffix_of(path.name) in FILE_SUFFIXES:
+        return path.parent, path
+    if (
+        path.is_absolute()
+        or str(data).startswith((".", "~"))
+        or path.exists()
+        or suffix_of(path.name) in FILE_SUFFIXES
+    ):
+        raise FileNotFoundError(
+            f"data set {data} is no folder; give a folder, a table or an annotation file "
+            f"({', '.join(FILE_SUFFIXES)}), or "
+            "the id of a data set on the Hub"
+        )
+    return None, None
+
+
+def find_family(source: Source, layout: str | None) -> Found:
+    """What the one family that fits makes of it; ValueError if none or several do."""
+    if layout is not None and ":" in layout:
+        images, _, masks = layout.partition(":")
+        source.roles = images.strip().strip("/"), masks.strip().strip("/")
+        found = FOLDERS.find(source) if all(source.roles) and source.root else None
+        return found or fail(source, layout, f"layout: {layout} fits no pair of folders of images and label maps")
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(
+            f"layout {layout!r} is unknown; give one of {', '.join(LAYOUTS)}, or two folders, IMAGES:MASKS"
+        )
+    if layout is not None:
+        found = LAYOUTS[layout][0].find(source) if source.root or layout == "hub" else None
+        return found or fail(source, layout, f"layout: {layout} does not fit")
+    if source.root is None:
+        return TABLES.find(source)
+    if source.file is None and not source.files and source.folders == []:
+        raise ValueError(f"data set {source.root} is an empty folder")
+    fits = {}
+    for family in MARKED:
+        if found := family.find(source):
+            if family in ALONE or found.summary == SAVED:
+                return found
+            fits[family] = found
+    if source.file is None and not any(family in fits for family in IS_MADE_OF_PAIRS):
+        if found := FOLDERS.find(source) or PAIRS.find(source):
+            fits[FOLDERS] = found
+    if not fits:
+        return fail(source, None, f"{source.data} is no layout that is known")
+    if len(fits) > 1:
+        texts = [f"{found.name} ({found.summary})" for found in fits.values()]
+        names = " or ".join(f"layout: {found.name}" for found in fits.values())
+        raise ValueError(
+            f"{source.data} can be read in {len(fits)} ways: {'; '.join(texts)}. Say which counts: {names}"
+        )
+    return next(iter(fits.values()))
+
+
+def fail(source: Source, layout: str | None, text: str) -> Any:
+    """Raise ValueError with what was seen, the layouts that are known, and the options that help."""
+    seen = describe_files(source.root, source.files, source.folders) if source.root else f"{source.data} is no folder"
+    known = LAYOUTS if layout not in LAYOUTS else {layout: LAYOUTS[layout]}
+    width = max(map(len, known))
+    trees = "\n".join(f"  {name:{width}}  {tree}" for name, (_, tree) in known.items())
+    raise ValueError(
+        f"{text}.\n{printable_lines(seen)}\nKnown layout{'s' if len(known) > 1 else ''}:\n{trees}\n"
+        "Name the folders of images and of label maps, as in layout: photos:ground_truth; or name one of "
+        "the layouts, as in "
+        "layout: pairs; or write a table with the columns image and mask."
+    )
+
+
+def printable_lines(text: str) -> str:
+    """Names of files come from the data."""
+    return "\n".join(line[: len(line) - len(line.lstrip())] + printable(line) for line in text.splitlines())
+
+
+def find_names(source: Source, found: Found, notes: list[str]) -> tuple[list[str] | None, dict[int, list[int]] | None]:
+    """Label names and colours of a names file beside the data, or of the layout; what disagrees is told in `notes`.
+
+    Polygons cannot be read by other names than those they are annotated with, so the layout's order wins there;
+    elsewhere names that two sources give differently are left for the person to choose.
+    """
+    if source.root is None or source.file is not None:
+        return found.label_names, None
+    label_file = find_label_file(source.root, source.files, notes)
+    if label_file is None:
+        return found.label_names, None
+    path, names, colors = label_file
+    table = None if colors is None else dict(enumerate(colors))
+    if found.label_names is None or names == found.label_names:
+        return names, table
+    what = f"{path.relative_to(source.root)} gives {len(names)} label names, and {found.names_from} "
+    f"{len(found.label_names)}"
+    if found.first_mask is None:
+        notes.append(f"{what} in another order or spelling; the labels are those of {found.names_from}")
+        return found.label_names, None
+    notes.append(f"{what} others; set label_names to say which count")
+    return None, table
+
+
+def is_color_picture(path: Path) -> bool:
+    """Whether a label map is stored as colours, not as a label or an index per pixel."""
+    if suffix_of(path.name) == ".npy":
+        return False
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in ("RGB", "RGBA")
+    except (OSError, ValueError, Image.DecompressionBombError):  # reading the sample says what is wrong
+        return False
+
+
+__all__ = ["LAYOUTS", "Layout", "find_layout", "find_overlap", "find_split"]

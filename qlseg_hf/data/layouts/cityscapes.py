@@ -1,0 +1,85 @@
+"""Cityscapes: leftImg8bit and gtFine, as training ids or as the 34 label ids."""
+
+from collections import defaultdict
+from functools import partial
+from pathlib import PurePosixPath
+
+from ..samples import FolderSamples
+from .files import listed
+from .layout import Family, Found, Source
+
+NAMES = [
+    *(
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "fence",
+        "pole",
+        "traffic light",
+        "traffic sign",
+        "vegetation",
+        "terrain",
+    ),
+    *("sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+]
+VOID = 255
+# label ids of the 19 training ids, in their order; the other ids 0..33 do not count
+LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+LABEL_MAP = {value: LABEL_IDS.index(value) if value in LABEL_IDS else VOID for value in range(34)}
+IMAGE_ENDING = "_leftImg8bit.png"
+TREES = {
+    "cityscapes": "leftImg8bit/{train,val}/CITY/a_leftImg8bit.png  gtFine/{train,val}/CITY/a_gtFine_labelIds.png  "
+    "(or _labelTrainIds.png)"
+}
+
+
+def find_cityscapes(source: Source) -> Found | None:
+    """Splits of leftImg8bit. Training ids count where there are some, else label ids with their `label_map`."""
+    pictures = defaultdict(list)
+    for path in source.files:
+        parts = PurePosixPath(path).parts
+        if len(parts) > 2 and parts[0] == "leftImg8bit" and path.endswith(IMAGE_ENDING):
+            pictures[parts[1]].append(path)
+    fine = [path for path in source.files if path.startswith("gtFine/")]
+    kinds = [kind for kind in ("labelTrainIds", "labelIds") if any(path.endswith(f"_{kind}.png") for path in fine)]
+    if not pictures or not kinds:
+        return None
+    kind, files = kinds[0], set(source.files)
+    openers, notes = {}, []
+    for split, own in sorted(pictures.items()):
+        pairs = [(path, map_of(path, kind)) for path in own]
+        if not any(mask in files for _, mask in pairs):
+            notes.append(f"{len(own)} images of {split} have no label maps at all, so this is no split here")
+            continue
+        openers[split] = partial(open_pairs, source, split, pairs, kind, notes)
+    strange = [p for p in source.files if p.startswith("leftImg8bit/") and not p.endswith(IMAGE_ENDING)]
+    if strange:
+        notes.append(
+            f"{len(strange)} files in leftImg8bit do not end with {IMAGE_ENDING} and are left out: {listed(strange)}"
+        )
+    first = next(source.root / path for path in fine if path.endswith(f"_{kind}.png"))
+    label_map = LABEL_MAP if kind == "labelIds" else None
+    return Found(
+        "cityscapes", f"leftImg8bit and gtFine ({kind})", openers, NAMES, "Cityscapes", VOID, label_map, notes, first
+    )
+
+
+def map_of(path: str, kind: str) -> str:
+    return f"gtFine{path.removeprefix('leftImg8bit').removesuffix(IMAGE_ENDING)}_gtFine_{kind}.png"
+
+
+def open_pairs(source: Source, split: str, pairs: list[tuple[str, str]], kind: str, notes: list[str]) -> FolderSamples:
+    """The samples of one split; ValueError if label maps are missing."""
+    files = set(source.files)
+    if missing := [pair for pair in pairs if pair[1] not in files]:
+        raise ValueError(
+            f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {missing[0][1]} of "
+            f"picture {missing[0][0]}; each image needs its _{kind}.png"
+        )
+    return FolderSamples(source.root, pairs, split, source.colors, notes)
+
+
+CITYSCAPES = Family(TREES, find_cityscapes)
+
+__all__ = ["CITYSCAPES"]

@@ -1,0 +1,128 @@
+"""Files of a data set: which count, what their names tell, and how sentences list them."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from ..samples import NUM_NAMED
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy")
+# JPEG changes labels at every edge, WebP may, and who writes GIF puts its palette, and so the labels, in another order
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif")
+MAX_FOLDERS, MAX_NAMES = 12, 3  # of what was seen
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is what systems and tools leave behind, such as `._x.jpg` of macOS."""
+    return name.startswith((".", "__MACOSX", "@eaDir")) or name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def walk(folder: Path) -> tuple[list[str], list[str]]:
+    """Paths of the files and of the folders at any depth, relative to `folder`, sorted, without hidden ones.
+
+    Raises:
+        ValueError: a link leads back to a folder above it.
+    """
+    files, folders = [], []
+    for place, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if not is_hidden(name)]
+        real = os.path.realpath(place)
+        for name in below:
+            path = os.path.join(place, name)
+            if f"{real}{os.sep}".startswith(f"{os.path.realpath(path)}{os.sep}"):
+                raise ValueError(f"{path} is a link to a folder above it; remove it")
+        folders += [os.path.relpath(os.path.join(place, name), folder) for name in below]
+        files += [os.path.relpath(os.path.join(place, name), folder) for name in names if not is_hidden(name)]
+    return sorted(Path(name).as_posix() for name in files), sorted(Path(name).as_posix() for name in folders)
+
+
+def suffix_of(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def is_picture(name: str) -> bool:
+    return suffix_of(name) in PICTURE_SUFFIXES
+
+
+def stem_of(name: str) -> str:
+    """A path without the ending of its file."""
+    return name.removesuffix(PurePosixPath(name).suffix)
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return ", ".join(names[:NUM_NAMED]) + more
+
+
+def describe_files(root: Path, files: list[str], folders: list[str]) -> str:
+    """What lies in a folder, a line per folder: counts by ending and a few names."""
+    if not files:
+        return f"{root} holds no files" + (f", only the folders {listed(folders)}" if folders else "")
+    by_folder = defaultdict(list)
+    for name in files:
+        by_folder[PurePosixPath(name).parent.as_posix()].append(PurePosixPath(name).name)
+    lines = []
+    for folder, names in sorted(by_folder.items())[:MAX_FOLDERS]:
+        counts = Counter(suffix_of(name) or "no ending" for name in names).most_common(4)
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
+        more = ", ..." if len(names) > MAX_NAMES else ""
+        lines.append(f"  {'' if folder == '.' else folder + '/'}  {kinds}: {', '.join(names[:MAX_NAMES])}{more}")
+    if len(by_folder) > MAX_FOLDERS:
+        lines.append(f"  and {len(by_folder) - MAX_FOLDERS} more folders")
+    return "\n".join([f"{root} holds", *lines])
+
+
+class Locator:
+    """Finds the file of a data set that a list or an annotation means; it never leaves the data set."""
+
+    def __init__(self, files: Iterable[str]):
+        self.by_ending = defaultdict(list)  # by file name, with and without ending
+        for path in files:
+            name = PurePosixPath(path).name
+            for key in dict.fromkeys((name, stem_of(name))):
+                self.by_ending[key].append(path)
+
+    def find(self, name: str, near: str = "") -> str | None:
+        """The file whose path ends as `name` does, with or without its ending; None if there is none.
+
+        Args:
+            name: file name or path; of an absolute one, and of one that climbs, as much as fits counts.
+            near: the folder that is looked in first.
+
+        Raises:
+            ValueError: several files fit equally well.
+        """
+        parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        found = self.by_ending.get(parts[-1], []) if parts else []
+        exact = [path for path in found if PurePosixPath(path).name == parts[-1]]
+        found = exact or found
+        for count in range(2, len(parts) + 1):  # the more of the path fits the better
+            tail = "/".join(parts[-count:-1])
+            longer = [path for path in found if f"/{PurePosixPath(path).parent}".endswith(f"/{tail}")]
+            if not longer:
+                break
+            found = longer
+        if len(found) > 1:
+            found = [path for path in found if PurePosixPath(path).is_relative_to(near)] or found
+        if len(found) > 1:
+            raise ValueError(f"{name!r} could mean {listed(found)}; write more of its path, or rename them")
+        return found[0] if found else None
+
+
+__all__ = [
+    "LOSSY_SUFFIXES",
+    "MASK_SUFFIXES",
+    "PICTURE_SUFFIXES",
+    "Locator",
+    "describe_files",
+    "is_hidden",
+    "is_picture",
+    "listed",
+    "stem_of",
+    "suffix_of",
+    "walk",
+]

@@ -1,0 +1,339 @@
+"""Folders of images beside folders of label maps, in every arrangement of splits; also suffixes within one folder.
+
+The path of each file is read word by word: one folder's name says what it holds (`images`, `masks`, ...), one which
+split it is of (`train`, `val`, ...), or one name says both (`trainannot`, `train_masks`). What is left of the
+path, with the file's name without its ending, is the same for an image and its label map.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import PurePosixPath
+
+from ..samples import FolderSamples
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES, is_picture, listed, stem_of, suffix_of
+from .layout import Family, Found, Source
+from .splits import ALL, SPLIT_WORDS, read_split_lists
+
+IMAGE, MASK = "image", "mask"
+IMAGE_WORDS = (
+    *("image", "images", "img", "imgs", "imgdir", "imagedir", "picture", "pictures", "photo", "photos", "rgb"),
+    *("jpegimages", "input", "inputs", "original", "originals", "originalimages"),
+)
+MASK_WORDS = (
+    *("mask", "masks", "maskdir", "label", "labels", "labeldir", "annotation", "annotations", "ann", "anns", "anndir"),
+    *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
+    *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
+    *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages"),
+)
+MASK_AFFIX = (
+    "labelTrainIds|labelIds|masks?|labels?|lbl|gt|ground[-_]?truth|seg(?:mentation)?s?|annot(?:ation)?s?|targets?"
+)
+IMAGE_AFFIX = "leftImg8bit|images?|img|rgb|photos?|pictures?|sat|inputs?|orig(?:inal)?"
+TRAIN_IDS = "_labelTrainIds"
+NESTED = "\0"  # in place of "/" in a folder of several names that counts as one
+
+TREES = {
+    "ade20k": "images/{training,validation}/a.jpg  annotations/{training,validation}/a.png",
+    "coco-stuff": "images/train2014/a.jpg  annotations/train2014/a_labelTrainIds.png",
+    "camvid": "train/a.png  trainannot/a.png  val/b.png  valannot/b.png  (also train_labels, train_masks)",
+    "folders": "images/a.jpg  masks/a.png  (or labels, annotations, gt; with {train,val}/ above or below, "
+    "train.txt, or "
+    "no split)",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file and what its path says. `place`: the folder that `rest` of the folders and `stem` are relative to."""
+
+    path: str
+    role: str | None
+    role_folder: str
+    split: str | None
+    place: str
+    rest: tuple[str, ...]
+    stem: str
+
+    @property
+    def name(self) -> str:
+        """The path below `place`."""
+        return PurePosixPath(self.path).relative_to(self.place).as_posix()
+
+    @property
+    def key(self) -> tuple:
+        return self.rest, self.stem
+
+
+def strip_affix(stem: str, affix: str) -> str:
+    """A stem without what says that it is an image or a label map: `a_mask`, `a.mask`, `mask_a`; else as it is."""
+    found = re.fullmatch(rf"(.+?)[-_. ](?:{affix})|(?:{affix})[-_. ](.+)", stem, re.IGNORECASE)
+    return (found[1] or found[2]) if found else stem
+
+
+def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[str | None, str | None]:
+    """(role, split) that a folder's name tells; either may be None."""
+    if roles is not None:
+        return {roles[0]: IMAGE, roles[1]: MASK}.get(name), name if name.lower() in SPLIT_WORDS else None
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    role_of = dict.fromkeys(IMAGE_WORDS, IMAGE) | dict.fromkeys(MASK_WORDS, MASK)
+    if plain in role_of:
+        return role_of[plain], None
+    if name.lower() in SPLIT_WORDS:
+        return None, name
+    for split in sorted(SPLIT_WORDS, key=len, reverse=True):
+        if split in plain and (role := role_of.get(plain.replace(split, "", 1))):
+            start = name.lower().find(split)
+            return role, name[start : start + len(split)] if start >= 0 else split
+    return None, None
+
+
+def read_paths(source: Source) -> list[Entry]:
+    """An `Entry` for each file of a data set."""
+    roles = None
+    if source.roles is not None:  # folders with several names on their path become one
+        roles = (source.roles[0].replace("/", NESTED), source.roles[1].replace("/", NESTED))
+    split_paths = []
+    for path in source.files:
+        folder = PurePosixPath(path).parent.as_posix()
+        for role in source.roles or ():
+            folder = f"/{folder}/".replace(f"/{role}/", f"/{role.replace('/', NESTED)}/", 1).strip("/")
+        split_paths.append([] if folder == "." else folder.split("/"))
+    words = {name: read_folder_name(name, roles) for folders in split_paths for name in folders}
+    places = [next((i for i, name in enumerate(folders) if words[name][0]), None) for folders in split_paths]
+    is_above, is_below = _levels_of_splits(split_paths, places, words)
+    entries = []
+    for path, folders, at in zip(source.files, split_paths, places):
+        role, split = words[folders[at]] if at is not None else (None, None)
+        if at is None:
+            split_at = next((i for i, name in enumerate(folders) if words[name][1]), None)
+            last, used = (split_at, {split_at}) if split_at is not None else (-1, set())
+            split = folders[split_at] if split_at is not None else None
+        elif split is None and is_above and at > 0 and (words[folders[at - 1]][1] or not is_below):
+            split, last, used = folders[at - 1], at, {at - 1, at}
+        elif split is None and is_below and len(folders) > at + 1:
+            split, last, used = folders[at + 1], at + 1, {at, at + 1}
+        else:
+            last, used = at, {at}
+        rest = tuple(name for i, name in enumerate(folders) if i not in used)
+        place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
+        folder = folders[at].replace(NESTED, "/") if at is not None else ""
+        entries.append(Entry(path, role, folder, split, place, rest, stem_of(PurePosixPath(path).name)))
+    return entries
+
+
+def _levels_of_splits(split_paths, places, words) -> tuple[bool, bool]:
+    """Whether folders of splits lie above (train/images) and below (images/train) those of images and label maps."""
+    above = any(at and words[folders[at - 1]] == (None, folders[at - 1]) for folders, at in zip(split_paths, places))
+    below = any(
+        at is not None and len(folders) > at + 1 and words[folders[at + 1]] == (None, folders[at + 1])
+        for folders, at in zip(split_paths, places)
+    )
+    return above, below
+
+
+def find_folders(source: Source) -> Found | None:
+    """Images in one folder and label maps in another."""
+    entries = read_paths(source)
+    masks = [
+        entry for entry in entries if entry.role == MASK and suffix_of(entry.path) in (*MASK_SUFFIXES, *LOSSY_SUFFIXES)
+    ]
+    if not masks:
+        return None
+    pictures = [entry for entry in entries if entry.role == IMAGE]
+    loose = [entry for entry in entries if entry.role is None and is_picture(entry.path)]
+    notes = []
+    is_camvid = not any(is_picture(entry.path) for entry in pictures)
+    if is_camvid:  # train/ beside trainannot/, or images above the folder of label maps
+        pictures, loose = loose, []
+        if not pictures:
+            return None
+    if loose:
+        paths = listed(entry.path for entry in loose)
+        notes.append(f"{len(loose)} images lie in no folder of images, and are left out: {paths}")
+    if any(entry.stem.endswith(TRAIN_IDS) for entry in masks):  # COCO-Stuff's other maps hold other values
+        masks = [entry for entry in masks if entry.stem.endswith(TRAIN_IDS)]
+    image_folders = sorted({entry.role_folder or entry.place for entry in pictures})
+    mask_folders = sorted({entry.role_folder for entry in masks})
+    summary = f"images in {listed(image_folders)}, label maps in {listed(mask_folders)}"
+    if is_camvid and any(entry.split for entry in pictures):
+        name = "camvid"
+    elif any(entry.stem.endswith(TRAIN_IDS) for entry in masks):
+        name = "coco-stuff"
+    else:
+        is_ade20k = image_folders == ["images"] and mask_folders == ["annotations"]
+        is_ade20k &= any(entry.split and entry.place.endswith(f"images/{entry.split}") for entry in pictures)
+        name = "ade20k" if is_ade20k else "folders"
+    found = divide(source, name, summary, pictures, masks, _empty_splits(source, pictures))
+    return replace(found, notes=[*found.notes, *notes])
+
+
+def _empty_splits(source: Source, pictures: list[Entry]) -> list[str]:
+    """Folders beside those of splits that hold nothing."""
+    above = {PurePosixPath(e.place).parent.as_posix() for e in pictures if e.split and e.place.endswith(f"/{e.split}")}
+    inside = [PurePosixPath(folder) for folder in source.folders]
+    with_files = {parent.as_posix() for path in source.files for parent in PurePosixPath(path).parents}
+    return [
+        folder.name for folder in inside if folder.parent.as_posix() in above and folder.as_posix() not in with_files
+    ]
+
+
+def divide(
+    source: Source,
+    name: str,
+    summary: str,
+    pictures: list[Entry],
+    masks: list[Entry],
+    empty: Iterable[str] = (),
+) -> Found:
+    """Put images and label maps into splits: those of folders, else those of lists, else one part."""
+    notes: list[str] = []
+    first = source.root / masks[0].path
+    in_split = {split: [e for e in pictures if e.split == split] for split in dict.fromkeys(e.split for e in pictures)}
+    if set(in_split) == {None}:
+        listed_pictures = read_split_lists(source, [entry.path for entry in pictures if is_picture(entry.path)])
+        if listed_pictures:
+            wanted = {path for paths in listed_pictures.values() for path in paths}
+            if left := [e.path for e in pictures if is_picture(e.path) and e.path not in wanted]:
+                notes.append(f"{len(left)} images are in no list of a split: {listed(left)}")
+            by_path = {entry.path: entry for entry in pictures}
+            in_split = {split: [by_path[path] for path in paths] for split, paths in listed_pictures.items()}
+            summary += f", splits by lists ({', '.join(in_split)})"
+            openers = {
+                split: partial(open_part, source, split, own, masks, notes, is_listed=True)
+                for split, own in in_split.items()
+            }
+            return Found(name, summary, openers, notes=notes, first_mask=first)
+        return Found(
+            name,
+            summary,
+            {ALL: partial(open_part, source, ALL, pictures, masks, notes)},
+            notes=notes,
+            first_mask=first,
+        )
+    beside = [entry for entry in in_split.pop(None, []) if is_picture(entry.path)]
+    elsewhere = [
+        e.path for e in beside if e.role_folder not in {e.role_folder for own in in_split.values() for e in own}
+    ]
+    if beside := [entry for entry in beside if entry.path not in set(elsewhere)]:
+        places = listed(sorted({str(source.root / entry.place) for entry in beside}))
+        notes.append(f"{len(beside)} pictures in {places} belong to no split: {listed(e.name for e in beside)}")
+    others = [f"{len(elsewhere)} images lie in no folder of a split: {listed(elsewhere)}"] if elsewhere else []
+    openers = {}
+    for split, own in in_split.items():
+        own_masks = [entry for entry in masks if (entry.split or "").lower() == split.lower()]
+        openers[split] = partial(open_part, source, split, own, own_masks, notes)
+        if not own_masks and len(in_split) > 1:
+            del openers[split]
+            notes.append(f"{len(own)} images of {split} have no label maps at all, so this is no split here")
+    if not openers:
+        openers = {split: partial(open_part, source, split, own, [], notes) for split, own in in_split.items()}
+    for split in empty:
+        openers.setdefault(split, partial(open_part, source, split, [], [], notes))
+    return Found(name, summary, dict(sorted(openers.items())), notes=[*notes, *others], first_mask=first)
+
+
+def open_part(
+    source: Source, split: str, pictures: list[Entry], masks: list[Entry], notes: list[str], is_listed: bool = False
+) -> FolderSamples:
+    """The samples of one split.
+
+    Raises:
+        ValueError: there is no image, one without label map, two for one label map or the other way round, a file of
+            an unread kind that has a label map, or label maps that are JPEG files.
+    """
+    pairs, own_notes = match(source, pictures, masks, is_listed)
+    if not pairs:
+        raise ValueError(". ".join([f"split {split} of {source.root} holds no pictures", *own_notes, *notes]))
+    missing = [picture for picture, mask in pairs if mask is None]
+    if missing:
+        first = missing[0]
+        place = masks[0].place if masks else "the folder of label maps"
+        expected = f"{place}/{stem_of(first.name)}{suffix_of(masks[0].path) if masks else '.png'}"
+        raise ValueError(
+            ". ".join(
+                [
+                    f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is "
+                    f"{expected} of "
+                    f"picture {first.path}; add them, or take the pictures out",
+                    *own_notes,
+                    *notes,
+                ]
+            )
+        )
+    if lossy := [mask.path for _, mask in pairs if suffix_of(mask.path) in LOSSY_SUFFIXES]:
+        raise ValueError(
+            f"{len(lossy)} label maps in {source.root} are JPEG or WebP, which change labels at every "
+            "edge, or GIF, which renumbers them: "
+            f"{listed(lossy)}; store them as PNG, from what they were made of"
+        )
+    return FolderSamples(
+        source.root, [(picture.path, mask.path) for picture, mask in pairs], split, source.colors, [*own_notes, *notes]
+    )
+
+
+def match(
+    source: Source, pictures: list[Entry], masks: list[Entry], is_listed: bool
+) -> tuple[list[tuple[Entry, Entry | None]], list[str]]:
+    """(image, label map or None), and sentences on files that belong to none."""
+    by_key, by_core = defaultdict(list), defaultdict(list)
+    for mask in masks:
+        by_key[mask.key].append(mask)
+        by_core[mask.rest, strip_affix(mask.stem, MASK_AFFIX)].append(mask)
+
+    def masks_of(picture: Entry) -> list[Entry]:
+        return by_key.get(picture.key) or by_core.get((picture.rest, strip_affix(picture.stem, IMAGE_AFFIX)), [])
+
+    names = [entry for entry in pictures if is_picture(entry.path)]
+    others = [entry for entry in pictures if not is_picture(entry.path)]
+    kinds = ", ".join(PICTURE_SUFFIXES)
+    places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
+    mask_places = listed(sorted({str(source.root / entry.place) for entry in masks}))
+    if unread := [entry for entry in others if masks_of(entry)]:
+        raise ValueError(
+            f"{len(unread)} of {len(names) + len(unread)} pictures in {places} are not of a kind that is "
+            f"read ({kinds}): "
+            f"{listed(e.name for e in unread)}; convert them, or take them and their label maps out"
+        )
+    found = {entry: masks_of(entry) for entry in names}
+    for entry, own in found.items():
+        if len({mask.role_folder for mask in own}) > 1:
+            folders = sorted({mask.role_folder for mask in own})
+            raise ValueError(
+                f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, and "
+                "both have one of "
+                f"{entry.path}; say which counts, as in layout: {entry.role_folder or entry.place}:{folders[0]}"
+            )
+        if len(own) > 1:
+            raise ValueError(
+                f"{entry.path} in {source.root} has {len(own)} label maps: {listed(m.path for m in own)}; "
+                "keep the one "
+                "that holds the labels of all of its pixels"
+            )
+    counts = Counter(own[0] for own in found.values() if own)
+    if shared := {mask for mask, count in counts.items() if count > 1}:
+        owners = [entry.name for entry, own in found.items() if own and own[0] in shared]
+        raise ValueError(
+            f"{len(owners)} pictures in {places} share {len(shared)} label maps: {listed(owners)}; keep "
+            "one picture for "
+            f"each name, and label maps in {mask_places} alone"
+        )
+    notes = []
+    if others:
+        notes.append(
+            f"{len(others)} files in {places} are left out, because they are not of a kind that is read ({kinds}): "
+            f"{listed(entry.name for entry in others)}"
+        )
+    if (left := [mask.name for mask in masks if mask not in counts]) and not is_listed:
+        notes.append(
+            f"{len(left)} files in {mask_places} are left out, because there is no picture of the same path: "
+            f"{listed(left)}"
+        )
+    return [(entry, own[0] if own else None) for entry, own in found.items()], notes
+
+
+FOLDERS = Family(TREES, find_folders)
+
+__all__ = ["FOLDERS", "IMAGE_AFFIX", "MASK_AFFIX", "Entry", "divide", "read_paths", "strip_affix"]

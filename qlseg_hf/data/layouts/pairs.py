@@ -1,0 +1,92 @@
+"""Images and label maps in one folder, told apart by what their names end or begin with; and Roboflow's export."""
+
+import csv
+import io
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import PurePosixPath
+
+from ..labels import read_text
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, is_picture, listed, suffix_of
+from .folders import IMAGE_AFFIX, MASK_AFFIX, Entry, divide, read_folder_name, strip_affix
+from .layout import Family, Found, Source
+
+CLASSES_FILE = "_classes.csv"
+TREES = {
+    "pairs": "a.jpg  a_mask.png  (or a_label, a_gt, mask_a; a_image.jpg; also a.jpg  a.png)",
+    "roboflow": "{train,valid,test}/_classes.csv  a.jpg  a_mask.png",
+}
+
+
+def read_pairs(source: Source) -> tuple[list[Entry], list[Entry]]:
+    """Images and label maps of folders that hold both; nothing if their names do not tell."""
+    entries = []
+    for path in source.files:
+        if not (is_picture(path) or suffix_of(path) in MASK_SUFFIXES):
+            continue
+        folders = PurePosixPath(path).parent.parts
+        at = next((i for i, name in enumerate(folders) if read_folder_name(name, ("", ""))[1]), None)
+        split = folders[at] if at is not None else None
+        rest = tuple(name for i, name in enumerate(folders) if i != at)
+        place = "/".join(folders[: at + 1]) if at is not None else "."
+        entries.append(Entry(path, None, "", split, place, rest, PurePosixPath(path).stem))
+    masks = [entry for entry in entries if strip_affix(entry.stem, MASK_AFFIX) != entry.stem]
+    cores = {(entry.split, entry.rest, strip_affix(entry.stem, IMAGE_AFFIX)) for entry in entries}
+    masks = [e for e in masks if (e.split, e.rest, strip_affix(e.stem, MASK_AFFIX)) in cores]
+    if not masks:  # a_image.png and a.png, or a.jpg and a.png
+        images = {e for e in entries if strip_affix(e.stem, IMAGE_AFFIX) != e.stem}
+        images = images or {e for e in entries if suffix_of(e.path) in LOSSY_SUFFIXES and is_picture(e.path)}
+        cores = {(e.split, e.rest, strip_affix(e.stem, IMAGE_AFFIX)) for e in images}
+        masks = [
+            e
+            for e in entries
+            if e not in images and suffix_of(e.path) in MASK_SUFFIXES and (e.split, e.rest, e.stem) in cores
+        ]
+    own = set(masks)
+    return [entry for entry in entries if entry not in own and is_picture(entry.path)], masks
+
+
+def find_pairs(source: Source) -> Found | None:
+    """Pairs in one folder, with the names of `_classes.csv` if each folder has one."""
+    pictures, masks = read_pairs(source)
+    if not masks or not pictures:
+        return None
+    tables = [name for name in source.files if PurePosixPath(name).name == CLASSES_FILE]
+    example = f"{PurePosixPath(pictures[0].path).name} and {PurePosixPath(masks[0].path).name}"
+    if not tables:
+        return divide(source, "pairs", f"images and label maps in one folder, as {example}", pictures, masks)
+    classes = {name: read_classes(source, name) for name in tables}
+    if len({tuple(rows) for rows in classes.values()}) > 1:
+        raise ValueError(f"{listed(classes)} in {source.root} name different classes; export the splits together")
+    rows = next(iter(classes.values()))
+    values = [value for value, _ in rows]
+    label_map = None if values == list(range(len(values))) else {value: label for label, value in enumerate(values)}
+    found = divide(source, "roboflow", f"Roboflow's masks, as {example}", pictures, masks)
+    return replace(found, label_names=[name for _, name in rows], names_from=tables[0], label_map=label_map)
+
+
+def read_classes(source: Source, name: str) -> list[tuple[int, str]]:
+    """(stored value, name) of the lines of Roboflow's `_classes.csv`, by value; ValueError if it holds "
+    "anything else."""
+    path = source.root / name
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(read_text(path))) if any(row)]
+    if not rows or [re.sub(r"\W", "", cell.lower()) for cell in rows[0]] != ["pixelvalue", "class"]:
+        raise ValueError(
+            f"{path} must begin with the line 'Pixel Value, Class', as Roboflow's semantic masks have it; "
+            "export the data "
+            "as Semantic Segmentation Masks"
+        )
+    if odd := [row for row in rows[1:] if len(row) != 2 or not row[0].isdecimal() or not row[1]]:
+        raise ValueError(f"{path}: {', '.join(odd[0])!r} is no pixel value and class")
+    by_value = defaultdict(list)
+    for value, label in rows[1:]:
+        by_value[int(value)].append(label)
+    if not by_value or max(map(len, by_value.values())) > 1 or len({row[1] for row in rows[1:]}) < len(by_value):
+        raise ValueError(f"{path} must give each pixel value one class of its own")
+    return sorted((value, names[0]) for value, names in by_value.items())
+
+
+PAIRS = Family(TREES, find_pairs)
+
+__all__ = ["PAIRS", "read_classes"]

@@ -1,0 +1,300 @@
+"""Splits: what people call them, lists of their images, one that is held out, and images that are in two."""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import yaml
+from PIL import Image
+
+from ..labels import read_text
+from ..samples import (
+    ChosenSamples,
+    FolderSamples,
+    SampleError,
+    Samples,
+    TableSamples,
+    path_of,
+)
+from .files import Locator, is_hidden, is_picture, stem_of, suffix_of
+from .layout import Layout, Source, Splits
+
+TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
+TEST_SPLITS = ("test", "testing", "test2014")
+UNION_SPLITS = ("trainval", "train_val", "all", "full")
+SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "test2015", "test2017")
+LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets", "imagesets/segmentation", "imagesets/main")
+TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
+NOT_DIVIDED = "there is no validation split"
+ALL = "all"  # the name of a part that nobody has divided
+MAX_READ_MAPS, MAX_READ_PIXELS = 500, 2 * 10**8  # label maps that are read to find rare labels
+
+
+def find_split(wanted: str, available: list[str], where: str | Path, hint: str = "") -> str:
+    """The name in `available` that a person means by `wanted`; ValueError naming them if there is none.
+
+    The exact name wins, then other spellings of it ("training", "train2014"; "val"); then validation and test stand
+    in for one another, because many data sets hold out only one part. `hint` ends the sentence.
+    """
+    candidates = (wanted,)
+    for own, substitutes in ((TRAIN_SPLITS, ()), (VALIDATION_SPLITS, TEST_SPLITS), (TEST_SPLITS, VALIDATION_SPLITS)):
+        if wanted in own:
+            candidates = (wanted, *own, *substitutes)
+    by_lower = {name.lower(): name for name in reversed(available)}
+    for name in candidates:
+        if name in available:
+            return name
+        if name.lower() in by_lower:
+            return by_lower[name.lower()]
+    raise ValueError(f"{where} has no split {wanted!r}; it has {', '.join(available) or 'none'}{hint}")
+
+
+def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]]:
+    """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
+
+    A line holds a file name, with or without folder and ending, and may go on with that of the label map. A YAML or
+    JSON file maps splits to lists of names, to such a text file or to a folder.
+
+    Raises:
+        ValueError: a list names something that is no picture of the data set, or the same split twice.
+    """
+    lists = {}
+    for name in source.files:
+        path = PurePosixPath(name)
+        if path.parent.as_posix().removeprefix(".").lower() not in LIST_FOLDERS:
+            continue
+        if suffix_of(name) in (".txt", ".lst") and path.stem.lower() in SPLIT_WORDS:
+            found = {path.stem: _lines(source.root / name)}
+        elif suffix_of(name) in (".yaml", ".yml", ".json") and path.stem.lower() in TABLE_OF_SPLITS:
+            found = _read_table_of_splits(source, name)
+        else:
+            continue
+        for split, names in found.items():
+            if split in lists:
+                raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
+            lists[split] = (name, names)
+    locator = Locator(pictures)
+    return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip() and not is_hidden(line.strip())]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
+    """{split: names} of a YAML or JSON file; {} if it has no such keys."""
+    try:
+        content = yaml.safe_load(read_text(source.root / name))
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{source.root / name} cannot be read: {error}") from error
+    found = {}
+    for split, value in content.items() if isinstance(content, dict) else ():
+        if str(split).lower() not in SPLIT_WORDS or value is None:
+            continue
+        if isinstance(value, str) and suffix_of(value) in (".txt", ".lst"):
+            listing = Locator(source.files).find(value)
+            if listing is None:
+                raise ValueError(f"{source.root / name}: {value}, the list of split {split}, does not exist")
+            value = _lines(source.root / listing)
+        elif isinstance(value, str):
+            tail = value.strip("./").lower()
+            value = [file for file in source.files if f"/{file.lower()}".find(f"/{tail}/") >= 0 and is_picture(file)]
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise ValueError(f"{source.root / name}: split {split} must be a list of names, a text file or a folder")
+        found[str(split)] = value
+    return found
+
+
+def _located(locator: Locator, names: list[str], path: Path) -> list[str]:
+    """The pictures that a list means, each once."""
+    found = {}
+    for name in names:
+        try:
+            picture = locator.find(name) or locator.find(re.split(r"[\s,;]+", name)[0])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if picture is None:
+            raise ValueError(f"{path} lists {name!r}, and there is no image of this name; correct the list")
+        found[picture] = None
+    return list(found)
+
+
+def hold_out(splits: Splits, fraction: float | None, streaming: bool = False) -> tuple[Splits, list[str]]:
+    """`splits` with a validation part, if they have neither that nor a test part; and sentences on what was done.
+
+    Which part an image goes to is decided by a hash of its name (path without ending), so it stays there when others
+    are added or removed. Two corrections depend on the others: each part has one image at least; and a label that
+    occurs in two images or more occurs in both parts, unless moving an image would take another label's last one away.
+    Labels are known for polygons, and for up to 500 label maps of together 200 million pixels, which are read.
+
+    Raises:
+        ValueError: `fraction` is not between 0 and 1.
+    """
+    if fraction is not None and not 0 <= fraction < 1:
+        raise ValueError(f"val_fraction {fraction} must be at least 0 and less than 1")
+    train = [name for name in splits if name == ALL or name.lower() in TRAIN_SPLITS]
+    held = [name for name in splits if name.lower() in (*VALIDATION_SPLITS, *TEST_SPLITS)]
+    plain = Splits({"train" if name == ALL else name: partial(splits.__getitem__, name) for name in splits})
+    if len(train) != 1 or not fraction:
+        return plain, []
+    if held:
+        is_test = not any(name.lower() in VALIDATION_SPLITS for name in held)
+        text = f"there is no validation split, so {held[0]} stands in for it"
+        return plain, [text] if is_test else []
+    name = "train" if train[0] == ALL else train[0]
+    others = {other: partial(splits.__getitem__, other) for other in splits if other != train[0]}
+    if streaming:
+        return plain, [f"a stream cannot be divided, so {NOT_DIVIDED}"]
+    samples = splits[train[0]]
+    if len(samples) * fraction < 1:
+        return plain, [f"{len(samples)} images are too few for val_fraction {fraction}, so {NOT_DIVIDED}"]
+    validation = choose_validation(samples, fraction)
+    training = sorted(set(range(len(samples))) - set(validation))
+    text = (
+        f"{'no split was found' if train[0] == ALL else f'there is no validation split beside {name}'}, so "
+        f"{len(validation)} of {len(samples)} images are held out for validation (val_fraction {fraction}, by a hash "
+        "of their names)"
+    )
+    opened = {
+        name: lambda: ChosenSamples(samples, training, name),
+        "validation": lambda: ChosenSamples(samples, validation, "validation", []),
+    }
+    return Splits(opened | others), [text]
+
+
+def place_of(name: str) -> float:
+    """A number in [0, 1) that depends on an image's name alone: not on its ending, nor on Roboflow's `.rf.HASH`.
+
+    Roboflow stores several changed copies of one image so; they belong into one part.
+    """
+    stem = re.sub(r"[._]rf\.[0-9a-zA-Z]+$", "", stem_of(unicodedata.normalize("NFC", name)))
+    return int.from_bytes(hashlib.sha256(stem.encode()).digest()[:8], "big") / 2**64
+
+
+def choose_validation(samples: Samples, fraction: float) -> list[int]:
+    """Numbers of the samples that are held out; see `hold_out`."""
+    places = [place_of(name) for name in _names(samples)]
+    order = sorted(range(len(places)), key=places.__getitem__)
+    chosen = {index for index in order if places[index] < fraction} or {order[0]}
+    if len(chosen) == len(order):
+        chosen.remove(order[-1])
+    labels = _labels_of(samples)
+    holders = defaultdict(list)
+    for index in order:
+        for label in labels.get(index, ()):
+            holders[label].append(index)
+    in_validation = Counter(label for index in chosen for label in labels.get(index, ()))
+
+    def may_move(index: int, is_chosen: bool, size: int) -> bool:
+        """Whether the part that an image leaves keeps an image, and each label that it can keep."""
+        left = {
+            label: in_validation[label] if is_chosen else len(holders[label]) - in_validation[label]
+            for label in labels[index]
+        }
+        return size > 1 and all(
+            left[label] > 1 for label in labels[index] if 0 < in_validation[label] < len(holders[label])
+        )
+
+    for label in sorted(holders, key=lambda label: (len(holders[label]), str(label))):
+        own = holders[label]
+        if len(own) < 2 or 0 < in_validation[label] < len(own):
+            continue
+        is_chosen = in_validation[label] > 0  # all of its images are held out, or none is
+        size = len(chosen) if is_chosen else len(order) - len(chosen)
+        nearest = reversed(own) if is_chosen else own  # the image whose hash is nearest to the border
+        moved = next((index for index in nearest if may_move(index, is_chosen, size)), None)
+        if moved is not None:
+            chosen ^= {moved}
+            in_validation.update({label: -1 if is_chosen else 1 for label in labels[moved]})
+    return sorted(chosen)
+
+
+def _names(samples: Samples) -> list[str]:
+    """Names of all samples, without reading pictures; of rows of a table that tell none, their numbers."""
+    if isinstance(samples, FolderSamples):
+        return [picture for picture, _ in samples.items]
+    if isinstance(samples, TableSamples):
+        column = samples.table.select_columns([samples.columns[0]]).with_format("arrow")[:][samples.columns[0]]
+        if str(column.type).startswith("struct"):
+            paths = [path for chunk in column.chunks for path in chunk.field("path").to_pylist()]
+        else:
+            paths = column.to_pylist() if str(column.type) in ("string", "large_string") else [None] * len(samples)
+        return [Path(path).name if path else f"sample {index}" for index, path in enumerate(paths)]
+    return [samples[index].name for index in range(len(samples))]
+
+
+def _labels_of(samples: Samples) -> dict[int, set]:
+    """Labels by the number of the sample, as far as they are cheap to know; see `hold_out`."""
+    if not isinstance(samples, FolderSamples):
+        return {}
+    known = {
+        i: set(label_map.labels()) for i, (_, label_map) in enumerate(samples.items) if hasattr(label_map, "labels")
+    }
+    if known or len(samples) > MAX_READ_MAPS:
+        return known
+    pixels = 0
+    for _, label_map in samples.items:
+        if isinstance(label_map, str) and suffix_of(label_map) != ".npy":
+            try:
+                with Image.open(samples.root / label_map) as picture:
+                    pixels += picture.width * picture.height
+            except (OSError, ValueError, Image.DecompressionBombError):  # told by name when it is read
+                continue
+    if pixels > MAX_READ_PIXELS:
+        return {}
+    for index in range(len(samples)):
+        try:
+            known[index] = set(map(int, set(samples[index].read_label_map().ravel().tolist())))
+        except SampleError:  # it stays where it is, and reading it says what is wrong
+            known[index] = set()
+    return known
+
+
+def find_overlap(layout: Layout, splits: Iterable[str] | None = None) -> list[list[tuple[str, str]]]:
+    """Pictures that are in two splits or more, by their content.
+
+    Args:
+        layout: of files, or of a table; streams are passed by.
+        splits: to compare; all that are no union of others ("trainval") if not given.
+
+    Returns:
+        For each such picture the (split, name) of every place where it lies.
+    """
+    names = [name for name in layout.splits if name.lower() not in UNION_SPLITS] if splits is None else list(splits)
+    by_size = defaultdict(list)
+    for split in names:
+        samples = layout.splits[split]
+        for index in range(len(samples)) if hasattr(samples, "__len__") else ():
+            sample = samples[index]
+            data = _file_or_bytes(sample.picture)
+            if isinstance(data, bytes):
+                by_size[len(data)].append((split, index, sample.name))
+            elif data is not None and data.is_file():
+                by_size[data.stat().st_size].append((split, index, sample.name))
+    by_content = defaultdict(list)
+    for group in by_size.values():
+        if len({split for split, _, _ in group}) > 1:
+            for split, index, name in group:
+                data = _file_or_bytes(layout.splits[split][index].picture)
+                data = data.read_bytes() if isinstance(data, Path) else data
+                by_content[hashlib.sha256(data).digest()].append((split, name))
+    return [places for places in by_content.values() if len({split for split, _ in places}) > 1]
+
+
+def _file_or_bytes(picture) -> Path | bytes | None:
+    """What a sample's picture is read from; None of arrays and addresses."""
+    if isinstance(picture, dict) and picture.get("bytes") is not None:
+        return picture["bytes"]
+    path = str(picture) if isinstance(picture, Path) else path_of(picture)
+    return Path(path) if path and "://" not in path else picture if isinstance(picture, bytes) else None
+
+
+__all__ = ["choose_validation", "find_overlap", "find_split", "hold_out", "place_of", "read_split_lists"]

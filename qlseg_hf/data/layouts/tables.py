@@ -1,0 +1,248 @@
+"""Tables: CSV, JSON lines, parquet, what `datasets` saved or reads, tar files of webdataset, and ids on the Hub."""
+
+import csv
+import io
+import json
+import re
+from collections import defaultdict
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
+from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, listed, suffix_of
+from .layout import Family, Found, Source
+from .splits import ALL, SPLIT_WORDS, find_split
+
+IMAGE_COLUMNS = ("image", "img", "picture", "photo", "pixel_values", "jpg", "jpeg", "file", "input")
+LABEL_COLUMNS = (
+    *("label", "labels", "annotation", "annotations", "mask", "masks", "label_map", "segmentation"),
+    *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
+    *("gt", "ground_truth", "target", "labelmap"),
+)
+READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
+SAVED = "saved by datasets"
+DATASETS_SUFFIXES = (".parquet", ".arrow")
+TREES = {
+    "table": "train.csv  val.csv  (or .tsv, .jsonl, .parquet; columns image and mask: paths, or files as "
+    "bytes); or what "
+    "save_to_disk wrote",
+    "webdataset": "train-0000.tar  val-0000.tar  (members a.jpg  a.png, or a.jpg  a.mask.png)",
+    "hub": "OWNER/NAME, the id of a data set on the Hub",
+}
+
+
+def find_table(source: Source) -> Found | None:
+    """A table in files, or what `datasets` saved."""
+    if source.root is None:
+        return find_on_hub(source)
+    root = source.root
+    if source.file is None and ((root / "dataset_dict.json").is_file() or (root / "state.json").is_file()):
+        return find_saved(source)
+    if text_files := text_tables(source):
+        reader = READERS[suffix_of(text_files[0])]
+        settings = {"delimiter": "\t"} if suffix_of(text_files[0]) == ".tsv" else {}
+        return find_files(source, "table", f"table {listed(text_files)}", reader, text_files, settings)
+    if source.file is not None and suffix_of(source.file.name) == ".parquet":
+        return find_files(source, "table", f"table {source.file.name}", "parquet", [source.file.name], {})
+    if source.file is None and any(suffix_of(name) in DATASETS_SUFFIXES for name in source.files):
+        return find_on_hub(source)
+    return None
+
+
+def find_webdataset(source: Source) -> Found | None:
+    """Tar files of webdataset, read through `datasets`."""
+    tars = [source.file.name] if source.file is not None else source.files if source.root else []
+    tars = [name for name in tars if suffix_of(name) == ".tar"]
+    return find_files(source, "webdataset", f"tar files, {listed(tars)}", "webdataset", tars, {}) if tars else None
+
+
+def text_tables(source: Source) -> list[str]:
+    """CSV files or JSON lines at the top, of one ending, that name images and label maps; [] if there are none."""
+    names = [source.file.name] if source.file is not None else [name for name in source.files if "/" not in name]
+    found = defaultdict(list)
+    for name in names:
+        if suffix_of(name) in READERS and (source.file is not None or names_files(source.root / name)):
+            found[suffix_of(name)].append(name)
+    if len(found) > 1:
+        raise ValueError(
+            f"{source.root} holds tables of several kinds: {listed(sum(found.values(), []))}; keep one, or "
+            "give that file"
+        )
+    return next(iter(found.values()), [])
+
+
+def names_files(path: Path) -> bool:
+    """Whether the first row of a table names two files or more, of which one is a picture."""
+    with path.open("rb") as file:
+        text = file.read(1 << 16).decode("utf-8-sig", errors="replace")
+    lines = text.splitlines()[:3]
+    try:
+        if READERS[suffix_of(path.name)] == "csv":
+            rows = list(
+                csv.reader(io.StringIO("\n".join(lines)), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            )
+            cells = rows[-1] if rows else []
+        else:
+            row = json.loads(lines[0]) if lines else {}
+            cells = [v for v in row.values() if isinstance(v, str)] if isinstance(row, dict) else []
+    except (csv.Error, RecursionError, ValueError):
+        return False
+    endings = [suffix_of(cell.strip()) for cell in cells]
+    return sum(ending in (*PICTURE_SUFFIXES, *MASK_SUFFIXES) for ending in endings) >= 2
+
+
+def split_of_file(name: str) -> str:
+    """The split that a file's name or its folder tells: `train-00000-of-00002`, `val/0001`."""
+    path = PurePosixPath(name)
+    words = [*re.split(r"[^a-zA-Z0-9]+", path.stem), *path.parent.parts[::-1]]
+    return next((word for word in words if word.lower() in SPLIT_WORDS), ALL)
+
+
+def find_files(source: Source, name: str, summary: str, reader: str, files: list[str], settings: dict) -> Found:
+    """One table for each split that the files' names tell; one in all if they tell none."""
+    by_split = defaultdict(list)
+    for file in files:
+        by_split[split_of_file(file)].append(str(source.root / file))
+    notes = []
+    if len(by_split) > 1 and ALL in by_split:
+        left = by_split.pop(ALL)
+        notes.append(f"{len(left)} files name no split and are left out: {listed(left)}")
+    openers = {split: partial(open_files, source, split, reader, own, settings) for split, own in by_split.items()}
+    return Found(name, summary, openers, notes=notes)
+
+
+def open_files(source: Source, split: str, reader: str, files: list[str], settings: dict):
+    datasets = import_datasets(f"data set {source.data}")
+    table = datasets.load_dataset(
+        reader, data_files={"train": files}, split="train", streaming=source.streaming, **settings
+    )
+    return to_samples(source, table, split)
+
+
+def find_saved(source: Source) -> Found:
+    """What `save_to_disk` wrote."""
+    datasets = import_datasets(f"data set {source.data}")
+    root = source.root
+    if (root / "dataset_dict.json").is_file():
+        folders = {path.name: path for path in sorted(root.iterdir()) if (path / "state.json").is_file()}
+    else:
+        folders = {str(datasets.load_from_disk(str(root)).split or "train"): root}
+    openers = {split: partial(open_saved, source, split, folder) for split, folder in folders.items()}
+    return Found("table", SAVED, openers)
+
+
+def open_saved(source: Source, split: str, folder: Path):
+    table = import_datasets(f"data set {source.data}").load_from_disk(str(folder))
+    return to_samples(source, table.to_iterable_dataset() if source.streaming else table, split)
+
+
+def find_on_hub(source: Source) -> Found:
+    """What `load_dataset` finds by an id or in a folder."""
+    datasets = import_datasets(f"data set {source.data}")
+    where = str(source.root or source.data)
+    names = datasets.get_dataset_split_names(where, source.config)
+    openers = {split: partial(open_loaded, source, split) for split in names}
+    name, summary = ("table", "read by datasets") if source.root else ("hub", f"{source.data} on the Hub")
+    return Found(name, summary, openers)
+
+
+def open_loaded(source: Source, split: str):
+    datasets = import_datasets(f"data set {source.data}")
+    where = str(source.root or source.data)
+    table = datasets.load_dataset(where, source.config, split=split, streaming=source.streaming)
+    return to_samples(source, table, split)
+
+
+def open_slice(source: Source, split: str):
+    """`datasets`' slices, as "train[:10%]"; the name before the bracket is what a person calls it."""
+    name, bracket, part = split.partition("[")
+    where = str(source.root or source.data)
+    available = import_datasets(f"data set {source.data}").get_dataset_split_names(where, source.config)
+    return open_loaded(source, find_split(name, available, source.data) + bracket + part)
+
+
+def to_samples(source: Source, table, split: str):
+    """Samples of a table; ValueError for columns that cannot be guessed."""
+    table, columns = drop_decoding(table, source.image_column, source.label_column)
+    kind = StreamedSamples if source.streaming else TableSamples
+    return kind(table, columns, split, source.colors, source.root)
+
+
+def drop_decoding(table, image_column: str | None, label_column: str | None):
+    """`table` cut down to its picture and label columns, which are not decoded, and the two names.
+
+    Raises:
+        ValueError: a column does not exist, or none or several look like it; names the columns.
+    """
+    datasets = import_datasets("a table")
+    features = table.features
+    if features is None:  # a stream may not know its types
+        first = next(iter(table), {})
+        features = dict.fromkeys(first)
+    else:
+        texts = [
+            name for name, feature in features.items() if getattr(feature, "dtype", None) in ("string", "large_string")
+        ]
+        first = next(iter(table.select_columns(texts)), {}) if texts else {}
+    columns = (
+        find_column(image_column, "image_column", IMAGE_COLUMNS, features, first),
+        find_column(label_column, "label_column", LABEL_COLUMNS, features, first),
+    )
+    if columns[0] == columns[1]:
+        raise ValueError(
+            f"column {columns[0]} cannot hold both pictures and label maps; set image_column and label_column"
+        )
+    return _undecoded(table.select_columns(list(columns)), datasets), columns
+
+
+def _undecoded(table, datasets):
+    for column, feature in (table.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table
+
+
+def find_column(given: str | None, setting: str, candidates: tuple[str, ...], features: dict, first: dict) -> str:
+    """`given` if it exists, else the only column that has a known name and holds pictures, arrays or paths of them."""
+    datasets = import_datasets("a table")
+    if given is not None:
+        if given not in features:
+            raise ValueError(f"{setting} {given!r} does not exist; the columns are {', '.join(features)}")
+        return given
+    if sum(map(_is_file_name, features)) > 1 and not first.get("__key__"):
+        raise ValueError(
+            f"the first line of the table is {', '.join(features)}, which are files and no names of columns; put "
+            "'image,mask' above it"
+        )
+
+    def may_hold_pictures(name: str) -> bool:
+        feature = features[name]
+        path = path_of(first.get(name))
+        if isinstance(first.get(name), str):
+            return suffix_of(path) in (*PICTURE_SUFFIXES, *MASK_SUFFIXES)
+        if isinstance(feature, datasets.Value):
+            return feature.dtype in ("binary", "large_binary")
+        return not isinstance(feature, datasets.ClassLabel)
+
+    found = [name for name in features if is_called(name, candidates) and may_hold_pictures(name)]
+    if len(found) != 1:
+        reason = f"{', '.join(found)} could all be it" if found else "no column looks like it"
+        raise ValueError(f"set {setting}: {reason}; the columns are {', '.join(features)}")
+    return found[0]
+
+
+def _is_file_name(name: str) -> bool:
+    return len(PurePosixPath(name).stem) > 0 and suffix_of(name) in (*PICTURE_SUFFIXES, *MASK_SUFFIXES)
+
+
+def is_called(name: str, candidates: tuple[str, ...]) -> bool:
+    """Whether a column has one of the names, as it is, with "_path" or the like, or as webdataset's "mask.png"."""
+    name = name.lower()
+    plain = re.sub(r"[_ -]?(path|file|filename|file_name|name|url)$", "", name)
+    return name in candidates or plain in candidates or name.partition(".")[0] in candidates
+
+
+TABLES = Family({key: TREES[key] for key in ("table", "hub")}, find_table)
+WEBDATASET = Family({"webdataset": TREES["webdataset"]}, find_webdataset)
+
+__all__ = ["SAVED", "TABLES", "WEBDATASET", "open_slice"]

@@ -1,0 +1,378 @@
+"""Samples: one picture with its label map, still encoded, and sequences of them.
+
+Nothing is decoded before it is asked for, and then by `load_picture` and `load_label_map`: a palette mask keeps its
+indices.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import get_worker_info
+
+from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture, turn_upright
+from ..utils.optional import import_package
+
+NUM_NAMED = 5  # files and labels that a sentence names
+
+
+class SampleError(ValueError):
+    """A sample that cannot be used.
+
+    `kind`: "picture", "label map", "lossy label map", "colour mask", "unknown colour", "size".
+    """
+
+    def __init__(self, message: str, kind: str = "label map"):
+        super().__init__(message)
+        self.kind = kind
+
+
+@contextmanager
+def naming(name: str, kind: str) -> Iterator[None]:
+    """Turn whatever a loader says into a `SampleError` that names the sample."""
+    try:
+        yield
+    except SampleError as error:
+        raise SampleError(f"{name}: {error}", error.kind) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise SampleError(f"{name}: {kind}: {error}", kind) from error
+
+
+class DrawnLabelMap:
+    """A label map that is drawn when it is asked for, as from polygons. `name`: what it is drawn from."""
+
+    name: str
+
+    def draw(self) -> np.ndarray:
+        """(H, W) int64; ValueError or OSError if it cannot be drawn."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and its label map, still encoded.
+
+    `picture`, `label_map`: path (also of an `.npy` array), bytes of a file, {"bytes", "path"}, PIL picture, or array
+    (nested lists count as one); as label map also what draws one, see `DrawnLabelMap`.
+    `name`: what error messages call it. `label_colors`: (r, g, b) -> label, where masks are stored as colours.
+    """
+
+    picture: Any
+    label_map: Any
+    name: str
+    label_colors: dict[tuple[int, int, int], int] | None = None
+
+    def read_picture(self, **reading) -> np.ndarray:
+        """Read the picture, EXIF orientation applied.
+
+        Args:
+            reading: keywords for `load_picture`, as `Settings.reading` has them for what a processor takes; without
+                them what is found.
+
+        Returns:
+            (H, W, 3) uint8, RGB, of grey and colours; (H, W, n) of other bands, as stored.
+
+        Raises:
+            SampleError: of kind "picture".
+        """
+        reading = {"num_channels": None} | reading
+        with naming(self.name, "picture"):
+            return load_picture(picture_source(self.picture, self.name), **reading)
+
+    def read_label_map(self) -> np.ndarray:
+        """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
+        with naming(self.name, "label map"):
+            source = opened(self.label_map, self.name)
+            if isinstance(source, DrawnLabelMap):
+                return source.draw()
+            if getattr(source, "format", None) in ("JPEG", "MPO"):
+                raise SampleError("the label map is a JPEG file, which does not keep its values", "lossy label map")
+            if self.label_colors is not None:
+                return labels_from_colors(source, self.label_colors)
+            if isinstance(source, Image.Image) and source.mode in ("RGB", "RGBA"):
+                raise SampleError(
+                    f"the label map is a colour picture (mode {source.mode}); give label_colors, "
+                    "{label: [red, green, blue]}, or store one label per pixel",
+                    "colour mask",
+                )
+            return load_label_map(source)
+
+    def read(self, **reading) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and stored label map (H, W) int64; see `read_picture`. `SampleError` also if their sizes differ."""
+        picture, label_map = self.read_picture(**reading), self.read_label_map()
+        (height, width), stored = picture.shape[:2], label_map.shape
+        if stored != (height, width):
+            turned = "; the picture's EXIF orientation turns it" if stored == (width, height) else ""
+            raise SampleError(
+                f"{self.name}: picture {height} x {width}, label map {stored[0]} x {stored[1]}{turned}; labels are "
+                "never resized to fit, so store each at its picture's size",
+                "size",
+            )
+        return picture, label_map
+
+
+def picture_source(source: Any, name: str) -> Any:
+    """What `load_picture` takes, from anything a column or folder holds. ValueError if nothing."""
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, bytes):
+        return NamedBytes(source, name)
+    if isinstance(source, str) and "://" not in source:
+        return Path(source)  # also if it looks like base64
+    if source is None or isinstance(source, str | list):
+        picture = opened(source, name)
+        return turn_upright(picture) if isinstance(picture, Image.Image) else picture
+    return source
+
+
+def opened(source: Any, name: str) -> Image.Image | np.ndarray:
+    """What `load_picture` and `load_label_map` take, from anything a column or folder holds. ValueError if nothing."""
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if source is None:
+        raise ValueError("missing")
+    if isinstance(source, bytes):
+        return open_picture(NamedBytes(source, name))
+    if isinstance(source, str) and "://" in source:  # streamed from an archive or an address
+        return import_datasets(source).Image().decode_example({"path": source, "bytes": None})
+    if isinstance(source, (str, Path)) and str(source).lower().endswith(".npy"):
+        return np.load(source, allow_pickle=False)
+    if isinstance(source, (str, Path)):
+        return open_picture(source)
+    return np.asarray(source) if isinstance(source, list) else source
+
+
+def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tuple, int]) -> np.ndarray:
+    """(H, W) int64 labels of a colour mask; palette masks are read by their colours too.
+
+    Raises:
+        SampleError: the picture has no 8-bit colours, or some that the table lacks (named with their pixel counts).
+    """
+    if isinstance(source, Image.Image):
+        if source.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+            raise SampleError(f"label_colors is given, but a mask of mode {source.mode} has no 8-bit colours")
+        source = np.asarray(source.convert("RGB"))
+    if source.ndim != 3 or source.shape[-1] != 3:
+        raise SampleError(f"label_colors is given, but the mask is no (H, W, 3) array; got shape {source.shape}")
+    colors = source.astype(np.int64) @ [1 << 16, 1 << 8, 1]  # (H, W)
+    known, labels = zip(*sorted(((r << 16) + (g << 8) + b, label) for (r, g, b), label in label_colors.items()))
+    place = np.searchsorted(known, colors).clip(max=len(known) - 1)
+    is_unknown = np.asarray(known)[place] != colors
+    if is_unknown.any():
+        values, counts = np.unique(colors[is_unknown], return_counts=True)
+        worst = np.argsort(-counts, kind="stable")[:NUM_NAMED]
+        worst_colors = [
+            f"({v >> 16}, {v >> 8 & 255}, {v & 255}) in {c} pixels" for v, c in zip(values[worst], counts[worst])
+        ]
+        remedy = "add them or correct the mask"
+        if len(values) > max(2 * len(known), 8):
+            remedy = "so many come of JPEG or smoothed edges: store the mask as PNG, made without smoothing"
+        raise SampleError(
+            f"{len(values)} colours are not in label_colors: {', '.join(worst_colors)}; {remedy}", "unknown colour"
+        )
+    return np.asarray(labels, dtype=np.int64)[place]
+
+
+def check_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:
+    """{label: [r, g, b]} -> {(r, g, b): label}; ValueError for a colour that is none or stands for two labels."""
+    colors = {}
+    for label, color in label_colors.items():
+        color = tuple(color)
+        if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+            raise ValueError(f"label_colors[{label}] is {list(color)}; [red, green, blue] of 0..255 is wanted")
+        if color in colors:
+            raise ValueError(f"label_colors gives {list(color)} to labels {colors[color]} and {label}; one is wanted")
+        colors[color] = int(label)
+    if not colors:
+        raise ValueError("label_colors is empty; give {label: [red, green, blue]} or leave it out")
+    return colors
+
+
+class Samples:
+    """What every kind of data set has.
+
+    `split`: the name that was found. `notes`: sentences on files of the split that belong to no sample. `layout`: the
+    `Layout` that it was found by, where `open_dataset` opened it.
+    """
+
+    layout = None
+
+    def __init__(self, split: str, label_colors: dict | None, notes: Iterable[str] = ()):
+        self.split, self.label_colors, self.notes = split, label_colors, list(notes)
+
+    def contents(self) -> list:
+        """What the samples are, wherever they lie, as JSON can hold it; of a table and a stream, of some of them."""
+        raise NotImplementedError
+
+    def origin(self) -> list:
+        """Where the samples come from and what they are, as JSON can hold it."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict:
+        """Without the layout, which worker processes do not need."""
+        return {key: value for key, value in vars(self).items() if key != "layout"}
+
+
+class FolderSamples(Samples):
+    """A sequence of `Sample`s of files. `items`: (picture, label map), paths below `root` or a `DrawnLabelMap`."""
+
+    def __init__(
+        self,
+        root: Path,
+        items: list[tuple[str, str | DrawnLabelMap]],
+        split: str,
+        label_colors: dict | None,
+        notes: Iterable[str] = (),
+    ):
+        super().__init__(split, label_colors, notes)
+        self.root, self.items = root, items
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(picture, label map), as paths relative to `root`."""
+        return [(picture, getattr(label_map, "name", label_map)) for picture, label_map in self.items]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture, label_map = self.items[index]
+        if isinstance(label_map, str):
+            label_map = self.root / label_map
+        return Sample(self.root / picture, label_map, picture, self.label_colors)
+
+    def contents(self) -> list:
+        return self.pairs
+
+    def origin(self) -> list:
+        return [str(self.root.resolve()), self.pairs]
+
+
+class TableRows(Samples):
+    """Rows of a table of `datasets` as `Sample`s.
+
+    `columns`: picture and label map, not decoded. `root`: the folder that paths in them are relative to.
+    """
+
+    def __init__(
+        self, table, columns: tuple[str, str], split: str, label_colors: dict | None, root: Path | None = None
+    ):
+        super().__init__(split, label_colors)
+        self.table, self.columns, self.root = table, columns, root
+
+    def sample(self, index: int, row: dict) -> Sample:
+        """Named after the picture's file if the row tells it, else by its number."""
+        picture, label_map = (self.place(row[column]) for column in self.columns)
+        path = path_of(picture)
+        return Sample(picture, label_map, Path(path).name if path else f"sample {index}", self.label_colors)
+
+    def place(self, source):
+        """A relative path below `root`, if there is one; anything else as it is."""
+        if self.root is None or not isinstance(source, str) or "://" in source:
+            return source
+        return str(self.root / source)
+
+    def origin(self) -> list:
+        info = self.table.info
+        return [self.columns, info.dataset_name, info.config_name, str(info.splits)]
+
+
+class TableSamples(TableRows):
+    """A sequence of `Sample`s over a `datasets.Dataset`."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self.table):
+            raise IndexError(f"sample {index} of {len(self.table)}")
+        return self.sample(index, self.table[index])
+
+    def contents(self) -> list:
+        count = len(self)
+        return [count, *(self[i].name for i in range(0, count, max(count // 16, 1)))]
+
+    def origin(self) -> list:
+        return [*super().origin(), len(self), self.table._fingerprint]
+
+
+class StreamedSamples(TableRows):
+    """`Sample`s over a `datasets.IterableDataset`: to be iterated, any number of times, not indexed.
+
+    In a DataLoader at most one worker may read it (else ValueError): `datasets` would give each of several workers
+    other shards, and what a training step sees would depend on their number.
+    """
+
+    left_out = frozenset()  # numbers of rows that are passed by; see `without`
+
+    def __iter__(self) -> Iterator[Sample]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise ValueError(f"a stream is read by one worker, not {worker.num_workers}; set num_workers to 0 or 1")
+        return (self.sample(index, row) for index, row in enumerate(self.table) if index not in self.left_out)
+
+    def contents(self) -> list:
+        return [str(self.table.info.splits), next((sample.name for sample in self), None)]
+
+    def origin(self) -> list:
+        return [*super().origin(), next((sample.name for sample in self), None)]
+
+
+class ChosenSamples(Samples):
+    """Some `Sample`s of a sequence, in its order, under their own names. `chosen`: their numbers there."""
+
+    def __init__(self, samples, chosen: list[int], split: str | None = None, notes: Iterable[str] | None = None):
+        super().__init__(split or samples.split, samples.label_colors, samples.notes if notes is None else notes)
+        self.samples, self.chosen, self.layout = samples, chosen, samples.layout
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[self.chosen[index]]
+
+    def contents(self) -> list:
+        return [self.samples.contents(), self.chosen]
+
+    def origin(self) -> list:
+        return [self.samples.origin(), self.chosen]
+
+
+def path_of(source) -> str | None:
+    """The path that a cell of a table tells, as text or beside the bytes of a file."""
+    return source.get("path") if isinstance(source, dict) else source if isinstance(source, str) else None
+
+
+def without(samples: Samples, left_out: Iterable[int]):
+    """`samples` as if those of the given numbers were not in the data set."""
+    left_out = frozenset(left_out)
+    if not left_out:
+        return samples
+    if isinstance(samples, StreamedSamples):
+        samples = copy.copy(samples)
+        samples.left_out = left_out
+        return samples
+    return ChosenSamples(samples, [index for index in range(len(samples)) if index not in left_out])
+
+
+def import_datasets(what: str):
+    """The package `datasets`; ImportError that says what for."""
+    return import_package("datasets", "load_dataset", what, "'qlseg-hf[train]'")
+
+
+__all__ = [
+    "ChosenSamples",
+    "DrawnLabelMap",
+    "FolderSamples",
+    "Sample",
+    "SampleError",
+    "Samples",
+    "StreamedSamples",
+    "TableSamples",
+    "without",
+]
