@@ -87,8 +87,9 @@ class TrainingTransform:
 
     @property
     def is_rgb(self) -> bool:
-        """Whether the processor takes 8-bit RGB."""
-        return self.processor.settings().reading == {"num_channels": 3, "keep_float": False, "keep_values": False}
+        """Whether the processor takes 8-bit RGB, with floats or without."""
+        reading = self.processor.settings().reading
+        return reading["num_channels"] == 3 and not reading["keep_values"]
 
     @property
     def box(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ The order of bands is that of the file. Where a network begins with the weights 
 are taken for red, green and blue.
 """
 
+import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,15 +32,15 @@ ORIENTATIONS = {
 }
 
 
-def read_tiff(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
-    """Read the bands of a TIFF as they are stored, turned upright; several pages of one band are the bands.
+def read_tiff(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
+    """Read the bands of a TIFF as they are stored, turned upright.
 
     Args:
         file: open for reading, at its start.
         name: of the file, for messages.
 
     Returns:
-        (H, W, bands) of the stored type, and how many of the bands, the last ones, are alpha.
+        (H, W, bands) of the stored type; how many of the bands, the last ones, are alpha; whether the bands are pages.
 
     Raises:
         ImportError: tifffile is missing.
@@ -51,6 +52,7 @@ def read_tiff(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
     file.seek(0)
     try:
         with tifffile.TiffFile(file) as tiff:
+            check_end(tiff, file)
             pages = [page for page in tiff.pages if not int(page.subfiletype) & SMALLER_OR_MASK]
             check_pages(pages, size)
             array = np.stack([page.asarray() for page in pages], axis=-1) if len(pages) > 1 else one_page(pages[0])
@@ -61,7 +63,17 @@ def read_tiff(file: BinaryIO, name: str) -> tuple[np.ndarray, int]:
             orientation = int(page.tags.valueof("Orientation", 1))
     except Exception as error:  # tifffile's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-    return turned(array, orientation), num_alpha
+    return turned(array, orientation), num_alpha, len(pages) > 1
+
+
+def check_end(tiff, file: BinaryIO) -> None:
+    """ValueError if the last page that is there says that there is another one."""
+    form, page = tiff.tiff, tiff.pages[len(tiff.pages) - 1]
+    file.seek(page.offset)
+    (num_tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+    file.seek(page.offset + form.tagnosize + num_tags * form.tagsize)
+    if file.read(form.offsetsize) != bytes(form.offsetsize):
+        raise ValueError("it is truncated: pages are missing")
 
 
 def check_pages(pages: list, size: int) -> None:

@@ -31,8 +31,9 @@ LONGEST_QUOTE = 80  # letters of an input that a message repeats
 NEARLY_BLACK = 16  # of 255; 12 bits in a 16-bit picture stay below
 TIFF_BITS, TIFF_BANDS, TIFF_KIND, TIFF_EXTRA, TIFF_COLOURS, TIFF_SIGN = 258, 277, 254, 338, 262, 339
 
-# (H, W, bands) of an open TIFF file as stored, and how many of the bands, the last ones, are alpha
-tiff_reader: Callable[[BinaryIO, str], tuple[np.ndarray, int]] | None = None
+# Of an open TIFF file: (H, W, bands) as stored; how many of the bands, the last ones, are alpha; and whether they are
+# pages, of which it is not said what they are
+tiff_reader: Callable[[BinaryIO, str], tuple[np.ndarray, int, bool]] | None = None
 
 
 def shorten(text: object) -> str:
@@ -248,7 +249,8 @@ def open_file(
     """
     start = first_bytes(source)
     if start.startswith(NPY_START):
-        return read_npy(source)
+        array = read_npy(source)
+        return channels_last(array, num_channels, False, shorten(source)) if array.ndim == 3 else array
     if start.startswith(TIFF_STARTS):
         needs_reader = keep_values or num_channels not in (None, 1, 3)
         if not needs_reader and num_channels is None:
@@ -268,6 +270,27 @@ def first_bytes(source: str | os.PathLike | NamedBytes) -> bytes:
         return b""
     with open(source, "rb") as file:
         return file.read(8)
+
+
+def channels_last(
+    array: np.ndarray, num_channels: int | None, prefers_first: bool, name: str = "a picture"
+) -> np.ndarray:
+    """(H, W, c) of three axes, of which the first or the last has the channels; ValueError if none could be it."""
+    sides = array.shape[0], array.shape[-1]
+    if num_channels is None:
+        is_first, is_last = (side == min(sides) for side in sides)
+    if num_channels == 3 or (num_channels is None and (sides[0] in (1, 3, 4) or sides[1] in (1, 2, 3, 4))):
+        is_first, is_last = sides[0] in (1, 3, 4), sides[1] in (1, 2, 3, 4)
+    elif num_channels is not None:
+        allowed = (1, 3) if num_channels == 1 else (num_channels,)
+        is_first, is_last = (side in allowed for side in sides)
+    if not is_first and not is_last:
+        wanted = {3: "1, 3 or 4", 1: "1"}.get(num_channels, num_channels)
+        raise ValueError(
+            f"{name} of shape {array.shape} has no axis of {wanted} channels, first or last; the processor takes "
+            f"{num_channels}, as many as image_mean has entries"
+        )
+    return np.moveaxis(array, 0, -1) if is_first and (prefers_first or not is_last) else array
 
 
 def read_npy(source: str | os.PathLike | NamedBytes) -> np.ndarray:
@@ -299,12 +322,16 @@ def read_tiff(source: str | os.PathLike | NamedBytes, num_channels: int | None) 
         )
     with nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
         file.seek(0)
-        array, num_alpha = tiff_reader(file, name)
+        array, num_alpha, is_stack = tiff_reader(file, name)
     if num_alpha and array.shape[-1] != num_channels:
         array = array[..., :-num_alpha]
-    if num_channels == 3 and array.shape[-1] not in (1, 3):
+    if is_stack:  # tifffile writes an array (height, width, bands) as so many pages as it is high, if not told other
+        array = channels_last(np.moveaxis(array, -1, 0), num_channels, True, name)
+    bands = array.shape[-1]
+    if num_channels not in (None, bands) and (num_channels, bands) not in ((3, 1), (1, 3)):
         raise ValueError(
-            f"{name} has {array.shape[-1]} bands; the processor takes 3, as many as image_mean has entries"
+            f"{name} has {bands} band{'s' * (bands > 1)}; the processor takes {num_channels}, as many as image_mean "
+            "has entries"
         )
     return array
 
@@ -314,6 +341,7 @@ __all__ = [
     "TIFF_BITS",
     "TIFF_COLOURS",
     "NamedBytes",
+    "channels_last",
     "check_bands",
     "check_brightness",
     "download",

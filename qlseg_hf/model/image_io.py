@@ -18,6 +18,7 @@ from .image_files import (
     TIFF_BITS,
     TIFF_COLOURS,
     NamedBytes,
+    channels_last,
     check_bands,
     check_brightness,
     download,
@@ -78,7 +79,7 @@ def load_picture(
     if isinstance(image, Image.Image):
         array = _picture_values(image, num_channels, keep_values)
     elif isinstance(image, (np.ndarray, torch.Tensor)):
-        array = _array_values(image, num_channels, keep_float, keep_values)
+        array = _array_values(image, num_channels, keep_float, keep_values, is_ordered=file is not None)
     else:
         raise TypeError(f"a picture must be a path, a PIL picture, an array or a tensor; got {type(image).__name__}")
     return _with_bands(array, num_channels, name)
@@ -167,9 +168,13 @@ def _rgb_to_array(image: Image.Image) -> np.ndarray:
 
 
 def _array_values(
-    image: np.ndarray | torch.Tensor, num_channels: int | None, keep_float: bool, keep_values: bool
+    image: np.ndarray | torch.Tensor,
+    num_channels: int | None,
+    keep_float: bool,
+    keep_values: bool,
+    is_ordered: bool,
 ) -> np.ndarray:
-    """(H, W, c) or (H, W) of an array or tensor with its channels first or last; see `load_picture` for its type."""
+    """(H, W, c) or (H, W) of an array or tensor; see `load_picture` for its type. `is_ordered`: channels are last."""
     is_tensor = isinstance(image, torch.Tensor)
     array = to_numpy(image) if is_tensor else image
     keep_float = keep_float or num_channels is None
@@ -180,7 +185,7 @@ def _array_values(
             "with do_rescale=False, which takes floats as they are"
         )
     if array.ndim == 3:
-        array = _channels_last(array, num_channels, is_tensor)
+        array = array if is_ordered else channels_last(array, num_channels, is_tensor)
     elif array.ndim != 2:
         raise ValueError(f"a picture must have 2 or 3 dimensions; got shape {array.shape}")
     if array.dtype.kind == "f":
@@ -196,25 +201,6 @@ def _array_values(
         if not is_small or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
             return array.astype(array.dtype.newbyteorder("="))
     return _to_8_bit(array, num_channels in (None, 1, 3))
-
-
-def _channels_last(array: np.ndarray, num_channels: int | None, prefers_first: bool) -> np.ndarray:
-    """(H, W, c) of three axes, of which the first or the last has the channels; ValueError if none could be it."""
-    sides = array.shape[0], array.shape[-1]
-    if num_channels is None:
-        is_first, is_last = (side == min(sides) for side in sides)
-    elif num_channels == 3:
-        is_first, is_last = sides[0] in (1, 3, 4), sides[1] in (1, 2, 3, 4)
-    else:
-        allowed = (1, 3) if num_channels == 1 else (num_channels,)
-        is_first, is_last = (side in allowed for side in sides)
-    if not is_first and not is_last:
-        wanted = {3: "1, 3 or 4", 1: "1"}.get(num_channels, num_channels)
-        raise ValueError(
-            f"a picture of shape {array.shape} has no axis of {wanted} channels, first or last; the processor takes "
-            f"{num_channels}, as many as image_mean has entries"
-        )
-    return np.moveaxis(array, 0, -1) if is_first and (prefers_first or not is_last) else array
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
