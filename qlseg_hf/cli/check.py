@@ -170,11 +170,19 @@ def make_request(values: dict[str, Any]):
 
 
 def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] | None]:
-    """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels."""
+    """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels.
+
+    ValueError if names and numbers of labels are mixed; the number of void, such as 255, may stand beside names.
+    """
     values = read_file(Path(given)) if isinstance(given, str) else given
-    if values is None or not all(isinstance(label, str) for label in values):
+    names = [label for label in values or () if isinstance(label, str)]
+    if not values or not names:
         return values, None
-    return dict(enumerate(values.values())), list(values)
+    if mixed := [label for label in values if not isinstance(label, str) and 0 <= label < len(names)]:
+        raise ValueError(
+            f"label_colors names {names[0]!r} and others, and numbers {mixed[0]}; give names to all labels"
+        )
+    return {names.index(label) if isinstance(label, str) else label: color for label, color in values.items()}, names
 
 
 def refuse_output(output: Path, data: str) -> None:

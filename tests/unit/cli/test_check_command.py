@@ -165,6 +165,15 @@ def test_colors_are_proposed(qlseg, tmp_path):
     assert written["label_names"] == ["name 0", "name 1", "name 2", "name 3"]
     assert written["label_colors"] == proposed
     assert as_object(qlseg(tmp_path / "out" / "data.yaml", "--json"))["problems"] == []
+    # a colour that does not count; and names and numbers mixed
+    void = place.read_text().replace("name 0:", "255:")
+    place.write_text(void)
+    found = as_object(qlseg(data, "--label_colors", place, "--json"))
+    assert [row["name"] for row in found["labels"]] == ["name 1", "name 2", "name 3"] and found["ignored"] > 0.1
+    place.write_text(void.replace("255:", "1:"))
+    assert (
+        "label_colors names 'name 1' and others, and numbers 1" in qlseg(data, "--label_colors", place, status=1).err
+    )
 
 
 def test_photographs_in_place_of_masks(qlseg, tmp_path):
