@@ -27,6 +27,7 @@ from programs import ROOT, make_data  # noqa: E402, F401
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor  # noqa: E402
 from qlseg_hf.convert import convert_file  # noqa: E402
+from qlseg_hf.convert.reader import read_checkpoint  # noqa: E402
 
 
 @dataclass
@@ -61,6 +62,13 @@ def stored(request, tmp_path_factory) -> Stored:
         numbers=json.loads((FIXTURES / name / "expected.json").read_text()),
         processor=QLSegImageProcessor.from_pretrained(folder),
     )
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> tuple[dict, dict]:
+    """State dict and meta of the small network `b`."""
+    source = read_checkpoint(FIXTURES / "b" / "checkpoint.pth")
+    return source.state_dict, source.meta
 
 
 @pytest.fixture
@@ -106,6 +114,24 @@ def one_process(tmp_path_factory):
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Runs commands of `qlseg` in forked processes."""
+    from training_runs import ForkServer  # needs accelerate, which not every test does
+
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def running(server, data, tmp_path):
+    """Starts a run that would go on for long, and comes back after its first checkpoint: (id, folder, log)."""
+    from training_runs import start_long_run
+
+    return lambda: start_long_run(server, data, tmp_path)
 
 
 def pytest_collection_modifyitems(items) -> None:

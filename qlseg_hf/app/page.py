@@ -23,7 +23,8 @@ from ..data.datasets import is_hidden
 from ..data.scenes import draw_scene
 from ..hub.loading import load_network
 from ..model.image_io import load_picture
-from ..model.segmentation import segment, window_layout
+from ..model.segmentation import segment
+from ..model.windows import window_layout
 from ..utils.text import first_line
 from ..utils.visualization import label_colors, label_map_picture, share
 
@@ -128,7 +129,7 @@ def view_of(picture: np.ndarray, label_map: torch.Tensor, config) -> dict:
     }
 
 
-def segmented(model, processor, path: str | None, mode: str, report: Callable[[int, int], None]) -> dict:
+def segment_upload(model, processor, path: str | None, mode: str, report: Callable[[int, int], None]) -> dict:
     """What the button does: the viewer's value, `{"error": sentence}` if the input is wrong.
 
     Args:
@@ -186,7 +187,9 @@ def make_page(model, processor, examples: list[str], title: str):
 
     def run(file, mode, progress=gr.Progress()):  # noqa: B008 - Gradio recognises the default
         path = file["path"] if file else None
-        return segmented(model, processor, path, mode, lambda done, total: progress((done, total), unit="windows"))
+        return segment_upload(
+            model, processor, path, mode, lambda done, total: progress((done, total), unit="windows")
+        )
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")

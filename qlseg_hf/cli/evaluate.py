@@ -21,12 +21,12 @@ from .options import PATH, dtype, scales, subcommand
 @click.option("--skip_unreadable", is_flag=True, help="Name pictures that cannot be read instead of refusing them.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Scores and protocol.")
 @click.option("--card", is_flag=True, help="Also write them into README.md in the model's folder.")
-@click.option("--worst", type=PATH, metavar="DIR", help="Overlays of the 20 worst pictures: prediction, reference.")
+@click.option("--report", type=PATH, metavar="FILE.html|DIR", help="Page of scores, confusions, pictures.")
 @click.option("--window_batch_size", type=int, help="Windows per forward pass.")
 @dtype
 @click.option("--resume", type=bool, default=True, help="Continue an interrupted run.")
 def command(**settings) -> None:
-    """Measure mIoU, mAcc and aAcc of a model on a data set, by the paper's protocol.
+    """Measure mIoU, mAcc, aAcc, boundary IoU and boundary F1 of a model on a data set, by the paper's protocol.
 
     MODEL is a folder or a Hub id. Label rules are the processor's unless given. Every picture is counted once, and the
     result is the same for any number of processes with as many threads each. With --output FILE.json, what was

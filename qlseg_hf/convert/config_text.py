@@ -3,7 +3,7 @@
 import ast
 
 from ..model.configuration_qlseg import as_pair
-from .reader import ConversionError
+from .errors import ConversionError
 
 # data sets of mmsegmentation 1 whose label 0 is void unless the text says otherwise
 VOID_IS_ZERO = ("ADE20KDataset", "ISPRSDataset", "LoveDADataset", "PascalContextDataset59", "PotsdamDataset")
@@ -69,7 +69,7 @@ def numbers_from_text(text: str) -> dict:
     if backbone.get("final_norm") or backbone.get("with_cls_token"):
         raise ConversionError("the text asks for a final norm or for the class token in the output; QLSeg has neither")
     test_cfg = model.get("test_cfg") or settings.get("test_cfg") or {}
-    data = {split: dataset_of(settings, split) for split in ("test", "train")}
+    data = {split: find_dataset(settings, split) for split in ("test", "train")}
     test, train = (settings.get(f"{split}_pipeline") or data[split].get("pipeline") for split in data)
     preprocessor = model.get("data_preprocessor") or settings.get("data_preprocessor") or {}  # of mmengine
     normalize = find_transform(test, "Normalize") or settings.get("img_norm_cfg") or preprocessor
@@ -94,7 +94,7 @@ def numbers_from_text(text: str) -> dict:
         "patch_size": backbone.get("patch_size"),
         "num_layers": backbone.get("num_layers"),
         "num_heads": backbone.get("num_heads"),
-        "image_size": square(side, "img_size") if side is not None else None,
+        "image_size": side_of_square(side, "img_size") if side is not None else None,
         "drop_path": backbone.get("drop_path_rate"),
         "norm_eps": (backbone.get("norm_cfg") or {}).get("eps"),
         "layers": [i % backbone["num_layers"] for i in backbone["out_indices"]] if "out_indices" in backbone else None,
@@ -111,14 +111,14 @@ def numbers_from_text(text: str) -> dict:
         "std": normalize.get("std"),
         "reduce_labels": reduce_labels,
         "slides": slides if test_cfg.get("mode") else None,
-        "window": square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
-        "stride": square(test_cfg["stride"], "test_cfg.stride") if slides else None,
+        "window": side_of_square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
+        "stride": side_of_square(test_cfg["stride"], "test_cfg.stride") if slides else None,
         "short_side": max(min(scale), min_size or 0) if scale else min_size,
     }
     return {key: value for key, value in found.items() if value is not None}
 
 
-def dataset_of(settings: dict, split: str) -> dict:
+def find_dataset(settings: dict, split: str) -> dict:
     """The data set of a split in a configuration of mmengine, out of what repeats it; {} if there is none."""
     dataset = (settings.get(f"{split}_dataloader") or {}).get("dataset") or {}
     while isinstance(dataset.get("dataset"), dict):
@@ -126,7 +126,7 @@ def dataset_of(settings: dict, split: str) -> dict:
     return dataset
 
 
-def square(size, name: str) -> int:
+def side_of_square(size, name: str) -> int:
     """The side of a square given as a number or an equal pair."""
     height, width = as_pair(tuple(size) if isinstance(size, list) else size)
     if height != width:

@@ -48,7 +48,6 @@ DROPPED_KEYS = {
     r"backbone\.cls_token": "the network drops the class token before its first layer",
     r"decode_head\.loss_decode\.criterion\.empty_weight": "a constant of the loss, not a weight",
 }
-# Names as a file may have them: behind a prefix, or as a buffer of mmcv's EMAHook (`ema_` and underscores for dots)
 
 
 def new_names(key: str) -> list[str]:
@@ -84,7 +83,7 @@ def key_family(key: str) -> str:
     return re.sub(r"(?<=[._])\d+(?=[._]|$)", "*", key)
 
 
-def restored(name: str) -> str:
+def restore_dots(name: str) -> str:
     """A name with underscores for dots, as mmcv's EMAHook makes it, in the network's own spelling."""
     for pattern in (*KEY_TABLE, *DROPPED_KEYS):
         if match := re.fullmatch(pattern.replace(r"\.", "_"), name):
@@ -92,4 +91,4 @@ def restored(name: str) -> str:
     raise AssertionError(name)
 
 
-__all__ = ["DROPPED_KEYS", "KEY_TABLE", "key_family", "new_names", "old_name", "restored"]
+__all__ = ["DROPPED_KEYS", "KEY_TABLE", "key_family", "new_names", "old_name", "restore_dots"]

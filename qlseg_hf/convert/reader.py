@@ -1,19 +1,16 @@
-"""Reading a stranger's file: nothing in it is executed, and the network is found wherever it lies."""
+"""The network in a stranger's file, wherever it lies."""
 
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..utils.text import first_line
-from .key_table import DROPPED_KEYS, KEY_TABLE, restored
+from .errors import ConversionError
+from .key_table import DROPPED_KEYS, KEY_TABLE, restore_dots
+from .loading import read_pickle, read_safetensors
 
 # Names as a file may have them: behind a prefix, or as a buffer of mmcv's EMAHook (`ema_` and underscores for dots)
 _NAMES = "|".join(re.sub(r"\?P<\w+>", "?:", pattern) for pattern in (*KEY_TABLE, *DROPPED_KEYS))
@@ -24,26 +21,8 @@ AVERAGE_NAME = r"(?i)(?<![a-z])ema(?![a-z])|averaged?(?![a-z])"  # in the name o
 AVERAGE_COUNTERS = r"(?:[\w.]+\.)?(?:n_averaged|steps?|num_updates|decay|initted)"
 AVERAGE = "a moving average of the weights; --ema takes it instead of them"
 PLAIN = "the weights without the moving average, which was taken instead of them"
-# What training frameworks store beside weights; it is passed over, and no code of it runs
-BESIDE_WEIGHTS = (
-    r"(?:addict|deepspeed|lightning|lightning_fabric|mmcv|mmengine|mmseg|omegaconf|pytorch_lightning|yacs)\..+"
-    r"|numpy\.(?:_?core\.(?:multiarray\._reconstruct|numeric\._frombuffer)|ndarray|dtypes\.\w+)"
-    r"|argparse\.Namespace|collections\.(?:defaultdict|deque)|datetime\.\w+|pathlib\.[\w.]+|typing\.Any"
-    r"|builtins\.(?:bool|dict|float|int|list|object|str|tuple)|copyreg\._reconstructor"
-)
-# printed, never run here: for a file of one's own, which this loads as Python does, code and all
-STRIP = (
-    "python -c \"import torch; c = torch.load('%s', weights_only=False); m = c.get('meta', {}); torch.save({'meta': "
-    "{k: m[k] for k in ('config', 'cfg', 'CLASSES', 'PALETTE', 'dataset_meta') if k in m}, 'state_dict': "
-    "c['state_dict']}, 'stripped.pth')\""
-)
 
 
-class ConversionError(ValueError):
-    """A sentence for the user: what is wrong with the checkpoint or the arguments."""
-
-
-@dataclass
 @dataclass
 class Checkpoint:
     """One network of a file, and what was done to get it."""
@@ -89,7 +68,7 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
     if not path.is_file():
         raise ConversionError(f"{path} does not exist or is not a file")
     content = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
-    places = dict(state_dicts(content))
+    places = dict(find_state_dicts(content))
     if not places:  # no name is known: what it is instead
         inner = content.get("state_dict", content) if isinstance(content, dict) else None
         if not isinstance(inner, dict) or not inner or not all(isinstance(key, str) for key in inner):
@@ -97,7 +76,8 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
                 f"{path} holds no state dict; a checkpoint of mmsegmentation or a bare state dict is wanted"
             )
         places = {"state_dict" if inner is not content else "": inner}
-    meta = next((part["meta"] for part in along(content, [*places][0]) if isinstance(part.get("meta"), dict)), {})
+    metas = (part.get("meta") for part in dicts_on_the_way(content, [*places][0]))
+    meta = next((meta for meta in metas if isinstance(meta, dict)), {})
     try:
         networks, dropped = [], {}
         for place, state_dict in places.items():
@@ -122,74 +102,26 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
             f"{path}: {', '.join(strange[:4])} are empty, or no dense tensors of numbers; if DeepSpeed ZeRO-3 has cut "
             "them up, join them with its zero_to_fp32.py"
         )
-    refuse_claims(path, taken.weights)
+    check_claimed_size(path, taken.weights)
     return Checkpoint(taken.weights, meta, taken.keys, dropped, notes)
 
 
-def read_safetensors(path: Path) -> dict:
-    """Tensors by name, and as meta a configuration text if the file's own metadata has one."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            texts = {key: text for key, text in (file.metadata() or {}).items() if key in ("config", "cfg")}
-            return {"state_dict": {key: file.get_tensor(key) for key in file.keys()}, "meta": texts}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{path} is no safetensors file, or is truncated: {first_line(error)}") from error
-
-
-def read_pickle(path: Path):
-    """What `torch.save` wrote, with nothing in the place of objects of training frameworks."""
-    is_archive = zipfile.is_zipfile(path)
-    if is_archive:
-        refuse_damaged_archive(path)
-    # mmcv stores the best score as a NumPy scalar; under NumPy 1 and 2 its constructor has two names
-    allowed = [(stored_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    allowed.append((StoredDtype, "numpy.dtype"))
-    while True:
-        try:
-            with torch.serialization.safe_globals(allowed):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-        except UnpicklingError as error:
-            found = re.search(r"GLOBAL ([\w.]+)", str(error))
-            name = found and (found[1] if "." in found[1] else f"builtins.{found[1]}")
-            if name and re.fullmatch(BESIDE_WEIGHTS, name) and all(name != known for _, known in allowed):
-                allowed.append((Nothing, name))
-                continue
-            what = f"the Python object {found[1]}, which is not run" if found else "no PyTorch checkpoint"
-            remedy = f"; if you trust the file, strip it (this runs it): {STRIP % path.name}" if found else ""
-            raise ConversionError(f"{path} holds {what}; only tensors and plain data are read{remedy}") from error
-        except Exception as error:  # a stranger's file may provoke any
-            raise ConversionError(f"{path} is no PyTorch checkpoint, or is truncated: {first_line(error)}") from error
-
-
-class Nothing:
-    """In the place of an object that weights do not need; takes everything and keeps nothing."""
-
-    def __new__(cls, *_, **__):
-        return object.__new__(cls)
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __setstate__(self, state) -> None:
-        pass
-
-
-def state_dicts(content, place: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, dict]]:
+def find_state_dicts(content, place: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, dict]]:
     """(`model.state_dict`, dict) for every dict in a file that holds a weight of the network; each dict once."""
     seen = set() if seen is None else seen
     if not isinstance(content, dict) or id(content) in seen:
         return
     seen.add(id(content))
     texts = {key: value for key, value in content.items() if isinstance(key, str)}
-    if any(isinstance(value, torch.Tensor) and KNOWN.fullmatch(unwrapped(key)) for key, value in texts.items()):
+    if any(isinstance(value, torch.Tensor) and KNOWN.fullmatch(strip_wrappers(key)) for key, value in texts.items()):
         yield place, content
     elif place.count(".") < 3:
         for key, value in texts.items():
             if re.fullmatch(r"(?ai)(?!.*(?:optim|sched))[\w-]{1,40}", key):  # it may stand in the card
-                yield from state_dicts(value, f"{place}.{key}".lstrip("."), seen)
+                yield from find_state_dicts(value, f"{place}.{key}".lstrip("."), seen)
 
 
-def along(content, place: str) -> Iterator[dict]:
+def dicts_on_the_way(content, place: str) -> Iterator[dict]:
     """The dicts on the way to a place."""
     for key in place.split("."):
         if isinstance(content, dict):
@@ -197,7 +129,7 @@ def along(content, place: str) -> Iterator[dict]:
             content = content.get(key)
 
 
-def unwrapped(key: str) -> str:
+def strip_wrappers(key: str) -> str:
     """A key without the names that compiling and distributing put between those of the network."""
     start = re.search(r"(?:^|\.)(?:backbone|decode_head)\.", key)
     return key[: start.end()] + re.sub(WRAPPERS, "", key[start.end() :]) if start else key
@@ -207,7 +139,7 @@ def split_networks(place: str, state_dict: dict) -> tuple[list[Network], dict[st
     """The networks of a dict by their prefixes, and {key: reason} of counters beside a moving average."""
     networks, rest, dropped = {}, [], {}
     for key, value in state_dict.items():
-        match = KNOWN.fullmatch(unwrapped(key)) if isinstance(key, str) else None
+        match = KNOWN.fullmatch(strip_wrappers(key)) if isinstance(key, str) else None
         if match is None:
             rest.append(key)
             continue
@@ -215,7 +147,7 @@ def split_networks(place: str, state_dict: dict) -> tuple[list[Network], dict[st
         prefix = match["prefix"]
         is_average = is_buffer or re.search(AVERAGE_NAME, f"{place}.{prefix}") is not None
         network = networks.setdefault((prefix, is_buffer), Network(place, prefix, is_average, is_buffer))
-        network.add(restored(match["buffer"]) if is_buffer else match["name"], key, value)
+        network.add(restore_dots(match["buffer"]) if is_buffer else match["name"], key, value)
     whole = [network for network in networks.values() if not network.has_buffers] or [*networks.values()]
     whole = sorted(whole, key=lambda network: len(network.prefix), reverse=True) or [Network(place, "", False)]
     for key in rest:
@@ -248,7 +180,7 @@ def choose_network(networks: list[Network], meta: dict, ema: bool) -> tuple[Netw
         raise ConversionError("there is no moving average of the weights; leave --ema out")
     wanted = averages if ema or not plain else plain
     if len(wanted) > 1:
-        parts = [f"{len(n.weights)} keys {place_of(n)}" for n in wanted]
+        parts = [f"{len(n.weights)} keys {describe_place(n)}" for n in wanted]
         raise ConversionError(f"the keys are not those of one network: {', '.join(parts)}; keep one of them")
     (taken,) = wanted
     if not plain and not notes:
@@ -262,31 +194,14 @@ def choose_network(networks: list[Network], meta: dict, ema: bool) -> tuple[Netw
         notes.append(f"The weights are those of {taken.place}.")
     if taken.prefix:
         notes.append(f"Every key has the prefix {taken.prefix}, which was taken off.")
-    if any(unwrapped(key) != key for key in taken.keys.values()):
+    if any(strip_wrappers(key) != key for key in taken.keys.values()):
         notes.append("Names of wrappers inside the keys (_orig_mod and the like) were taken off.")
     return taken, notes
 
 
-def place_of(network: Network) -> str:
+def describe_place(network: Network) -> str:
     prefix = f"with the prefix {network.prefix}" if network.prefix else "without a prefix"
     return f"{prefix} in {network.place}" if network.place else prefix
-
-
-def refuse_damaged_archive(path: Path) -> None:
-    """ConversionError if a zip archive is not what `torch.save` writes, or a checksum in it does not match."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-            if is_compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise ConversionError(f"{path} is no PyTorch checkpoint: it unpacks to more than it holds")
-            damaged = archive.testzip()
-    except ConversionError:
-        raise
-    except Exception as error:  # zipfile raises half a dozen kinds
-        raise ConversionError(f"{path} is no PyTorch checkpoint, or is damaged: {first_line(error)}") from error
-    if damaged is not None:
-        raise ConversionError(f"{path} is damaged: the checksum of {damaged} does not match; copy the file again")
 
 
 def is_plain(value: torch.Tensor) -> bool:
@@ -300,30 +215,13 @@ def is_plain(value: torch.Tensor) -> bool:
     )
 
 
-def refuse_claims(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
+def check_claimed_size(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
     """ConversionError if the weights would take more memory than the file, as repeated (expanded) tensors do."""
     claimed = sum(math.prod(value.shape) * value.element_size() for value in state_dict.values())
     if claimed > path.stat().st_size:
         raise ConversionError(
             f"{path} claims {claimed:.3g} bytes of weights and has {path.stat().st_size:.3g}; store every tensor whole"
         )
-
-
-class StoredDtype:
-    """In the place of `numpy.dtype`, which a stranger's file could make of any size."""
-
-    def __init__(self, kind: str, *_):
-        self.kind = kind
-
-    def __setstate__(self, state) -> None:
-        """Byte order and the like; the files are little-endian."""
-
-
-def stored_scalar(dtype: StoredDtype, data: bytes) -> float | int:
-    """In the place of NumPy's constructor of scalars."""
-    if dtype.kind not in ("f4", "f8", "i4", "i8"):
-        raise UnpicklingError(f"a NumPy scalar of type {dtype.kind!r:.40}")
-    return np.frombuffer(data, dtype=f"<{dtype.kind}", count=1)[0].item()
 
 
 __all__ = ["Checkpoint", "ConversionError", "read_checkpoint"]

@@ -4,14 +4,13 @@ Confusion counts are summed picture by picture, so memory does not grow with the
 so the result does not depend on how pictures are split over processes.
 """
 
-import hashlib
-import json
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from tqdm import tqdm
 
 from ..data.check import add_to_tallies, count_values, is_no_label, range_error, score_warnings
@@ -29,8 +26,8 @@ from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, exchanged, failing_together
-from ..utils.files import write_atomically
 from .metrics import StreamingScores
+from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path
 
 ROUND_SECONDS = 10.0  # how often state is written and processes hear of each other's errors
 NUM_READ_AHEAD = 3  # pictures decoded while the model is busy
@@ -40,63 +37,23 @@ NUM_READ_AHEAD = 3  # pictures decoded while the model is busy
 class Evaluation:
     """Result of `evaluate_samples`, the same in every process.
 
-    `result`: `miou`, `macc`, `aacc`: fractions; `miou_interval`: [low, high], 95 %; `per_label`: [{"label": name,
-    "iou", "accuracy", "pixels": of the reference}]; `num_pictures`, `seconds`, `pictures_per_second`; `unreadable`:
-    names of the pictures that were not counted because they cannot be read; `warnings`: sentences on scores that do
-    not mean what they seem to (see `score_warnings`). Ready for strict JSON: what is not defined
-    (see `metrics.scores`) is None.
-    `worst`: (mIoU, index, name) of the pictures with the lowest mIoU of their own, worst first.
+    `result`: ready for strict JSON: what is not defined (see `metrics.scores`) is None. Scores are fractions.
+
+    - `miou`, `macc`, `aacc`; `miou_interval`: [low, high], 95 %; `boundary_iou`, `boundary_f1`: means over labels.
+    - `per_label`: [{"label": name, "iou", "accuracy", "boundary_iou", "boundary_f1", "pixels": of the reference,
+      "predicted_pixels"}].
+    - `confusion`: K x K pixels, rows reference, columns prediction. `never_predicted`: names of labels that the
+      references hold and no prediction does.
+    - `warnings`: sentences on scores that do not mean what they seem to (see `score_warnings`), and on labels that are
+      never predicted. `unreadable`: names of the pictures that were not counted because they cannot be read.
+    - `num_pictures`, `seconds`, `pictures_per_second`.
+
+    `worst`, `best`: (mIoU, index, name) of the pictures with the lowest and the highest mIoU of their own, in order.
     """
 
     result: dict[str, Any]
-    worst: list[tuple[float, int, str]]
-
-
-@dataclass
-class Progress:
-    """What one process has counted; its state file holds all of this. `next_index`: every one before it is done."""
-
-    scores: StreamingScores
-    num_worst: int
-    next_index: int = 0
-    seconds: float = 0.0
-    worst: list[tuple[float, int, str]] = field(default_factory=list)
-    unreadable: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, label_map: torch.Tensor, labels: torch.Tensor, index: int, name: str) -> None:
-        """Count a picture: predicted and reference (H, W) labels."""
-        miou = self.scores.update(label_map, labels, index)
-        if not math.isnan(miou):
-            self.worst = sorted([*self.worst, (miou, index, name)])[: self.num_worst]
-        self.next_index = index + 1
-
-    def write(self, path: Path, protocol: dict[str, str]) -> None:
-        """Write a state file; atomic. It holds a checksum of itself, since a wrong bit would be a wrong score."""
-        notes = {"next_index": self.next_index, "seconds": self.seconds, "worst": self.worst, "protocol": protocol}
-        notes["unreadable"] = self.unreadable
-        state, text = self.scores.state_dict(), json.dumps(notes)
-        write_atomically(path, save(state, metadata={"evaluation": text, "sha256": state_sha256(state, text)}))
-
-    def read(self, path: Path, protocol: dict[str, str]) -> None:
-        """Take over a state file. ValueError if it is none, is damaged, or one of another protocol."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if metadata["sha256"] != state_sha256(state, metadata["evaluation"]):
-                raise ValueError("its checksum does not match")
-            notes = json.loads(metadata["evaluation"])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is no state of an evaluation ({error}); delete it to start over") from error
-        stored = notes["protocol"]
-        if differing := sorted(key for key in stored | protocol if stored.get(key) != protocol.get(key)):
-            raise ValueError(
-                f"{path} holds an unfinished evaluation with another {', '.join(differing)}; finish that one, or "
-                "delete the file (or do not resume) to start over"
-            )
-        self.scores.load_state_dict(state)
-        self.next_index, self.seconds = notes["next_index"], notes["seconds"]
-        self.worst, self.unreadable = ([tuple(entry) for entry in notes[key]] for key in ("worst", "unreadable"))
+    worst: list[Ranked]
+    best: list[Ranked]
 
 
 def evaluate_samples(
@@ -107,31 +64,28 @@ def evaluate_samples(
     scales: Iterable[float] = (1.0,),
     flip: bool = False,
     window_batch_size: int | None = None,
-    rank: int = 0,
-    world_size: int = 1,
     max_samples: int | None = None,
     state_file: str | Path | None = None,
-    num_worst: int = 0,
+    num_examples: int = 0,
     skip_unreadable: bool = False,
     progress: bool = True,
     stop_signal: Callable[[], int | None] = lambda: None,
 ) -> Evaluation:
     """Scores of a model on labelled pictures, predicted by `segment` at the size of their label maps.
 
-    Process r of n takes pictures r, r + n, ..., without padding, one per call of `segment`, so that the windows of a
-    forward pass are the same for any n. Every process of the group has to call this, with the same arguments
-    but `rank`; with n = 1 the others need not.
+    Process r of the n of torch.distributed's group takes pictures r, r + n, ..., without padding, one per call of
+    `segment`, so that the windows of a forward pass are the same for any n. Every process of the group has to call
+    this, with the same arguments.
 
     Args:
         model: on its device, not wrapped for training.
         processor: gives windows and the label rules `label_map`, `do_reduce_labels` and `ignore_index`.
         samples: what `open_dataset` gives. A stream is read in full by every process, but not decoded.
         scales, flip, window_batch_size: see `segment`.
-        rank, world_size: of this process. If torch.distributed is not set up, the result is that of this rank alone.
         max_samples: the first so many only.
         state_file: write what was counted beside it every `ROUND_SECONDS` (see `state_path`, one file per process) and
             start from there if it exists. It stays when all is done; `remove_state` takes it away.
-        num_worst: how many of the worst pictures to name.
+        num_examples: how many of the worst, and how many of the best pictures to name.
         skip_unreadable: name pictures that cannot be read in the result, instead of refusing them. mIoU over fewer
             pictures is another measure. Label maps that cannot be read are always refused.
         progress: show a bar in process 0.
@@ -146,69 +100,93 @@ def evaluate_samples(
         OtherProcessError: one of these in another process.
     """
     scales = scale_factors(scales)
-    if not 0 <= rank < world_size or (
-        world_size > 1 and dist.is_initialized() and dist.get_world_size() != world_size
-    ):
-        raise ValueError(f"rank {rank} of {world_size} processes is not what torch.distributed was set up with")
-    counted = Progress(StreamingScores(model.config.num_labels, processor.ignore_index), num_worst)
-    path = None if state_file is None else state_path(state_file, rank, world_size)
-    protocol = {}
+    rank, world_size = process_place()
+    counted = Progress(StreamingScores(model.config.num_labels, processor.ignore_index), num_examples)
+    save_state = None
     with failing_together(world_size):
-        if (max_samples is not None and max_samples < 1) or num_worst < 0:
-            raise ValueError(f"max_samples is {max_samples}, num_worst {num_worst}; at least 1 and 0 are wanted")
-        if path is not None:
-            protocol = protocol_of_state(model, processor, samples, scales, flip, num_worst)
-            if path.exists():
-                counted.read(path, protocol)
-                if counted.unreadable and not skip_unreadable:
-                    raise ValueError(
-                        f"{path} has passed by {counted.unreadable[0][1]}, which cannot be read; skip unreadable "
-                        "pictures again, or delete the file (or do not resume) to start over"
-                    )
-                if max_samples is not None and counted.next_index > max_samples:
-                    raise ValueError(
-                        f"{path} has already counted picture {counted.next_index}, but max_samples is {max_samples}; "
-                        "delete the file (or do not resume) to start over"
-                    )
+        if (max_samples is not None and max_samples < 1) or num_examples < 0:
+            raise ValueError(f"max_samples is {max_samples}, num_examples {num_examples}; at least 1 and 0 are wanted")
+        if state_file is not None:
+            path = state_path(state_file)
+            protocol = protocol_of_state(model, processor, samples, scales, flip, num_examples)
+            counted.resume(path, protocol, max_samples, skip_unreadable)
+            save_state = partial(counted.write, path, protocol)
+    mine = read_ahead(
+        own_samples(samples, rank, world_size, counted.next_index, max_samples),
+        skip_unreadable,
+        processor.settings().reading,
+    )
+    given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
+    predict = partial(predict_and_read, model, processor, given)
+    with show_bar(samples, counted, rank, world_size, max_samples, progress) as bar:
+        while not count_together(mine, counted, predict, bar, stop_signal, save_state, world_size):
+            pass
+    return sum_counts(counted, model, processor, world_size)
+
+
+def predict_and_read(
+    model: QLSegForSemanticSegmentation,
+    processor: QLSegImageProcessor,
+    settings: dict[str, Any],
+    name: str,
+    picture: np.ndarray,
+    stored: np.ndarray,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H, W) predicted labels and (H, W) labels of the reference of one picture; `settings` are those of `segment`."""
+    labels = apply_label_rules(stored, name, processor, list(model.config.id2label.values()))
+    return segment(model, processor, picture, **settings)[0], labels  # type: ignore[return-value]  # one per picture
+
+
+def show_bar(
+    samples: Samples, counted: Progress, rank: int, world_size: int, max_samples: int | None, is_wanted: bool
+) -> tqdm:
+    """Progress bar over the pictures of this process, shown in the first one."""
     total = None
     if hasattr(samples, "__len__"):
         total = len(range(rank, min(len(samples), max_samples or len(samples)), world_size))
-
-    def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple:  # two (H, W) label maps
-        labels = checked_labels(stored, name, processor, list(model.config.id2label.values()))
-        given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
-        return segment(model, processor, picture, **given)[0], labels
-
-    own = own_samples(samples, rank, world_size, counted.next_index, max_samples)
-    mine = read_ahead(own, skip_unreadable, processor.settings().reading)
-    with tqdm(
+    return tqdm(
         total=total,
         initial=counted.scores.totals["num_pictures"].item() + len(counted.unreadable),
         desc="evaluating" if world_size == 1 else f"evaluating, 1 of {world_size} processes",
         unit=" pictures",
         position=0,  # in the place of a bar that is there, as in training, not below it
         leave=False,
-        disable=not progress or rank > 0,
-    ) as bar:
-        all_finished = False
-        while not all_finished:
-            with failing_together(world_size):
-                num_before = counted.next_index
-                error, is_finished = None, False
-                try:
-                    is_finished = count_for_a_round(mine, counted, predict, bar, stop_signal)
-                except Exception as caught:  # raised below; pictures counted before it are kept
-                    error = caught
-                if path is not None and counted.next_index > num_before:
-                    counted.write(path, protocol)
-                if error is not None:
-                    raise error
-            heard = exchanged((is_finished, stop_signal()), world_size)
-            all_finished = all(is_finished for is_finished, _ in heard)
-            numbers = [number for _, number in heard if number is not None]
-            if numbers and not all_finished:
-                raise StopRequestedError(max(numbers))
-    return summed(counted, model, processor, world_size)
+        disable=not is_wanted or rank > 0,
+    )
+
+
+def count_together(
+    mine: Iterator,
+    counted: Progress,
+    predict: Callable,
+    bar: tqdm,
+    stop_signal: Callable[[], int | None],
+    save_state: Callable[[], None] | None,
+    world_size: int,
+) -> bool:
+    """Count for a round, keep it, and hear of the other processes; whether all of them are finished.
+
+    Raises:
+        StopRequestedError: a signal has come to any of them before all were finished.
+        Exception: of this round; the pictures counted before it are kept. OtherProcessError in the others.
+    """
+    with failing_together(world_size):
+        num_before = counted.next_index
+        error, is_finished = None, False
+        try:
+            is_finished = count_for_a_round(mine, counted, predict, bar, stop_signal)
+        except Exception as caught:  # raised below, when the state is written
+            error = caught
+        if save_state is not None and counted.next_index > num_before:
+            save_state()
+        if error is not None:
+            raise error
+    heard = exchanged((is_finished, stop_signal()), world_size)
+    all_finished = all(is_finished for is_finished, _ in heard)
+    numbers = [number for _, number in heard if number is not None]
+    if numbers and not all_finished:
+        raise StopRequestedError(max(numbers))
+    return all_finished
 
 
 def count_for_a_round(
@@ -271,7 +249,7 @@ def read_ahead(
             yield index, name, *future.result()
 
 
-def checked_labels(stored: np.ndarray, name: str, processor: QLSegImageProcessor, names: list[str]) -> torch.Tensor:
+def apply_label_rules(stored: np.ndarray, name: str, processor: QLSegImageProcessor, names: list[str]) -> torch.Tensor:
     """(H, W) labels by the processor's rules; ValueError naming file, values and setting if some are no labels."""
     labels = processor.reduce_labels(torch.from_numpy(stored))
     is_wrong = is_no_label(labels.numpy(), processor, len(names))
@@ -282,40 +260,65 @@ def checked_labels(stored: np.ndarray, name: str, processor: QLSegImageProcessor
     return labels
 
 
-def summed(
+def sum_counts(
     counted: Progress, model: QLSegForSemanticSegmentation, processor: QLSegImageProcessor, world_size: int
 ) -> Evaluation:
     """Add up what the processes counted. ValueError if that is nothing."""
-    state, worst, seconds, unreadable = counted.scores.state_dict(), counted.worst, counted.seconds, counted.unreadable
-    if world_size > 1 and dist.is_initialized():
+    state, ranked = counted.scores.state_dict(), (counted.worst, counted.best)
+    seconds, unreadable = counted.seconds, counted.unreadable
+    if world_size > 1:
         device = "cpu" if dist.get_backend() == "gloo" else model.device
         for name, total in state.items():
             total = total.to(device)
             dist.all_reduce(total)
             state[name] = total.cpu()
-        lists, times, skipped = zip(*exchanged((worst, seconds, unreadable), world_size))
-        worst, seconds = sorted(entry for part in lists for entry in part)[: counted.num_worst], max(times)
-        unreadable = sorted(entry for part in skipped for entry in part)
+        lists, times, skipped = zip(*exchanged(([*counted.worst, *counted.best], seconds, unreadable), world_size))
+        ranked = rank_pictures((entry for part in lists for entry in part), counted.num_examples)
+        seconds, unreadable = max(times), sorted(entry for part in skipped for entry in part)
     scores = StreamingScores(**counted.scores.settings)
     scores.load_state_dict(state)
-    found = scores.compute()
     with failing_together(world_size):
-        if found["num_pictures"] == 0:
+        if state["num_pictures"] == 0:
             reason = f"none of {len(unreadable)} can be read" if unreadable else "the data set is empty"
             raise ValueError(f"there is no picture to evaluate: {reason}")
-    columns = (found["iou"], found["accuracy"], found["reference_pixels"])
+    result = describe_scores(scores, list(model.config.id2label.values()), processor)
+    result["unreadable"] = [name for _, name in unreadable]
+    result["seconds"] = seconds
+    result["pictures_per_second"] = result["num_pictures"] / seconds
+    return Evaluation(result, *ranked)
+
+
+def describe_scores(scores: StreamingScores, names: list[str], processor: QLSegImageProcessor) -> dict[str, Any]:
+    """`Evaluation.result` of the scores of K labels with these names, but for what only the evaluation knows."""
+    found, counts = scores.compute(), scores.totals["counts"]
     result = {name: or_none(found[name]) for name in ("miou", "macc", "aacc")}
     result["miou_interval"] = [or_none(bound) for bound in found["miou_interval"]]
+    result |= {name: or_none(found[f"mean_{name}"]) for name in ("boundary_iou", "boundary_f1")}
+    columns = ("iou", "accuracy", "boundary_iou", "boundary_f1")
     result["per_label"] = [
-        {"label": model.config.id2label[i], "iou": or_none(iou), "accuracy": or_none(accuracy), "pixels": pixels}
-        for i, (iou, accuracy, pixels) in enumerate(zip(*columns))
+        {"label": name}
+        | {column: or_none(found[column][i]) for column in columns}
+        | {"pixels": found["reference_pixels"][i], "predicted_pixels": found["predicted_pixels"][i]}
+        for i, name in enumerate(names)
     ]
+    result["never_predicted"] = [
+        row["label"] for row in result["per_label"] if row["pixels"] and not row["predicted_pixels"]
+    ]
+    result["confusion"] = counts.tolist()
     result["num_pictures"] = found["num_pictures"]
-    result["unreadable"] = [name for _, name in unreadable]
-    result["warnings"] = score_warnings(scores.totals["counts"], list(model.config.id2label.values()), processor)
-    result["seconds"] = seconds
-    result["pictures_per_second"] = found["num_pictures"] / seconds
-    return Evaluation(result, worst)
+    result["warnings"] = score_warnings(counts, names, processor) + never_predicted_warnings(result["never_predicted"])
+    return result
+
+
+def never_predicted_warnings(names: list[str]) -> list[str]:
+    """A sentence on the labels that are in the references and in no prediction, if there are any."""
+    if not names:
+        return []
+    shown = ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return [
+        f"{len(names)} labels of the references are never predicted: {shown}; train longer, give them a larger factor "
+        "in class_weights, or add pictures that show them"
+    ]
 
 
 def or_none(value: float) -> float | None:
@@ -323,58 +326,4 @@ def or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def state_path(state_file: str | Path, rank: int, world_size: int) -> Path:
-    """The state file of one process: another number of processes starts over."""
-    path = Path(state_file)
-    return path.with_name(f"{path.name}.{rank + 1}-of-{world_size}")
-
-
-def remove_state(state_file: str | Path, rank: int, world_size: int) -> None:
-    """Delete the state file of this process, if there is one."""
-    state_path(state_file, rank, world_size).unlink(missing_ok=True)
-
-
-def protocol_of_state(
-    model: QLSegForSemanticSegmentation,
-    processor: QLSegImageProcessor,
-    samples: Samples,
-    scales: list[float],
-    flip: bool,
-    num_worst: int,
-) -> dict[str, str]:
-    """What must not change between an interrupted evaluation and the one that continues it.
-
-    Not in it: `max_samples`, which may grow, and `window_batch_size`, which changes rounding only.
-    """
-    return {
-        "model": weights_sha256(model),
-        "label names": json.dumps(model.config.id2label),
-        "processor (picture sizes, windows or label rules)": json.dumps(processor.to_dict(), default=str),
-        "data set": fingerprint_of_samples(samples),
-        "scales": str(scales),
-        "flip": str(flip),
-        "number of worst pictures": str(num_worst),
-    }
-
-
-def state_sha256(state: dict[str, torch.Tensor], notes: str) -> str:
-    """Of all that a state file holds."""
-    return hashlib.sha256(save(state) + notes.encode()).hexdigest()
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Of every name, dtype, shape and value. Seconds for a ViT-L."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def fingerprint_of_samples(samples: Samples) -> str:
-    """Hash of what the data set is, without reading its pictures; of a stream also the first sample's name."""
-    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items()), *samples.origin()]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()
-
-
-__all__ = ["Evaluation", "evaluate_samples", "remove_state", "state_path"]
+__all__ = ["Evaluation", "evaluate_samples", "never_predicted_warnings"]

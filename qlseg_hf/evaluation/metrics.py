@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..model.image_io import Picture, load_label_map
+from .boundaries import boundary_f1, count_boundaries
 
 
 def confusion_counts(label_map: Picture, reference: Picture, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
@@ -103,9 +104,10 @@ def scores(counts: torch.Tensor) -> dict[str, float | int | list]:
 class StreamingScores:
     """Scores of a data set that is seen once, picture by picture, with a 95 % interval of mIoU over pictures.
 
-    Memory is K x K counts and R x 3 x K of a Poisson bootstrap, whatever the number of pictures. A replicate counts a
-    picture as often as a Poisson(1) draw says; the draws depend on `seed` and the picture's index only, and all sums
-    are integers, so any split over processes gives the same result, bit for bit (with one version of NumPy).
+    Memory is K x K counts, 7 x K at boundaries (see `boundaries`) and R x 3 x K of a Poisson bootstrap, whatever the
+    number of pictures. A replicate counts a picture as often as a Poisson(1) draw says; the draws depend on `seed` and
+    the picture's index only, and all sums are integers, so any split over processes gives the same result, bit for bit
+    (with one version of NumPy).
 
     Args:
         num_labels: K.
@@ -129,6 +131,8 @@ class StreamingScores:
         self.totals = {
             "counts": torch.zeros(num_labels, num_labels, dtype=torch.int64),
             "replicates": torch.zeros(num_replicates, 3, num_labels, dtype=torch.int64),
+            "boundary_band": torch.zeros(3, num_labels, dtype=torch.int64),
+            "boundary_contour": torch.zeros(4, num_labels, dtype=torch.int64),
             "num_pictures": torch.zeros((), dtype=torch.int64),
         }
 
@@ -148,11 +152,16 @@ class StreamingScores:
         """
         if index < 0:
             raise ValueError(f"picture index is {index}; give its position in the data set, 0 or more")
-        counts = confusion_counts(label_map, reference, self.settings["num_labels"], self.settings["ignore_index"])
+        label_map, reference = load_pair(label_map, reference)
+        rules = (self.settings["num_labels"], self.settings["ignore_index"])
+        counts = confusion_counts(label_map, reference, *rules)
+        band, contour = count_boundaries(label_map, reference, *rules)
         areas = label_areas(counts)  # (3, K)
         draws = np.random.default_rng((self.settings["seed"], index)).poisson(size=self.settings["num_replicates"])
         self.totals["counts"] += counts
         self.totals["replicates"] += torch.from_numpy(draws)[:, None, None] * areas  # (R, 3, K)
+        self.totals["boundary_band"] += band
+        self.totals["boundary_contour"] += contour
         self.totals["num_pictures"] += 1
         return label_iou(areas).nanmean().item()
 
@@ -174,14 +183,21 @@ class StreamingScores:
             total.copy_(state[name])
 
     def compute(self) -> dict[str, float | int | list]:
-        """`scores` of all pictures, their number as `num_pictures`, and `miou_interval`: [low, high].
+        """`scores` of all pictures, scores at boundaries, `num_pictures`, and `miou_interval`: [low, high].
 
+        `boundary_iou`, `boundary_f1`: K floats, NaN for a label without boundaries in either map;
+        `mean_boundary_iou`, `mean_boundary_f1`: over the other labels.
         The interval spans the 2.5th to the 97.5th percentile of mIoU over the replicates; those that drew nothing are
         left out, and without any it is [NaN, NaN]. With few pictures it is too narrow; of one it has no width.
         """
         replicates = label_iou(self.totals["replicates"]).nanmean(dim=-1)  # (R,)
         interval = replicates.nanquantile(replicates.new_tensor([0.025, 0.975]))
+        band_iou, contour_f1 = label_iou(self.totals["boundary_band"]), boundary_f1(self.totals["boundary_contour"])
         return scores(self.totals["counts"]) | {
+            "boundary_iou": band_iou.tolist(),
+            "boundary_f1": contour_f1.tolist(),
+            "mean_boundary_iou": band_iou.nanmean().item(),
+            "mean_boundary_f1": contour_f1.nanmean().item(),
             "miou_interval": interval.tolist(),
             "num_pictures": self.totals["num_pictures"].item(),
         }

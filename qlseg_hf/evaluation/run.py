@@ -7,7 +7,6 @@ with the data set.
 
 import json
 import platform
-import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,21 +15,22 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import PartialState
-from PIL import Image
 from transformers.utils import logging
 
-from ..data.datasets import StreamedSamples, open_dataset
+from ..data.datasets import open_dataset
 from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
-from ..model.segmentation import segment
 from ..utils.distributed import deaths_reported, failing_together, joined_processes
-from ..utils.files import file_sha256, remove_partial, write_atomically
+from ..utils.files import remove_partial, write_atomically
+from ..utils.hashing import file_sha256
 from ..utils.text import printable
-from ..utils.visualization import draw_overlay, label_colors, save_picture
-from .evaluator import Evaluation, evaluate_samples, remove_state
+from .evaluator import Evaluation, evaluate_samples, never_predicted_warnings
+from .examples import Examples, draw_examples
+from .report import label_csv, to_json, write_evaluation_report
+from .state import remove_state
 
-NUM_WORST = 20
+NUM_EXAMPLES = 10  # of the worst pictures, and of the best
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Request:
         skip_unreadable: name pictures that cannot be read instead of refusing them.
         output: JSON file for scores and protocol; what was counted until all is done lies beside it.
         card: also write them into README.md in the model's folder.
-        worst: folder for overlays of the worst pictures, prediction and reference.
+        report: HTML file with scores, confusions, worst and best pictures; or a folder for it and `per_label.csv`.
         dtype: of the network.
         resume: continue an interrupted run.
     """
@@ -68,7 +68,7 @@ class Request:
     skip_unreadable: bool = False
     output: Path | None = None
     card: bool = False
-    worst: Path | None = None
+    report: Path | None = None
     window_batch_size: int | None = None
     dtype: str = "float32"
     resume: bool = True
@@ -111,43 +111,48 @@ def _evaluate(args: Request, state: PartialState) -> None:
                 )
     for note in getattr(samples, "notes", ()) if state.is_main_process else ():
         print(f"warning: {printable(note)}", file=sys.stderr)
-    place = {"rank": state.process_index, "world_size": state.num_processes}
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
+    page = args.report and report_path(args.report)
     if state.is_main_process:
-        for folder in {args.output and args.output.absolute().parent, args.worst} - {None}:
+        for folder in {path.absolute().parent for path in (args.output, page) if path}:
             remove_partial(folder)
     if state_file and not args.resume:
-        remove_state(state_file, **place)
+        remove_state(state_file)
+    settings = {"scales": args.scales, "flip": args.flip, "window_batch_size": args.window_batch_size}
     evaluation = evaluate_samples(
         model,
         processor,
         samples,
-        scales=args.scales,
-        flip=args.flip,
-        window_batch_size=args.window_batch_size,
         max_samples=args.max_samples,
         state_file=state_file,
-        num_worst=NUM_WORST if args.worst else 0,
+        num_examples=NUM_EXAMPLES,
         skip_unreadable=args.skip_unreadable,
-        **place,
+        **settings,
     )
-    with failing_together(state.num_processes):
-        if args.worst:
-            save_worst(args, model, processor, samples, evaluation, state)
+    examples = draw_examples(model, processor, samples, evaluation, **settings) if page else None
     with failing_together(state.num_processes):
         if state.is_main_process:
-            report(args, model, processor, samples, evaluation, state)
+            protocol = protocol_of(args, model, processor, samples, state)
+            if page:
+                write_pages(args, page, evaluation, examples, protocol)
+            publish(args, evaluation, protocol)
     if state_file:
-        remove_state(state_file, **place)
+        remove_state(state_file)
+
+
+def report_path(report: Path) -> Path:
+    """The page: `report` itself if it is named like one, else a file in it."""
+    return report if report.suffix.lower() in (".html", ".htm") and not report.is_dir() else report / "report.html"
 
 
 def check_outputs(args: Request) -> None:
     """ValueError, before hours of work, if results could not be written."""
     if args.output and (args.output.is_dir() or not args.output.absolute().parent.is_dir()):
         raise ValueError(f"--output {args.output} must be a file in a folder that exists")
-    if args.worst and args.worst.exists() and not args.worst.is_dir():
-        raise ValueError(f"--worst {args.worst} is a file; give a folder")
-
+    if args.report and report_path(args.report) == args.report and not args.report.absolute().parent.is_dir():
+        raise ValueError(f"--report {args.report} must be a file in a folder that exists, or a folder")
+    if args.report and report_path(args.report) != args.report and args.report.exists() and not args.report.is_dir():
+        raise ValueError(f"--report {args.report} is a file; give a folder, or a file that ends with .html")
     if args.card and not (Path(args.model) / "README.md").is_file():
         raise ValueError(f"--card writes into README.md in the model's folder, and {args.model} holds none")
 
@@ -168,70 +173,52 @@ def label_rules(args: Request) -> dict:
     return rules
 
 
-def save_worst(args, model, processor, samples, evaluation: Evaluation, state: PartialState) -> None:
-    """One picture per entry of `worst`: prediction on the left, reference on the right. Processes take turns."""
-    colors = label_colors(model.config)
-    wanted = {index: place for place, (_, index, _) in enumerate(evaluation.worst)}
-    mine = {index: place for index, place in wanted.items() if place % state.num_processes == state.process_index}
-    is_stream = isinstance(samples, StreamedSamples)
-    for index, sample in enumerate(samples) if is_stream else ((index, samples[index]) for index in mine):
-        if index > max(mine, default=-1) and is_stream:
-            break
-        if index not in mine:
-            continue
-        picture, stored = sample.read(**processor.settings().reading)
-        predicted = segment(
-            model,
-            processor,
-            picture,
-            scales=args.scales,
-            flip=args.flip,
-            window_batch_size=args.window_batch_size,
-        )[0]
-        reference = processor.reduce_labels(torch.from_numpy(stored))
-        left, right = (draw_overlay(picture, m, model.config.id2label, colors) for m in (predicted, reference))
-        both = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
-        both.paste(left, (0, 0))
-        both.paste(right, (left.width, 0))
-        save_picture(both, args.worst / overlay_name(mine[index], sample.name))
+def write_pages(args: Request, page: Path, evaluation: Evaluation, examples: Examples | None, protocol: dict) -> None:
+    """The HTML file; in a folder that was asked for also the table of labels."""
+    result, title = evaluation.result, f"{args.model} on {args.data}, {protocol['split']}"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_evaluation_report(page, result, examples=examples, protocol=protocol, title=printable(title))
+    if page != args.report:
+        write_atomically(page.with_name("per_label.csv"), label_csv([(None, result)]).encode())
 
 
-def overlay_name(place: int, name: str) -> str:
-    """The picture's name comes from the data set: letters, digits and a few signs of it, and not too many."""
-    safe = re.sub(r"[^-.() \w]", "_", Path(name).stem)
-    return f"{place + 1:02d}_{safe[:60]}.png"
-
-
-def report(args, model, processor, samples, evaluation: Evaluation, state: PartialState) -> None:
-    """Write the JSON and print the table."""
-    protocol = protocol_of(args, model, processor, samples, state)
-    result = evaluation.result | {"protocol": protocol}
-    if args.worst:
-        result["worst"] = [
-            {"miou": miou, "index": index, "name": name, "overlay": overlay_name(place, name)}
-            for place, (miou, index, name) in enumerate(evaluation.worst)
-        ]
+def publish(args: Request, evaluation: Evaluation, protocol: dict) -> None:
+    """Write the JSON and the card, and print the table."""
+    result = evaluation.result | {
+        kind: [{"miou": miou, "index": index, "name": name} for miou, index, name in getattr(evaluation, kind)]
+        for kind in ("worst", "best")
+    }
+    result["protocol"] = protocol
     if args.output:
-        text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
-        write_atomically(args.output, (text + "\n").encode())
-    if args.card and not result["warnings"]:
+        write_atomically(args.output, to_json(result).encode())
+    is_doubtful = set(result["warnings"]) > set(never_predicted_warnings(result["never_predicted"]))
+    if args.card and not is_doubtful:
         add_result_to_card(Path(args.model) / "README.md", result)
-    names = [printable(row["label"]) for row in result["per_label"]]
-    width = max(map(len, names))
-    print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'pixels':>12}")
-    for name, row in zip(names, result["per_label"]):
-        print(f"{name:{width}}  {percent(row['iou'])} {percent(row['accuracy'])} {row['pixels']:12d}")
-    low, high = result["miou_interval"]
-    print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")
-    print(f"mIoU, 95 % interval over pictures: {percent(low)} to {percent(high)} %")
-    print(f"{result['num_pictures']} pictures, {result['pictures_per_second']:.2f} per second")
+    print_table(result)
     for warning in result["warnings"]:
-        print(f"warning: {printable(warning)}" + ("; the card is left as it was" if args.card else ""))
+        print(f"warning: {printable(warning)}")
+    if args.card and is_doubtful:
+        print("the card is left as it was, because of the warnings")
     if skipped := result["unreadable"]:
         print(f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(skipped)}")
     print()
     for name, value in protocol.items():
         print(f"{name}: {json.dumps(value)}")
+
+
+def print_table(result: dict) -> None:
+    """Scores of every label, then those of the whole data set."""
+    names = [printable(row["label"]) for row in result["per_label"]]
+    width = max(map(len, names))
+    print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'bIoU':>6} {'bF1':>6} {'pixels':>12}")
+    for name, row in zip(names, result["per_label"]):
+        scores = " ".join(percent(row[column]) for column in ("iou", "accuracy", "boundary_iou", "boundary_f1"))
+        print(f"{name:{width}}  {scores} {row['pixels']:12d}")
+    low, high = result["miou_interval"]
+    print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")
+    print(f"mIoU, 95 % interval over pictures: {percent(low)} to {percent(high)} %")
+    print(f"boundary IoU {percent(result['boundary_iou'])}   boundary F1 {percent(result['boundary_f1'])} %")
+    print(f"{result['num_pictures']} pictures, {result['pictures_per_second']:.2f} per second")
 
 
 def percent(fraction: float | None) -> str:

@@ -1,30 +1,30 @@
-"""Model cards: what a folder on the Hub says about itself. Names from data sets and checkpoints are escaped."""
+"""Model cards: what a folder on the Hub says about itself.
 
-import json
-import os
+The text is `templates/card.md.jinja`; here is what is put into it. Names from data sets and checkpoints are escaped.
+"""
+
 import platform
-import re
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import (
-    EvalResult,
-    ModelCard,
-    ModelCardData,
-    hf_hub_download,
-    metadata_load,
-    try_to_load_from_cache,
-)
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, HTTPError, LocalEntryNotFoundError
-from huggingface_hub.utils import validate_repo_id
-from yaml import YAMLError
+from huggingface_hub import ModelCard, ModelCardData
 
-from ..utils.files import write_atomically
 from ..utils.text import as_code, escaped, fenced
-from .upload import CARD, model_argument
+from .results import (
+    MEASURED,
+    NOT_MEASURED,
+    add_result_to_card,
+    eval_results,
+    inference_protocol,
+    measured_line,
+    percent,
+)
+from .source import UNKNOWN, Source, hub_id, last_part, public_name, read_source, source_of
+from .upload import model_argument
 
+TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
 RELEASE_LICENSE = {
     "license": "other",
     "license_name": "academic-non-commercial",
@@ -32,168 +32,39 @@ RELEASE_LICENSE = {
 }
 LICENSE_NOTE = (
     "These weights were converted from a checkpoint of the original QLSeg, which is released for academic, "
-    "non-commercial use; the conversion does not change that. The code of `qlseg_hf` is Apache-2.0."
+    "non-commercial use; the conversion does not change that."
 )
-UNKNOWN = {"license": "unknown"}
-MEASURED, NOT_MEASURED = "## Measured", "No accuracy was measured for this card."
-METRICS = {"miou": ("mean_iou", "mIoU"), "macc": ("mean_accuracy", "mAcc"), "aacc": ("overall_accuracy", "aAcc")}
-PROTOCOL = ("scales", "flip", "size", "window_size", "window_stride", "do_reduce_labels", "ignore_index")
-CITATION = [
-    "## Citation",
-    "",
-    'Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation",',
-    "Pattern Recognition, 2024.",
-    "",
-]
 
 
-def hub_id(source: str | None) -> str | None:
-    """`source` if it is the id of a repository on the Hub: no file or folder here, and a valid id."""
-    if not source or os.path.exists(os.path.expanduser(source)):
-        return None
-    try:
-        validate_repo_id(source)
-    except HFValidationError:
-        return None
-    return source
+def _render(license_fields: dict[str, Any], facts: dict[str, Any], **metadata) -> str:
+    """The card as markdown with metadata. `facts` and `metadata` are of one kind of card each; others are shared."""
+    tags = ["qlseg", "semantic-segmentation", "vision"]
+    shared = {"library_name": "transformers", "pipeline_tag": "image-segmentation", "tags": tags}
+    data = ModelCardData(**license_fields, **shared, **metadata)
+    tools = {"text": escaped, "code": as_code, "percent": percent, "measured_title": MEASURED}
+    tools["fence"] = lambda text, language: "\n".join(fenced(text, language))
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **tools, **facts))
 
 
-def public_name(source: str) -> str:
-    """Id on the Hub, or name of a file or folder without the way to it."""
-    return hub_id(source) or last_part(source)
-
-
-def last_part(path: str) -> str:
-    """Name of a file or folder without the way to it, written in any system's manner."""
-    return re.split(r"[/\\]", os.path.abspath(os.path.expanduser(path)).rstrip("\\"))[-1]
-
-
-# ------------------------------------------------------------------------------------------------- parts of a card
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where weights came from and what its card said, as it was when they were loaded. Cards are written from this.
-
-    Attributes:
-        name: what may be published of it: Hub id (and folder in the repository), or name of a file or folder.
-        repo_id: on the Hub.
-        license: fields of a card; "unknown" if none was stated or could be read.
-        unknown_because: sentence that says why it is unknown.
-    """
-
-    name: str
-    repo_id: str | None = None
-    license: dict[str, str | list[str]] = field(default_factory=UNKNOWN.copy)
-    unknown_because: str = "Nobody has stated one for them."
-
-
-def read_source(
-    source: str | os.PathLike,
-    *,
-    subfolder: str | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    **where,
-) -> Source:
-    """What the card says that lies beside the weights of `source`.
-
-    Args:
-        source: file, folder or Hub id, as given to `from_pretrained`, from which the weights were just loaded.
-        subfolder, revision, cache_dir: as given there. A repository whose weights lie in a folder may hold several
-            models: the card is that of the folder.
-        where: `force_download`, `local_files_only` and `token`, if given there.
-
-    A card that cannot be read, from the Hub or at all, is no error: the weights matter more, and what is written later
-    says that the licence is unknown.
-    """
-    source, subfolder = str(source), subfolder or ""
-    if (repo_id := hub_id(source)) is None:
-        folder = Path(os.path.abspath(os.path.expanduser(source)), subfolder)
-        found, name = read_license(folder / CARD) if (folder / CARD).is_file() else {}, folder.name
-    else:
-        name, file = "/".join(filter(None, (repo_id, subfolder))), "/".join(filter(None, (subfolder, CARD)))
-        # the cache knows what belongs to the commit that was loaded; a second request might find another one
-        path = try_to_load_from_cache(repo_id, file, cache_dir, revision)
-        try:
-            if path is None or where.get("force_download"):
-                path = hf_hub_download(repo_id, file, revision=revision, cache_dir=cache_dir, **where)
-            found = (
-                read_license(Path(path)) if isinstance(path, str) else {}
-            )  # else: the cache knows that there is none
-        except LocalEntryNotFoundError:
-            found = None
-        except EntryNotFoundError:
-            found = {}
-        except (OSError, HTTPError):
-            found = None
-    if found is None:
-        return Source(name, repo_id, unknown_because="Its card could not be read when they were loaded.")
-    link = found.get("license_link")
-    if link and "://" not in link:
-        del found["license_link"]  # of a file that is not saved with the weights
-        if repo_id:
-            place = "/".join(filter(None, (subfolder, link)))
-            found["license_link"] = f"https://huggingface.co/{repo_id}/blob/{revision or 'main'}/{place}"
-    return Source(name, repo_id, found) if found.get("license") else Source(name, repo_id)
-
-
-def read_license(path: Path) -> dict[str, str | list[str]] | None:
-    """Licence fields of a card; none if its metadata state no licence, None if they cannot be read."""
-    try:
-        data = metadata_load(path) or {}
-    except (OSError, ValueError, YAMLError):
-        return None
-    license = data.get("license")
-    if not license or license == "unknown":
-        return {}
-    stated = {"license": [str(name) for name in license] if isinstance(license, list) else str(license)}
-    return stated | {name: str(data[name]) for name in ("license_name", "license_link") if data.get(name)}
-
-
-def source_of(model) -> Source | None:
-    """Where the weights of a network came from; None if they were drawn at random.
-
-    An encoder that was loaded into a network by `load_vit_weights` counts. Of several sources no licence is taken.
-    """
-    parts = [getattr(part, "source", None) for part in (model, model.backbone)]
-    found = list(dict.fromkeys(part.name for part in parts if part))
-    if len(found) < 2:
-        return next(filter(None, parts), None)
-    return Source(" and ".join(found), unknown_because="They have several sources.")
-
-
-def origin(source: Source | None) -> str:
+def _origin(source: Source | None) -> str:
     """Where weights started, as Markdown."""
     return as_code(source.name) if source else "random weights"
 
 
-def license_section(source: Source | None) -> list[str]:
-    """What is known about the licence of weights that started from `source`."""
-    source_license = source.license if source else UNKNOWN
-    if source_license == UNKNOWN:
+def _licence_sentence(source: Source | None) -> str:
+    """What is known about the licence of weights that started from `source`, as Markdown."""
+    stated = source.license if source else UNKNOWN
+    if stated == UNKNOWN:
         why = source.unknown_because if source else "Nobody has stated one for them."
-        text = f"The licence of these weights, which started from {origin(source)}, is unknown. {why}"
-    else:
-        stated = source_license.get("license_name") or source_license["license"]
-        name = escaped(stated if isinstance(stated, str) else ", ".join(stated))
-        link = f" ({as_code(source_license['license_link'])})" if source_license.get("license_link") else ""
-        text = f"These weights started from {origin(source)}, whose licence applies: {name}{link}."
-    return ["## Licence", "", f"{text} The code of `qlseg_hf` is Apache-2.0.", ""]
-
-
-def card_data(license_fields: dict[str, str], **fields) -> ModelCardData:
-    """Metadata that all cards share, and further fields."""
-    shared = {"library_name": "transformers", "pipeline_tag": "image-segmentation"}
-    tags = ["qlseg", "semantic-segmentation", "vision"]
-    return ModelCardData(**license_fields, **shared, tags=tags, **fields)
-
-
-def card_text(data: ModelCardData, lines: list[str]) -> str:
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n" + "\n".join(lines)))
+        return f"The licence of these weights, which started from {_origin(source)}, is unknown. {why}"
+    name = stated.get("license_name") or stated["license"]
+    link = f" ({as_code(stated['license_link'])})" if stated.get("license_link") else ""
+    shown = escaped(name if isinstance(name, str) else ", ".join(name))
+    return f"These weights started from {_origin(source)}, whose licence applies: {shown}{link}."
 
 
 def network_sentence(model) -> str:
+    """What the network is and how large, as Markdown."""
     config, backbone = model.config, model.config.backbone_config
     quantised = f", quantised by {model.quantization_method.value}" if getattr(model, "is_quantized", False) else ""
     encoder = f"Backbone `{backbone.model_type}`"
@@ -209,6 +80,7 @@ def network_sentence(model) -> str:
 
 
 def processor_sentence(processor) -> str:
+    """How pictures are scaled and cut, as Markdown."""
     settings = processor.settings()
     window = f"windows of {settings.window_size} px with stride {settings.window_stride} px"
     sides = dict(settings.size or {})
@@ -220,138 +92,6 @@ def processor_sentence(processor) -> str:
     )
 
 
-def use_section(name: str) -> list[str]:
-    """Snippet that segments picture.jpg; `name` is a folder or a Hub id (`upload_folder` replaces the folder)."""
-    snippet = f"""\
-import qlseg_hf  # registers QLSeg with transformers
-from transformers import pipeline
-
-segmenter = pipeline("image-segmentation", {model_argument(name)})
-for segment in segmenter("picture.jpg"):
-    print(segment["label"], segment["mask"].size)"""
-    without = (
-        "Without `qlseg_hf`: leave the first line out and give `pipeline` `trust_remote_code=True`; "
-        "the code lies beside the weights."
-    )
-    return ["## Use", "", *fenced(snippet, "python"), "", without, ""]
-
-
-def labels_section(id2label: dict[int, str]) -> list[str]:
-    rows = [f"| {index} | {escaped(name)} |" for index, name in sorted(id2label.items())]
-    return [
-        "<details><summary>Labels</summary>",
-        "",
-        "| value | label |",
-        "| ---: | --- |",
-        *rows,
-        "",
-        "</details>",
-        "",
-    ]
-
-
-# ------------------------------------------------------------------------------------------------------ measurements
-
-
-def inference_protocol(processor, scales=(1.0,), flip: bool = False) -> dict:
-    """How pictures are cut and labels read, for results that someone wants to repeat; None where it does not apply."""
-    settings = processor.settings()
-    return {
-        "scales": list(scales),
-        "flip": flip,
-        "size": dict(settings.size) if settings.do_resize else None,
-        "window_size": settings.window_size if settings.do_sliding_window else None,
-        "window_stride": settings.window_stride if settings.do_sliding_window else None,
-        "do_reduce_labels": settings.do_reduce_labels,
-        "ignore_index": settings.ignore_index,
-        "label_map": settings.label_map,
-    }
-
-
-def eval_results(result: dict) -> list[EvalResult]:
-    """Entries of `model-index`, fractions. `result`: see `add_result_to_card`."""
-    protocol = result["protocol"]
-    arguments = {name: protocol[name] for name in PROTOCOL} | {"num_pictures": result["num_pictures"]}
-    if protocol["label_map"] is not None:
-        arguments["label_map"] = {str(value): label for value, label in protocol["label_map"].items()}
-    return [
-        EvalResult(
-            task_type="image-segmentation",
-            dataset_type=public_name(protocol["dataset"]),
-            dataset_name=public_name(protocol["dataset"]),
-            dataset_config=protocol["dataset_config"],
-            dataset_split=protocol["split"],
-            metric_type=metric,
-            metric_name=name,
-            metric_value=round(result[key], 6),
-            metric_args={key: value for key, value in arguments.items() if value is not None},
-        )
-        for key, (metric, name) in METRICS.items()
-        if result[key] is not None
-    ]
-
-
-def measured_line(result: dict) -> str:
-    """A measurement as an item of a list: protocol, colon, numbers."""
-    protocol = result["protocol"]
-    size = ", ".join(f"{key.replace('_', ' ')} {value} px" for key, value in (protocol["size"] or {}).items())
-    window = f"windows of {protocol['window_size']} px with stride {protocol['window_stride']} px"
-    parts = [
-        as_code(public_name(protocol["dataset"])),
-        f"configuration {as_code(protocol['dataset_config'])}" if protocol["dataset_config"] else "",
-        f"split {as_code(protocol['split'])}",
-        f"{result['num_pictures']} pictures at their labels' size",
-        f"{len(result['unreadable'])} more that cannot be read not counted" if result.get("unreadable") else "",
-        f"scales {', '.join(f'{scale:g}' for scale in protocol['scales'])}{' with flip' if protocol['flip'] else ''}",
-        size or "not resized",
-        window if protocol["window_size"] else "in one piece",
-        f"label {protocol['ignore_index']} ignored",
-        "first label is void" if protocol["do_reduce_labels"] else "",
-        f"labels translated by {as_code(json.dumps(protocol['label_map']))}" if protocol["label_map"] else "",
-    ]
-    low, high = (percent(bound) for bound in result["miou_interval"])
-    return (
-        f"- {', '.join(filter(None, parts))}: mIoU {percent(result['miou'])} % (95 % interval over pictures {low} to "
-        f"{high}), mAcc {percent(result['macc'])} %, aAcc {percent(result['aacc'])} %"
-    )
-
-
-def percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.2f}"
-
-
-def add_result_to_card(path: str | Path, result: dict) -> None:
-    """Write a measurement into a card: into `model-index` and below "Measured". One of the same protocol is replaced.
-
-    Args:
-        path: README.md of a model.
-        result: what `qlseg evaluate --output` writes: `Evaluation.result` with `protocol`.
-
-    Raises:
-        ValueError: the card's metadata cannot be read.
-    """
-    path = Path(path)
-    card = ModelCard.load(path)
-    new = eval_results(result)
-    kept = [old for old in card.data.eval_results or [] if not any(old.is_equal_except_value(entry) for entry in new)]
-    card.data.eval_results = kept + new
-    card.data.model_name = card.data.model_name or path.resolve().parent.name
-    line = measured_line(result)
-    same = line[: line.index(": mIoU ")]
-    lines = [old for old in card.text.splitlines() if old != NOT_MEASURED and not old.startswith(same + ": mIoU ")]
-    if MEASURED not in lines:
-        lines += ["", MEASURED]
-    place = lines.index(MEASURED) + 1
-    if lines[place : place + 1] != [""]:
-        lines.insert(place, "")
-    lines.insert(place + 1, line)
-    card.text = "\n".join(lines) + "\n"
-    write_atomically(path, str(card).encode())
-
-
-# ------------------------------------------------------------------------------------------------------------- cards
-
-
 def plain_model_card(model, name: str) -> str:
     """Card of a model that was saved by hand: what can be told from the model alone.
 
@@ -360,22 +100,17 @@ def plain_model_card(model, name: str) -> str:
         name: of its folder.
     """
     source = source_of(model)
-    lines = [
-        "# QLSeg",
-        "",
-        network_sentence(model),
-        f"Started from {origin(source)}; what was done since is not known here.",
-        "",
-        *license_section(source),
-        *use_section(name),
-        *labels_section(model.config.id2label),
-        MEASURED,
-        "",
-        NOT_MEASURED,
-        "",
-        *CITATION,
-    ]
-    return card_text(card_data(source.license if source else UNKNOWN), lines)
+    facts = {
+        "kind": "plain",
+        "title": "QLSeg",
+        "network": network_sentence(model),
+        "origin": _origin(source),
+        "licence": _licence_sentence(source),
+        "model_argument": model_argument(name),
+        "id2label": model.config.id2label,
+        "measured": NOT_MEASURED,
+    }
+    return _render(source.license if source else UNKNOWN, facts)
 
 
 def converted_model_card(
@@ -401,54 +136,27 @@ def converted_model_card(
         dropped: every other source key and why.
         notes: sentences for the reader.
     """
-    dropped_by_reason = {}
+    dropped_by_reason: dict[str, list[str]] = {}
     for key, reason in dropped.items():
         dropped_by_reason.setdefault(reason, []).append(key)
-    lines = [
-        "# QLSeg, converted",
-        "",
-        network_sentence(model),
-        "",
-        processor_sentence(processor),
-        "",
-        "## Licence",
-        "",
-        LICENSE_NOTE,
-        "",
-        *use_section(name),
-        *labels_section(model.config.id2label),
-        MEASURED,
-        "",
-        NOT_MEASURED,
-        "",
-        "## Source",
-        "",
-        f"- file: {as_code(source_name)}",
-        f"- sha256: `{source_sha256}`",
-        f"- keys: {len(used) + len(dropped)}, of which {len(used)} used and {len(dropped)} dropped",
-        "",
-        *notes,
-        "",
-        "| keys | in the checkpoint | here |",
-        "| ---: | --- | --- |",
-        *(f"| {count} | `{old}` | `{new}` |" for count, old, new in key_families),
-        *(
-            f"| {len(keys)} | `{keys[0]}`{', ...' if len(keys) > 1 else ''} | dropped: {reason} |"
-            for reason, keys in dropped_by_reason.items()
-        ),
-        "",
-        "<details><summary>Every key</summary>",
-        "",
-        "| in the checkpoint | here |",
-        "| --- | --- |",
-        *(f"| `{old}` | {', '.join(f'`{name}`' for name in new)} |" for old, new in used.items()),
-        *(f"| `{key}` | dropped |" for key in dropped),
-        "",
-        "</details>",
-        "",
-        *CITATION,
-    ]
-    return card_text(card_data(RELEASE_LICENSE), lines)
+    facts = {
+        "kind": "converted",
+        "title": "QLSeg, converted",
+        "network": network_sentence(model),
+        "processing": processor_sentence(processor),
+        "licence": LICENSE_NOTE,
+        "model_argument": model_argument(name),
+        "id2label": model.config.id2label,
+        "measured": NOT_MEASURED,
+        "source_name": source_name,
+        "source_sha256": source_sha256,
+        "key_families": key_families,
+        "used": used,
+        "dropped": dropped,
+        "dropped_by_reason": dropped_by_reason,
+        "notes": notes,
+    }
+    return _render(RELEASE_LICENSE, facts)
 
 
 def trained_model_card(model, processor, *, name: str, recipe, step: int, launch: dict, result: dict) -> str:
@@ -463,48 +171,32 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, launch
         result: `Evaluation.result` on `recipe.eval_split`, fractions, with `protocol`.
     """
     source = source_of(model)
-    data = card_data(
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    facts = {
+        "kind": "trained",
+        "title": f"QLSeg, trained on {escaped(public_name(recipe.data))}",
+        "network": network_sentence(model),
+        "processing": processor_sentence(processor),
+        "origin": _origin(source),
+        "licence": _licence_sentence(source),
+        "model_argument": model_argument(name),
+        "step": step,
+        "recipe": recipe,
+        "recipe_yaml": recipe.published().to_yaml(),
+        "measured": measured_line(result),
+        "per_label": result["per_label"],
+        "launch": launch,
+        "device": device,
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate")),
+    }
+    return _render(
         source.license if source else UNKNOWN,
+        facts,
         base_model=source.repo_id if source else None,
         datasets=hub_id(recipe.data),
         model_name=recipe.hub_model_id or Path(recipe.output_dir).resolve().name,
         eval_results=eval_results(result),
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate"))
-    lines = [
-        f"# QLSeg, trained on {escaped(public_name(recipe.data))}",
-        "",
-        network_sentence(model),
-        "",
-        f"Trained for {step} of {recipe.max_steps} steps of {recipe.total_batch_size} pictures from "
-        f"{origin(source)} on split {as_code(recipe.train_split)}.",
-        processor_sentence(processor),
-        "",
-        *license_section(source),
-        *use_section(name),
-        MEASURED,
-        "",
-        measured_line(result),
-        "",
-        "| value | label | IoU in % |",
-        "| ---: | --- | ---: |",
-        *(f"| {i} | {escaped(row['label'])} | {percent(row['iou'])} |" for i, row in enumerate(result["per_label"])),
-        "",
-        "## Training",
-        "",
-        f"- hardware: {launch['num_processes']} x {device}",
-        f"- precision of the forward pass: {launch['precision']}; distribution: {launch['distribution']}",
-        f"- versions: {versions}",
-        "- every step and evaluation: `losses.jsonl`, `evaluations.jsonl`",
-        "",
-        "![loss and mIoU over the steps](curves.png)",
-        "",
-        *fenced(recipe.published().to_yaml(), "yaml"),
-        "",
-        *CITATION,
-    ]
-    return card_text(data, lines)
 
 
 __all__ = [
@@ -513,7 +205,6 @@ __all__ = [
     "inference_protocol",
     "last_part",
     "plain_model_card",
-    "last_part",
     "public_name",
     "read_source",
     "source_of",

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from ..model import image_processing_qlseg, modeling_qlseg
 from ..model.processor_settings import QLSegImageProcessorKwargs
 from ..utils.files import written_into
-from .card import Source, plain_model_card, read_source
+from .card import plain_model_card, read_source
+from .source import Source
 from .upload import CARD, WEIGHTS, upload_folder
 
 WITH_ADAPTER = "An adapter was loaded on top, and may have another one."

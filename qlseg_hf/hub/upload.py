@@ -75,20 +75,18 @@ def upload_folder(
     api, folder = HfApi(token=token), Path(folder).resolve()
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     there = api.list_repo_files(repo_id, revision=revision)
-    stale = [name for name in there if re.fullmatch(WEIGHTS, name) and name not in files]
-    if not any(re.fullmatch(WEIGHTS, name) for name in files):
-        stale = []
+    has_weights = any(re.fullmatch(WEIGHTS, name) for name in files)
+    stale = [name for name in there if has_weights and re.fullmatch(WEIGHTS, name) and name not in files]
     card = None
     if keep_card and CARD in there:
-        files.pop(CARD, None)
         if tags:
             card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
     elif CARD in files:
-        card = named_in_card(files[CARD].read_text(encoding="utf-8"), folder.name, repo_id, revision)
+        card = name_in_card(files[CARD].read_text(encoding="utf-8"), folder.name, repo_id, revision)
     if tags:
         if card is None:
             raise ValueError(f"tags belong in a card, and {repo_id} has none; push the model first")
-        card = tagged(card, tags)
+        card = add_tags(card, tags)
     operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != CARD]
     operations += [CommitOperationAdd(CARD, card.encode())] if card is not None else []
     operations += [CommitOperationDelete(name) for name in stale]
@@ -108,12 +106,12 @@ def model_argument(name: str, revision: str | None = None) -> str:
     return f"model={json.dumps(name)}{branch}"
 
 
-def named_in_card(card: str, folder: str, repo_id: str, revision: str | None) -> str:
+def name_in_card(card: str, folder: str, repo_id: str, revision: str | None) -> str:
     """The card with the repository's id in its snippet instead of the folder's name."""
     return card.replace(f"{model_argument(folder)})", f"{model_argument(repo_id, revision)})")
 
 
-def tagged(card: str, tags: list[str]) -> str:
+def add_tags(card: str, tags: list[str]) -> str:
     """The card with further tags in its metadata."""
     parsed = ModelCard(card)
     parsed.data.tags = list(dict.fromkeys([*(parsed.data.tags or []), *tags]))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_qlseg import copy_code
@@ -27,6 +28,7 @@ from .processor_settings import (
     check_types,
 )
 from .scores import label_map_from_scores
+from .windows import average_logits, place_windows
 
 MEAN_STD_HALF = ([0.5] * 3, [0.5] * 3)
 MEAN_STD_IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -36,59 +38,6 @@ SERVICE_KEYS = {"image_processor_type", "processor_class", "feature_extractor_ty
 LOADING_KEYWORDS = {"cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies"}
 LOADING_KEYWORDS |= {"config", "use_fast", "backend", "trust_remote_code", "code_revision", "image_processor_filename"}
 LOADING_KEYWORDS |= {"return_unused_kwargs", "user_agent", "use_auth_token", "resume_download", "repo_type"}
-
-
-class WindowSum:
-    """Sum of window scores of one resized picture; `mean` divides by how many windows cover each pixel."""
-
-    def __init__(self, size: tuple[int, int]):
-        self.size = size
-        self.plane = None  # (K, h, w) fp32, made with the first window, on its device
-        self.rows, self.columns = torch.zeros(size[0]), torch.zeros(size[1])
-        self.tops, self.lefts, self.places = set(), set(), set()
-
-    def add(self, scores: torch.Tensor, top: int, left: int) -> None:
-        """Add (K, window height, window width) scores of the window at (top, left).
-
-        Raises:
-            ValueError: the window reaches out of the picture, or was added before.
-        """
-        height, width = scores.shape[1:]
-        if not (0 <= top <= self.size[0] - height and 0 <= left <= self.size[1] - width):
-            raise ValueError(
-                f"a window of {height} x {width} pixels at row {top}, column {left} lies outside its resized picture "
-                f"of {self.size[0]} x {self.size[1]}; give logits and window_offsets of the same call of the processor"
-            )
-        if (top, left) in self.places:
-            raise ValueError(
-                f"window_offsets name the window at row {top}, column {left} of one picture twice; each call of the "
-                "processor counts its pictures from 0, so post-process each call's windows by themselves"
-            )
-        self.places.add((top, left))
-        if self.plane is None:
-            self.plane = scores.new_zeros(scores.shape[0], *self.size, dtype=torch.float32)
-        self.plane[:, top : top + height, left : left + width] += scores
-        # windows lie on a grid, so coverage is the product of a row count and a column count
-        if top not in self.tops:
-            self.tops.add(top)
-            self.rows[top : top + height] += 1
-        if left not in self.lefts:
-            self.lefts.add(left)
-            self.columns[left : left + width] += 1
-
-    def mean(self) -> torch.Tensor:
-        """(K, h, w) fp32 average. Ends the sum: the plane is divided in place.
-
-        Raises:
-            ValueError: windows are missing, so that some pixels have no score.
-        """
-        is_grid = len(self.places) == len(self.tops) * len(self.lefts)
-        if not is_grid or min(self.rows.min(), self.columns.min()) < 1:
-            raise ValueError(
-                f"the {len(self.places)} windows given of a resized picture of {self.size[0]} x {self.size[1]} pixels "
-                "leave pixels without scores; give the output for all windows of a picture at once"
-            )
-        return self.plane.div_((self.rows[:, None] * self.columns).to(self.plane.device))
 
 
 class QLSegImageProcessor(BaseImageProcessor):
@@ -236,14 +185,11 @@ class QLSegImageProcessor(BaseImageProcessor):
                 pixel_values.append(planes[0])
                 labels.extend(planes[1:])
                 continue
-            window = settings.window_size
-            tops, lefts = settings.window_starts(size)
-            for top in tops:
-                for left in lefts:
-                    cut = [plane[..., top : top + window, left : left + window] for plane in planes]
-                    pixel_values.append(cut[0])
-                    labels.extend(cut[1:])
-                    offsets.append([index, top, left, *size])
+            for rows, columns in place_windows(size, *settings.window_sides(size)):
+                cut = [plane[..., slice(*rows), slice(*columns)] for plane in planes]
+                pixel_values.append(cut[0])
+                labels.extend(cut[1:])
+                offsets.append([index, rows[0], columns[0], *size])
         if return_tensors is not None and len({x.shape for x in pixel_values}) > 1:
             raise ValueError(
                 f"pictures of {len({x.shape for x in pixel_values})} different sizes cannot be stacked; process them "
@@ -286,7 +232,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         outputs,
         target_sizes: list[tuple[int, int]] | torch.Tensor | None = None,
         return_segmentation_scores: bool = False,
-    ) -> list[torch.Tensor] | list[BatchFeature]:
+    ) -> list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Put windows together and take the best label at each picture's size.
 
         Args:
@@ -307,7 +253,7 @@ class QLSegImageProcessor(BaseImageProcessor):
                 "the output has no logits: in training mode with labels they are left out; use model.eval()"
             )
         offsets = getattr(outputs, "window_offsets", None)
-        planes = list(outputs.logits.float()) if offsets is None else averaged_windows(outputs.logits, offsets)
+        planes = list(outputs.logits.float()) if offsets is None else average_logits(outputs.logits, offsets)
         sizes = [tuple(plane.shape[1:]) for plane in planes]
         if target_sizes is not None:
             sizes = as_target_sizes(target_sizes)
@@ -324,35 +270,11 @@ class QLSegImageProcessor(BaseImageProcessor):
             result = label_map_from_scores(plane, size)
             if return_segmentation_scores:
                 scores = F.interpolate(plane[None], size=size, mode="bilinear", align_corners=False)[0]
-                result = BatchFeature({"segmentation": result, "segmentation_scores": scores.cpu()})
+                result = SemanticSegmentationPostProcessorOutput(
+                    {"segmentation": result, "segmentation_scores": scores.cpu()}
+                )
             results.append(result)
         return results
-
-
-def averaged_windows(logits: torch.Tensor, offsets: torch.Tensor) -> list[torch.Tensor]:
-    """(K, h, w) fp32 scores of each picture, of (windows, K, height, width) and the (windows, 5) `window_offsets`.
-
-    Raises:
-        ValueError: there are not as many offsets as windows, or windows of a picture are missing or given twice.
-    """
-    offsets = torch.as_tensor(offsets)
-    if offsets.shape != (len(logits), 5):
-        raise ValueError(
-            f"window_offsets of shape {tuple(offsets.shape)} for {len(logits)} windows; ({len(logits)}, 5) is wanted, "
-            "as the processor gives them"
-        )
-    sums = {}
-    for scores, (index, top, left, height, width) in zip(logits, offsets.tolist()):
-        total = sums.setdefault(index, WindowSum((height, width)))
-        if total.size != (height, width):
-            raise ValueError(
-                f"window_offsets give picture {index} two sizes, {total.size} and {(height, width)}; each call of the "
-                "processor counts its pictures from 0, so post-process each call's windows by themselves"
-            )
-        total.add(scores, top, left)
-    if missing := sorted(set(range(min(sums, default=0), max(sums, default=0))) - set(sums)):
-        raise ValueError(f"window_offsets name no window of picture {missing[0]}; give the output for all windows")
-    return [sums[index].mean() for index in sorted(sums)]
 
 
 def as_target_sizes(target_sizes) -> list[tuple[int, int]]:

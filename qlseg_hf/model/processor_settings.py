@@ -4,7 +4,6 @@ Letters: H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
 import difflib
-import math
 import operator
 import reprlib
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from transformers.image_utils import SizeDict
-
-from .configuration_qlseg import refuse_booleans
 
 NEEDED_BY = {
     "do_resize": ("size",),
@@ -28,17 +25,6 @@ LONGEST_SIDE = 2**31 - 1  # pixels
 LARGEST_NUMBER, SMALLEST_DIVISOR = 1e18, 1e-18  # of the normalisation, whose results are fp32
 LEAST_8_BIT = 1 / 256.5  # rescale factors below it are for more than 8 bits
 MOST_BANDS = 4096
-
-
-def num_starts(length: int, window: int, stride: int) -> int:
-    """How many windows there are along a side of `length` pixels."""
-    return max(length - window + stride - 1, 0) // stride + 1
-
-
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along a side of `length` pixels; the last window ends at the border."""
-    last = max(length - window, 0)
-    return [min(i * stride, last) for i in range(num_starts(length, window, stride))]
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -83,8 +69,7 @@ def check_names(names, known) -> None:
 
 def check_types(settings: dict) -> None:
     """ValueError if one of the processor's `settings` is of a wrong type."""
-    refuse_booleans("QLSegImageProcessor", settings, QLSegImageProcessorKwargs.__annotations__)
-    for name in ("size", "image_mean", "image_std"):  # which refuse_booleans does not look into
+    for name in ("size", "image_mean", "image_std"):  # whose numbers, and not fields, True may be
         value = settings.get(name)
         parts = dict(value).values() if isinstance(value, dict | SizeDict) else value
         if not isinstance(parts, int | float | str | None) and any(isinstance(part, bool) for part in parts):
@@ -247,15 +232,6 @@ class Settings:
     def window_sides(self, size: tuple[int, int]) -> tuple[int, int]:
         """(window, stride) in pixels on a resized picture of `size`; the whole of it without `do_sliding_window`."""
         return (self.window_size, self.window_stride) if self.do_sliding_window else (max(size), max(size))
-
-    def num_windows(self, size: tuple[int, int]) -> int:
-        """How many windows a resized picture of `size` is cut into, without listing them."""
-        return math.prod(num_starts(side, *self.window_sides(size)) for side in size)
-
-    def window_starts(self, size: tuple[int, int]) -> tuple[list[int], list[int]]:
-        """Tops and lefts of the windows of a resized picture of `size`."""
-        tops, lefts = (window_starts(side, *self.window_sides(size)) for side in size)
-        return tops, lefts
 
     def normalized(self, picture: torch.Tensor) -> torch.Tensor:
         """(n, h, w) uint8 or fp32 -> (n, h, w) fp32, rescaled and normalised as set."""

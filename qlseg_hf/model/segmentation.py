@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """From pictures to label maps: windows, scales and flips. The one way that pipeline and examples go.
 
 What is kept of a window are the network's class and mask logits, 1/200 of its scores; a label map is then made block
@@ -5,12 +7,10 @@ by block (see `scores`), so its memory does not depend on labels times pixels.
 """
 
 import difflib
-import math
 import reprlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from numbers import Integral, Real
 from operator import index
 
@@ -21,88 +21,21 @@ from transformers import PreTrainedModel
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from .configuration_qlseg import QLSegConfig
-from .image_io import Picture, as_list, each_picture, load_picture, resize_picture, turn_upright
+from .image_io import Picture, as_list, each_picture, load_picture, turn_upright
 from .image_processing_qlseg import QLSegImageProcessor
-from .memory import RESIZED_PIXELS, MemoryPlan
+from .memory import MemoryPlan
 from .processor_settings import Settings
 from .runtime import eval_mode, execution_device
-from .scores import (
-    Span,
-    best_labels,
-    block_pixels,
-    blocks,
-    first_maximum,
-    mask_block,
-    overlap,
-    resized_part,
-    sources,
-)
+from .scores import Span, best_labels, block_pixels, blocks, first_maximum, overlap, resized_part, sources
+from .windows import Run, Window, forward_windows, window_layout, window_pixels
 
 LARGEST_SCALE = 1000
-WINDOWS_PER_RUN = 128  # a strip of about 85 : 1 where window and stride are 512 and 341 pixels
-PIXELS_PER_WINDOW = 1024  # of the picture: without resizing, windows of 96 pixels with stride 64 are one per 4096
-LARGE_WINDOW, COUNTED_PIXELS = 1024 * 1024, 512 * 512
 STOCK_KEYWORDS = {"subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold", "timeout"}
 
 
 @dataclass
-class Window:
-    """A window of a resized picture: its rows and columns there, and what the network says of it."""
-
-    rows: Span
-    columns: Span
-    is_flipped: bool
-    labels: list[int] | None = None  # the C labels that scores are wanted of; all K if not given
-    class_probs: torch.Tensor | None = None  # (C, K) fp32, probability of label c by query k
-    mask_logits: torch.Tensor | None = None  # (K, h, w) fp32, not mirrored
-    any_probs: torch.Tensor | None = None  # (1, K) fp32, probability of any label by query k
-
-    def scores(self, rows: Span, columns: Span, summed: bool = False) -> torch.Tensor:
-        """(C, rows, columns) of a part of the window, or the (1, ...) sum over all K; in the resized picture."""
-        size = (self.rows[1] - self.rows[0], self.columns[1] - self.columns[0])
-        masks = mask_block(self.mask_logits, size, shifted(rows, self.rows[0]), shifted(columns, self.columns[0]))
-        return ((self.any_probs if summed else self.class_probs) @ masks).view(
-            -1, rows[1] - rows[0], columns[1] - columns[0]
-        )
-
-
-def shifted(span: Span, start: int) -> Span:
-    return span[0] - start, span[1] - start
-
-
-@dataclass
-class Run:
-    """One pass over a picture: one scale, mirrored or not."""
-
-    size: tuple[int, int]  # of the resized picture
-    share: float  # of the average over runs
-    windows: list[Window]
-
-    def scores(self, rows: Span, columns: Span, summed: bool = False) -> torch.Tensor:
-        """(C, rows, columns) of the resized picture, averaged over the windows that cover a pixel; see `Window`."""
-        total = count = None
-        for window in self.windows:
-            part_rows, part_columns = overlap(rows, window.rows), overlap(columns, window.columns)
-            if part_rows is None or part_columns is None:
-                continue
-            part = window.scores(part_rows, part_columns, summed)
-            if total is None and (part_rows, part_columns) == (rows, columns):
-                total, count = part, torch.ones(part.shape[1:])
-                continue
-            if total is None:
-                total = part.new_zeros(len(part), rows[1] - rows[0], columns[1] - columns[0])
-                count = torch.zeros(total.shape[1:])
-            place = slice(*shifted(part_rows, rows[0])), slice(*shifted(part_columns, columns[0]))
-            total[(slice(None), *place)] += part
-            count[place] += 1
-        if total is None or count.min() < 1:
-            raise ValueError(f"no window covers some of the pixels in rows {rows} and columns {columns}")
-        return total.div_(count.to(total.device))
-
-
-@dataclass
 class Target:
-    """What becomes of one picture."""
+    """The result for one image, filled strip by strip."""
 
     size: tuple[int, int]
     label_map: torch.Tensor | None = None
@@ -179,11 +112,10 @@ def segment(
             none of the model's, the processor's settings do not go together, another argument is of a wrong type,
             `max_memory_mb` is too little for a picture, or a picture has more windows than `max_windows`.
     """
-    settings, scales = processor_settings(processor), scale_factors(scales)
+    settings = processor_settings(processor)
     settings.check_network(model.config)
-    check_switch("flip", flip)
-    check_switch("return_scores", return_scores)
-    check_switch("return_confidence", return_confidence)
+    for name, value in (("flip", flip), ("return_scores", return_scores), ("return_confidence", return_confidence)):
+        check_switch(name, value)
     device = execution_device(model)
     if window_batch_size is None:
         window_batch_size = 2 if device.type == "cpu" else 8
@@ -194,36 +126,19 @@ def segment(
         raise ValueError(f"max_memory_mb is {reprlib.repr(max_memory_mb)}; a number of MiB above 0 is wanted, or None")
     wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
-    targets: list[Target] = []
-    strips: deque[Strip] = deque()
-    batch: list[tuple[Window, torch.Tensor]] = []
-
-    def forward_batch() -> None:
-        if batch:
-            forward_windows(model, batch)
-            batch.clear()
-        with torch.autocast(device.type, enabled=False):  # scores are made in fp32 whatever the network runs in
-            while strips and strips[0].is_complete():
-                finish_strip(strips.popleft(), wanted, return_scores, return_confidence)
-
+    request = _Request(settings, scale_factors(scales), flip, wanted, max_windows, return_scores, return_confidence)
+    work = _Work(model, request, memory, device)
     with eval_mode(model):
         for image in each_picture(images):
-            cut = cut_picture(settings, image, scales, flip, wanted, memory, max_windows, targets)
-            for strip, pixels_of_windows in cut:
-                strips.append(strip)
-                for window, pixels in pixels_of_windows:
-                    if batch and batch[0][1].shape != pixels.shape:
-                        forward_batch()
-                    batch.append((window, pixels))
-                    if len(batch) >= memory.window_batch_size:
-                        forward_batch()
-                if max_memory_mb is not None:
-                    forward_batch()  # the memory was planned for one strip at a time
-        forward_batch()
-    results = ([target.label_map for target in targets],)
-    results += ([target.scores for target in targets],) if return_scores else ()
-    results += ([target.confidence for target in targets],) if return_confidence else ()
+            work.add_image(image)
+        work.forward_batch()
+    results = ([target.label_map for target in work.targets],)
+    results += ([target.scores for target in work.targets],) if return_scores else ()
+    results += ([target.confidence for target in work.targets],) if return_confidence else ()
     return results if len(results) > 1 else results[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- arguments
 
 
 def processor_settings(processor: QLSegImageProcessor) -> Settings:
@@ -284,27 +199,63 @@ def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list
     return numbers
 
 
-def cut_picture(
-    settings: Settings,
-    image: Picture,
-    scales: list[float],
-    flip: bool,
-    wanted: list[int] | None,
-    memory: MemoryPlan,
-    max_windows: int | str | None,
-    targets: list[Target],
-) -> Iterator[tuple[Strip, Iterator[tuple[Window, torch.Tensor]]]]:
-    """Yield the strips of a picture, each with its windows and their pixels; append the target to `targets`.
+# ---------------------------------------------------------------------------------------------- one call of `segment`
 
-    A window that reaches into two strips is in both, and has pixels in the first.
-    """
-    picture = load_picture(image, **settings.reading)
-    target = Target(picture.shape[:2])
-    targets.append(target)
-    memory.pixel_bytes = picture.shape[-1] * picture.itemsize
-    layout = window_layout(settings, target.size, scales, flip, max_windows)
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `segment`, checked."""
+
+    settings: Settings
+    scales: list[float]
+    flip: bool
+    wanted: list[int] | None  # numbers of the labels to choose from; all if not given
+    max_windows: int | str | None
+    return_scores: bool
+    return_confidence: bool
+
+
+class _Work:
+    """Images on their way to label maps: strips in their order, and windows that wait for a forward pass."""
+
+    def __init__(self, model: PreTrainedModel, request: _Request, memory: MemoryPlan, device: torch.device):
+        self.model, self.request, self.memory, self.device = model, request, memory, device
+        self.targets: list[Target] = []
+        self.strips: deque[Strip] = deque()
+        self.batch: list[tuple[Window, torch.Tensor]] = []
+
+    def add_image(self, image: Picture) -> None:
+        """Cut an image into strips and windows; forward and finish what is full or complete."""
+        picture = load_picture(image, **self.request.settings.reading)
+        target = Target(picture.shape[:2])
+        self.targets.append(target)
+        self.memory.pixel_bytes = picture.shape[-1] * picture.itemsize
+        for strip in cut_strips(self.request, target, self.memory):
+            self.strips.append(strip)
+            for window, pixels in window_pixels(self.request.settings, picture, strip.runs):
+                if self.batch and self.batch[0][1].shape != pixels.shape:
+                    self.forward_batch()
+                self.batch.append((window, pixels))
+                if len(self.batch) >= self.memory.window_batch_size:
+                    self.forward_batch()
+            if self.memory.max_memory_mb is not None:
+                self.forward_batch()  # the memory was planned for one strip at a time
+
+    def forward_batch(self) -> None:
+        """Forward the windows that wait, and finish the strips that have all of theirs."""
+        if self.batch:
+            forward_windows(self.model, self.batch)
+            self.batch.clear()
+        with torch.autocast(self.device.type, enabled=False):  # scores are made in fp32 whatever the network runs in
+            while self.strips and self.strips[0].is_complete():
+                finish_strip(self.strips.popleft(), self.request)
+
+
+def cut_strips(request: _Request, target: Target, memory: MemoryPlan) -> Iterator[Strip]:
+    """The strips of an image, each with its windows; a window that reaches into two strips is in both."""
+    layout = window_layout(request.settings, target.size, request.scales, request.flip, request.max_windows)
     # the softmax of several runs goes over all labels, so there the choice comes last
-    labels = wanted if len(layout) == 1 else None
+    labels = request.wanted if len(layout) == 1 else None
     made: dict[tuple, Window] = {}
     for rows, columns in memory.strips(target.size, layout):
         before, made, runs = made, {}, []
@@ -314,124 +265,34 @@ def cut_picture(
             keys = [(size, is_flipped, *place) for place in inside]
             made |= {key: before.get(key) or Window(key[2], key[3], is_flipped, labels) for key in keys}
             runs.append(Run(size, share, [made[key] for key in keys]))
-        yield Strip(target, rows, columns, runs), window_pixels(settings, picture, runs)
+        yield Strip(target, rows, columns, runs)
 
 
-def window_layout(
-    settings: Settings, size: tuple[int, int], scales: list[float], flip: bool, max_windows: int | str | None = None
-) -> list:
-    """(resized size, share, is_flipped, [(rows, columns), ...]) of each run over a picture of `size`.
-
-    ValueError if there are more windows than `max_windows`, which is told before they are listed; see `segment`.
-    """
-    layout = []
-    sizes = Counter(settings.resized_size(*size, scale=scale) for scale in scales)
-    flips = (False, True) if flip else (False,)
-    check_num_windows(settings, size, sizes, len(flips), max_windows)
-    for (height, width), count in sizes.items():
-        window = settings.window_sides((height, width))[0]
-        tops, lefts = settings.window_starts((height, width))
-        rows = [(top, min(top + window, height)) for top in tops]
-        columns = [(left, min(left + window, width)) for left in lefts]
-        for is_flipped in flips:
-            if is_flipped:  # windows of the mirrored picture, where they lie in the picture
-                columns = [(width - right, width - left) for left, right in columns]
-            places = [(row, column) for row in rows for column in columns]
-            layout.append(((height, width), count / (len(scales) * len(flips)), is_flipped, places))
-    return layout
-
-
-def check_num_windows(
-    settings: Settings, size: tuple[int, int], sizes: Iterable[tuple[int, int]], num_flips: int, max_windows
-) -> None:
-    """ValueError if a picture of `size`, resized to each of `sizes`, has more windows than `max_windows`."""
-    counts, verb = {}, "has"
-    for resized in sizes:
-        window = settings.window_sides(resized)[0]
-        pixels = min(window, resized[0]) * min(window, resized[1])
-        counts[resized] = settings.num_windows(resized) * num_flips
-        if pixels > LARGE_WINDOW:
-            counts[resized] *= math.ceil(pixels / COUNTED_PIXELS)
-            verb = "counts as"
-    most, total = max_windows, sum(counts.values())
-    if most == "auto":
-        most = num_flips * len(counts) * (WINDOWS_PER_RUN + size[0] * size[1] // PIXELS_PER_WINDOW)
-    if most is not None and total > most:
-        height, width = max(counts, key=counts.get)
-        allowed = f"max_windows={max_windows}" + (f" allows {most}" if most != max_windows else "")
-        raise ValueError(
-            f"a picture of {size[0]} x {size[1]} pixels, resized to {height} x {width}, "
-            f"{verb} {total} windows, and {allowed}; crop the picture, give fewer scales, or raise max_windows (None: "
-            "no limit)"
-        )
-
-
-def window_pixels(settings: Settings, picture: np.ndarray, runs: list[Run]) -> Iterator[tuple[Window, torch.Tensor]]:
-    """Yield the windows that have not been forwarded, and their (n, height, width) fp32 pixels."""
-    for size, group in groupby(runs, key=lambda run: run.size):
-        windows = [window for run in group for window in run.windows if window.mask_logits is None]
-        for rows, columns, together in resized_together(windows):
-            resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (n, h, w)
-            for window in together:
-                place = slice(*shifted(window.rows, rows[0])), slice(*shifted(window.columns, columns[0]))
-                pixels = settings.normalized(resized[(slice(None), *place)])
-                yield window, pixels.flip(-1) if window.is_flipped else pixels
-
-
-def resized_together(windows: list[Window]) -> Iterator[tuple[Span, Span, list[Window]]]:
-    """Groups of windows within a box of RESIZED_PIXELS, or of one window: the box's rows and columns, its windows."""
-    box, together = None, []
-    for window in windows:
-        place = (window.rows, window.columns)
-        joined = [(min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(box or place, place)]
-        if together and math.prod(end - start for start, end in joined) > RESIZED_PIXELS:
-            yield *box, together
-            together, joined = [], place
-        together.append(window)
-        box = joined
-    if together:
-        yield *box, together
-
-
-def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tensor]]) -> None:
-    """One forward pass; what the network says goes into the windows, in fp32, mirrored back."""
-    pixel_values = torch.stack([pixels for _, pixels in batch]).to(execution_device(model), model.dtype)
-    outputs = model(pixel_values=pixel_values, output_logits=False)
-    class_probs = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1].transpose(1, 2)  # (B, K, K)
-    for (window, _), probs, masks in zip(batch, class_probs, outputs.masks_queries_logits.float()):
-        # copies, so that a window does not hold on to the whole batch
-        window.class_probs = probs.clone(memory_format=torch.contiguous_format)
-        window.any_probs = probs.sum(dim=0, keepdim=True)
-        if window.labels is not None:
-            window.class_probs = window.class_probs[window.labels]
-        window.mask_logits = masks.flip(-1) if window.is_flipped else masks.clone()
-
-
-def finish_strip(strip: Strip, wanted: list[int] | None, return_scores: bool, return_confidence: bool) -> None:
+def finish_strip(strip: Strip, request: _Request) -> None:
     """Scores, labels and confidence of a strip, block by block."""
-    target, size = strip.target, strip.target.size
+    target, size, wanted = strip.target, strip.target.size, request.wanted
     first = strip.runs[0].windows[0].class_probs  # (C, K)
     num_scores = len(first) if wanted is None else len(wanted)
     if target.label_map is None:
         target.label_map = torch.empty(size, dtype=torch.int64)
-        target.scores = first.new_empty(num_scores, *size) if return_scores else None
-        target.confidence = torch.empty(size, dtype=torch.float32) if return_confidence else None
+        target.scores = first.new_empty(num_scores, *size) if request.return_scores else None
+        target.confidence = torch.empty(size, dtype=torch.float32) if request.return_confidence else None
     numbers = None if wanted is None else torch.tensor(wanted)
     # pixels of the resized picture count where there are more of them
     shrinking = max(1, *(run.size[0] * run.size[1] / (size[0] * size[1]) for run in strip.runs))
     num_pixels = int(block_pixels(first.shape[1], first.device) / shrinking)
     for rows, columns in blocks(strip.rows, strip.columns, num_pixels):
         place = slice(*rows), slice(*columns)
-        if len(strip.runs) == 1 and not (return_scores or return_confidence):
+        if len(strip.runs) == 1 and not (request.return_scores or request.return_confidence):
             run = strip.runs[0]
             part = run.scores(*sources(run.size, size, rows, columns))
             labels = best_labels(part, run.size, size, rows, columns)
         else:
-            scores, shares = strip_scores(strip, rows, columns, wanted, return_confidence)
+            scores, shares = strip_scores(strip, rows, columns, wanted, request.return_confidence)
             labels = first_maximum(scores)
-            if return_confidence:
+            if request.return_confidence:
                 target.confidence[place] = shares.gather(0, labels[None])[0].clamp(0, 1).cpu()
-            if return_scores:
+            if request.return_scores:
                 target.scores[(slice(None), *place)] = scores
         labels = labels.cpu()
         target.label_map[place] = labels if numbers is None else numbers[labels]
@@ -458,6 +319,9 @@ def strip_scores(
             scores = scores.softmax(dim=0).mul_(run.share)
         total = scores if total is None else total.add_(scores)
     return total if len(strip.runs) == 1 or wanted is None else total[wanted], shares
+
+
+# ------------------------------------------------------------------------------------------------------- the pipeline
 
 
 class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):

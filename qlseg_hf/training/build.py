@@ -1,33 +1,25 @@
-"""Parts of the trainer: what a recipe builds, one optimiser step, moving average."""
+"""What a recipe builds: processor and network, and the plain network that is saved of it."""
 
 import copy
-import math
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 from ..data.check import ignored_label_error
 from ..data.labels import names_in_order, read_label_file
 from ..hub.card import source_of
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
-from ..model.loss_qlseg import loss_normalizers
 from ..releases import RELEASES, label_set
 from ..utils.optional import import_package
 from ..weights import load_vit_weights
-from .optimization import learning_rate_factor
 from .recipe import Recipe
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
 ATTENTION_PROJECTIONS = (
     r"backbone\..*\.([qkvo]_proj|attention\.(query|key|value)|attention\.output\.dense|attn\.(qkv|proj))"
 )
-
-# ------------------------------------------------------------------------------------------------ what a recipe builds
 
 
 def read_label_names(label_names: str | dict | list | None) -> tuple[dict[int, str] | None, list | None]:
@@ -116,14 +108,24 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     if palette is not None:
         model.config.palette = palette
     if recipe.class_weights is not None:
-        weights = recipe.class_weights
-        if isinstance(weights, dict):
-            if unknown := set(weights) - set(model.config.label2id):
-                raise ValueError(f"class_weights names {sorted(unknown)}, which are no labels")
-            weights = [float(weights.get(name, 1.0)) for name in model.config.label2id]
-        if len(weights) != model.config.num_labels:
-            raise ValueError(f"{len(weights)} class_weights for {model.config.num_labels} labels")
-        model.config.label_weights = weights
+        model.config.label_weights = label_weights(recipe.class_weights, model.config)
+    prepare_for_training(model, recipe)
+    return model
+
+
+def label_weights(class_weights: list[float] | dict, config: QLSegConfig) -> list[float]:
+    """Factor of every label, in their order, from a recipe's `class_weights`; ValueError if they do not fit."""
+    if isinstance(class_weights, dict):
+        if unknown := set(class_weights) - set(config.label2id):
+            raise ValueError(f"class_weights names {sorted(unknown)}, which are no labels")
+        return [float(class_weights.get(name, 1.0)) for name in config.label2id]
+    if len(class_weights) != config.num_labels:
+        raise ValueError(f"{len(class_weights)} class_weights for {config.num_labels} labels")
+    return class_weights
+
+
+def prepare_for_training(model: QLSegForSemanticSegmentation, recipe: Recipe) -> None:
+    """Freeze, adapt, save memory and compile as the recipe says, in place."""
     model.freeze_unused_weights()  # before there are groups of an optimiser
     if recipe.freeze_backbone:
         model.backbone.requires_grad_(False)
@@ -134,7 +136,6 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     if recipe.compile:
         for part in (model.backbone, model.pixel_encoder, model.decoder):
             part.compile()
-    return model
 
 
 def add_lora(model: QLSegForSemanticSegmentation, rank: int) -> None:
@@ -188,102 +189,4 @@ def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Te
     return plain
 
 
-# -------------------------------------------------------------------------------------------------- one optimiser step
-
-
-class NotFiniteError(ArithmeticError):
-    """Loss or gradient of a step is infinite or no number. The update was not made."""
-
-
-def training_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: list[dict[str, torch.Tensor]],
-    recipe: Recipe,
-    step: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update from the batches of one step (one per accumulation step).
-
-    Args:
-        accelerator: with `gradient_accumulation_steps` equal to the number of batches.
-        model, optimizer: prepared by it; groups of the optimiser have `initial_lr`.
-        batches: `pixel_values` (B, 3, H, W) and `labels` (B, H, W) on its device.
-        recipe: learning rate, clipping.
-        step: number of updates before this one.
-
-    Returns:
-        loss of the whole step over all processes, and norm of the gradient before clipping; scalars on the device.
-
-    Raises:
-        NotFiniteError: one of them is not finite, in every process; weights and optimiser are those of before. With
-            fp16 an infinite gradient is normal, its step skipped and the next one scaled down; it is an error once the
-            scale is below 1. Looking costs one synchronisation with the device per step.
-
-    The loss is normalised over the whole step, so it does not depend on how the pictures are cut over processes and
-    accumulation steps. The published implementation normalises its classification term per process.
-    """
-    factor = learning_rate_factor(step, recipe.max_steps, recipe.warmup_steps, recipe.poly_power)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-    config = accelerator.unwrap_model(model).config
-    totals = torch.stack([loss_normalizers(batch["labels"], config) for batch in batches]).sum(dim=0)
-    totals = accelerator.reduce(totals, "sum") / (len(batches) * accelerator.num_processes)
-    # with at least one mask per picture on average the floor never bites; it is there for batches without any label
-    normalizers = torch.stack([totals[0], totals[1].clamp(min=1 / (len(batches) * accelerator.num_processes))])
-    losses, total, norm = [], None, None
-    for batch in batches:
-        with accelerator.accumulate(model):
-            loss = model(batch["pixel_values"], labels=batch["labels"], loss_normalizers=normalizers).loss
-            accelerator.backward(loss)
-            losses.append(loss.detach())
-            if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-                total = accelerator.reduce(torch.stack(losses).mean(), "mean")
-                refuse_not_finite(accelerator, float(total), float(norm))
-            optimizer.step()
-            optimizer.zero_grad()
-    return total, norm
-
-
-def refuse_not_finite(accelerator: Accelerator, loss: float, norm: float) -> None:
-    """See `training_step`. Loss and norm are over all processes, so either all of them stop or none."""
-    if not math.isfinite(loss):
-        raise NotFiniteError(f"the loss is {loss}")
-    if not math.isfinite(norm) and (accelerator.scaler is None or accelerator.scaler.get_scale() < 1):
-        raise NotFiniteError(f"the gradient's norm is {norm}, with a loss of {loss:.4g},")
-
-
-class MovingAverage:
-    """Exponential moving average of a model's weights, fp32, updated once per optimiser step."""
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.weights = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        current = [value.detach().float() for value in model.state_dict().values()]
-        torch._foreach_lerp_(list(self.weights.values()), current, 1 - self.decay)
-
-    @contextmanager
-    def swapped_in(self, model: nn.Module):
-        """The averaged weights in the model, inside the `with` block."""
-        state = model.state_dict()
-        trained = {name: value.clone() for name, value in state.items()}
-        model.load_state_dict(self.weights)
-        try:
-            yield
-        finally:
-            model.load_state_dict(trained)
-
-
-__all__ = [
-    "MovingAverage",
-    "NotFiniteError",
-    "build_model",
-    "build_processor",
-    "plain_model",
-    "sets_reduction",
-    "training_step",
-]
+__all__ = ["add_lora", "build_model", "build_processor", "plain_model", "read_label_names", "sets_reduction"]

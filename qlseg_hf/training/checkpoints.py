@@ -3,13 +3,13 @@
 Whatever kills a run leaves the checkpoint before, and a run goes on from it bit for bit.
 """
 
-import hashlib
 import json
 import math
 import re
-import shutil
 import sys
 import zlib
+from contextlib import nullcontext
+from dataclasses import MISSING, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -20,11 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from ..data.datasets import Samples
 from ..utils.distributed import exchanged, failing_together
-from ..utils.files import remove_folder, replace_folder
-from .build import MovingAverage
+from ..utils.files import partial_folder, remove_folder, replace_folder
+from ..utils.hashing import json_sha256
+from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
-from .recipe import Recipe, read_yaml, renamed
+from .recipe import Recipe, rename_old_keys
+from .yaml_text import read_mapping, read_yaml
 
 
 def step_of(checkpoint: Path) -> int:
@@ -46,37 +48,33 @@ def save_checkpoint(
         OSError: for instance a full disk; the checkpoints before stay valid.
     """
     place = output_dir / "checkpoints" / f"step-{step:08d}"
-    beside = place.with_name(f".{place.name}.new")
-    if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(beside))
-        torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            if average is not None:
-                save_file(
-                    {name: value.cpu() for name, value in average.weights.items()}, beside / "average.safetensors"
-                )
-            (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            state = state | {"step": step} | launch_facts(accelerator)
-            (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
-            (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
-            replace_folder(beside, place)
-            for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
-                remove_folder(old)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
-        if re.search(r"DataLoader worker|gloo|Connection (closed|reset)|NCCL", str(error)):  # a process died meanwhile
-            raise
-        shutil.rmtree(beside, ignore_errors=True)
-        reason = str(error).splitlines()[0]
-        if "inline_container" in reason:  # all that torch.save says
-            reason = "a file could not be written to its end, probably because the disk is full"
-        kept = checkpoints(output_dir)
-        before = f"; {kept[-1]} is still valid" if kept else ""
-        raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
+    made = partial_folder(place.name, place.parent) if accelerator.is_main_process else nullcontext(place)
+    with made as folder:
+        beside = Path(exchanged(str(folder), accelerator.num_processes)[0])
+        try:
+            accelerator.save_state(str(beside))
+            torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                if average is not None:
+                    weights = {name: value.cpu() for name, value in average.weights.items()}
+                    save_file(weights, beside / "average.safetensors")
+                (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+                state = state | {"step": step} | launch_facts(accelerator)
+                (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+                (beside / "contents.json").write_text(json.dumps(contents(beside)), encoding="utf-8")
+                replace_folder(beside, place)
+                for old in checkpoints(output_dir)[: -recipe.keep_checkpoints]:
+                    remove_folder(old)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
+            if re.search(r"DataLoader worker|gloo|Connection (closed|reset)|NCCL", str(error)):  # a process died
+                raise
+            reason = str(error).splitlines()[0]
+            if "inline_container" in reason:  # all that torch.save says
+                reason = "a file could not be written to its end, probably because the disk is full"
+            kept = checkpoints(output_dir)
+            before = f"; {kept[-1]} is still valid" if kept else ""
+            raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
     accelerator.wait_for_everyone()
 
 
@@ -113,23 +111,34 @@ def read_state(checkpoint: Path) -> dict:
 
 def identity(samples: Samples) -> str:
     """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them."""
-    return hashlib.sha256(json.dumps(samples.contents()).encode()).hexdigest()
+    return json_sha256(samples.contents())
+
+
+def read_recipe(checkpoint: Path) -> dict:
+    """The keys of the recipe beside a checkpoint. ValueError if the checkpoint is damaged or none."""
+    try:
+        return rename_old_keys(read_mapping(checkpoint / "recipe.yaml"))
+    except (OSError, ValueError):
+        read_state(checkpoint)  # says what is wrong with it
+        raise
 
 
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = renamed(read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8")))
+    old = read_recipe(checkpoint)
     new = read_yaml(recipe.to_yaml())
+    defaults = {entry.name: entry.default for entry in fields(Recipe) if entry.default is not None}
+    old = {key: value for key, value in defaults.items() if key in new and value is not MISSING} | old
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in old | new
-        if key != "resume" and old.get(key) != new.get(key)
+        for key in old  # of a version before, which may have had fewer keys
+        if key != "resume" and old[key] != new.get(key)
     ]
 
 
 def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
     """What becomes of the learning rate where a run goes on, if the recipe beside its checkpoint gave another."""
-    old = vars(recipe) | read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    old = vars(recipe) | read_recipe(checkpoint)
     last, expected, now = (
         recipe_["learning_rate"]
         * learning_rate_factor(number, recipe_["max_steps"], recipe_["warmup_steps"], recipe_["poly_power"])
@@ -144,9 +153,9 @@ def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
     )
 
 
-def refuse_other_parts(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
+def check_processes(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
     """ValueError if a checkpoint of another number of processes, or kind of them, cannot go on in these."""
-    facts, old_recipe = launch_facts(accelerator), read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    facts, old_recipe = launch_facts(accelerator), read_recipe(checkpoint)
     is_whole = (checkpoint / "optimizer.bin").is_file() and not any(checkpoint.glob("pytorch_model_fsdp*"))
     is_sharded = accelerator.distributed_type in SHARDED
     is_other_batch = old_recipe.get("total_batch_size", recipe.total_batch_size) != recipe.total_batch_size
@@ -181,7 +190,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
 
     Raises:
         ValueError: it is no checkpoint, a file of it is missing or changed, it is of more steps than the recipe wants,
-            it was written by another number of processes and cannot go on in these (see `refuse_other_parts`), with
+            it was written by another number of processes and cannot go on in these (see `check_processes`), with
             another `ema_decay`, or for another network.
     """
     state = None
@@ -193,7 +202,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
                     f"max_steps is {recipe.max_steps}, but {checkpoint} has made {state['step']} steps already; set "
                     f"max_steps to at least {state['step']}, or choose another output_dir"
                 )
-            refuse_other_parts(accelerator, checkpoint, state, recipe)
+            check_processes(accelerator, checkpoint, state, recipe)
             said = changes_of_launch(launch_facts(accelerator), state)
             if changed := changes_since(checkpoint, recipe):
                 said.append(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}")
@@ -278,6 +287,8 @@ __all__ = [
     "identity",
     "load_checkpoint",
     "random_state",
+    "read_recipe",
+    "read_state",
     "save_checkpoint",
     "set_random_state",
     "step_of",

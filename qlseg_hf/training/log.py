@@ -2,11 +2,15 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from tqdm import tqdm
 
 from ..utils.files import sync, write_atomically
+from .recipe import Recipe
 
 
 class LineLog:
@@ -49,4 +53,48 @@ class LossLog(LineLog):
         return entries[-1] if entries else None
 
 
-__all__ = ["LineLog", "LossLog"]
+class StepLog:
+    """What is said of the steps: `losses.jsonl`, the trackers, and a bar with loss, rate and images per second.
+
+    `losses`, `evaluations`: the files; in all processes but the first there are none.
+    """
+
+    EVERY = 10  # steps that are written together
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, start_step: int, last_evaluated: int):
+        self.accelerator, self.recipe = accelerator, recipe
+        if accelerator.is_main_process:
+            output_dir = Path(recipe.output_dir)
+            self.losses = LossLog(output_dir / "losses.jsonl", start_step)
+            self.evaluations = LineLog(output_dir / "evaluations.jsonl", last_evaluated)
+        if recipe.report_to:
+            settings = vars(recipe.published()).items()
+            flat = {key: value for key, value in settings if isinstance(value, (int, float, str, bool))}
+            accelerator.init_trackers("qlseg", config=flat)
+        disable = not accelerator.is_main_process
+        self.bar = tqdm(initial=start_step, total=recipe.max_steps, unit="step", disable=disable)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure images per second from here on; after an evaluation, which is no training."""
+        self._started, self._num_images = time.perf_counter(), 0
+
+    def add(
+        self, step: int, loss: torch.Tensor, norm: torch.Tensor, optimizer: torch.optim.Optimizer, write: bool
+    ) -> None:
+        """Note a step, the `step`-th; every tenth time and with `write` all that was noted is written."""
+        self._num_images += self.recipe.total_batch_size
+        if self.accelerator.is_main_process:
+            self.losses.add(step, loss, norm, optimizer.param_groups[0]["lr"])
+            self.bar.update()
+        if not write and step % self.EVERY:
+            return
+        values = self.losses.write() if self.accelerator.is_main_process else {}
+        speed = self._num_images / (time.perf_counter() - self._started)
+        if self.accelerator.is_main_process:
+            rate = f"{values['learning_rate']:.1e}"
+            self.bar.set_postfix(loss=f"{values['loss']:.3f}", lr=rate, pictures_per_s=f"{speed:.1f}")
+        self.accelerator.log({"train/" + key: v for key, v in values.items() if key != "step"}, step=step)
+
+
+__all__ = ["LineLog", "LossLog", "StepLog"]

@@ -1,30 +1,39 @@
 """Files and folders that are written beside their place and moved there, so that nothing is ever half-written.
 
-What is being written is called `.NAME.partial-*`. Whoever writes it holds a lock on it, which the system drops
-when the process dies, so `remove_partial` tells what a kill has left from what somebody is writing just now.
+One protocol for all: what is being written, and a folder that is being replaced or removed, is called
+`.NAME.partial-XXXXXXXX`. Its writer holds a lock on it, which the system drops when the process dies, so
+`remove_partial` tells what a kill has left from what somebody is writing just now. A folder that was being replaced
+lies in there whole, as `.replaced`, and is put back.
 
 What is moved was given to the disk before (fsync), so a power cut leaves the old or the new one as well.
+
+The run folder's lock is of the package filelock. The lock of a writer is `flock` itself, because filelock locks
+files that it makes: beside each output such a file would stay for ever, and inside a folder it would be moved with it.
 """
 
 import errno
-import hashlib
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 try:
     import fcntl
-except ImportError:  # not on Windows, where nothing is locked and what a kill leaves has to be removed by hand
+except ImportError:  # not on Windows, where writers lock nothing and what a kill leaves has to be removed by hand
     fcntl = None
 
-LOCKS = []  # open files, see `lock_folder`
+_LOCKS: dict[Path, FileLock] = {}  # see `lock_folder`
+_NO_LOCKS = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that know none
+_REPLACED = ".replaced"
 
 
-def hold(path: Path) -> int | None:
+def _lock(path: Path) -> int | None:
     """A descriptor that locks `path` while it is open; None if `remove_partial` of another process came first."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -38,28 +47,41 @@ def hold(path: Path) -> int | None:
     return descriptor
 
 
+def _partial_paths(folder: Path, name: str | None) -> list[tuple[Path, Path]]:
+    """(what is being written, its place) for all of `name`, or of anything, in `folder`."""
+    pattern = re.compile(rf"\.({'.*' if name is None else re.escape(name)})\.partial-[a-z0-9_]{{8}}")
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    return [(path, folder / match[1]) for path in paths if (match := pattern.fullmatch(path.name))]
+
+
 def remove_partial(folder: Path, name: str | None = None) -> None:
     """Remove what killed processes have left in `folder` of writing `name`, or anything.
 
-    Where there are no locks nothing is removed: somebody might be writing it.
+    A folder that was being replaced is put back. Where there are no locks nothing is removed: somebody might be
+    writing it.
     """
-    pattern = re.compile(rf"\.{'.*' if name is None else re.escape(name)}\.partial-[a-z0-9_]{{8}}")
-    found = [path for path in folder.iterdir() if pattern.fullmatch(path.name)] if folder.is_dir() else []
-    for path in found if fcntl is not None else []:
+    for path, place in _partial_paths(folder, name) if fcntl is not None else []:
         with suppress(OSError):  # it is locked, another process was quicker, or it may not be removed
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _put_back(path, place)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             finally:
                 os.close(descriptor)
+
+
+def _put_back(partial: Path, place: Path) -> None:
+    """Move a folder that was being replaced to its place again, if nothing is there."""
+    if (partial / _REPLACED).exists() and not place.exists():
+        os.replace(partial / _REPLACED, place)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file beside `path` and move it into place, so that a kill or a full disk leaves the old one whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written, name = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
-    held = hold(Path(name))
+    held = _lock(Path(name))
     try:
         with open(written, "wb") as file:
             file.write(data)
@@ -80,26 +102,21 @@ def write_atomically(path: Path, data: bytes) -> None:
 def partial_folder(name: str, parent: Path) -> Iterator[Path]:
     """A new folder in `parent` to write into before it, or what is in it, is moved; removed at the end if still there.
 
-    The parents are made, and removed again if the block raises. What killed processes have left of writing `name` is
-    removed first.
+    Its parents are made. What killed processes have left of writing `name` is removed first.
     """
-    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     beside = held = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         remove_partial(parent, name)
         while held is None:  # at once but for a coincidence
             beside = Path(tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent))
-            held = hold(beside)
+            held = _lock(beside)
         beside.chmod(0o777 & ~current_umask())
         yield beside
-        made = []
     finally:
         if beside is not None:
+            _put_back(beside, parent / name)
             shutil.rmtree(beside, ignore_errors=True)
-        for folder in made:
-            with suppress(OSError):  # others have put something there
-                folder.rmdir()
         if held is not None:
             os.close(held)
 
@@ -134,20 +151,27 @@ def written_into(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Move folder `new` to `place`. A kill in between leaves the old one under `.NAME.old`; `recover_folder` knows."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Move folder `new` to `place`. A kill in between leaves the old one whole, which `recover_folder` puts back."""
     for path in (*new.rglob("*"), new):
         sync(path)
-    if place.exists():
-        os.replace(place, old)
-    os.replace(new, place)
-    sync(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    if not place.exists():
+        os.replace(new, place)
+        sync(place.parent)
+        return
+    with partial_folder(place.name, place.parent) as beside:
+        os.replace(place, beside / _REPLACED)
+        os.replace(new, place)
+        sync(place.parent)
+        os.replace(beside / _REPLACED, beside / "removed")  # from here on nobody puts it back
 
 
 def recover_folder(place: Path) -> None:
-    """Undo a `replace_folder` that was killed half-way."""
+    """Undo a `replace_folder` that was killed half-way, on file systems without locks too.
+
+    For a folder that no other process writes. `.NAME.old` is what version 0.1 left.
+    """
+    for partial, _ in _partial_paths(place.parent, place.name):
+        _put_back(partial, place)
     old = place.with_name(f".{place.name}.old")
     if old.exists() and not place.exists():
         os.replace(old, place)
@@ -155,14 +179,16 @@ def recover_folder(place: Path) -> None:
 
 def remove_folder(place: Path) -> None:
     """Delete a folder, which is whole under its name or gone, never half there."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(place, old)
-    shutil.rmtree(old)
+    beside = place.with_name(f".{place.name}.partial-{secrets.token_hex(4)}")  # no new folder: the disk may be full
+    os.replace(place, beside)
+    shutil.rmtree(beside)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed writers left beside their places in `folder`: `.NAME.new`, `.NAME.old` and the others."""
+    """Delete what killed writers left beside their places in `folder`; `.NAME.new` and `.NAME.old` are version 0.1's.
+
+    For a folder that no other process writes.
+    """
     remove_partial(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\..+\.(new|old)", path.name):
@@ -186,35 +212,27 @@ def sync(path: Path) -> None:
 def lock_folder(folder: Path) -> None:
     """Make `folder` and keep it from other processes until this one ends, however it ends.
 
+    Processes that this one forks (DataLoader's workers) do not inherit the lock. On a file system without locks runs
+    are not kept apart: filelock's own way out there, a file that says who has the lock, would outlive a kill.
+
     Raises:
         ValueError: another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("a")
+    path = folder.resolve() / ".lock"
+    lock = _LOCKS.setdefault(path, FileLock(path, thread_local=False, fallback_to_soft=False))
     try:
-        if fcntl is not None:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by DataLoader's workers
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
+        lock.acquire(timeout=0)
+    except Timeout as error:
         raise ValueError(
             f"another run is writing into {folder}; wait until it has ended, or choose another folder"
         ) from error
-    except OSError:  # a file system without locks, where runs are not kept apart
-        pass
-    LOCKS.append(file)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file of any size, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 __all__ = [
-    "file_sha256",
     "lock_folder",
     "partial_folder",
     "recover_folder",
@@ -222,6 +240,7 @@ __all__ = [
     "remove_leftovers",
     "remove_partial",
     "replace_folder",
+    "sync",
     "write_atomically",
     "written_beside",
     "written_into",

@@ -51,6 +51,15 @@ def draw_overlay(
     Raises:
         ValueError: picture and label map differ in size.
     """
+    tinted = tint_picture(picture, label_map, colors, opacity)
+    lines = [(label, f"{legend_name(id2label[label])} ({text})") for label, text in label_shares(label_map, colors)]
+    return beside_legend(tinted, lines, colors)
+
+
+def tint_picture(
+    picture: np.ndarray, label_map: torch.Tensor | np.ndarray, colors: np.ndarray, opacity: float = 0.55
+) -> Image.Image:
+    """`draw_overlay` without the legend: RGB, (H, W) pixels."""
     labels = np.asarray(label_map)
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"the label map has size {labels.shape}, its picture {picture.shape[:2]}")
@@ -62,12 +71,15 @@ def draw_overlay(
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     border[1:] |= labels[1:] != labels[:-1]
     blend[border] = 255
-    values, counts = np.unique(labels[named], return_counts=True)
+    return Image.fromarray(blend.round().astype(np.uint8))
+
+
+def label_shares(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) -> list[tuple[int, str]]:
+    """(label, share of the picture as text) of the labels in an (H, W) map that have a colour, largest first."""
+    labels = np.asarray(label_map)
+    values, counts = np.unique(labels[(labels >= 0) & (labels < len(colors))], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    lines = [
-        (int(values[i]), f"{legend_name(id2label[int(values[i])])} ({share(counts[i] / labels.size)})") for i in order
-    ]
-    return beside_legend(Image.fromarray(blend.round().astype(np.uint8)), lines, colors)
+    return [(int(values[i]), share(counts[i] / labels.size)) for i in order]
 
 
 def visible(picture: np.ndarray) -> np.ndarray:
@@ -130,4 +142,13 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     write_atomically(path, encoded.getvalue())
 
 
-__all__ = ["draw_overlay", "label_colors", "label_map_picture", "save_picture", "visible"]
+__all__ = [
+    "draw_overlay",
+    "label_colors",
+    "label_map_picture",
+    "label_shares",
+    "legend_name",
+    "save_picture",
+    "tint_picture",
+    "visible",
+]

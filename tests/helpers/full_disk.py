@@ -120,7 +120,7 @@ class Predict(Command):
 
 
 class Evaluate(Command):
-    """JSON, worst pictures, state and the card of the model."""
+    """JSON, report, state and the card of the model."""
 
     partly = True
 
@@ -147,7 +147,7 @@ class Evaluate(Command):
 
     def run(self) -> int:
         command = ["evaluate", self.place / "net", "--data", self.work / "data", "--card"]
-        return run([*command, "--output", self.place / "scores.json", "--worst", self.place / "worst"])
+        return run([*command, "--output", self.place / "scores.json", "--report", self.place / "report"])
 
     def check(self) -> None:
         assert json.loads((self.place / "scores.json").read_text())["num_pictures"] == 2

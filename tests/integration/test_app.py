@@ -104,7 +104,9 @@ def test_segmented_is_segment_and_reports_every_window(tiny_model, tmp_path, mod
     path = tmp_path / "my picture.png"
     Image.fromarray(np.random.default_rng(2).integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(path)
     reports = []
-    view = app.segmented(tiny_model, processor, str(path), mode, lambda done, total: reports.append((done, total)))
+    view = app.segment_upload(
+        tiny_model, processor, str(path), mode, lambda done, total: reports.append((done, total))
+    )
     expected = segment(tiny_model, processor, path, **app.MODES[mode])[0]
     assert np.array_equal(np.asarray(decoded(view["label_map"])), expected.numpy())
     assert view["file"] == "my picture_labels.png" and "70 × 40 pixels" in view["summary"]
@@ -122,7 +124,7 @@ def test_segmented_is_segment_and_reports_every_window(tiny_model, tmp_path, mod
     ],
 )
 def test_wrong_input_is_a_sentence(tiny_model, mode, sentence):
-    view = app.segmented(tiny_model, QLSegImageProcessor(), None, mode, lambda done, total: None)
+    view = app.segment_upload(tiny_model, QLSegImageProcessor(), None, mode, lambda done, total: None)
     assert view == {"error": sentence}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,11 +20,12 @@ from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation import evaluator as evaluation_module
-from qlseg_hf.evaluation.evaluator import evaluate_samples, remove_state, state_path
+from qlseg_hf.evaluation.evaluator import evaluate_samples
 from qlseg_hf.evaluation.metrics import confusion_counts, scores
+from qlseg_hf.evaluation.state import remove_state, state_path
 from qlseg_hf.hub.card import measured_line
-from qlseg_hf.utils.visualization import draw_overlay, label_colors
 
+SUM_COUNTS = evaluation_module.sum_counts
 SCRIPT = ["-m", "qlseg_hf.cli.evaluate"]
 SIZES = [(70, 110), (80, 102), (97, 95), (64, 64), (110, 71)]  # of 5 pictures, which neither 2 nor 3 divide
 one_network = pytest.mark.parametrize("stored", ["a"], indirect=True)
@@ -128,7 +130,7 @@ def test_any_number_of_processes_gives_one_result(stored, folder, tmp_path, othe
     found = {}
     for n in (1, *others):
         arguments = [stored.folder, "--data", folder, "--split", "val"]
-        arguments += ["--output", tmp_path / f"{n}.json", "--worst", tmp_path / f"worst{n}"]
+        arguments += ["--output", tmp_path / f"{n}.json", "--report", tmp_path / f"report{n}"]
         outputs = finish(launch(n, *arguments))
         assert "mIoU" in outputs[0][0] and all(not stdout for stdout, _ in outputs[1:])
         assert f"1 of {n} processes" in outputs[0][1] or n == 1
@@ -150,26 +152,24 @@ def test_any_number_of_processes_gives_one_result(stored, folder, tmp_path, othe
     assert protocol["split"] == "validation" and protocol["size"] == {"shortest_edge": 96}
     assert protocol["window_size"] == 96 and protocol["window_stride"] == 64 and protocol["do_reduce_labels"] is True
     assert list(protocol["weights_sha256"]) == ["model.safetensors"] and protocol["versions"]["qlseg_hf"] == "0.1.0"
-    check_worst(stored, folder, found[others[0]]["worst"], tmp_path / f"worst{others[0]}")
+    check_ranking(stored, folder, found[others[0]])
+    pages = [(tmp_path / f"report{n}" / "report.html").read_text() for n in (1, *others)]
+    images = [re.findall('data:image/jpeg[^"]*', page) for page in pages]
+    assert len(images[0]) == 10 and all(shown == images[0] for shown in images)  # 5 predictions, 5 references
+    tables = [(tmp_path / f"report{n}" / "per_label.csv").read_text() for n in (1, *others)]
+    assert tables[0].count("\n") == 21 and all(table == tables[0] for table in tables)
 
 
-def check_worst(stored, folder, worst, overlays):
-    model = stored.model()
+def check_ranking(stored, folder, result):
+    model, worst = stored.model(), result["worst"]
     assert len(worst) == 5 and [entry["miou"] for entry in worst] == sorted(entry["miou"] for entry in worst)
-    assert sorted(path.name for path in overlays.iterdir()) == [entry["overlay"] for entry in worst]
+    assert result["best"] == worst[::-1]
     for entry in worst:
         picture = load_picture(folder / entry["name"])
         labels = load_label_map(folder / entry["name"].replace("images", "annotations"))
         reference = np.where(labels == 0, 255, labels - 1)
         predicted = segment(model, stored.processor, picture)[0]
         assert entry["miou"] == pytest.approx(scores(confusion_counts(predicted, reference, 20))["miou"])
-        left, right = (
-            draw_overlay(picture, m, model.config.id2label, label_colors(model.config)) for m in (predicted, reference)
-        )
-        shown = np.asarray(Image.open(overlays / entry["overlay"]))
-        assert shown.shape == (max(left.height, right.height), left.width + right.width, 3)
-        assert np.array_equal(shown[: left.height, : left.width], np.asarray(left))
-        assert np.array_equal(shown[: right.height, left.width :], np.asarray(right))
 
 
 @one_network
@@ -221,7 +221,8 @@ runpy.run_module("qlseg_hf.cli.evaluate", run_name="__main__")
         (folder / "images/validation" / name).write_text("no picture")
     finish(launch(1, *arguments))
     found = strict(output)
-    found.pop("protocol")
+    for key in ("protocol", "worst", "best"):
+        found.pop(key)
     assert without_time(found) == without_time(reference.result)
     assert not state.exists()
 
@@ -244,44 +245,50 @@ def test_one_failing_process_stops_all_with_one_sentence(stored, folder, tmp_pat
     assert not any("Traceback" in stderr or stdout for stdout, stderr in outputs) and not output.exists()
 
 
+def pretend_rank(patch, rank: int, world_size: int) -> None:
+    """One of several processes that share the pictures, without a group that would join what they counted."""
+    patch.setattr(evaluation_module, "process_place", lambda: (rank, world_size))
+    patch.setattr(evaluation_module, "sum_counts", lambda *given: SUM_COUNTS(*given[:3], 1))
+
+
 @one_network
-def test_shares_of_processes_add_up(stored, folder):
-    """Without a process group a rank gives the scores of its own pictures."""
-    samples, model = open_dataset(folder, "val"), stored.model()
-    parts = [
-        evaluate_samples(model, stored.processor, samples, rank=r, world_size=3, num_worst=9, progress=False)
-        for r in range(3)
-    ]
+def test_shares_of_processes_add_up(stored, folder, monkeypatch):
+    """What a process counts of its own pictures; here their number is told and nothing joins them."""
+    samples, model, parts = open_dataset(folder, "val"), stored.model(), []
+    for rank in range(3):
+        with monkeypatch.context() as patch:
+            pretend_rank(patch, rank, 3)
+            parts.append(evaluate_samples(model, stored.processor, samples, num_examples=9, progress=False))
     assert [part.result["num_pictures"] for part in parts] == [2, 2, 1]
     assert [sorted(index for _, index, _ in part.worst) for part in parts] == [[0, 3], [1, 4], [2]]
-    whole = evaluate_samples(model, stored.processor, samples, num_worst=2, progress=False)
+    whole = evaluate_samples(model, stored.processor, samples, num_examples=2, progress=False)
     assert whole.worst == sorted(entry for part in parts for entry in part.worst)[:2]
-    first = evaluate_samples(model, stored.processor, samples, max_samples=1, num_worst=1, progress=False)
+    first = evaluate_samples(model, stored.processor, samples, max_samples=1, num_examples=1, progress=False)
     assert first.result["num_pictures"] == 1 and first.result["miou"] == first.worst[0][0]
 
 
 @one_network
 def test_resumed_after_an_error_and_from_a_part(stored, folder, tmp_path, monkeypatch):
     samples, model, state = open_dataset(folder, "val"), stored.model(), tmp_path / "state"
-    settings = {"flip": True, "num_worst": 3, "progress": False}
+    settings = {"flip": True, "num_examples": 3, "progress": False}
     whole = evaluate_samples(model, stored.processor, samples, **settings)
     settings["state_file"] = state
     kept = shutil.copy(folder / "annotations/validation/3.png", tmp_path / "kept.png")
     Image.fromarray(np.full(SIZES[3], 77, dtype=np.uint8)).save(folder / "annotations/validation/3.png")
     evaluate_samples(model, stored.processor, samples, **settings, max_samples=2)
-    assert next_index(state_path(state, 0, 1)) == 2
+    assert next_index(state_path(state)) == 2
     with pytest.raises(ValueError, match="already counted picture 2, but max_samples is 1"):
         evaluate_samples(model, stored.processor, samples, **settings, max_samples=1)
     with pytest.raises(ValueError, match=r"77 in 4096 pixels of 1 label maps; in images/validation/3\.png"):
         evaluate_samples(model, stored.processor, samples, **settings)
-    assert next_index(state_path(state, 0, 1)) == 3  # picture 2 was counted before the error
+    assert next_index(state_path(state)) == 3  # picture 2 was counted before the error
     shutil.copy(kept, folder / "annotations/validation/3.png")
     resumed = evaluate_samples(model, stored.processor, samples, **settings)
     assert without_time(resumed.result) == without_time(whole.result) and resumed.worst == whole.worst
     monkeypatch.setattr(evaluation_module, "segment", None)  # all is done: nothing is predicted again
     again = evaluate_samples(model, stored.processor, samples, **settings)
     assert again.result == resumed.result
-    remove_state(state, 0, 1)
+    remove_state(state)
     assert not list(tmp_path.glob("state*"))
 
 
@@ -304,13 +311,13 @@ def test_state_of_another_protocol_is_refused(stored, folder, tmp_path):
         ("data set", {"samples": open_dataset(folder, "fewer")}),
         ("scales", {"scales": (0.5, 1)}),
         ("flip", {"flip": True}),
-        ("number of worst pictures", {"num_worst": 1}),
+        ("number of examples", {"num_examples": 1}),
     ]
     for name, change in changes:
         given = {"model": model, "processor": stored.processor, "samples": samples} | settings | change
         with pytest.raises(ValueError, match=f"unfinished evaluation with another {name}"):
             evaluate_samples(**given)
-    state_path(state, 0, 1).write_bytes(b"half a file")
+    state_path(state).write_bytes(b"half a file")
     with pytest.raises(ValueError, match="is no state of an evaluation"):
         evaluate_samples(model, stored.processor, samples, **settings)
 
@@ -339,24 +346,28 @@ def test_undefined_scores_are_none(stored, folder):
     for path in (folder / "annotations/validation").iterdir():
         Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)
     samples = open_dataset(folder, "val")
-    found = evaluate_samples(stored.model(), stored.processor, samples, num_worst=3, progress=False)
+    found = evaluate_samples(stored.model(), stored.processor, samples, num_examples=3, progress=False)
     json.dumps(found.result, allow_nan=False)
     assert found.result["miou"] is None and found.result["miou_interval"] == [None, None] and found.worst == []
-    assert found.result["per_label"][3] == {"label": "class 3", "iou": None, "accuracy": None, "pixels": 0}
+    assert found.result["per_label"][3] == {
+        **{"label": "class 3", "iou": None, "accuracy": None, "boundary_iou": None, "boundary_f1": None},
+        **{"pixels": 0, "predicted_pixels": 0},
+    }
 
 
 @one_network
-def test_arguments_and_empty_data_are_refused(stored, folder):
+def test_arguments_and_empty_data_are_refused(stored, folder, monkeypatch):
     model, samples = stored.model(), open_dataset(folder, "val")
     for given, sentence in (
-        ({"rank": 2, "world_size": 2}, "rank 2 of 2 processes"),
         ({"max_samples": 0}, "max_samples is 0"),
-        ({"num_worst": -1}, "num_worst -1"),
+        ({"num_examples": -1}, "num_examples -1"),
         ({"scales": ()}, "scales must be positive"),
-        ({"rank": 5, "world_size": 6}, "there is no picture to evaluate"),
     ):
         with pytest.raises(ValueError, match=sentence):
             evaluate_samples(model, stored.processor, samples, progress=False, **given)
+    pretend_rank(monkeypatch, 5, 6)
+    with pytest.raises(ValueError, match="there is no picture to evaluate"):
+        evaluate_samples(model, stored.processor, samples, progress=False)
 
 
 @pytest.fixture
@@ -395,7 +406,12 @@ def test_scores_that_mean_nothing_are_told(stored, folder, tmp_path, script):
     """Labels from 0 on a model that reduces labels; one label; and files that belong to no picture."""
     basic = [stored.folder, "--data", folder, "--split", "val", "--output", tmp_path / "out.json"]
     status, stdout, stderr = script(*basic)
-    assert status == 0 and "warning" not in stdout + stderr and strict(tmp_path / "out.json")["warnings"] == []
+    found = strict(tmp_path / "out.json")
+    assert status == 0 and "warning" not in stderr and stdout.count("warning") == len(found["warnings"]) == 1
+    assert "12 labels of the references are never predicted: 'class 3', 'class 4', " in stdout
+    rows = {row["label"]: row for row in found["per_label"]}
+    assert len(found["never_predicted"]) == 12 and rows["class 3"]["pixels"] > rows["class 3"]["predicted_pixels"] == 0
+    assert np.array(found["confusion"]).sum(axis=0).tolist() == [row["predicted_pixels"] for row in rows.values()]
     (folder / "images/validation/about.gif").write_bytes(b"")
     model = stored.model()
     for path in sorted((folder / "images/validation").glob("*.png")):
@@ -412,7 +428,10 @@ def test_scores_that_mean_nothing_are_told(stored, folder, tmp_path, script):
     before = (model / "README.md").read_text()
     status, stdout, _ = script(model, *basic[1:], "--card")
     assert status == 0 and "warning: only one label occurs, 'class 2', so every answer is right" in stdout
-    assert "; the card is left as it was\n" in stdout and (model / "README.md").read_text() == before
+    assert (
+        "\nthe card is left as it was, because of the warnings\n" in stdout
+        and (model / "README.md").read_text() == before
+    )
 
 
 @one_network
@@ -439,7 +458,8 @@ def test_wrong_input_is_one_sentence(stored, folder, tmp_path, script):
         ({"--label_map": tmp_path / "none.json"}, "No such file"),
         ({"--output": tmp_path}, "must be a file in a folder that exists"),
         ({"--output": tmp_path / "none" / "o.json"}, "must be a file in a folder that exists"),
-        ({"--worst": tmp_path / "map.json"}, "is a file; give a folder"),
+        ({"--report": tmp_path / "map.json"}, "is a file; give a folder, or a file that ends with .html"),
+        ({"--report": tmp_path / "none" / "r.html"}, "must be a file in a folder that exists, or a folder"),
         ({"--image_column": "image"}, "columns do not apply"),
         ({"--max_samples": 0}, "max_samples is 0"),
         ({"--do_reduce_labels": "false"}, "set do_reduce_labels: true"),
@@ -470,7 +490,7 @@ def test_state_on_the_command_line(stored, folder, tmp_path, script):
 
 
 @one_network
-def test_unreadable_picture_is_refused_or_told(stored, folder, tmp_path, script):
+def test_unreadable_picture_is_refused_or_told(stored, folder, tmp_path, script, monkeypatch):
     """Never dropped without a word: an error that names it, or its name beside the scores of the others."""
     basic = [stored.folder, "--data", folder, "--split", "val", "--output", tmp_path / "out.json"]
     picture, label_map = folder / "images/validation/2.png", folder / "annotations/validation/2.png"
@@ -485,9 +505,11 @@ def test_unreadable_picture_is_refused_or_told(stored, folder, tmp_path, script)
     assert "1 more that cannot be read not counted" in measured_line(told)
     samples, model = open_dataset(folder, "val"), stored.model()
     settings = {"skip_unreadable": True, "progress": False}
-    parts = [
-        evaluate_samples(model, stored.processor, samples, rank=r, world_size=2, **settings).result for r in range(2)
-    ]
+    parts = []
+    for rank in range(2):
+        with monkeypatch.context() as patch:
+            pretend_rank(patch, rank, 2)
+            parts.append(evaluate_samples(model, stored.processor, samples, **settings).result)
     assert [(part["num_pictures"], part["unreadable"]) for part in parts] == [(2, told["unreadable"]), (2, [])]
 
     settings |= {"state_file": tmp_path / "state", "max_samples": 3}

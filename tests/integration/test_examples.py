@@ -1,5 +1,6 @@
 """The example scripts as subprocesses, as a user runs them."""
 
+import json
 import re
 import subprocess
 import sys
@@ -99,7 +100,10 @@ def test_demo(tmp_path):
     pytest.importorskip("cv2")
     command = [sys.executable, ROOT / "examples" / "demo.py", "--output", tmp_path, "--max_steps", "12"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment(), check=True)
-    assert re.search(r"6. mIoU on held-out scenes: \d+.\d % before, \d+.\d % after", done.stdout)
+    found = re.search(r"6. mIoU on held-out scenes: (\d+\.\d) % before, (\d+\.\d) % after", done.stdout)
+    evaluations = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
+    assert found[2] == f"{100 * json.loads(evaluations[-1])['miou']:.1f}" != found[1]
+    assert 0 < float(found[1]) < 10 and float(found[2]) > 0  # new labels start from drawn queries
     printed = re.split(r"[\r\n]+", done.stdout + done.stderr)  # bars count as a line whenever they are drawn
     assert len(printed) <= 40 and not re.search("Warning|Loading weights|Writing model", done.stderr), printed
     assert [line[:2] for line in done.stdout.splitlines() if line[0].isdigit()] == [f"{n}." for n in range(1, 7)]

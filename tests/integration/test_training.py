@@ -27,18 +27,14 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-from qlseg_hf.training.build import (
-    MovingAverage,
-    add_lora,
-    build_model,
-    build_processor,
-    plain_model,
-    training_step,
-)
+from qlseg_hf.training.average import MovingAverage
+from qlseg_hf.training.build import add_lora, build_model, build_processor, plain_model
 from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
-from qlseg_hf.training.distributed import fit_to_recipe, launch_facts, refuse_other_batch, start_accelerator
+from qlseg_hf.training.distributed import check_batch, fit_to_recipe, launch_facts, start_accelerator
 from qlseg_hf.training.optimization import parameter_groups
-from qlseg_hf.training.recipe import ADVICE, SYNONYMS, Recipe, load_recipe
+from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.step import training_step
+from qlseg_hf.training.synonyms import ADVICE, SYNONYMS
 from qlseg_hf.utils.files import recover_folder, replace_folder, written_beside
 
 
@@ -346,15 +342,15 @@ def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
         found = accelerator.state.deepspeed_plugin.deepspeed_config
         assert {key: found[key] for key in wanted} == wanted and accelerator.gradient_accumulation_steps == 3
         assert len(accelerator.said) == (config.get("gradient_clipping") == 1.0)
-        refuse_other_batch(accelerator, recipe)
+        check_batch(accelerator, recipe)
     assert "gradient_accumulation_steps 5 -> 3, train_micro_batch_size_per_gpu 8 -> 2" in accelerator.said[0]
     found["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps = 1
     with pytest.raises(ValueError, match="total_batch_size is 4 and not 12"):
-        refuse_other_batch(accelerator, recipe)
+        check_batch(accelerator, recipe)
     found |= wanted | {"gradient_clipping": 1.0}
     accelerator.gradient_accumulation_steps = 3
     with pytest.raises(ValueError, match="max_grad_norm is 1.0 and not 3.0"):
-        refuse_other_batch(accelerator, recipe)
+        check_batch(accelerator, recipe)
     for key in ("optimizer", "scheduler", "tensor_parallel"):
         with pytest.raises(ValueError, match=f"configuration holds {key}, which the recipe decides"):
             fit_to_recipe(deepspeed(**{key: {"type": "x"}}), recipe)
@@ -405,7 +401,7 @@ def test_moving_average():
     average.update(model)
     average.update(model)
     assert average.weights["weight"].item() == pytest.approx(1 - 0.75**2)
-    with average.swapped_in(model):
+    with average.swap_in(model):
         assert model.weight.item() == pytest.approx(1 - 0.75**2)
     assert model.weight.item() == 1.0
 

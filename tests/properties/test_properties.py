@@ -30,8 +30,7 @@ from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint
 from qlseg_hf.model import deformable_attention, loss_qlseg, scores
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import MemoryPlan
-from qlseg_hf.model.processor_settings import window_starts
-from qlseg_hf.model.segmentation import window_layout
+from qlseg_hf.model.windows import window_layout, window_starts
 from qlseg_hf.training.optimization import learning_rate_factor
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -20,7 +20,7 @@ from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProces
 from qlseg_hf.cli.main import run
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import SHORTEST_STRIP, MemoryPlan
-from qlseg_hf.model.segmentation import window_layout
+from qlseg_hf.model.windows import window_layout
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.one_of(

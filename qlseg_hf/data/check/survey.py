@@ -27,6 +27,7 @@ class DataRequest:
     `processor`: of a model that goes on from here, whose rules hold; nothing is decided then. `doubts_are_errors`,
     `strict`: see `report_on_labels`. `weighs_labels`: whether `class_weights` was set to "auto".
     `patch_size`: of the encoder, pixels. `num_channels`: bands to read the images with; what is found if not given.
+    `reads_all_splits`: whether splits that are neither trained nor validated on are read too.
     """
 
     data: str
@@ -42,6 +43,7 @@ class DataRequest:
     patch_size: int = 16
     num_channels: int | None = None
     num_threads: int = 4
+    reads_all_splits: bool = True
 
     @property
     def picture_reading(self) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def test_data_yaml_is_taken_in_place_of_the_folder(qlseg, tmp_path):
     again = as_object(qlseg(tmp_path / "out" / "data.yaml", "--json"))
     for key in ("labels", "images", "settings", "ignored", "problems", "class_weights"):
         assert first[key] == again[key], key
+    recipe = ("demo", "--model", "null", "--data", tmp_path / "out" / "data.yaml")
+    assert as_object(qlseg(*recipe, "--label_names", "[a, b, c]", "--json"))["labels"][2]["values"] == [100]
     named = as_object(qlseg(tmp_path / "out" / "data.yaml", "--json", "--label_names", "[a, b, c]"))
     assert [row["name"] for row in named["labels"]] == ["a", "b", "c"]
 

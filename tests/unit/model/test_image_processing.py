@@ -18,9 +18,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.model.image_processing_qlseg import WindowSum
 from qlseg_hf.model.modeling_qlseg import QLSegOutput
-from qlseg_hf.model.processor_settings import short_side_size, window_starts
+from qlseg_hf.model.processor_settings import short_side_size
+from qlseg_hf.model.windows import average_logits, window_starts
 
 RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
 
@@ -150,14 +150,15 @@ def test_windows_cover_every_pixel(length):
     assert covered.min() >= 1
 
 
-def test_window_sum_divides_by_coverage():
+def test_average_divides_by_coverage():
     torch.manual_seed(0)
     plane = torch.randn(3, 40, 23)
-    total = WindowSum((40, 23))
-    for top in window_starts(40, 16, 11):
-        for left in window_starts(23, 16, 11):
-            total.add(plane[:, top : top + 16, left : left + 16], top, left)
-    torch.testing.assert_close(total.mean(), plane)
+    places = [(top, left) for top in window_starts(40, 16, 11) for left in window_starts(23, 16, 11)]
+    logits = torch.stack([plane[:, top : top + 16, left : left + 16] for top, left in places])
+    kept = logits.clone()
+    (found,) = average_logits(logits, torch.tensor([[0, *place, 40, 23] for place in places]))
+    torch.testing.assert_close(found, plane)
+    assert torch.equal(logits, kept)
 
 
 def test_short_side_size():

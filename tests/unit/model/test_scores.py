@@ -24,7 +24,8 @@ from qlseg_hf.model.scores import (
     resized_part,
     sources,
 )
-from qlseg_hf.model.segmentation import label_numbers, window_layout
+from qlseg_hf.model.segmentation import label_numbers
+from qlseg_hf.model.windows import window_layout
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from transformers.pipelines import ImageSegmentationPipeline
 
 from qlseg_hf import RELEASES, QLSegImageProcessor, QLSegImageSegmentationPipeline, load_picture, segment
 from qlseg_hf.hub.card import inference_protocol, processor_sentence
-from qlseg_hf.model import segmentation
+from qlseg_hf.model import windows
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.model.processor_settings import window_starts
-from qlseg_hf.model.segmentation import Run, Window, window_layout
+from qlseg_hf.model.windows import Run, Window, window_layout, window_starts
 
 
 def label_map_of(segments: list[dict], label2id: dict[str, int]) -> np.ndarray:
@@ -237,7 +236,7 @@ def test_a_pixel_without_a_window_is_an_error():
     """Whatever the windows come from, nothing divides by zero."""
     window = Window((0, 4), (0, 4), False, None, torch.rand(2, 2), torch.rand(2, 2, 2))
     for columns in ((0, 6), (5, 6)):
-        with pytest.raises(ValueError, match="no window covers some of the pixels"):
+        with pytest.raises(ValueError, match="leave pixels without scores"):
             Run((4, 6), 1.0, [window]).scores((0, 4), columns)
 
 
@@ -288,10 +287,10 @@ def test_pixels_resized_together_are_bounded(tiny_model, monkeypatch):
         sizes.append((rows.stop - rows.start) * (columns.stop - columns.start))
         return resize_picture(picture, size, rows, columns)
 
-    monkeypatch.setattr(segmentation, "resize_picture", resize)
+    monkeypatch.setattr(windows, "resize_picture", resize)
     expected = segment(tiny_model, processor, picture, scales=(1.3, 1), flip=True, return_scores=True)
     assert len(sizes) == 2
-    monkeypatch.setattr(segmentation, "RESIZED_PIXELS", 5000)
+    monkeypatch.setattr(windows, "RESIZED_PIXELS", 5000)
     sizes.clear()
     found = segment(tiny_model, processor, picture, scales=(1.3, 1), flip=True, return_scores=True)
     assert len(sizes) > 10 and max(sizes) <= 5000

@@ -1,0 +1,139 @@
+"""A network's numbers from three sources, which must agree: shapes, configuration text, released variant."""
+
+import math
+import re
+
+import torch
+
+from ..hub.saving import QLSegImageProcessor
+from ..model.configuration_qlseg import QLSegConfig
+from ..releases import RELEASES
+from .errors import ConversionError
+
+
+def numbers_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict:
+    """What the shapes give. Raises ConversionError if the keys that say it are missing."""
+
+    def shape(key: str) -> torch.Size:
+        if key not in state_dict:
+            raise ConversionError(f"the checkpoint has no key {key}, so it is no QLSeg network (or a stripped one)")
+        return state_dict[key].shape
+
+    def count(pattern: str, start: int = 0) -> int:
+        """How many indices follow each other from `start`; a stray one is named later, as an unexpected key."""
+        indices = {int(match[1]) for key in state_dict if (match := re.match(pattern, key))}
+        return next(n for n in range(len(indices) + 1) if start + n not in indices)
+
+    patch = shape("backbone.patch_embed.projection.weight")
+    tokens = shape("backbone.pos_embed")[1] - 1
+    queries = shape("decode_head.query_1.weight")
+    if len(patch) != 4 or len(queries) != 2:
+        raise ConversionError("backbone.patch_embed.projection.weight or decode_head.query_1.weight is misshapen")
+    levels = count(r"decode_head\.(?:query|input_proj|proj_norm|atm_0_decoder)_(\d+)\.", start=1)
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ConversionError(
+            f"backbone.pos_embed has {tokens} positions beside the class token, which is no square grid"
+        )
+    return {
+        "width": patch[0],
+        "num_channels": patch[1],
+        "patch_size": patch[2],
+        "num_layers": count(r"backbone\.layers\.(\d+)\."),
+        "mlp_width": shape("backbone.layers.0.ffn.layers.0.0.weight")[0],
+        "image_size": side * patch[2],
+        "num_labels": queries[0],
+        "decoder_width": queries[1],
+        "num_levels": levels,
+        "num_blocks": count(r"decode_head\.atm_(\d+)_decoder_"),
+        "num_decoder_layers": count(r"decode_head\.atm_0_decoder_1\.layers\.(\d+)\."),
+        "decoder_mlp_width": shape("decode_head.atm_0_decoder_1.layers.0.linear1.weight")[0],
+        "num_pixel_layers": count(r"decode_head\.transformer\.encoder\.layers\.(\d+)\."),
+        "pixel_mlp_width": shape("decode_head.transformer.encoder.layers.0.linear1.weight")[0],
+        "num_samples": shape("decode_head.transformer.encoder.layers.0.self_attn.attention_weights.weight")[0],
+        "num_runs": shape("decode_head.QFM_1.weights.weight")[1] // max(levels, 1),
+    }
+
+
+def numbers_from_variant(name: str) -> dict:
+    """What a released variant gives."""
+    if name not in RELEASES:
+        raise ConversionError(f"unknown variant {name!r}; choose one of {', '.join(RELEASES)}")
+    config = QLSegConfig.for_release(name)
+    backbone = config.backbone_config
+    processing = QLSegImageProcessor.for_release(name)
+    return {
+        "width": backbone.hidden_size,
+        "num_channels": backbone.num_channels,
+        "patch_size": backbone.patch_size,
+        "num_layers": backbone.num_hidden_layers,
+        "num_heads": backbone.num_attention_heads,
+        "image_size": backbone.image_size,
+        "drop_path": backbone.drop_path_rate,
+        "norm_eps": backbone.layer_norm_eps,
+        "layers": [stage - 1 for stage in backbone.out_indices],
+        "num_labels": config.num_labels,
+        "num_levels": len(backbone.out_indices),
+        "decoder_width": config.hidden_size,
+        "decoder_heads": config.num_attention_heads,
+        "num_blocks": config.num_decoder_blocks,
+        "num_decoder_layers": config.num_decoder_layers,
+        "num_pixel_layers": config.num_pixel_encoder_layers,
+        "num_groups": config.num_query_fusion_groups,
+        "threshold": config.mask_threshold,
+        "mean": [255 * m for m in processing.image_mean],
+        "std": [255 * s for s in processing.image_std],
+        "reduce_labels": processing.do_reduce_labels,
+        "slides": True,
+        "window": processing.window_size,
+        "stride": processing.window_stride,
+        "short_side": processing.size.shortest_edge,
+    }
+
+
+def agree_on_numbers(shapes: dict, text: dict | None, variant: str | None) -> dict:
+    """One value per number. The file's text comes before the variant; whatever two sources state must agree."""
+    if text is None and variant is None:
+        raise ConversionError(
+            "the checkpoint holds no configuration text of mmsegmentation (meta.config or meta.cfg), and shapes do "
+            f"not give heads, levels and threshold; say --variant with one of {', '.join(RELEASES)}"
+        )
+    sources = {
+        "shapes": shapes,
+        "text": text or {},
+        f"variant {variant}": numbers_from_variant(variant) if variant else {},
+    }
+    numbers, origin = {}, {}
+    for source, values in sources.items():
+        for key, value in values.items():
+            if key in numbers and not is_same(numbers[key], value):
+                raise ConversionError(
+                    f"{key.replace('_', ' ')} is {numbers[key]} by the {origin[key]} but {value} by the {source}"
+                )
+            numbers.setdefault(key, value)
+            origin.setdefault(key, source)
+    needed = ("num_heads", "layers", "decoder_heads", "threshold", "num_groups", "mean", "std", "short_side")
+    if unknown := [key.replace("_", " ") for key in needed if key not in numbers]:
+        raise ConversionError(
+            f"the configuration text does not state {', '.join(unknown)}; say --variant to fill them in"
+        )
+    run = -(-numbers["num_labels"] // numbers["num_groups"])
+    if -(-numbers["num_labels"] // run) != numbers["num_runs"]:
+        raise ConversionError(
+            f"query fusion has {numbers['num_runs']} runs of labels by the shapes, which {numbers['num_labels']} "
+            f"labels in {numbers['num_groups']} groups do not give"
+        )
+    if len(numbers["layers"]) != numbers["num_levels"]:
+        raise ConversionError(
+            f"layers {numbers['layers']} are returned, but the shapes have {numbers['num_levels']} levels"
+        )
+    return numbers
+
+
+def is_same(a, b) -> bool:
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(is_same(x, y) for x, y in zip(a, b))
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+__all__ = ["agree_on_numbers", "numbers_from_shapes", "numbers_from_variant"]

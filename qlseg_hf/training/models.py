@@ -1,0 +1,89 @@
+"""The models of a run, `best` and `last`: ordinary folders with a card, and the upload of the best one."""
+
+import json
+from pathlib import Path
+
+from ..hub.card import inference_protocol, trained_model_card
+from ..hub.loading import without_bars
+from ..hub.upload import upload_folder
+from ..utils.distributed import exchanged
+from ..utils.files import write_atomically, written_beside
+from .build import plain_model
+from .distributed import launch_facts
+from .recipe import Recipe
+from .run import Run
+
+RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
+TRAINING = "training.json"  # beside a model: its step, and how it was computed
+
+
+def save_models(run: Run, names: list[str]) -> None:
+    """Save the weights of this step (their moving average, if there is one) under each of `names`."""
+    for name in names:
+        weights = run.accelerator.get_state_dict(run.model)
+        if run.is_main:
+            _save_model(run, run.output_dir / name, weights if run.average is None else run.average.weights)
+
+
+def _save_model(run: Run, place: Path, weights: dict) -> None:
+    recipe, facts = run.recipe, launch_facts(run.accelerator)
+    with without_bars():
+        plain = plain_model(run.network, weights)
+    measured = {"dataset": recipe.data, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
+    card = trained_model_card(
+        plain,
+        run.processor,
+        name=place.name,
+        recipe=recipe,
+        step=run.step,
+        launch=facts,
+        result=run.state["result"] | {"protocol": measured | inference_protocol(run.processor)},
+    )
+    with without_bars(), written_beside(place) as folder:
+        plain.save_pretrained(folder)
+        run.processor.save_pretrained(folder)
+        (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
+        (folder / TRAINING).write_text(json.dumps({"step": run.step} | facts), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        add_results(run.output_dir, folder)
+
+
+def add_results(output_dir: Path, folder: Path) -> None:
+    """Copy what the run has logged so far beside a model."""
+    for name in RESULTS:
+        write_atomically(folder / name, (output_dir / name).read_bytes())
+
+
+def new_models(run: Run) -> list[str]:
+    """Which of `best` and `last` the present step is to be saved as."""
+    names = ["best"] if run.state["best_step"] == run.step else []
+    return names + (["last"] if run.is_over else [])
+
+
+def find_due_models(run: Run) -> list[str]:
+    """Which of `new_models` are not there, because a run was stopped before; the same in every process."""
+    names = []
+    if "result" not in run.state:  # of a version that saved the models first
+        return names
+    for name in new_models(run):
+        path = run.output_dir / name / TRAINING
+        if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["step"] != run.step:
+            names.append(name)
+    return exchanged(names, run.num_processes)[0]
+
+
+def upload_best(run: Run) -> None:
+    """`best`, with all that the run has logged, as one commit."""
+    recipe, best = run.recipe, run.output_dir / "best"
+    add_results(best.parent, best)
+    print(f"uploading {best}; should that fail, the same command tries again")
+    message = f"Train {run.step} steps"
+    print(upload_folder(best, recipe.hub_model_id, commit_message=message, **hub_place(recipe)))
+
+
+def hub_place(recipe: Recipe) -> dict:
+    """Where on the Hub the recipe uploads to, as keyword arguments."""
+    return {"private": recipe.hub_private or None, "revision": recipe.hub_revision}
+
+
+__all__ = ["add_results", "find_due_models", "hub_place", "new_models", "save_models", "upload_best"]

@@ -1,0 +1,34 @@
+"""Hashes, each computed in one way: of files, of a network's weights, of what identifies a data set."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file of any size, as a hex string."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 of every name, dtype, shape and value, as a hex string. Seconds for a ViT-L."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """SHA-256 of a value as JSON, as a hex string; the same in every process and version."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+__all__ = ["file_sha256", "json_sha256", "weights_sha256"]

@@ -1,0 +1,161 @@
+"""What the tests of failing training runs share: commands in forked processes, and what a run left behind."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from programs import ROOT, environment, write_recipe
+
+from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.training.checkpoints import checkpoints, read_state, step_of
+
+SEED = int(os.environ.get("QLSEG_KILL_SEED", 6))
+SAYS = ("qlseg train: ", "qlseg check: ", "qlseg evaluate: ")  # how a sentence for the user begins
+
+
+class ForkServer:
+    """See fork_server.py."""
+
+    def __init__(self):
+        command = [sys.executable, str(ROOT / "tests" / "helpers" / "fork_server.py")]
+        env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = None
+
+    def start(self, log: Path, *arguments) -> int:
+        """The id of a new process, and of its group."""
+        if self.pid is not None:  # a test that failed has left it
+            os.killpg(self.pid, signal.SIGKILL)
+            self.exit_code()
+        self.process.stdin.write(json.dumps([str(log), *map(str, arguments)]) + "\n")
+        self.process.stdin.flush()
+        self.pid = int(self.process.stdout.readline())
+        return self.pid
+
+    def exit_code(self) -> int:
+        self.pid = None
+        return int(self.process.stdout.readline())
+
+    def run(self, log: Path, *arguments) -> tuple[int, str]:
+        """Exit code, and what was printed."""
+        self.start(log, *arguments)
+        return self.exit_code(), log.read_text()
+
+    def close(self) -> None:
+        if self.pid is not None:
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def status_of(pid: int) -> list[str]:
+    """State, parent, ... of a process as /proc has them; of one that is gone, a zombie's."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ["Z", "0"]
+
+
+def is_running(pid: int) -> bool:
+    """A process that has ended is a zombie until the server reads its exit code."""
+    return status_of(pid)[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    return [int(p.name) for p in Path("/proc").glob("[0-9]*") if status_of(int(p.name))[1] == str(pid)]
+
+
+def wait_until(is_true, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def last_step(run: Path) -> int:
+    found = checkpoints(run)
+    return step_of(found[-1]) if found else 0
+
+
+def start_long_run(server: ForkServer, data: Path, folder: Path) -> tuple[int, Path, Path]:
+    """A run that would go on for long, after its first new checkpoint: id, folder, log."""
+    recipe = write_recipe(folder, data, max_steps=10**6, save_steps=1, eval_steps=10**6)
+    run, log = folder / "run", folder / "log"
+    before, pid = last_step(run), server.start(log, "train", recipe)
+    wait_until(lambda: last_step(run) > before or not is_running(pid))
+    assert before == 0 or f"resuming at step {before}" in log.read_text(), log.read_text()
+    return pid, run, log
+
+
+def refused(code: int, printed: str, *sentences: str) -> None:
+    """It ended with one sentence, no traceback."""
+    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith(SAYS)]
+    assert code == 1 and len(lines) == 1 and "Traceback" not in printed, printed
+    for sentence in sentences:
+        assert re.search(sentence, lines[0]), lines[0]
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """Every file of a run, without the run's own folder, which recipes and cards name."""
+    found = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file() and path.name != "contents.json"):
+        found[path.relative_to(run).as_posix()] = path.read_bytes().replace(str(run).encode(), b"RUN")
+    return found
+
+
+def assert_same_run(run: Path, whole: Path) -> int:
+    """Number of files, all of which are equal: weights, average, optimiser, random states, logs, models, cards."""
+    found, expected = files_of(run), files_of(whole)
+    assert found.keys() == expected.keys() and "last/model.safetensors" in found
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+def half_written(run: Path) -> set[tuple[str, str, int]]:
+    """(what of, name, inode) of all that lies beside its place."""
+    beside = {path for pattern in ("checkpoints/.step-*", ".best.*", ".last.*") for path in run.glob(pattern)}
+    found = set()
+    for path in beside:
+        try:
+            found.add((path.name.split(".")[1].split("-")[0], path.name, path.stat().st_ino))
+        except FileNotFoundError:  # it has just been moved
+            pass
+    return found
+
+
+def launch_two(recipe: Path, log: Path, *arguments) -> subprocess.Popen:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    command += ["-m", "qlseg_hf.cli.train", str(recipe), *arguments]
+    env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def stopped(code: int, printed: str, number: int, run: Path) -> int:
+    """The step that a run was saved at when a signal stopped it, as it says in one sentence."""
+    name = signal.Signals(number).name
+    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith(SAYS)]
+    assert code == 128 + number and len(lines) == 1 and "Traceback" not in printed, (code, printed)
+    match = re.match(rf"qlseg train: stopped by {name} after step (\d+) of \d+; (\S+) holds the run", lines[0])
+    assert match and Path(match[2]) == checkpoints(run)[-1] and last_step(run) == int(match[1]), lines
+    read_state(checkpoints(run)[-1])
+    return int(match[1])
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def names_of_step(folder: Path, step: int, rank: int = 0, world_size: int = 1) -> list[str]:
+    """Pictures of a step, counted from 1, in the order that they are loaded."""
+    samples = open_dataset(folder, "train")
+    positions = BatchPositions(2, step, step - 1, 2 // world_size, rank, world_size)
+    return [samples[index].name for batch in TrainingSampler(positions, len(samples), 0) for _, index in batch]

@@ -1,0 +1,97 @@
+"""Names of labels and files that attackers chose: shown as text, wherever they are shown."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from networks import tiny_config
+
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
+from qlseg_hf.app import page as app
+from qlseg_hf.cli.errors import exit_status
+from qlseg_hf.data.check import check_labels_of_dataset
+from qlseg_hf.evaluation.run import overlay_name
+from qlseg_hf.hub.card import plain_model_card
+from qlseg_hf.utils.visualization import draw_overlay, label_colors
+
+NAMES = {
+    "tag": "<script>alert(1)</script>",
+    "picture": "<img src=x onerror=alert(1)>",
+    "link": "[a](javascript:alert(1))",
+    "table": "a|b||c",
+    "code": "``` `` ` `a`",
+    "newline": "a\n\n# Title\n",
+    "front matter": "a\n---\nlicense: mit\n---\n",
+    "carriage return": "a\rb",
+    "escape codes": "\x1b[2J\x1b[31mred\x1b]0;title\x07",
+    "backspace": "good\b\b\b\bevil",
+    "direction": "abc\u202egnp.exe",
+    "zero width": "a\u200bb",
+    "line separators": "a\u2028b\u2029c\x85d",
+    "null": "a\0b",
+    "formula": "=cmd|'/c calc'!A0",
+    "template": "{{7*7}} ${x} {% x %}",
+    "path": "../../../../etc/passwd",
+    "entity": "&lt;script&gt; &#60;b&#62;",
+    "yaml": "!!python/object/apply:os.system [x]",
+    "details": "</details></summary>",
+    "html comment": "<!-- x",
+    "math": "$\\input{/etc/passwd}$",
+    "long": "x" * 100_000,
+    "surrogate": "a\udc80b",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names(name, tmp_path, capsys):
+    """In a card (Markdown and its YAML), in a terminal, in a legend, on the page."""
+    text = NAMES[name]
+    config = tiny_config(2, id2label={0: text, 1: "sky"})
+    model = QLSegForSemanticSegmentation(config)
+    text_of_card = plain_model_card(model, f"folder {text[:50]}")
+    card = ModelCard(text_of_card)  # raises if the metadata are no YAML
+    assert card.data.license == "unknown" and set(card.data.to_dict()) == set(
+        ModelCard(plain_model_card(QLSegForSemanticSegmentation(tiny_config(2)), "net")).data.to_dict()
+    )
+    page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.text)
+    assert page.count("<tr>") == 3 and page.count("<h1>") == 1 and page.count("<details>") == 1
+    for forbidden in ("<script", "<img", "<a href", "<!--", "\x1b", "\u202e"):
+        assert forbidden not in page
+    assert page.count("</details>") == 1
+    capsys.readouterr()
+    exit_status("tool", lambda: (_ for _ in ()).throw(ValueError(f"label {text!s:.200}")))
+    lines = capsys.readouterr().err
+    assert lines.endswith("\n") and all(sign.isprintable() for sign in lines[:-1])
+    picture = np.zeros((30, 40, 3), dtype=np.uint8)
+    overlay = draw_overlay(picture, np.zeros((30, 40), dtype=int), config.id2label, label_colors(config))
+    assert overlay.width < 2000
+    view = app.view_of(picture, torch.zeros(30, 40, dtype=torch.long), config)
+    assert json.loads(json.dumps(view))["legend"][0][1] == text and f"<{text}>" not in app.VIEWER["html"]
+    model.save_pretrained(tmp_path / "net")
+    assert QLSegForSemanticSegmentation.from_pretrained(tmp_path / "net").config.id2label == {0: text, 1: "sky"}
+    assert (tmp_path / "net" / "README.md").read_bytes() == plain_model_card(model, "net").encode()
+
+
+def test_names_of_files_in_reports(tmp_path):
+    """A data set's names of pictures become names of our files, and lines of a terminal."""
+    for text in [*NAMES.values(), "a" * 300 + ".png", "..", "/etc/passwd", "a/b\\c"]:
+        name = overlay_name(0, text)
+        assert name.startswith("01_") and name.endswith(".png") and len(name.encode()) < 255
+        assert Path(name).name == name and name.isprintable()
+        (tmp_path / name).write_text("x")
+    assert all(path.parent == tmp_path for path in tmp_path.rglob("*"))
+
+    class Sample:
+        name = NAMES["escape codes"]
+
+        def read(self):
+            return np.zeros((2, 2, 3), dtype=np.uint8), np.full((2, 2), 99)
+
+    names = ["a", NAMES["direction"]]
+    report = str(check_labels_of_dataset([Sample()], QLSegImageProcessor(), names, show_progress=False))
+    assert "values that are no labels" in report and all(line.isprintable() for line in report.splitlines())

@@ -1,0 +1,113 @@
+"""Checkpoints that are refused in a sentence, with nothing executed and nothing written."""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FIXTURES
+from conversions import run, same_weights, whole_and_meta
+
+from qlseg_hf.convert.convert import convert
+from qlseg_hf.convert.reader import ConversionError
+
+
+class Beside:
+    """Stands for a class of somebody's."""
+
+
+def test_other_objects_are_refused_with_a_command(checkpoint, tmp_path, capsys):
+    """The command does what it promises."""
+    weights, meta = checkpoint
+    torch.save({"state_dict": weights, "meta": meta | {"mine": Beside()}}, tmp_path / "x.pth")
+    status, message = run(capsys, tmp_path / "x.pth", tmp_path / "out")
+    assert status == 1 and f"holds the Python object {__name__}.Beside, which is not run" in message
+    command = message.partition("(this runs it): ")[2].replace("python", sys.executable, 1)
+    tests = FIXTURES.parent
+    paths = os.pathsep.join(map(str, (Path(__file__).parent, tests, tests / "helpers", tests.parent)))
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": paths})
+    assert same_weights(
+        convert(*whole_and_meta(tmp_path / "stripped.pth")).state_dict, convert(weights, meta).state_dict
+    )
+
+
+def broken(state_dict, change):
+    state_dict = dict(state_dict)
+    change(state_dict)
+    return state_dict
+
+
+def set_nan(state_dict):
+    state_dict["decode_head.class_embed.bias"] = torch.full((8,), float("nan"))
+
+
+def transpose(state_dict):
+    key = "backbone.layers.1.ffn.layers.0.0.weight"
+    state_dict[key] = state_dict[key].t()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("decode_head.class_embed.bias"), "missing key decode_head.class_embed.bias$"),
+        (lambda s: s.pop("decode_head.query_2.weight"), "missing key decode_head.query_2.weight$"),
+        (lambda s: s.pop("backbone.pos_embed"), "no key backbone.pos_embed, so it is no QLSeg network"),
+        (
+            lambda s: s.pop("decode_head.atm_1_decoder_2.layers.0.self_attn.in_proj_bias"),
+            "missing key decode_head.atm_1_decoder_2.layers.0.self_attn.in_proj_bias; ",
+        ),
+        (lambda s: s.update({"decode_head.extra.weight": torch.zeros(1)}), "unexpected key decode_head.extra.weight"),
+        (lambda s: s.update({"backbone.layers.9.ln1.bias": torch.zeros(96)}), "key backbone.layers.9.ln1.bias: this"),
+        (transpose, r"0.0.weight has shape \(96, 384\) instead of \(384, 96\)"),
+        (set_nan, "class_embed.bias holds values that are not finite"),
+    ],
+)
+def test_bad_weights(checkpoint, change, message, tmp_path, capsys):
+    state_dict, meta = checkpoint
+    torch.save({"meta": meta, "state_dict": broken(state_dict, change)}, tmp_path / "x.pth")
+    status, found = run(capsys, tmp_path / "x.pth", tmp_path / "out")
+    assert status == 1
+    with pytest.raises(ConversionError, match=message):
+        raise ConversionError(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+class RunsCode:
+    """A pickle that would run a command when it is loaded."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.marker}",))
+
+
+def test_pickle_that_would_run_code(tmp_path, capsys):
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": RunsCode(tmp_path / "ran")}, tmp_path / "x.pth")
+    status, message = run(capsys, tmp_path / "x.pth", tmp_path / "out")
+    assert status == 1 and "holds the Python object" in message and "system" in message
+    (tmp_path / "y.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
+    assert run(capsys, tmp_path / "y.pth", tmp_path / "out")[0] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "y.pth"]
+
+
+def test_not_a_checkpoint(tmp_path, capsys):
+    whole = (FIXTURES / "b" / "checkpoint.pth").read_bytes()
+    files = {"text": b"hello", "empty": b"", "half": whole[: len(whole) // 2], "end": whole[-5000:]}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        status, message = run(capsys, tmp_path / name, tmp_path / "out")
+        assert status == 1 and message.startswith("qlseg convert: ") and name in message, name
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    assert run(capsys, tmp_path / "zip", tmp_path / "out")[0] == 1
+    torch.save([1, 2], tmp_path / "list")
+    assert "holds no state dict" in run(capsys, tmp_path / "list", tmp_path / "out")[1]
+    torch.save({"state_dict": {"a": 1}}, tmp_path / "numbers")
+    assert "are not tensors" in run(capsys, tmp_path / "numbers", tmp_path / "out")[1]
+    assert "does not exist" in run(capsys, tmp_path / "none", tmp_path / "out")[1]
+    assert not (tmp_path / "out").exists()

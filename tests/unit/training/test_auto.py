@@ -1,0 +1,144 @@
+"""What is decided for keys that a recipe leaves open."""
+
+import dataclasses
+
+import pytest
+
+from qlseg_hf import QLSegConfig
+from qlseg_hf.training import auto
+from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe, encoder_rate, head_config, take_decisions
+from qlseg_hf.training.encoder import Encoder
+from qlseg_hf.training.recipe import Recipe
+
+OPEN = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "learning_rate", "warmup_steps")
+OPEN += ("eval_steps", "save_steps")
+
+
+def encoder(width=192, depth=12, patch=16, is_own_kind=True) -> Encoder:
+    config = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": width // 64}
+    config |= {"intermediate_size": 4 * width, "patch_size": patch, "num_channels": 3}
+    return Encoder("weights", config, width, depth, patch, [0.5] * 3, [0.5] * 3, is_own_kind)
+
+
+def open_recipe(**given) -> Recipe:
+    return dataclasses.replace(Recipe(data="data", output_dir="run", **dict.fromkeys(OPEN)), **given)
+
+
+@pytest.fixture(autouse=True)
+def known_encoder(monkeypatch):
+    monkeypatch.setattr(auto, "find_encoder", lambda name: encoder())
+
+
+DATA = DataFacts(num_images=367, short_side=360, label_names=["road", "sky"])
+
+
+def test_nothing_stays_open_and_everything_is_told():
+    recipe, told = complete_recipe(open_recipe(), DATA, DeviceFacts("cpu"))
+    assert all(getattr(recipe, key) is not None for key in (*OPEN, "backbone", "label_names"))
+    assert {key for key, _ in told} >= {*OPEN, "backbone", "label_names", "config", "processor"}
+    assert recipe.crop_size == 224 and recipe.max_steps == 800
+    QLSegConfig(**recipe.config, num_labels=2)
+
+
+def test_what_is_given_stays():
+    given = {
+        "crop_size": 160,
+        "total_batch_size": 6,
+        "per_device_batch_size": 2,
+        "max_steps": 7,
+        "learning_rate": 1e-3,
+    }
+    given |= {"warmup_steps": 1, "eval_steps": 3, "save_steps": 2, "label_names": ["a", "b"]}
+    recipe, told = complete_recipe(open_recipe(**given), DATA, DeviceFacts("cuda", 80 << 30))
+    assert {key: getattr(recipe, key) for key in given} == given
+    assert not {key for key, _ in told} & set(given)
+
+
+@pytest.mark.parametrize("short_side, patch, crop", [(360, 16, 224), (100, 16, 96), (10, 16, 16), (360, 14, 224)])
+def test_crop_is_whole_patches_of_the_images(monkeypatch, short_side, patch, crop):
+    monkeypatch.setattr(auto, "find_encoder", lambda name: encoder(patch=patch))
+    recipe, _ = complete_recipe(open_recipe(), DataFacts(10, short_side, ["a", "b"]), DeviceFacts("cpu"))
+    assert recipe.crop_size == crop
+
+
+@pytest.mark.parametrize("processes, per_device", [(1, None), (2, None), (3, None), (2, 3), (8, None), (3, 2)])
+@pytest.mark.parametrize("kind, memory", [("cpu", None), ("cuda", 6 << 30), ("cuda", 140 << 30)])
+def test_batches_can_be_cut_over_processes(processes, per_device, kind, memory):
+    recipe = open_recipe(per_device_batch_size=per_device)
+    recipe, _ = complete_recipe(recipe, DATA, DeviceFacts(kind, memory, processes))
+    assert recipe.accumulation_steps(processes) >= 1
+    assert per_device in (None, recipe.per_device_batch_size)
+
+
+def test_a_small_gpu_accumulates():
+    small, large = (complete_recipe(open_recipe(), DATA, DeviceFacts("cuda", n << 30))[0] for n in (8, 80))
+    assert small.total_batch_size == large.total_batch_size == 16
+    assert small.per_device_batch_size < large.per_device_batch_size
+
+
+def test_many_images_have_more_steps_on_a_gpu():
+    few, many = (
+        complete_recipe(open_recipe(), dataclasses.replace(DATA, num_images=n), DeviceFacts("cuda", 80 << 30))[0]
+        for n in (20, 20_000)
+    )
+    assert few.max_steps == 2000 and many.max_steps == 20_000
+
+
+def test_names_are_needed():
+    with pytest.raises(ValueError, match="label_names is needed"):
+        complete_recipe(open_recipe(), DataFacts(5, 100), DeviceFacts("cpu"))
+
+
+@pytest.mark.parametrize("width, depth", [(192, 12), (384, 12), (768, 12), (1024, 24), (1280, 32), (64, 3), (72, 1)])
+@pytest.mark.parametrize("is_own_kind", [True, False])
+def test_heads_fit_any_encoder(width, depth, is_own_kind):
+    config = head_config(encoder(width, depth, is_own_kind=is_own_kind), 224)
+    levels = config["backbone_config"]["out_indices"]
+    assert levels == sorted(set(levels)) and levels[-1] == depth and 0 not in levels
+    assert width % config["num_group_norm_groups"] == 0 == width % config["num_pixel_encoder_heads"]
+    assert config["hidden_size"] % config["num_attention_heads"] == 0
+
+
+def test_large_encoders_have_the_released_head():
+    config = QLSegConfig(**head_config(encoder(1024, 24), 640), num_labels=150)
+    released = QLSegConfig.for_release("vit-l-ade20k").to_dict()
+    own = {"initializer_range", "backbone_config", "id2label", "label2id", "palette"}
+    assert {k: v for k, v in config.to_dict().items() if k not in own} == {
+        k: v for k, v in released.items() if k not in own
+    }
+
+
+def test_rates_fall_with_the_width():
+    assert encoder_rate(192) == 1.5e-4 and encoder_rate(None) == 1e-5
+    rates = [encoder_rate(width) for width in (64, 192, 384, 768, 1024)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_run_that_goes_on_keeps_its_decisions():
+    first, _ = complete_recipe(open_recipe(), DATA, DeviceFacts("cpu"))
+    again = take_decisions(open_recipe(max_steps=900), dataclasses.asdict(first))
+    assert again == dataclasses.replace(first, max_steps=900)
+
+
+def test_given_fields_of_the_network_win_over_the_decided_ones():
+    recipe = open_recipe(config={"dropout": 0.2}, processor={"image_std": [1, 1, 1]})
+    recipe, _ = complete_recipe(recipe, DATA, DeviceFacts("cpu"))
+    assert recipe.config["dropout"] == 0.2 and recipe.config["hidden_size"] == 128
+    assert recipe.processor == {"image_std": [1, 1, 1]}
+
+
+def test_a_network_that_the_recipe_describes_is_left_alone():
+    config = {"backbone_config": {"hidden_size": 96}}
+    recipe, _ = complete_recipe(open_recipe(config=config), DATA, DeviceFacts("cpu"))
+    assert recipe.config == config and recipe.backbone is None and recipe.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize("epochs, max_steps, steps", [(2, None, 184), (0.001, None, 1), (2, 5, 5)])
+def test_epochs_become_steps(epochs, max_steps, steps):
+    recipe = open_recipe(epochs=epochs, max_steps=max_steps)
+    assert complete_recipe(recipe, DATA, DeviceFacts("cpu"))[0].max_steps == steps
+
+
+def test_a_stream_has_no_epochs():
+    with pytest.raises(ValueError, match="epochs cannot be counted in a stream"):
+        complete_recipe(open_recipe(epochs=2), dataclasses.replace(DATA, num_images=None), DeviceFacts("cpu"))
