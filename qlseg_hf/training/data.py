@@ -16,7 +16,7 @@ from ..data.augmentation import (
     TrainingTransform,
     start_worker,
 )
-from ..data.check.survey import Survey, survey_data
+from ..data.check import Survey, survey_data
 from ..data.datasets import Samples, open_dataset
 from ..utils.files import write_atomically
 from .facts import data_request, reading_of
