@@ -31,10 +31,10 @@ from ..data.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
-    start_worker,
 )
 from ..data.check import check_labels_of_dataset
 from ..data.datasets import open_dataset, without
+from ..data.workers import start_worker
 from ..evaluation.evaluator import evaluate_samples
 from ..hub.card import inference_protocol, trained_model_card
 from ..hub.loading import without_bars
