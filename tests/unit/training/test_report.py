@@ -11,6 +11,7 @@ from qlseg_hf.evaluation.evaluator import describe_scores
 from qlseg_hf.evaluation.examples import Example, Examples
 from qlseg_hf.evaluation.metrics import StreamingScores
 from qlseg_hf.model.image_processing_qlseg import QLSegImageProcessor
+from qlseg_hf.training import report
 from qlseg_hf.training.report import (
     draw_curves,
     draw_labels,
@@ -90,6 +91,21 @@ def test_report_of_a_run(tmp_path):
     write_training_report(tmp_path)  # from the folder alone
     again = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.sub('image/jpeg[^"]*', "", again) == re.sub('image/jpeg[^"]*', "", text)
+
+
+def test_lines_of_the_charts(tmp_path, monkeypatch):
+    make_run(tmp_path)
+    drawn = []
+    monkeypatch.setattr(report, "draw_lines", lambda *given, **marker: drawn.append(given) or Image.new("RGB", (8, 8)))
+    write_training_report(tmp_path)
+    (steps, losses, _), (when, scores, _), (_, rates, _) = drawn
+    results = [make_result(share) for share in (0.2, 0.8, 0.5)]
+    assert list(steps) == list(range(1, 31)) and when == [10, 20, 30] and list(losses) == ["loss", "loss_mask"]
+    np.testing.assert_allclose(losses["loss"][[0, 29]], [9, np.mean([9 / step for step in range(21, 31)])])
+    np.testing.assert_allclose(losses["loss_mask"], losses["loss"] * 5 / 9)
+    np.testing.assert_allclose(rates["learning rate"], [1e-3 / step for step in range(1, 31)])
+    for title, key in (("mIoU", "miou"), ("boundary IoU", "boundary_iou"), ("mean accuracy", "macc")):
+        np.testing.assert_allclose(scores[title], [100 * result[key] for result in results])
 
 
 def test_report_of_a_resumed_run_leaves_out_a_later_evaluation(tmp_path):
