@@ -8,11 +8,13 @@ Source: Xie et al., "Multi-query and multi-level enhanced network for semantic s
 import copy
 import math
 import os
+from functools import wraps
 from operator import index
 from pathlib import Path
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
@@ -64,6 +66,21 @@ CUSTOM_PIPELINES = {
         "type": "image",
     }
 }
+
+
+def _raise_value_errors(cls: type) -> type:
+    """A wrong number or type given to a `strict` class is a ValueError, as everywhere here; the Hub's error is none."""
+    init = cls.__init__
+
+    @wraps(init)
+    def __init__(self, *args, **kwargs):
+        try:
+            init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"{cls.__name__}: {error.__cause__ or error}") from error
+
+    cls.__init__ = __init__
+    return cls
 
 
 def _check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:
@@ -131,6 +148,7 @@ class _StoredConfig(PreTrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
 
+@_raise_value_errors
 @strict
 class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
     r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
@@ -191,6 +209,7 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
+@_raise_value_errors
 @strict
 class QLSegConfig(_StoredConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
