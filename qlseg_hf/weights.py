@@ -74,6 +74,8 @@ def load_vit_weights(
         ValueError: the naming is another, a weight is missing, unexpected or of another shape (all are named), or the
             source was trained with other heads, activation, epsilon or rotary base.
 
+    An encoder of n bands takes weights that were trained on RGB: see `extend_projection`.
+
     Source: position embeddings `1:` as a 2-D map, bicubic, `align_corners=False`, no antialias; the class token and
     its position are dropped, as in the released networks. Other backbones keep theirs, and resize at every call.
     """
@@ -110,6 +112,7 @@ def load_our_weights(
     name = "embeddings.position_embeddings"
     if name in renamed:
         renamed[name] = fit_positions(renamed[name], backbone.embeddings.grid, source)
+    fit_bands(renamed, target)
     missing = [key for key in target if key not in renamed]
     unexpected += [key for key in renamed if key not in target]
     misshapen = [
@@ -121,6 +124,72 @@ def load_our_weights(
     for key, parameter in backbone.named_parameters():
         parameter.copy_(renamed[key])
     logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
+
+
+def extend_projection(weight: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """A patch projection for `num_channels` bands from one for RGB: (D, 3, p, p) -> (D, num_channels, p, p).
+
+    The first three bands are taken for red, green and blue and keep their weights, so that bands which are 0 (after
+    normalisation) change nothing. Every other band, and each band of one or two, gets the mean over RGB times
+    3 / num_channels: a grey picture of one band, or twice the same, gives what it gives as RGB.
+
+    Source: the rule of timm (Wightman 2019, `adapt_input_conv`), which repeats RGB and scales all bands by 3 / n. Here
+    the weights of RGB are not scaled.
+    """
+    if num_channels == 3:
+        return weight
+    mean = weight.float().mean(dim=1, keepdim=True).to(weight.dtype) * (3 / num_channels)
+    extended = mean.repeat(1, num_channels, 1, 1)
+    if num_channels > 3:
+        extended[:, :3] = weight
+    return extended
+
+
+def fit_bands(weights: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+    """Extend the patch projection among `weights`, in place, if it is one for RGB and `target` has other bands."""
+    for key, value in target.items():
+        found = weights.get(key)
+        if found is None or found.ndim != 4 or value.ndim != 4 or found.shape[1] != 3 or value.shape[1] == 3:
+            continue
+        if found.shape[0] == value.shape[0] and found.shape[2:] == value.shape[2:]:
+            weights[key] = extend_projection(found, value.shape[1])
+            logger.info(f"{key}: weights for RGB extended to {value.shape[1]} bands")
+
+
+@torch.no_grad()
+def set_num_channels(model: nn.Module, num_channels: int) -> nn.Module:
+    """Give a network that was trained on RGB another number of bands, in place; see `extend_projection`.
+
+    Args:
+        model: a QLSeg network of 3 bands, on any backbone. Its processor wants `image_mean` and `image_std` of as many
+            entries, in which those of RGB are the first.
+        num_channels: bands of `pixel_values` from now on.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: it takes other pictures than RGB already, or its patch projection is not found.
+    """
+    backbone, config = model.backbone, model.config.backbone_config
+    was = config.num_channels
+    if num_channels == was:
+        return model
+    found = [part for part in backbone.modules() if isinstance(part, nn.Conv2d) and part.in_channels == was]
+    found = [part for part in found if part.kernel_size == tuple(model.patch_size)]
+    if was != 3 or num_channels < 1 or len(found) != 1:
+        raise ValueError(
+            f"a network of {was} bands cannot be given {num_channels}: only the patch projection of an RGB network "
+            "can be extended, to one band or more"
+        )
+    found[0].weight = nn.Parameter(extend_projection(found[0].weight, num_channels), found[0].weight.requires_grad)
+    found[0].in_channels = num_channels
+    for part in backbone.modules():
+        if getattr(part, "num_channels", None) == was:
+            part.num_channels = num_channels
+    for settings in (config, backbone.config):
+        settings.num_channels = num_channels
+    return model
 
 
 def refuse(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
@@ -145,22 +214,27 @@ def load_transformers_weights(
     for name in SILENT_FIELDS:
         if (was := getattr(theirs, name, None)) != (wanted := getattr(config, name, None)):
             raise ValueError(f"{source} has {name} {was}, the encoder {wanted}; set backbone_config.{name} to {was}")
+    own = copy.deepcopy(config)
+    own.num_channels = getattr(theirs, "num_channels", config.num_channels)
     loaded, report = type(backbone).from_pretrained(
         source,
-        config=copy.deepcopy(config),
+        config=own,
         dtype=backbone.dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are named and refused here
         **where,
     )
+    weights, target = loaded.state_dict(), backbone.state_dict()
+    fit_bands(weights, target)
     misshapen = sorted(report["mismatched_keys"])
+    misshapen += [(k, value.shape, target[k].shape) for k, value in weights.items() if value.shape != target[k].shape]
     refuse(
         source,
         missing=sorted(set(report["missing_keys"]) - set(unused_weights(backbone))),
         unexpected=sorted(key for key in report["unexpected_keys"] if not re.fullmatch(OTHER_UNUSED_KEYS, key)),
         misshapen=[f"{key} {tuple(was)} instead of {tuple(new)}" for key, was, new in misshapen],
     )
-    backbone.load_state_dict(loaded.state_dict())
+    backbone.load_state_dict(weights)
 
 
 def load_timm_weights(backbone: nn.Module, source: str | Path, revision: str | None, token: str | bool | None) -> None:
@@ -176,6 +250,7 @@ def load_timm_weights(backbone: nn.Module, source: str | Path, revision: str | N
             re.fullmatch(OTHER_UNUSED_KEYS, key) or (key.startswith("blocks.") and int(key.split(".")[1]) >= depth)
         )
     }
+    fit_bands(weights, target)
     refuse(
         source,
         missing=[key for key in target if key not in weights],
@@ -237,4 +312,4 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} holds no weights that can be read without running code ({reason})") from error
 
 
-__all__ = ["load_vit_weights"]
+__all__ = ["extend_projection", "load_vit_weights", "set_num_channels"]

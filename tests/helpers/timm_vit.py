@@ -30,6 +30,7 @@ from transformers import TimmBackboneConfig  # noqa: E402
 
 from qlseg_hf import load_vit_weights  # noqa: E402
 from qlseg_hf.training.build import add_lora  # noqa: E402
+from qlseg_hf.weights import set_num_channels  # noqa: E402
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit3", "vit_small_patch16_dinov3"])
@@ -73,3 +74,21 @@ def test_lora_would_do_nothing():
     model = network(TimmBackboneConfig(backbone="vit_small_patch16_dinov3_qkvb", out_indices=[0, 2]))
     with pytest.raises(ValueError, match="no attention of vit_small_patch16_dinov3_qkvb that takes adapters"):
         add_lora(model, rank=2)
+
+
+@torch.no_grad()
+def test_other_bands(tmp_path):
+    source = timm.create_model("test_vit", num_classes=7).eval()
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    rgb = network(TimmBackboneConfig(backbone="test_vit", out_indices=[0, 2]))
+    five = network(TimmBackboneConfig(backbone="test_vit", out_indices=[0, 2], num_channels=5))
+    for model in (rgb, five):
+        load_vit_weights(model.backbone, tmp_path)
+    pixel_values = torch.randn(1, 3, 64, 96)
+    wide = torch.cat([pixel_values, torch.zeros(1, 2, 64, 96)], dim=1)
+    expected = rgb.backbone(pixel_values).feature_maps
+    for found, wanted in zip(five.backbone(wide).feature_maps, expected):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    logits = rgb(pixel_values).logits
+    set_num_channels(rgb, 5)
+    torch.testing.assert_close(rgb(wide).logits, logits, atol=1e-4, rtol=1e-4)

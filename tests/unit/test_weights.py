@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from conftest import FIXTURES
+from networks import BACKBONES, network
 from safetensors.torch import load_file, save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import AutoBackbone, ViTConfig, ViTForImageClassification, ViTModel
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTBackbone, QLSegViTConfig, load_vit_weights
+from qlseg_hf.weights import extend_projection, set_num_channels
 
 TIMM = FIXTURES / "imagenet_vit" / "timm_vit.safetensors"
 
@@ -149,3 +151,77 @@ def test_wrong_sources(tmp_path):
     save_file(weights, tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match="a class token and a square grid are wanted"):
         load_vit_weights(encoder(), tmp_path / "odd.safetensors")
+
+
+# -------------------------------------------------------------------------------------------------------------- bands
+
+
+def with_bands(rgb: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """RGB and bands of zeros."""
+    return torch.cat([rgb, rgb.new_zeros(len(rgb), num_channels - 3, *rgb.shape[2:])], dim=1)
+
+
+def test_projection_by_hand():
+    weight = torch.tensor([1.0, 2.0, 6.0]).view(1, 3, 1, 1)
+    assert extend_projection(weight, 3) is weight
+    assert extend_projection(weight, 1).flatten().tolist() == [9]
+    assert extend_projection(weight, 2).flatten().tolist() == [4.5, 4.5]
+    torch.testing.assert_close(extend_projection(weight, 5).flatten(), torch.tensor([1, 2, 6, 1.8, 1.8]))
+
+
+@torch.no_grad()
+def test_imagenet_weights_for_other_bands():
+    expected, rgb = load_vit_weights(encoder(), TIMM), torch.randn(2, 3, 64, 96)
+    five = load_vit_weights(encoder(num_channels=5), TIMM)
+    for one, other in zip(five(with_bands(rgb, 5)).feature_maps, expected(rgb).feature_maps):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    noise = torch.cat([rgb, torch.randn(2, 2, 64, 96)], dim=1)
+    assert (five(noise).feature_maps[0] - expected(rgb).feature_maps[0]).abs().max() > 0.01
+    gray = rgb[:, :1]
+    for bands in (1, 2):
+        few = load_vit_weights(encoder(num_channels=bands), TIMM)
+        for one, other in zip(
+            few(gray.repeat(1, bands, 1, 1)).feature_maps, expected(gray.repeat(1, 3, 1, 1)).feature_maps
+        ):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_only_rgb_is_extended(tmp_path):
+    weights = load_file(TIMM)
+    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"][:, :2].contiguous()
+    save_file(weights, tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match=r"misshapen .embeddings.projection.weight \(64, 2, 16, 16\) instead"):
+        load_vit_weights(encoder(num_channels=5), tmp_path / "two.safetensors")
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3", "beit"])
+@torch.no_grad()
+def test_weights_of_transformers_for_other_bands(tmp_path, name):
+    """Loaded into an encoder of five bands, and a whole network that is given them."""
+    rgb = network(BACKBONES[name][0])
+    rgb.backbone.save_pretrained(tmp_path)
+    config = AutoBackbone.from_config(rgb.config.backbone_config).config
+    config.num_channels = 5
+    five = load_vit_weights(AutoBackbone.from_config(config).eval(), tmp_path)
+    pixel_values = torch.randn(1, 3, 56, 84)
+    for one, other in zip(five(with_bands(pixel_values, 5)).feature_maps, rgb.backbone(pixel_values).feature_maps):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qlseg_vit", "dinov2", "dinov3", "beit"])
+@torch.no_grad()
+def test_a_trained_network_is_given_bands(tmp_path, name):
+    model, pixel_values = network(BACKBONES[name][0]), torch.randn(1, 3, 40, 75)
+    expected = model(pixel_values).logits
+    assert set_num_channels(model, 3) is model
+    set_num_channels(model, 5)
+    assert model.config.backbone_config.num_channels == 5
+    torch.testing.assert_close(model(with_bands(pixel_values, 5)).logits, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"pixel_values has shape \(1, 3, 40, 75\); \(B, 5, H, W\) is wanted"):
+        model(pixel_values)
+    model.save_pretrained(tmp_path)
+    again = QLSegForSemanticSegmentation.from_pretrained(tmp_path)
+    noise = torch.randn(1, 5, 40, 75)
+    assert torch.equal(again(noise).logits, model(noise).logits)
+    with pytest.raises(ValueError, match="a network of 5 bands cannot be given 4"):
+        set_num_channels(model, 4)
