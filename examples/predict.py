@@ -18,8 +18,8 @@ processor = AutoImageProcessor.from_pretrained(folder)
 if torch.cuda.is_available():
     model.to("cuda", torch.bfloat16)
 
-# (H, W, 3) uint8 as the file shows it; `segment` also takes paths, PIL images, and lists of pictures of any sizes
-picture = qlseg_hf.load_picture(file)
+# (H, W, 3) uint8 for most networks; `segment` also takes paths, PIL images, and lists of pictures of any sizes
+picture = processor.load_picture(file)
 # windows at the picture's own size; the paper's best protocol is scales=(0.5, 0.75, 1, 1.25, 1.5, 1.75), flip=True
 (label_map,) = qlseg_hf.segment(model, processor, picture, max_memory_mb=2000)
 

@@ -4,7 +4,9 @@ from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentat
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .data.bands import read_tiff
 from .hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone
+from .model import image_files
 from .model.configuration_qlseg import QLSegConfig, QLSegViTConfig, __version__
 from .model.image_io import load_label_map, load_picture
 from .model.modeling_qlseg import QLSegOutput
@@ -20,6 +22,8 @@ AutoModelForSemanticSegmentation.register(QLSegConfig, QLSegForSemanticSegmentat
 IMAGE_PROCESSOR_MAPPING.register(
     QLSegConfig, {"pil": QLSegImageProcessor, "torchvision": QLSegImageProcessor}, exist_ok=True
 )
+# TIFFs of any number of bands, which `model/` alone, as it lies beside weights, does not read
+image_files.tiff_reader = read_tiff
 # Takes the place of the stock class, and hands every model but ours back to it.
 PIPELINE_REGISTRY.supported_tasks["image-segmentation"]["impl"] = QLSegImageSegmentationPipeline
 

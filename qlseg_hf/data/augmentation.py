@@ -6,10 +6,6 @@ any number of processes and workers sees the same pictures, and position p of a 
 Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
 """
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -27,6 +23,7 @@ from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, Table
 
 ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
 CROP_DRAWS = 10
+MOST_CHANNELS = 64  # that OpenCV is given at a time; it takes 512, since 5.0 it takes 128
 
 
 @cache
@@ -53,7 +50,8 @@ class TrainingTransform:
         scale_range: lowest and highest ratio; drawn uniformly.
         cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more of its labelled
             pixels; 1 takes the first draw.
-        photometric: distort brightness, contrast, saturation and hue. Needs OpenCV.
+        photometric: distort brightness, contrast, saturation and hue of 8-bit RGB, which needs OpenCV; of other bands
+            brightness and contrast, see `distorted_bands`.
         seed: first part of what every draw depends on.
 
     Raises:
@@ -80,8 +78,14 @@ class TrainingTransform:
             raise ValueError(f"cat_max_ratio {self.cat_max_ratio} must be above 0 and at most 1")
         if int(min(self.box) * low) < 1:
             raise ValueError(f"resize_box {self.box} times {low} is less than a pixel; raise one of them")
-        if self.photometric and opencv() is None:
+        if self.photometric and self.is_rgb and opencv() is None:
             raise ImportError("photometric needs OpenCV: pip install 'qlseg-hf[train]', or set photometric: false")
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether the processor takes 8-bit RGB, with floats or without."""
+        reading = self.processor.settings().reading
+        return reading["num_channels"] == 3 and not reading["keep_values"]
 
     @property
     def box(self) -> tuple[int, int]:
@@ -97,7 +101,7 @@ class TrainingTransform:
         Raises:
             SampleError: it cannot be read, or a label is out of range.
         """
-        picture, label_map = sample.read()
+        picture, label_map = sample.read(**self.processor.settings().reading)
         labels = self.processor.reduce_labels(torch.from_numpy(label_map)).numpy()
         wrong = ((labels < 0) | (labels >= self.num_labels)) & (labels != self.processor.ignore_index)
         if wrong.any():
@@ -112,28 +116,31 @@ class TrainingTransform:
         """Resize, crop, flip, distort, normalise and pad.
 
         Args:
-            picture: (H, W, 3) uint8, RGB.
+            picture: (H, W, 3) uint8, RGB, or of the bands and type that the processor takes.
             labels: (H, W) int64, 0..num_labels - 1 or the ignore index.
             rng: all draws come from it.
 
         Returns:
-            `pixel_values`: (3, c, c) fp32, c = `crop_size`, padded at the bottom and right with 0 after normalising;
+            `pixel_values`: (n, c, c) fp32, c = `crop_size`, padded at the bottom and right with 0 after normalising;
             `labels`: (c, c) int64, padded with the ignore index.
         """
         height, width = labels.shape
         size = self.resized_size(height, width, rng.uniform(*self.scale_range))
         rows, columns, crop = self.draw_crop(labels, size, rng)
-        picture = resized(picture, size)[rows, columns]  # (h, w, 3), h and w at most c
+        is_rgb = picture.dtype == np.uint8 and picture.shape[-1] == 3
+        picture = resized(picture, size)[rows, columns]  # (h, w, n), h and w at most c
         if rng.random() < 0.5:
             picture, crop = picture[:, ::-1], crop[:, ::-1]
         # copies: to NumPy a mirrored column is contiguous, with a stride that torch refuses
         picture, crop = picture.copy(), torch.from_numpy(crop.copy())
-        if self.photometric:
+        if self.photometric and is_rgb:
             picture = distorted(picture, rng)
-        pixel_values = self.processor.normalized(torch.from_numpy(picture).permute(2, 0, 1))  # (3, h, w)
+        pixel_values = self.processor.normalized(torch.from_numpy(picture).permute(2, 0, 1))  # (n, h, w)
+        if self.photometric and not is_rgb and self.processor.do_normalize:
+            pixel_values = distorted_bands(pixel_values, rng)
         margin = (0, self.crop_size - crop.shape[1], 0, self.crop_size - crop.shape[0])
         return {
-            "pixel_values": F.pad(pixel_values, margin).contiguous(),  # (3, c, c)
+            "pixel_values": F.pad(pixel_values, margin).contiguous(),  # (n, c, c)
             "labels": F.pad(crop, margin, value=self.processor.ignore_index),  # (c, c)
         }
 
@@ -171,10 +178,20 @@ def nearest(old: int, new: int) -> np.ndarray:
 
 
 def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) -> (h, w, 3) uint8. OpenCV if it is there: the same bits as `resize_picture`, 100 times as fast."""
+    """(H, W, n) -> (h, w, n) uint8, or fp32 of other types. OpenCV if it is there: 100 times as fast.
+
+    Of uint8 it gives the same bits as `resize_picture`; in fp32 that rounds weights to 1/2048, and OpenCV does not.
+    """
     if opencv() is None:
         return resize_picture(picture, size).permute(1, 2, 0).numpy()
-    return opencv().resize(picture, size[::-1], interpolation=opencv().INTER_LINEAR)
+    if picture.dtype != np.uint8:
+        picture = picture.astype(np.float32, copy=False)
+    parts = [
+        opencv().resize(picture[..., first : first + MOST_CHANNELS], size[::-1], interpolation=opencv().INTER_LINEAR)
+        for first in range(0, picture.shape[-1], MOST_CHANNELS)
+    ]
+    parts = [part.reshape(*size, -1) for part in parts]  # it drops the axis of a single band
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 def scaled(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
@@ -209,6 +226,19 @@ def distorted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if contrast is not None and not contrast_first:
         picture = scaled(picture, contrast)
     return picture
+
+
+def distorted_bands(pixel_values: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Brightness and contrast of (n, h, w) normalised bands, which have no hue, each with p = 0.5; nothing is cut off.
+
+    Contrast x U(0.5, 1.5) about the mean of the data set, which is 0 here; then U(-0.25, 0.25) deviations on top, the
+    same for all bands. 0.25 is what 32 of 255 is for the default processor.
+    """
+    if rng.random() < 0.5:
+        pixel_values = pixel_values * rng.uniform(0.5, 1.5)
+    if rng.random() < 0.5:
+        pixel_values = pixel_values + rng.uniform(-0.25, 0.25)
+    return pixel_values
 
 
 def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -344,31 +374,6 @@ class StreamingTrainingDataset(IterableDataset):
                 yield taken_out(buffer, rng)
 
 
-def start_worker(number: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: no traceback from a worker whose training process was stopped.
-
-    What it was handing over, in a thread of multiprocessing, then has no receiver. Errors in samples go another way.
-    Ctrl-C, and a SIGTERM that does not come from the training process, are that one's affair: it may need batches to
-    end a step. (Where nothing tells who sends a signal, as on macOS, SIGTERM to a whole group ends the worker.)
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=leave_with_parent, daemon=True).start()
-
-    def show(kind, error, trace):
-        if not issubclass(kind, (ConnectionError, EOFError)):
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = show
-
-
-def leave_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def taken_out(buffer: list, rng: np.random.Generator):
     """A random entry of `buffer`, which loses it."""
     place = rng.integers(len(buffer))
@@ -383,5 +388,4 @@ __all__ = [
     "TrainingSampler",
     "TrainingTransform",
     "sample_order",
-    "start_worker",
 ]

@@ -180,7 +180,7 @@ def findings_of(
 def finding_of(index: int, sample: Sample, processor: QLSegImageProcessor, num_labels: int) -> Finding:
     """Read one sample and count its stored values."""
     try:
-        picture, label_map = sample.read()
+        picture, label_map = sample.read(**processor.settings().reading)
         found = count_values(label_map, sample.name, index, processor, num_labels)
         found.fault = fault_of(picture)
         return found
@@ -189,10 +189,10 @@ def finding_of(index: int, sample: Sample, processor: QLSegImageProcessor, num_l
 
 
 def fault_of(picture: np.ndarray) -> str | None:
-    """What makes an (H, W, 3) uint8 picture useless whatever it shows: `CONSTANT`, `DARK`, or nothing."""
-    if picture.size > 3 and (picture == picture[0, 0]).all():
+    """What makes an (H, W, n) picture useless whatever it shows: `CONSTANT`, `DARK` (of uint8 alone), or nothing."""
+    if picture.size > picture.shape[-1] and (picture == picture[0, 0]).all():
         return CONSTANT
-    return DARK if (picture < DARK_VALUE).mean() > 0.99 else None
+    return DARK if picture.dtype == np.uint8 and (picture < DARK_VALUE).mean() > 0.99 else None
 
 
 def count_values(

@@ -28,7 +28,7 @@ LABEL_COLUMNS = (
     *("label", "labels", "annotation", "annotations", "mask", "masks", "label_map", "segmentation"),
     *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
 )
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
 NUM_NAMED = 5  # files and labels that a sentence names
 
 
@@ -67,13 +67,22 @@ class Sample:
     name: str
     label_colors: dict[tuple[int, int, int], int] | None = None
 
-    def read_picture(self) -> np.ndarray:
-        """(H, W, 3) uint8, RGB, EXIF orientation applied. Raises `SampleError` of kind "picture"."""
+    def read_picture(self, **reading) -> np.ndarray:
+        """Read the picture, EXIF orientation applied.
+
+        Args:
+            reading: keywords for `load_picture`, as `Settings.reading` has them for what a processor takes; without
+                them what is found.
+
+        Returns:
+            (H, W, 3) uint8, RGB, of grey and colours; (H, W, n) of other bands, as stored.
+
+        Raises:
+            SampleError: of kind "picture".
+        """
+        reading = {"num_channels": None} | reading
         with naming(self.name, "picture"):
-            picture = opened(self.picture, self.name)
-            if isinstance(picture, Image.Image) and picture is not self.picture:  # it was opened here
-                picture = turn_upright(picture)
-            return load_picture(picture)
+            return load_picture(picture_source(self.picture, self.name), **reading)
 
     def read_label_map(self) -> np.ndarray:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
@@ -91,9 +100,9 @@ class Sample:
                 )
             return load_label_map(source)
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """Picture (H, W, 3) uint8 and stored label map (H, W) int64; `SampleError` also if their sizes differ."""
-        picture, label_map = self.read_picture(), self.read_label_map()
+    def read(self, **reading) -> tuple[np.ndarray, np.ndarray]:
+        """Picture and stored label map (H, W) int64; see `read_picture`. `SampleError` also if their sizes differ."""
+        picture, label_map = self.read_picture(**reading), self.read_label_map()
         (height, width), stored = picture.shape[:2], label_map.shape
         if stored != (height, width):
             turned = "; the picture's EXIF orientation turns it" if stored == (width, height) else ""
@@ -103,6 +112,20 @@ class Sample:
                 "size",
             )
         return picture, label_map
+
+
+def picture_source(source: Any, name: str) -> Any:
+    """What `load_picture` takes, from anything a column or folder holds. ValueError if nothing."""
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, bytes):
+        return NamedBytes(source, name)
+    if isinstance(source, str) and "://" not in source:
+        return Path(source)  # also if it looks like base64
+    if source is None or isinstance(source, str | list):
+        picture = opened(source, name)
+        return turn_upright(picture) if isinstance(picture, Image.Image) else picture
+    return source
 
 
 def opened(source: Any, name: str) -> Image.Image | np.ndarray:

@@ -181,7 +181,8 @@ def evaluate_samples(
         given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
         return segment(model, processor, picture, **given)[0], labels
 
-    mine = read_ahead(own_samples(samples, rank, world_size, counted.next_index, max_samples), skip_unreadable)
+    own = own_samples(samples, rank, world_size, counted.next_index, max_samples)
+    mine = read_ahead(own, skip_unreadable, processor.settings().reading)
     with tqdm(
         total=total,
         initial=counted.scores.totals["num_pictures"].item() + len(counted.unreadable),
@@ -244,16 +245,17 @@ def own_samples(
 
 
 def read_ahead(
-    items: Iterator[tuple[int, Sample]], skip_unreadable: bool
+    items: Iterator[tuple[int, Sample]], skip_unreadable: bool, reading: dict
 ) -> Iterator[tuple[int, str, np.ndarray | None, np.ndarray | None]]:
     """(index, name, picture, stored label map) of `items`, in their order, some decoded before they are asked for.
 
     With `skip_unreadable` picture and label map are None if the picture cannot be read; else that is raised.
+    `reading`: keywords for `load_picture`.
     """
 
     def read(sample: Sample) -> tuple[np.ndarray | None, np.ndarray | None]:
         try:
-            return sample.read()
+            return sample.read(**reading)
         except SampleError as error:
             if error.kind == "picture" and skip_unreadable:
                 return None, None

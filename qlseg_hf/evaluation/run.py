@@ -179,7 +179,7 @@ def save_worst(args, model, processor, samples, evaluation: Evaluation, state: P
             break
         if index not in mine:
             continue
-        picture, stored = sample.read()
+        picture, stored = sample.read(**processor.settings().reading)
         predicted = segment(
             model,
             processor,

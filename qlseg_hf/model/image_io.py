@@ -1,259 +1,132 @@
 """Picture and label files to arrays, and the resize that the published numbers were measured with.
 
-A file may be a stranger's: nothing in it is run, its size is looked at before it is read, and a damaged one is named.
 What is no 8-bit or 16-bit picture of grey or RGB is refused with what it is: read anyway, it would be black, or other
-colours. EXIF orientation belongs to opening: it is applied to files, addresses and bytes that are opened here, and not
-to PIL pictures, which are taken as they are, as transformers' processors do.
+colours. A processor may ask for other bands, or for values of more than 8 bits: see `load_picture`.
 Resampling is written out in torch, so results do not depend on whether torchvision or OpenCV is installed. Letters:
 H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
-import base64
-import errno
-import io
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import get_session
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image
 
-JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+from .image_files import (
+    TIFF_BITS,
+    TIFF_COLOURS,
+    NamedBytes,
+    channels_last,
+    check_bands,
+    check_brightness,
+    download,
+    find_file,
+    open_file,
+    open_picture,
+    shorten,
+    turn_upright,
+)
 
-LONGEST_QUOTE = 80  # letters of an input that a message repeats
-NEARLY_BLACK = 16  # of 255; 12 bits in a 16-bit picture stay below
-COLOUR_MODES = (
-    "1",
-    "L",
-    "P",
-    "RGB",
-    "RGBA",
-    "RGBX",
-    "LA",
-    "PA",
-    "YCbCr",
-    "HSV",
-)  # Pillow converts them to RGB exactly
+# Pillow converts them to RGB exactly
+COLOUR_MODES = ("1", "L", "P", "RGB", "RGBA", "RGBX", "LA", "PA", "YCbCr", "HSV")
+BAND_MODES = ("L", "LA", "RGB", "RGBA", "RGBX")  # whose bands are what is stored
 WHOLE_ALPHA = {"La": "LA", "RGBa": "RGBA"}  # colours that are multiplied by their alpha, and what undoes that
-TIFF_BITS, TIFF_BANDS, TIFF_KIND, TIFF_EXTRA, TIFF_COLOURS, TIFF_SIGN = 258, 277, 254, 338, 262, 339
+EXACT_INTEGERS = 2**24  # fp32 holds every integer up to it
 
 Picture = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
-def shorten(text: object) -> str:
-    """The start of a text that may be very long, for messages; of a path its end, which has the file's name."""
-    text = str(text)
-    if len(text) <= LONGEST_QUOTE:
-        return text
-    is_path = os.sep in text and not text.startswith(("data:", "http"))
-    return f"...{text[3 - LONGEST_QUOTE :]}" if is_path else f"{text[: LONGEST_QUOTE - 3]}..."
-
-
-def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
-    """Open and fully read a picture file; FileNotFoundError if absent. EXIF orientation is not applied.
-
-    Raises:
-        ValueError: no picture, truncated, or of more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million, if
-            nobody changes it), which is told from the file's head; a TIFF of several pages, or of bands that are no
-            grey, RGB or alpha. EPS is no picture here: it is a program, which Pillow would have Ghostscript run.
-    """
-    Image.init()
-    name = shorten(source)
-    try:
-        picture = Image.open(source, formats=[name for name in Image.ID if name != "EPS"])
-        deep_colour = picture.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in picture.tile)
-        picture.load()
-        picture.getexif()  # read when it is asked for, and then a damaged one is an error
-        if picture.format in ("JPEG", "MPO") and not has_jpeg_end(source):
-            raise OSError("the JPEG is truncated: it has no end marker")
-        check_bands(picture)
-        if deep_colour:  # Pillow has kept the upper 8 of 16 bits
-            check_brightness(max(most for _, most in picture.convert("RGB").getextrema()), 255)
-    except FileNotFoundError:
-        raise
-    except Image.DecompressionBombError as error:
-        remedy = "if it is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS"
-        raise ValueError(f"{name} cannot be read as a picture: {error}; {remedy}") from error
-    except UnidentifiedImageError as error:
-        reason = tiff_kind(source) or "cannot identify image file"
-        raise ValueError(f"{name} cannot be read as a picture: {reason}") from error
-    except Exception as error:  # Pillow's readers raise many kinds, and a stranger's file any of them
-        raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-    return picture
-
-
-def check_bands(picture: Image.Image) -> None:
-    """ValueError for bands that would be lost, signed values and pages, unless these are smaller copies or masks.
-
-    Of animations (GIF, APNG, WebP) and of phones' MPO the first picture is read.
-    """
-    if picture.mode == "RGBX" and 0 not in picture.size and len(set(picture.getchannel("X").getextrema())) > 1:
-        raise ValueError("it has mode RGBX with values in the fourth band, which would be lost; save the three as RGB")
-    if picture.format != "TIFF":
-        return
-    if picture.mode == "L" and picture.tag_v2.get(TIFF_SIGN, (1,))[0] == 2:
-        raise ValueError("it is a TIFF of signed values, which have no agreed range; save it as unsigned 8 or 16 bits")
-    place, pages = picture.tell(), 1
-    try:
-        for page in range(1, picture.n_frames):
-            picture.seek(page)
-            pages += not picture.tag_v2.get(TIFF_KIND, 0) & 0b101
-        picture.seek(place)
-    except (AttributeError, ValueError):  # more pages than one, and the file is closed
-        pages = "several"
-    if pages != 1 and place == 0:
-        raise ValueError(
-            f"it is a TIFF of {pages} pages, of which the first alone would be read; save a picture per file, or its "
-            "bands as one RGB picture"
-        )
-    num_bands, extra = picture.tag_v2.get(TIFF_BANDS, 1), picture.tag_v2.get(TIFF_EXTRA, ())
-    num_colours = len(picture.getbands()) - (picture.mode in ("RGBA", "LA", "PA", "RGBa", "La"))
-    if num_bands > num_colours + sum(kind in (1, 2) for kind in extra):
-        raise ValueError(
-            f"it is a TIFF of {num_bands} bands, of which some are neither grey, RGB nor alpha; save the three that "
-            "the network was trained on as an RGB picture"
-        )
-
-
-def tiff_kind(source: str | Path | io.BytesIO) -> str | None:
-    """What a TIFF that Pillow has no mode for holds; None if it is no TIFF."""
-    try:
-        with nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
-            file.seek(0)
-            directory = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-            file.seek(directory.next)
-            directory.load(file)
-            bits = directory.get(TIFF_BITS, (1,))
-            kinds = {1: "unsigned", 2: "signed", 3: "floating-point"}
-            kind = kinds.get(directory.get(339, (1,))[0], "unknown")
-    except Exception:  # whatever is wrong with it, it is no TIFF whose tags could be told
-        return None
-    bands = directory.get(TIFF_BANDS, len(bits))
-    return (
-        f"it is a TIFF of {bands} bands of {bits[0]} bits ({kind}); 8 or 16 bits of grey or RGB are read, so save the "
-        "bands that the network was trained on as such"
-    )
-
-
-def check_brightness(most: int, full: int) -> None:
-    """ValueError if the largest value of a picture is so small a part of `full` that all of it would be black."""
-    if 0 < most < NEARLY_BLACK * (full + 1) // 256:
-        raise ValueError(
-            f"its largest value is {most} of {full}, so it would be read as black; if it holds fewer bits than its "
-            "type, as cameras write 12 bits, scale it to the full range (12 bits: times 16) or to 8 bits"
-        )
-
-
-def has_jpeg_end(source) -> bool:
-    """Whether the scans of a JPEG file reach its end marker; Pillow fills what is missing, for instance with grey.
-
-    Source: ITU-T T.81, annex B: in a scan 0xFF is followed by 0 (a stuffed byte) or a restart marker 0xD0..0xD7; a
-    segment between scans states its length.
-    """
-    if isinstance(source, (str, os.PathLike)):
-        data = Path(source).read_bytes()
-    else:
-        source.seek(0)
-        data = source.read()
-    position = data.find(b"\xff\xd8") + 2
-    while found := JPEG_MARKER.search(data, position):
-        if found[1] == b"\xd9":
-            return True
-        length = data[found.end() : found.end() + 2]
-        position = found.end() + int.from_bytes(length, "big")
-    return False
-
-
-class NamedBytes(io.BytesIO):
-    """Bytes of a picture file that call themselves by a name in error messages."""
-
-    def __init__(self, data: bytes, name: str):
-        super().__init__(data)
-        self.name = name
-
-    def __repr__(self) -> str:
-        return repr(self.name)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def download(address: str) -> NamedBytes:
-    """What an http(s) or data: address holds; ValueError if it cannot be had."""
-    name = shorten(address)
-    try:
-        if address.startswith("data:"):
-            return NamedBytes(base64.b64decode(address.partition(",")[2]), name)
-        answer = get_session().get(address, timeout=60, follow_redirects=True).raise_for_status()
-    except (HTTPError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].replace(address, name)
-        raise ValueError(f"{name} cannot be read as a picture: {reason}") from error
-    return NamedBytes(answer.content, name)
-
-
-def find_file(source: str | os.PathLike) -> str | os.PathLike | NamedBytes:
-    """What `open_picture` opens: the file of that name, or the picture that a base64 text without one holds."""
-    if not isinstance(source, str) or len(source) < 60 or (len(source) < 1000 and Path(source).exists()):
-        return source
-    try:
-        return NamedBytes(base64.b64decode("".join(source.split()), validate=True), shorten(source))
-    except ValueError:  # no base64
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shorten(source)) from None
-
-
-def turn_upright(picture: Image.Image) -> Image.Image:
-    """The picture as its EXIF orientation says it is to be seen."""
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-        return picture
-    return ImageOps.exif_transpose(picture)
-
-
-def load_picture(image: Picture, keep_float: bool = False) -> np.ndarray:
-    """Read a picture as 8-bit RGB.
+def load_picture(
+    image: Picture, keep_float: bool = False, num_channels: int | None = 3, keep_values: bool = False
+) -> np.ndarray:
+    """Read a picture as 8-bit RGB, or with the bands and values that a processor takes (`Settings.reading`).
 
     Args:
         image: path, http(s) or data: address, base64 text or bytes of a file, of which EXIF orientation is applied;
             PIL picture, which is taken as it is; or array / tensor of integers: (H, W), (H, W, c) or (c, H, W) with c
             in 1, 3, 4 (also 2 if last; of an array that could be both, channels are last, of a tensor first). 16-bit
-            values are divided by 256 (OpenCV's rule); alpha is dropped.
-        keep_float: also take finite floating-point arrays and tensors, as they are.
+            values are divided by 256 (OpenCV's rule); alpha is dropped. A `.npy` file is read as its array.
+        keep_float: also take finite floating-point arrays, tensors and TIFFs, as they are.
+        num_channels: bands of the result. For 3, grey is repeated. For 1, grey alone is taken, also grey that is
+            stored as three equal bands. For others, arrays, `.npy` files, TIFFs (by tifffile) and PIL pictures
+            (RGBA, LA) must have as many. None takes what is found: unsigned grey and RGB as for 3, all other bands as
+            they are stored.
+        keep_values: integers keep their values, which must be of more than 8 bits, instead of being brought to 8.
 
     Returns:
-        (H, W, 3) uint8, contiguous; fp32 of a floating-point array.
+        (H, W, num_channels), contiguous: uint8; fp32 of floating-point values; the integers as stored with
+        `keep_values`, and of other bands for None. What is returned gives the same if it is read again.
 
     Raises:
-        ValueError: not a picture, truncated, empty, a wrong shape; a mode or values that are no 8 or 16 bits of grey
-            or RGB; 16-bit values that would all be black; floating-point values without `keep_float`.
+        ValueError: not a picture, truncated, empty, a wrong shape or number of bands; a mode or values that are no 8
+            or 16 bits of grey or RGB; 16-bit values that would all be black; 16-bit values without `keep_values` in
+            pictures of other bands; 8-bit values with it; floating-point values without `keep_float`.
         TypeError: another type.
     """
+    file, name = None, "the picture"
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
-        image = turn_upright(open_picture(download(image)))
+        file = download(image)
     elif isinstance(image, (str, os.PathLike)):
-        image = turn_upright(open_picture(find_file(image)))
+        file = find_file(image)
     elif isinstance(image, (bytes, bytearray)):
-        image = turn_upright(open_picture(NamedBytes(bytes(image), f"a file of {len(image)} bytes")))
+        file = NamedBytes(bytes(image), f"a file of {len(image)} bytes")
+    elif isinstance(image, NamedBytes):
+        file = image
+    if file is not None:
+        image, name = open_file(file, num_channels, keep_float, keep_values), shorten(file)
     if isinstance(image, Image.Image):
-        check_bands(image)
-        if image.mode in WHOLE_ALPHA:
-            image = image.convert(WHOLE_ALPHA[image.mode])
-        if image.mode in COLOUR_MODES or (image.mode == "CMYK" and image.format in (None, "JPEG", "MPO")):
-            return _rgb_to_array(image if image.mode == "RGB" else image.convert("RGB"))
-        image = _gray_to_8_bit(image)
+        array = _picture_values(image, num_channels, keep_values)
     elif isinstance(image, (np.ndarray, torch.Tensor)):
-        image = _array_to_8_bit(image, keep_float)
+        array = _array_values(image, num_channels, keep_float, keep_values, is_ordered=file is not None)
     else:
         raise TypeError(f"a picture must be a path, a PIL picture, an array or a tensor; got {type(image).__name__}")
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.size == 0:
-        raise ValueError(f"the picture is empty: shape {image.shape}")
-    image = image[..., :1] if image.shape[-1] < 3 else image[..., :3]
-    return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))  # a copy: writable, and not the caller's
+    return _with_bands(array, num_channels, name)
+
+
+def _with_bands(array: np.ndarray, num_channels: int | None, name: str) -> np.ndarray:
+    """A copy of (H, W) or (H, W, c) with the bands wanted: writable, contiguous, and not the caller's."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.size == 0:
+        raise ValueError(f"the picture is empty: shape {array.shape}")
+    found = array.shape[-1]
+    if num_channels is None:
+        num_channels = 3 if found == 1 else found
+    if num_channels == 3:
+        array = array[..., :1] if found < 3 else array[..., :3]
+        return np.array(np.broadcast_to(array, (*array.shape[:2], 3)))
+    if num_channels == 1 and found == 3 and (array == array[..., :1]).all():
+        array, found = array[..., :1], 1
+    if found != num_channels:
+        has = "colours" if (num_channels, found) == (1, 3) else f"{found} band{'s' * (found > 1)}"
+        raise ValueError(f"{name} has {has}; the processor takes {num_channels}, as many as image_mean has entries")
+    return np.array(array, order="C")
+
+
+def _picture_values(image: Image.Image, num_channels: int | None, keep_values: bool) -> np.ndarray:
+    """(H, W) or (H, W, c) of a PIL picture: uint8, or with `keep_values` its integers."""
+    check_bands(image, takes_four=num_channels == 4)
+    if keep_values:
+        is_inverted = image.format == "TIFF" and image.tag_v2.get(TIFF_COLOURS) == 0
+        if is_inverted or not (image.mode == "I" or image.mode.startswith("I;16")):
+            raise ValueError(
+                f"the picture has mode {image.mode}, of which Pillow reads 8 bits; the processor's rescale_factor is "
+                "for more: give the file of a TIFF, a .npy file or an array of 16 bits"
+            )
+        return np.asarray(image)
+    if image.mode in WHOLE_ALPHA:
+        image = image.convert(WHOLE_ALPHA[image.mode])
+    if num_channels not in (None, 1, 3):
+        if image.mode not in BAND_MODES:
+            raise ValueError(
+                f"the picture has mode {image.mode}; {num_channels} bands are wanted: give them as an array"
+            )
+        return np.asarray(image)
+    if image.mode in COLOUR_MODES or (image.mode == "CMYK" and image.format in (None, "JPEG", "MPO")):
+        return _rgb_to_array(image if image.mode == "RGB" else image.convert("RGB"))
+    return _gray_to_8_bit(image)
 
 
 def _gray_to_8_bit(image: Image.Image) -> np.ndarray:
@@ -294,10 +167,17 @@ def _rgb_to_array(image: Image.Image) -> np.ndarray:
     return array
 
 
-def _array_to_8_bit(image: np.ndarray | torch.Tensor, keep_float: bool) -> np.ndarray:
-    """(H, W, c) or (H, W) uint8 (fp32 of floats) of an array or tensor with its channels first or last."""
-    channels_first = isinstance(image, torch.Tensor)
-    array = to_numpy(image) if channels_first else image
+def _array_values(
+    image: np.ndarray | torch.Tensor,
+    num_channels: int | None,
+    keep_float: bool,
+    keep_values: bool,
+    is_ordered: bool,
+) -> np.ndarray:
+    """(H, W, c) or (H, W) of an array or tensor; see `load_picture` for its type. `is_ordered`: channels are last."""
+    is_tensor = isinstance(image, torch.Tensor)
+    array = to_numpy(image) if is_tensor else image
+    keep_float = keep_float or num_channels is None
     if array.dtype.kind not in "iub" and not (keep_float and array.dtype.kind == "f"):
         kind = "floating-point" if array.dtype.kind == "f" else array.dtype
         raise ValueError(
@@ -305,20 +185,48 @@ def _array_to_8_bit(image: np.ndarray | torch.Tensor, keep_float: bool) -> np.nd
             "with do_rescale=False, which takes floats as they are"
         )
     if array.ndim == 3:
-        first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 2, 3, 4)
-        if not first and not last:
-            raise ValueError(f"a picture of shape {array.shape} has no axis of 1, 3 or 4 channels, first or last")
-        if first and (channels_first or not last):
-            array = np.moveaxis(array, 0, -1)
+        array = array if is_ordered else channels_last(array, num_channels, is_tensor)
     elif array.ndim != 2:
         raise ValueError(f"a picture must have 2 or 3 dimensions; got shape {array.shape}")
     if array.dtype.kind == "f":
         if not np.isfinite(array).all():
             raise ValueError("the picture holds NaN or infinite values")
         return array.astype(np.float32)
+    if keep_values:
+        return _as_stored(array)
+    if num_channels is None:
+        is_small = array.dtype.kind in "ub" and array.dtype.itemsize <= 2
+        # int64 is what NumPy makes of lists, and says nothing of the bits
+        is_small = is_small or (array.dtype == np.int64 and 0 <= array.min(initial=0) <= array.max(initial=0) <= 255)
+        if not is_small or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
+            return array.astype(array.dtype.newbyteorder("="))
+    return _to_8_bit(array, num_channels in (None, 1, 3))
+
+
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    """Integers of more than 8 bits; ValueError for others, which a factor for these would make black."""
+    most = max(abs(int(array.max(initial=0))), abs(int(array.min(initial=0))))
+    # of more than 16 bits NumPy makes what has no type, so there small values say nothing of the bits
+    if array.dtype.itemsize == 1 or (array.dtype.itemsize > 2 and 0 < most <= 255):
+        raise ValueError(
+            f"the picture holds {array.dtype} values of 8 bits; the processor's rescale_factor is for more: give 16 "
+            "bits (uint16), of the same range as in training"
+        )
+    if most > EXACT_INTEGERS:
+        raise ValueError(f"the picture holds {array.dtype} values up to {most}; {EXACT_INTEGERS} at most are read")
+    return array.astype(array.dtype.newbyteorder("="))
+
+
+def _to_8_bit(array: np.ndarray, is_shifted: bool) -> np.ndarray:
+    """uint8 of integers; values of 16 bits are divided by 256 if `is_shifted`, else refused."""
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # of either byte order
+        if not is_shifted:
+            raise ValueError(
+                "the picture holds 16-bit values, and the processor takes 8 bits: set rescale_factor to 1 / 65535 (or "
+                "what its values are divided by), and image_mean and image_std to what was measured"
+            )
         check_brightness(int(array.max(initial=0)), 65535)
         return (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8 and array.size and (array.min() < 0 or array.max() > 255):
@@ -374,35 +282,42 @@ def load_label_map(label_map: Picture) -> np.ndarray:
 def resize_picture(
     picture: np.ndarray, size: tuple[int, int], rows: slice = slice(None), columns: slice = slice(None)
 ) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, h, w) uint8: bilinear, half-pixel centres, no antialiasing, rounded as OpenCV rounds.
+    """(H, W, n) uint8 -> (n, h, w) uint8: bilinear, half-pixel centres, no antialiasing, rounded as OpenCV rounds.
 
-    With `rows` and `columns` only that part of the result is made. fp32 gives fp32, not rounded. OpenCV's reader
-    and resizer are part of how the
-    published numbers were measured. It works in integers: weights in units of 1/2048, one rounding between the two
-    directions and one at the end.
+    With `rows` and `columns` only that part of the result is made. Other types give fp32, not rounded. OpenCV's reader
+    and resizer are part of how the published numbers were measured. It works in integers: weights in units of 1/2048,
+    one rounding between the two directions and one at the end.
     """
-    tensor = torch.from_numpy(picture).permute(2, 0, 1)
-    if tuple(tensor.shape[1:]) == tuple(size):
-        return tensor[:, rows, columns]
+    if tuple(picture.shape[:2]) == tuple(size):
+        return _as_tensor(picture[rows, columns])
     (top, bottom, lower), (left, right, share) = (
         tuple(values[part] for values in fixed_point_neighbours(old, new))
-        for old, new, part in zip(tensor.shape[1:], size, (rows, columns))
+        for old, new, part in zip(picture.shape[:2], size, (rows, columns))
     )
     # at the left and right border OpenCV takes one pixel whole, at the top and bottom it rounds two halves of one
     share = torch.where(left == right, 0, share)[None, None]
+    first, last = (int(top[0]), int(bottom[-1])) if len(top) else (0, 0)
+    tensor = _as_tensor(picture[first : last + 1])  # no more of it in fp32 than is needed
+    top, bottom = top - first, bottom - first
 
     if tensor.is_floating_point():
         down, right_share = (lower / 2048)[None, :, None], share / 2048
-        taken = tensor[:, top] * (1 - down) + tensor[:, bottom] * down  # (3, h, W)
+        taken = tensor[:, top] * (1 - down) + tensor[:, bottom] * down  # (n, h, W)
         return taken[:, :, left] * (1 - right_share) + taken[:, :, right] * right_share
 
     def across(rows: torch.Tensor) -> torch.Tensor:
-        taken = tensor[:, rows]  # (3, h, W)
-        return (taken[:, :, left].int() * (2048 - share) + taken[:, :, right].int() * share) >> 4  # (3, h, w)
+        taken = tensor[:, rows]  # (n, h, W)
+        return (taken[:, :, left].int() * (2048 - share) + taken[:, :, right].int() * share) >> 4  # (n, h, w)
 
     upper_part = (across(top) * (2048 - lower)[None, :, None]) >> 16
     lower_part = (across(bottom) * lower[None, :, None]) >> 16
     return ((upper_part + lower_part + 2) >> 2).to(torch.uint8)
+
+
+def _as_tensor(picture: np.ndarray) -> torch.Tensor:
+    """(H, W, n) -> (n, H, W): uint8 as it is, fp32 of other types."""
+    picture = picture if picture.dtype == np.uint8 else picture.astype(np.float32, copy=False)
+    return torch.from_numpy(picture).permute(2, 0, 1)
 
 
 def fixed_point_neighbours(old: int, new: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -100,8 +100,12 @@ class QLSegImageProcessor(BaseImageProcessor):
             does not keep it. Pixels.
         do_sliding_window: cut the resized picture into windows.
         window_size, window_stride: side of the square window and distance between windows, pixels.
-        do_rescale, rescale_factor: multiply by 1 / 255.
-        do_normalize, image_mean, image_std: subtract and divide, per channel, on rescaled values.
+        do_rescale, rescale_factor: multiply by 1 / 255. The factor says what integers stand for: from 1 / 256 on
+            pictures are brought to 8 bits (16 bits of grey and RGB divided by 256); with a smaller one, such as
+            1 / 65535 or 1 / 10000, they keep their values, and those of 8 bits are refused. Without `do_rescale`
+            floats are taken as they are.
+        do_normalize, image_mean, image_std: subtract and divide, per band, on rescaled values. Their number of entries
+            is that of the bands that pictures must have, 3 (RGB) by default; a single number is for all of 3.
         do_reduce_labels: label 0 becomes `ignore_index` and every other label is lowered by one; `ignore_index` stays.
         ignore_index: label of pixels that do not count.
         label_map: {stored value: label}, applied first and at once; other values stay. Independent of the two above.
@@ -195,12 +199,13 @@ class QLSegImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Picture | list[Picture], segmentation_maps=None, **kwargs) -> BatchFeature:
         """
         Args:
-            images: one picture or a list of them; see `load_picture`.
+            images: one picture or a list of them; see `load_picture`. Without RGB: arrays (H, W, n) or (n, H, W),
+                `.npy` files and, in the package, TIFFs of n bands.
             segmentation_maps: one label map per picture, of its size; see `load_label_map`.
             kwargs: any setting of the class, for this call; `return_tensors`: "pt", "np" or None.
 
         Returns:
-            `pixel_values`: (windows of all pictures, 3, height, width), or (pictures, 3, h, w) without
+            `pixel_values`: (windows of all pictures, n, height, width), or (pictures, n, h, w) without
             `do_sliding_window`; `window_offsets` (with `do_sliding_window`): (windows, 5) integers, the picture's
             index, top, left, h and w; `labels`, if maps were given: cut like the pictures, int64.
 
@@ -211,7 +216,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         """
         return_tensors = kwargs.pop("return_tensors", getattr(self, "return_tensors", None))
         settings = self.settings(**kwargs)
-        pictures = [load_picture(image, keep_float=not settings.do_rescale) for image in as_list(images)]
+        pictures = [load_picture(image, **settings.reading) for image in as_list(images)]
         if not pictures:
             raise ValueError("there is no picture in `images`; give at least one")
         maps = None if segmentation_maps is None else [load_label_map(m) for m in as_list(segmentation_maps)]
@@ -253,6 +258,10 @@ class QLSegImageProcessor(BaseImageProcessor):
             data = {key: np.stack(values) for key, values in data.items()}
         return BatchFeature(data=data, tensor_type=return_tensors)
 
+    def load_picture(self, image: Picture) -> np.ndarray:
+        """Read a picture with the bands and values that the settings ask for, (H, W, n); see `load_picture` there."""
+        return load_picture(image, **self.settings().reading)
+
     def resized_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """(height, width) in pixels that a picture is resized to.
 
@@ -262,7 +271,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         return self.settings().resized_size(height, width, scale)
 
     def normalized(self, picture: torch.Tensor) -> torch.Tensor:
-        """(3, h, w) uint8 -> (3, h, w) fp32, rescaled and normalised as set."""
+        """(n, h, w) uint8 or fp32 -> (n, h, w) fp32, rescaled and normalised as set."""
         return self.settings().normalized(picture)
 
     def reduce_labels(self, labels: torch.Tensor, **changes) -> torch.Tensor:

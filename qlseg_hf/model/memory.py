@@ -1,7 +1,7 @@
 """How much of a picture `segment` takes at once, so that it stays within a number of MiB.
 
-What grows with a picture are its pixels and its label map (11 bytes per pixel) and its windows: 0.7 MB each with 150
-labels. The windows of a strip of the label map are held at a time, and as many are forwarded together as fit.
+What grows with a picture are its pixels and its label map (11 bytes per pixel of RGB) and its windows: 0.7 MB each
+with 150 labels. The windows of a strip of the label map are held at a time, and as many are forwarded together as fit.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from math import ceil
 from .configuration_qlseg import QLSegConfig, as_pair
 from .scores import Span, overlap, sources
 
-BYTES_PER_PIXEL = 3 + 8  # uint8 RGB and int64 labels; a decoder holds 4 + 3 before there are labels
-BYTES_PER_RESIZED_PIXEL = 75  # three channels in int32, five times while they are computed
+LABEL_BYTES = 8  # int64 of a pixel's label; a decoder holds 4 + 3 per pixel of RGB before there are labels
+BYTES_PER_RESIZED_BAND = 25  # a pixel of a band in int32 or fp32, five times while they are computed
 RESIZED_PIXELS = 4 << 20  # of windows that are resized together; a single one may have more
 BLOCKS_BYTES = 64 << 20  # of scores in the making, all copies of a block together
 SHORTEST_STRIP = 64  # pixels
@@ -30,6 +30,8 @@ class MemoryPlan:
         # timm's configurations do not say; the network does
         self.patch_size = patch_size or as_pair(config.backbone_config.patch_size)
         self.window_batch_size = window_batch_size
+        self.num_channels = getattr(config.backbone_config, "num_channels", 3)
+        self.pixel_bytes = self.num_channels  # of the picture that is cut; 8 bits per band unless somebody says other
 
     def strips(self, size: tuple[int, int], layout: list) -> Iterator[tuple[Span, Span]]:
         """Rows and columns of each strip of a picture, cut across its longer side.
@@ -57,9 +59,10 @@ class MemoryPlan:
                 if needed <= self.max_memory_mb * 2**20:
                     return length, num_windows
             if length <= SHORTEST_STRIP:
+                own = ceil(size[0] * size[1] * (self.pixel_bytes + LABEL_BYTES) / 2**20)
                 raise ValueError(
                     f"max_memory_mb={self.max_memory_mb} is too little for a picture of {size[0]} x {size[1]} pixels: "
-                    f"{ceil(needed / 2**20)} MiB are needed, {ceil(size[0] * size[1] * BYTES_PER_PIXEL / 2**20)} of "
+                    f"{ceil(needed / 2**20)} MiB are needed, {own} of "
                     "them for its pixels and its label map"
                 )
             length = max(ceil(length / 2), SHORTEST_STRIP)
@@ -79,8 +82,8 @@ class MemoryPlan:
             most_windows, most_resized = max(most_windows, inside), max(most_resized, resized)
         most_resized = min(most_resized, max(RESIZED_PIXELS, largest_window))
         return (
-            size[0] * size[1] * BYTES_PER_PIXEL
-            + most_resized * BYTES_PER_RESIZED_PIXEL
+            size[0] * size[1] * (self.pixel_bytes + LABEL_BYTES)
+            + most_resized * BYTES_PER_RESIZED_BAND * self.num_channels
             + most_windows * self.window_bytes(largest_window)
             + num_windows * self.forward_bytes(largest_window)
             + BLOCKS_BYTES
@@ -101,7 +104,10 @@ class MemoryPlan:
         hidden = max(4 * width + 8 * width, levels * (8 * width + self.config.pixel_encoder_intermediate_size))
         heads = getattr(backbone, "num_attention_heads", None) or 16
         attention = attention_matrices(backbone) * heads * self.num_tokens(window_pixels)
-        return 4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention) + 12 * window_pixels
+        return (
+            4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention)
+            + 4 * self.num_channels * window_pixels
+        )
 
 
 def attention_matrices(backbone) -> int:

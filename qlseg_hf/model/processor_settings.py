@@ -26,6 +26,8 @@ NEEDED_BY = {
 }
 LONGEST_SIDE = 2**31 - 1  # pixels
 LARGEST_NUMBER, SMALLEST_DIVISOR = 1e18, 1e-18  # of the normalisation, whose results are fp32
+LEAST_8_BIT = 1 / 256.5  # rescale factors below it are for more than 8 bits
+MOST_BANDS = 4096
 
 
 def num_starts(length: int, window: int, stride: int) -> int:
@@ -173,13 +175,23 @@ class Settings:
                 f"window_stride {reprlib.repr(self.window_stride)} must be 1..window_size ({self.window_size}), or "
                 "pixels between windows would never be seen"
             )
-        for name, most in (("rescale_factor", 1), ("image_mean", 3), ("image_std", 3)):
+        self._check_numbers()
+        if self.do_reduce_labels and self.ignore_index == 0:
+            raise ValueError("with do_reduce_labels label 1 becomes 0, so ignore_index cannot be 0; use 255")
+
+    def _check_numbers(self) -> None:
+        """ValueError for a factor, mean or deviation that is out of range, or of more bands than the other one."""
+        for name in ("rescale_factor", "image_mean", "image_std"):
             value = getattr(self, name)
             values = value if isinstance(value, tuple) else (value,)
             if values == (None,):
                 continue
-            if len(values) not in (1, most) or not all(abs(number) <= LARGEST_NUMBER for number in values):
-                wanted = "a finite number is" if most == 1 else f"{most} finite numbers or a single one are"
+            if not values or not all(abs(number) <= LARGEST_NUMBER for number in values):
+                wanted = (
+                    "a finite number is"
+                    if name == "rescale_factor"
+                    else "one finite number per band, or a single one, is"
+                )
                 raise ValueError(f"{name} is {reprlib.repr(value)}; {wanted} wanted")
             if name == "image_std" and min(values) < SMALLEST_DIVISOR:
                 raise ValueError(
@@ -187,8 +199,39 @@ class Settings:
                 )
             if name == "rescale_factor" and self.do_rescale and value <= 0:
                 raise ValueError(f"rescale_factor is {value}; pixels are multiplied by it, so it must be above 0")
-        if self.do_reduce_labels and self.ignore_index == 0:
-            raise ValueError("with do_reduce_labels label 1 becomes 0, so ignore_index cannot be 0; use 255")
+        if len(counts := self._numbers_of_bands()) > 1:
+            raise ValueError(
+                f"image_mean is {reprlib.repr(self.image_mean)} and image_std {reprlib.repr(self.image_std)}; both "
+                "must have one entry per band, or be a single number"
+            )
+        if min(counts, default=1) > MOST_BANDS:
+            raise ValueError(f"image_mean is for {max(counts)} bands; {MOST_BANDS} at most are taken")
+
+    def _numbers_of_bands(self) -> set[int]:
+        return {len(numbers) for numbers in (self.image_mean, self.image_std) if isinstance(numbers, tuple)}
+
+    @property
+    def num_channels(self) -> int:
+        """Bands of the pictures: the entries of `image_mean` and `image_std`; 3 if these are single numbers."""
+        return max(self._numbers_of_bands(), default=3)
+
+    @property
+    def reading(self) -> dict[str, int | bool]:
+        """Keywords for `load_picture`; what integers stand for, `rescale_factor` says: see `QLSegImageProcessor`."""
+        return {
+            "num_channels": self.num_channels,
+            "keep_float": not self.do_rescale,
+            "keep_values": bool(self.do_rescale) and self.rescale_factor < LEAST_8_BIT,
+        }
+
+    def check_network(self, config) -> None:
+        """ValueError if the network of this `QLSegConfig` takes pictures of another number of bands."""
+        bands = getattr(config.backbone_config, "num_channels", 3)
+        if bands != self.num_channels:
+            raise ValueError(
+                f"the processor takes pictures of {self.num_channels} bands, the network of {bands}: give the "
+                f"processor image_mean and image_std of {bands} entries, or another network"
+            )
 
     def resized_size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
         """See `QLSegImageProcessor.resized_size`."""
@@ -215,7 +258,7 @@ class Settings:
         return tops, lefts
 
     def normalized(self, picture: torch.Tensor) -> torch.Tensor:
-        """(3, h, w) uint8 -> (3, h, w) fp32, rescaled and normalised as set."""
+        """(n, h, w) uint8 or fp32 -> (n, h, w) fp32, rescaled and normalised as set."""
         picture = picture.float()
         if self.do_rescale:
             picture = picture * self.rescale_factor

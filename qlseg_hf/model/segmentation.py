@@ -149,7 +149,7 @@ def segment(
             is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
         images: one picture or several of mixed sizes, in a list or as a generator, which is read one by one: path, PIL
-            picture, integer array or tensor.
+            picture, integer array or tensor. What bands and values it must have, the processor says.
         scales: factor on the short side, or several; it never falls below the window, and coinciding scales are
             computed once.
         flip: add a left-right mirrored run per scale.
@@ -180,6 +180,7 @@ def segment(
             `max_memory_mb` is too little for a picture, or a picture has more windows than `max_windows`.
     """
     settings, scales = processor_settings(processor), scale_factors(scales)
+    settings.check_network(model.config)
     check_switch("flip", flip)
     check_switch("return_scores", return_scores)
     check_switch("return_confidence", return_confidence)
@@ -297,9 +298,10 @@ def cut_picture(
 
     A window that reaches into two strips is in both, and has pixels in the first.
     """
-    picture = load_picture(image, keep_float=not settings.do_rescale)
+    picture = load_picture(image, **settings.reading)
     target = Target(picture.shape[:2])
     targets.append(target)
+    memory.pixel_bytes = picture.shape[-1] * picture.itemsize
     layout = window_layout(settings, target.size, scales, flip, max_windows)
     # the softmax of several runs goes over all labels, so there the choice comes last
     labels = wanted if len(layout) == 1 else None
@@ -365,11 +367,11 @@ def check_num_windows(
 
 
 def window_pixels(settings: Settings, picture: np.ndarray, runs: list[Run]) -> Iterator[tuple[Window, torch.Tensor]]:
-    """Yield the windows that have not been forwarded, and their (3, height, width) fp32 pixels."""
+    """Yield the windows that have not been forwarded, and their (n, height, width) fp32 pixels."""
     for size, group in groupby(runs, key=lambda run: run.size):
         windows = [window for run in group for window in run.windows if window.mask_logits is None]
         for rows, columns, together in resized_together(windows):
-            resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (3, h, w) uint8
+            resized = resize_picture(picture, size, slice(*rows), slice(*columns))  # (n, h, w)
             for window in together:
                 place = slice(*shifted(window.rows, rows[0])), slice(*shifted(window.columns, columns[0]))
                 pixels = settings.normalized(resized[(slice(None), *place)])
@@ -498,7 +500,7 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(self, image: Picture, subtask: str | None = None, timeout: float | None = None) -> dict:
         if isinstance(image, Image.Image):  # as the stock pipeline, which turns what it is given
             image = turn_upright(image)
-        return {"picture": load_picture(image, keep_float=not self.image_processor.do_rescale)}
+        return {"picture": load_picture(image, **self.image_processor.settings().reading)}
 
     def _forward(self, model_inputs: dict, **segment_kwargs) -> dict:
         pictures = as_list(model_inputs["picture"])

@@ -7,7 +7,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..hub.loading import load_network
-from ..model.image_io import load_picture
 from ..model.segmentation import segment
 from ..utils.files import remove_partial
 from ..utils.visualization import draw_overlay, label_colors, label_map_picture, save_picture
@@ -48,7 +47,7 @@ def predict(
     colors = label_colors(network.config)
     limit = {} if max_windows is None else {"max_windows": max_windows}
     for path in tqdm(pictures, unit="picture"):
-        picture = load_picture(path)
+        picture = processor.load_picture(path)
         found = segment(network, processor, picture, scales=scales, flip=flip, return_confidence=confidence, **limit)
         label_map = found[0][0] if confidence else found[0]
         overlay = draw_overlay(picture, label_map, network.config.id2label, colors)

@@ -31,10 +31,10 @@ from ..data.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
-    start_worker,
 )
 from ..data.check import check_labels_of_dataset
 from ..data.datasets import open_dataset, without
+from ..data.workers import start_worker
 from ..evaluation.evaluator import evaluate_samples
 from ..hub.card import inference_protocol, trained_model_card
 from ..hub.loading import without_bars
@@ -153,7 +153,7 @@ def save_overlays(accelerator: Accelerator, model, processor, samples, recipe: R
     """The first validation pictures with their predictions, as files and to the trackers that take pictures."""
     colors, overlays = label_colors(model.config), []
     for number, sample in zip(range(recipe.log_pictures), samples):
-        picture = sample.read_picture()
+        picture = sample.read_picture(**processor.settings().reading)
         overlay = draw_overlay(picture, segment(model, processor, picture)[0], model.config.id2label, colors)
         save_picture(overlay, Path(recipe.output_dir) / "overlays" / f"step-{step:08d}-{number}.png")
         overlays.append(overlay)

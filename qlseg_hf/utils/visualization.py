@@ -38,7 +38,7 @@ def draw_overlay(
     """Picture tinted by label with white borders, and a legend beside it, largest label first.
 
     Args:
-        picture: (H, W, 3) uint8.
+        picture: (H, W, n), uint8 or another type; shown as `visible` makes it.
         label_map: (H, W) integers; values without a name (an ignore index) stay untinted and are left out of the
             legend.
         id2label: names.
@@ -54,6 +54,7 @@ def draw_overlay(
     labels = np.asarray(label_map)
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"the label map has size {labels.shape}, its picture {picture.shape[:2]}")
+    picture = visible(picture)
     named = (labels >= 0) & (labels < len(colors))
     tint = colors[np.where(named, labels, 0)]
     blend = np.where(named[..., None], (1 - opacity) * picture + opacity * tint, picture)
@@ -67,6 +68,19 @@ def draw_overlay(
         (int(values[i]), f"{legend_name(id2label[int(values[i])])} ({share(counts[i] / labels.size)})") for i in order
     ]
     return beside_legend(Image.fromarray(blend.round().astype(np.uint8)), lines, colors)
+
+
+def visible(picture: np.ndarray) -> np.ndarray:
+    """(H, W, n) of any type -> (H, W, 3) uint8 for people: the first three bands, or the first one as grey.
+
+    8-bit values stay. Others are stretched band by band, from their 2nd percentile (black) to their 98th (white).
+    """
+    bands = picture[..., :3] if picture.shape[-1] >= 3 else picture[..., :1]
+    if bands.dtype != np.uint8:
+        bands = bands.astype(np.float32)
+        low, high = np.percentile(bands, (2, 98), axis=(0, 1))
+        bands = (255 * ((bands - low) / np.maximum(high - low, 1e-12)).clip(0, 1)).round().astype(np.uint8)
+    return np.broadcast_to(bands, (*bands.shape[:2], 3))
 
 
 def legend_name(name: str) -> str:
@@ -116,4 +130,4 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     write_atomically(path, encoded.getvalue())
 
 
-__all__ = ["draw_overlay", "label_colors", "label_map_picture", "save_picture"]
+__all__ = ["draw_overlay", "label_colors", "label_map_picture", "save_picture", "visible"]

@@ -18,6 +18,7 @@ from qlseg_hf.data.augmentation import (
     TrainingSampler,
     TrainingTransform,
     distorted,
+    distorted_bands,
     resized,
     sample_order,
 )
@@ -402,3 +403,74 @@ def test_broken_streams():
         streamed(num_samples=0)
     with pytest.raises(ValueError, match="buffer_size 0 must be at least 1"):
         streamed(buffer_size=0)
+
+
+# ------------------------------------------------------------------------------------------------------- other bands
+
+
+def deep_processor(bands: int, **settings) -> QLSegImageProcessor:
+    numbers = {"image_mean": [0.1 * (i % 7) for i in range(bands)], "image_std": [0.3] * bands}
+    return QLSegImageProcessor(rescale_factor=1 / 65535, **(numbers | settings))
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 5, 13, 70, 130])
+def test_any_number_of_bands_keeps_its_16_bits(bands):
+    """At ratio 1 nothing is interpolated: bands, order and values are those of the picture, normalised."""
+    picture = rng(0).integers(0, 65536, (24, 32, bands), dtype=np.uint16)
+    labels = scene()[1]
+    steps = transform(deep_processor(bands), resize_box=(32, 24), scale_range=(1, 1), crop_size=24, cat_max_ratio=1)
+    sample = steps(Sample(picture, labels, "x"), 0, 0)
+    assert sample["pixel_values"].shape == (bands, 24, 24) and sample["pixel_values"].dtype == torch.float32
+    whole = (picture / 65535 - steps.processor.image_mean) / 0.3
+    crops = [whole[:, left : left + 24] for left in range(9)]
+    found = sample["pixel_values"].permute(1, 2, 0).numpy()
+    assert any(np.allclose(found, crop, atol=1e-5) for crop in crops + [crop[:, ::-1] for crop in crops])
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 5, 70, 130])
+@pytest.mark.parametrize("size", [(37, 20), (9, 61)])
+def test_resizing_other_bands(bands, size):
+    small = rng(0).integers(0, 256, (23, 31, bands), dtype=np.uint8)
+    expected = resize_picture(small, size).permute(1, 2, 0).numpy()
+    assert np.array_equal(resized(small, size), expected) and expected.dtype == np.uint8
+    deep = rng(0).integers(0, 65536, (23, 31, bands), dtype=np.uint16)
+    found, expected = resized(deep, size), resize_picture(deep, size).permute(1, 2, 0).numpy()
+    assert found.shape == (*size, bands) and found.dtype == expected.dtype == np.float32
+    assert np.abs(found - expected).max() < 65535 / 2048
+    whole = torch.from_numpy(deep.astype(np.float32)).permute(2, 0, 1)[None]
+    bilinear = torch.nn.functional.interpolate(whole, size=size, mode="bilinear")[0].permute(1, 2, 0)
+    assert np.abs(expected - bilinear.numpy()).max() < 65535 / 2048
+
+
+def test_distortion_of_bands():
+    """Half of the pictures each; about the mean, which is 0, and the same in all bands."""
+    pixels = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(0))
+    factors, offsets = [], []
+    for seed in range(400):
+        found = distorted_bands(pixels, rng(seed))
+        factor = (found[0, 0, 0] - found[1, 2, 3]) / (pixels[0, 0, 0] - pixels[1, 2, 3])
+        factors.append(float(factor))
+        offsets.append(float((found - factor * pixels).mean()))
+        torch.testing.assert_close(found, factor * pixels + offsets[-1], atol=1e-4, rtol=1e-4)
+    factors, offsets = np.array(factors), np.array(offsets)
+    for values, middle, reach in ((factors, 1, 0.5), (offsets, 0, 0.25)):
+        unchanged = np.abs(values - middle) < 1e-4
+        assert 0.4 < unchanged.mean() < 0.6 and np.abs(values - middle).max() <= reach + 1e-4
+        assert np.abs(values - middle)[~unchanged].mean() == pytest.approx(reach / 2, rel=0.15)
+
+
+def test_distortion_of_other_bands_needs_no_opencv(monkeypatch):
+    monkeypatch.setattr(module, "opencv", lambda: None)
+    picture, labels = rng(0).integers(0, 65536, (24, 32, 5), dtype=np.uint16), scene()[1]
+    steps = transform(deep_processor(5), photometric=True)
+    found = [steps.augment(picture, labels, rng(seed))["pixel_values"] for seed in range(8)]
+    plain = [transform(deep_processor(5)).augment(picture, labels, rng(seed))["pixel_values"] for seed in range(8)]
+    assert 0 < sum(torch.equal(a, b) for a, b in zip(found, plain)) < 8
+    with pytest.raises(ImportError, match="photometric needs OpenCV"):
+        transform(QLSegImageProcessor(), photometric=True)
+
+
+def test_other_bands_than_the_processor_takes_are_named():
+    sample = Sample(np.zeros((24, 32, 4), np.uint16), scene()[1], "x.tif")
+    with pytest.raises(SampleError, match="x.tif: picture: a picture of shape .* has no axis of 5 channels"):
+        transform(deep_processor(5))(sample, 0, 0)

@@ -206,7 +206,7 @@ def test_what_is_left_out_is_told(tmp_path):
     write(tmp_path / "images/loose.png", colors(1))
     samples = open_dataset(tmp_path, "train")
     assert len(samples) == 1
-    kinds = r".jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp"
+    kinds = r".jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp, .npy"
     assert samples.notes == [
         f"2 files in {training} are left out, because they are not of a kind that is read ({kinds}): "
         "about.txt, film.gif",

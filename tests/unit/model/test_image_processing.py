@@ -398,7 +398,7 @@ def test_windows_of_labels_follow_the_picture():
         ({"size": {"shortest_edge": -4}}, ValueError, "size must be"),
         ({"window_size": 640.0}, ValueError, "Field 'window_size'"),
         ({"image_std": [0.5, 0.5, 0.0]}, ValueError, "image_std is .0.5, 0.5, 0.0.; pixels are divided by it"),
-        ({"image_mean": [0.5, 0.5]}, ValueError, "3 finite numbers or a single one"),
+        ({"image_mean": [0.5, 0.5]}, ValueError, "both must have one entry per band, or be a single number"),
         ({"rescale_factor": float("nan")}, ValueError, "rescale_factor is nan"),
         ({"label_map": {0: 1.5}}, ValueError, "label_map must be {stored value: label} of integers"),
         ({"windowsize": 3}, TypeError, "no setting .'windowsize'"),

@@ -1,0 +1,132 @@
+"""A network of five bands from TIFFs of 16 bits: measured, trained, loaded, evaluated, segmented, exported."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from programs import NETWORK, run, train, write_recipe
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, segment
+from qlseg_hf.data import open_dataset
+from qlseg_hf.data.bands import measure_bands
+from qlseg_hf.weights import set_num_channels
+
+tifffile = pytest.importorskip("tifffile")
+
+
+def make_five_bands(root: Path, num_training: int = 9, num_validation: int = 3) -> None:
+    """Reflectance of 0..10000 in ADE20K's layout; the label is told by the fifth band alone."""
+    rng = np.random.default_rng(0)
+    for split, count in (("training", num_training), ("validation", num_validation)):
+        for kind in ("images", "annotations"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 9), dtype=int)).astype(np.uint8)
+            picture = rng.integers(300, 3000, (36, 45, 5))
+            picture[..., 4] = np.array([500, 3500, 9000])[labels] + rng.integers(-300, 300, (36, 45))
+            tifffile.imwrite(root / "images" / split / f"{i}.tif", picture.astype(np.uint16), photometric="minisblack")
+            Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, Path]:
+    """Data and the run that was trained on it."""
+    folder = tmp_path_factory.mktemp("five")
+    make_five_bands(folder / "data")
+    found = measure_bands(open_dataset(folder / "data", "train"), progress=False)
+    assert (found.num_channels, found.dtype, found.num_pictures) == (5, "uint16", 9)
+    network = copy.deepcopy(NETWORK)
+    network["backbone_config"]["num_channels"] = found.num_channels
+    changes = {"config": network, "processor": found.processor_settings, "photometric": True, "max_steps": 60}
+    changes |= {"eval_steps": 60, "save_steps": 60, "learning_rate": 4e-3, "log_pictures": 2}
+    done = train(write_recipe(folder, folder / "data", **changes))
+    assert done.returncode == 0, done.stderr
+    return folder / "data", folder / "run" / "best"
+
+
+def test_run_learns_from_the_fifth_band(trained):
+    data, folder = trained
+    model = QLSegForSemanticSegmentation.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    assert model.config.backbone_config.num_channels == 5 == processor.settings().num_channels
+    assert processor.rescale_factor == 1 / 65535
+    (step,) = {path.name.split("-")[1] for path in (folder.parent / "overlays").iterdir()}
+    overlay = np.asarray(Image.open(folder.parent / "overlays" / f"step-{step}-0.png"))
+    assert len(np.unique(overlay[:36, :45].reshape(-1, 3), axis=0)) > 50  # not cut to black, not grey
+    right = []
+    for sample in open_dataset(data, "validation"):
+        (found,) = segment(model, processor, str(sample.picture))
+        right.append((found.numpy() == sample.read_label_map()).mean())
+    assert np.mean(right) > 0.6, right  # chance is a third
+
+
+def test_commands(trained, tmp_path):
+    data, folder = trained
+    picture = data / "images" / "validation" / "0.tif"
+    run("predict", folder, picture, "--output", tmp_path / "out")
+    stored = load_label_map(tmp_path / "out" / "0_labels.png")
+    model, processor = (
+        AutoModelForSemanticSegmentation.from_pretrained(folder),
+        QLSegImageProcessor.from_pretrained(folder),
+    )
+    expected = segment(model, processor, picture)[0]
+    assert np.array_equal(stored, expected)
+    run("evaluate", folder, "--data", data, "--output", tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text())["num_pictures"] == 3
+    for part in pipeline("image-segmentation", model=str(folder))(tifffile.imread(picture)):
+        label = model.config.label2id[part["label"]]
+        assert np.array_equal(np.asarray(part["mask"]) > 0, expected.numpy() == label)
+    tifffile.imwrite(tmp_path / "four.tif", np.zeros((36, 45, 4), np.uint16), photometric="minisblack")
+    done = run("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "out", expect=1)
+    assert "four.tif of shape (36, 45, 4) has no axis of 5 channels" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_export(trained, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    from qlseg_hf.export import OnnxQLSeg
+
+    data, folder = trained
+    run("export", folder, tmp_path / "five.onnx")
+    exported = OnnxQLSeg.from_pretrained(tmp_path / "five.onnx")
+    model, processor = (
+        QLSegForSemanticSegmentation.from_pretrained(folder),
+        QLSegImageProcessor.from_pretrained(folder),
+    )
+    for sample in open_dataset(data, "validation"):
+        expected = segment(model, processor, sample.picture)[0]
+        found = segment(exported, exported.processor, sample.picture)[0]
+        assert (found == expected).float().mean() > 0.999
+    with pytest.raises(ValueError, match=r"\(B, 5, H, W\) is wanted"):
+        exported(torch.zeros(1, 3, 32, 32))
+
+
+@torch.no_grad()
+def test_extra_bands_of_zeros_change_nothing(trained):
+    """The trained network against the same one without its last two bands; and that one, given two bands."""
+    _, folder = trained
+    five = QLSegForSemanticSegmentation.from_pretrained(folder)
+    config = copy.deepcopy(five.config)
+    config.backbone_config.num_channels = 3
+    three = QLSegForSemanticSegmentation(config).eval()
+    weights, name = five.state_dict(), "backbone.embeddings.projection.weight"
+    three.load_state_dict(weights | {name: weights[name][:, :3].contiguous()})
+    window = {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20, "rescale_factor": 1 / 65535}
+    rgb = QLSegImageProcessor(image_mean=[0.03] * 3, image_std=[0.02] * 3, **window)
+    wide = QLSegImageProcessor(image_mean=[0.03] * 3 + [0, 0], image_std=[0.02] * 3 + [0.1] * 2, **window)
+    picture = np.random.default_rng(0).integers(300, 3000, (36, 45, 3), dtype=np.uint16)
+    extended = np.concatenate([picture, np.zeros((36, 45, 2), np.uint16)], axis=-1)
+    maps, scores = segment(three, rgb, picture, return_scores=True)
+    assert len(maps[0].unique()) > 1
+    for model in (five, set_num_channels(copy.deepcopy(three), 5)):
+        found, its_scores = segment(model, wide, extended, return_scores=True)
+        torch.testing.assert_close(its_scores[0], scores[0], atol=1e-5, rtol=1e-5)
+        assert (found[0] == maps[0]).float().mean() > 0.999
+    filled = extended.copy()
+    filled[..., 3:] = 2000
+    assert (segment(five, wide, filled, return_scores=True)[1][0] - scores[0]).abs().max() > 1e-3
