@@ -248,6 +248,7 @@ class QLSegConfig(_StoredConfig):
         "hidden_states",
         "attentions",
         "window_offsets",
+        "loss_terms",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None

@@ -96,6 +96,12 @@ def segmentation_loss(
     return terms
 
 
+def sum_terms(terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(3,) classification, mask and dice of `segmentation_loss`, over all blocks, without gradient."""
+    kinds = ("loss_ce", "loss_mask", "loss_dice")
+    return torch.stack([sum(v.detach() for name, v in terms.items() if name.startswith(kind)) for kind in kinds])
+
+
 def present_labels(labels: torch.Tensor, config) -> torch.Tensor:
     """(B, H, W) int64 labels -> (B, K) bool: does the label occur in the image?"""
     num_labels = config.num_labels

@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .backbones import build_backbone, check_maps, pad_to_patches, patch_size_of, unused_weights
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .deformable_attention import Grid, position_code, sample_levels
-from .loss_qlseg import check_labels, segmentation_loss
+from .loss_qlseg import check_labels, segmentation_loss, sum_terms
 from .scores import combine
 from .segmentation import QLSegImageSegmentationPipeline  # noqa: F401 (see the module's docstring)
 
@@ -54,6 +54,7 @@ class QLSegOutput(ModelOutput):
         hidden_states: of the backbone, if requested.
         attentions: (B, heads, N, N) of each backbone layer, if requested.
         window_offsets: as given to `forward`, so that the image processor can put windows together again.
+        loss_terms: (3,) what classification, mask and dice add to `loss`, over all blocks, for logs: without gradient.
     """
 
     loss: torch.FloatTensor | None = None
@@ -63,6 +64,7 @@ class QLSegOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     window_offsets: torch.LongTensor | None = None
+    loss_terms: torch.FloatTensor | None = None
 
 
 def eager_attention_forward(
@@ -612,10 +614,10 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         levels = self.pixel_encoder(features.feature_maps, grid)  # L x (B, N, D)
         queries, mask_logits = self.decoder(levels, grid)  # (T, B, K, C), (T, B, K, h, w)
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
-        loss = logits = None
+        loss = logits = loss_terms = None
         if labels is not None:
             terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)
-            loss = sum(terms.values())
+            loss, loss_terms = sum(terms.values()), sum_terms(terms)
         if output_logits is None:
             output_logits = labels is None or not self.training
         if output_logits:
@@ -628,6 +630,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             hidden_states=features.hidden_states,
             attentions=features.attentions,
             window_offsets=window_offsets,
+            loss_terms=loss_terms,
         )
 
     @classmethod

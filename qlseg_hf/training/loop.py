@@ -16,8 +16,6 @@ of the whole run after the last, in one commit. Images that cannot be read are l
 import sys
 from collections.abc import Iterator
 
-import torch
-
 from ..data.datasets import without
 from ..utils.distributed import StopRequestedError, StopSignals, batches_of, exchanged, failing_together
 from .checkpoints import random_state, set_random_state
@@ -27,7 +25,7 @@ from .models import find_due_models, new_models, save_models, upload_best
 from .recipe import Recipe
 from .run import Run
 from .start import build_run, check_no_newer, find_checkpoint, prepare_run, resume_run, settle_recipe, take_folder
-from .step import NotFiniteError, training_step
+from .step import NotFiniteError, StepResult, training_step
 from .validation import evaluate_run
 
 
@@ -47,10 +45,10 @@ def train(recipe: Recipe, signals: StopSignals) -> None:
     with signals.waiting(), run.log.bar:
         make_up(run)
         while not run.is_over:
-            loss, norm = make_step(run, batches)
+            result = make_step(run, batches)
             number = signals.agreed(run.num_processes, run.accelerator.device)
             evaluates, saves = run.is_due(recipe.eval_steps), run.is_due(recipe.save_steps)
-            run.log.add(run.step, loss, norm, run.optimizer, write=evaluates or saves or number is not None)
+            run.log.add(run.step, result, run.optimizer, write=evaluates or saves or number is not None)
             if evaluates and number is None:
                 number = evaluate_between_steps(run)
             # before the models, which can be saved from it should that fail now
@@ -84,8 +82,8 @@ def make_up(run: Run) -> None:
         stop_run(run, stop.number)
 
 
-def make_step(run: Run, batches: Iterator[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next update of weights and moving average; loss and norm of the gradient.
+def make_step(run: Run, batches: Iterator[dict]) -> StepResult:
+    """The next update of weights and moving average.
 
     Raises:
         ValueError: loss or gradient is not finite; the run before the step is saved.
@@ -95,14 +93,14 @@ def make_step(run: Run, batches: Iterator[dict]) -> tuple[torch.Tensor, torch.Te
     names = [name for batch in own for name in batch.pop("name")]
     own = [{key: value.to(device, non_blocking=True) for key, value in batch.items()} for batch in own]
     try:
-        loss, norm = training_step(run.accelerator, run.model, run.optimizer, own, run.recipe, run.step)
+        result = training_step(run.accelerator, run.model, run.optimizer, own, run.recipe, run.step)
     except NotFiniteError as error:
         set_random_state(before)
         stop_at_step(run, error, names)
     if run.average is not None:
         run.average.update(run.network)
     run.state |= {"step": run.step + 1, "result": None}
-    return loss, norm
+    return result
 
 
 def evaluate_between_steps(run: Run) -> int | None:

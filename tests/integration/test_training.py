@@ -94,7 +94,8 @@ def test_training_trajectory(stored):
     mean, std = (torch.tensor(numbers[name]).view(3, 1, 1) for name in ("mean", "std"))
     for step in range(8):
         batch = {"pixel_values": (pictures[step] - mean) / std, "labels": labels[step]}
-        loss, norm = training_step(accelerator, model, optimizer, [batch], recipe, step)
+        loss, norm, terms = training_step(accelerator, model, optimizer, [batch], recipe, step)
+        assert terms.sum().item() == pytest.approx(loss.item(), rel=1e-5) and (terms > 0).all()
         assert loss.item() == pytest.approx(expected["loss"][step], rel=1e-4)
         assert float(norm) == pytest.approx(expected["grad_norm"][step], rel=1e-3)
 
@@ -123,7 +124,8 @@ def test_accumulation_does_not_change_the_step():
             warmup_steps=0,
         )
         batches = [{"pixel_values": p, "labels": t} for p, t in zip(pixel_values.chunk(parts), labels.chunk(parts))]
-        found.append([float(x) for x in training_step(accelerator, model, optimizer, batches, recipe, 0)])
+        result = training_step(accelerator, model, optimizer, batches, recipe, 0)
+        found.append([float(result.loss), float(result.norm), *result.terms.tolist()])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -133,14 +135,17 @@ def test_step_without_any_label_is_finite():
     groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
     batch = {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.full((2, 32, 48), 255)}
-    loss, norm = training_step(
-        accelerator,
-        model,
-        optimizer,
-        [batch],
-        Recipe(data="-", crop_size=32, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir="-"),
-        0,
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        warmup_steps=0,
+        learning_rate=1e-5,
     )
+    loss, norm, _ = training_step(accelerator, model, optimizer, [batch], recipe, 0)
     assert torch.isfinite(loss) and torch.isfinite(norm) and loss > 0
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
@@ -707,7 +712,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
     "overrides, message",
     [
         (["--lerning_rate", "1"], "unknown key lerning_rate; did you mean learning_rate?"),
-        (["--max_steps", "many"], "max_steps wants int, got 'many'"),
+        (["--max_steps", "many"], "max_steps wants int or null, got 'many'"),
         (["--photometric", "1"], "photometric wants bool, got 1"),
         (["--scale_range", "[1]"], "scale_range wants two numbers"),
         (["--ema_decay", "1.5"], "ema_decay 1.5 must be between"),
@@ -720,6 +725,13 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--hub_private", "true"], "hub_private and hub_revision want push_to_hub"),
         (["--model", "a", "--backbone", "b"], "exclude each other"),
         (["--lora", "4", "--freeze_backbone", "true"], "exclude each other"),
+        (["--lr", "1e-4", "--learning_rate", "1e-3"], "lr is another name of learning_rate; give learning_rate alone"),
+        (["--epochs", "0"], "epochs is 0.0; it must be more than 0"),
+        (["--patience", "0"], "patience is 0; it must be at least 1"),
+        (["--rotation", "200"], "rotation 200.0 must be 0..180 degrees"),
+        (["--val_fraction", "1"], "val_fraction 1.0 must be at least 0 and below 1"),
+        (["--class_weights", "some"], "class_weights is 'some'; give .* or auto"),
+        (["--precision", "fp8"], "precision is 'fp8'; give one of fp32, bf16, fp16"),
     ],
 )
 def test_wrong_recipes(data, tmp_path, overrides, message):
@@ -739,15 +751,15 @@ def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
 @pytest.mark.parametrize(
     "key, hint",
     [
-        ("lr", "learning_rate"),
-        ("epochs", "set max_steps, which is epochs x pictures / total_batch_size"),
-        ("numTrainEpochs", "set max_steps"),
-        ("batch_size", "total_batch_size"),
+        ("lr0", "learning_rate"),
+        ("numTrainEpochs", "epochs"),
+        ("train_batch_size", "total_batch_size"),
         ("imgsz", "crop_size"),
         ("image-size", "crop_size"),
-        ("mixed_precision", "accelerate launch --mixed_precision"),
-        ("fp16", "accelerate launch --mixed_precision"),
-        ("patience", "best holds the best model"),
+        ("mixed_precision", "precision"),
+        ("fp16", "precision"),
+        ("early_stopping_patience", "patience"),
+        ("degrees", "rotation"),
         ("workers", "num_workers"),
         ("pretrained", "model"),
         ("data_dir", "data"),

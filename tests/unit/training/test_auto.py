@@ -139,6 +139,6 @@ def test_epochs_become_steps(epochs, max_steps, steps):
     assert complete_recipe(recipe, DATA, DeviceFacts("cpu"))[0].max_steps == steps
 
 
-def test_a_stream_has_no_epochs():
-    with pytest.raises(ValueError, match="epochs cannot be counted in a stream"):
+def test_epochs_of_an_unknown_number_of_images():
+    with pytest.raises(ValueError, match="the number of images is unknown; set max_steps"):
         complete_recipe(open_recipe(epochs=2), dataclasses.replace(DATA, num_images=None), DeviceFacts("cpu"))
