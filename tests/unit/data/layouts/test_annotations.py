@@ -76,6 +76,8 @@ def test_coco_run_lengths_crowds_and_ignored(tmp_path):
     whole = region(7, {"size": [6, 8], "counts": [0, 48]}, iscrowd=1)
     put_coco(tmp_path, [text, whole])  # crowds lie below all else
     np.testing.assert_array_equal(read_first(tmp_path), np.where(area, 1, 2))
+    put_coco(tmp_path, [region(3, [[0, 0, 8, 0, 8, 6, 0, 6]]), crowd])  # small ones too
+    assert (read_first(tmp_path) == 1).all()
 
 
 @pytest.mark.parametrize(

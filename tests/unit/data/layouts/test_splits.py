@@ -46,7 +46,7 @@ def test_rare_labels_are_in_both_parts(tmp_path, rare):
 @pytest.mark.parametrize("prefix", "abcdef")
 def test_each_part_has_an_image(tmp_path, number, prefix):
     for i in range(number):
-        put(tmp_path, f"{prefix}{i}")
+        put(tmp_path, f"{prefix}{i}", value=i)  # no label that two images have moves any
     assert names_of(tmp_path, "train") and names_of(tmp_path, "val")
 
 
