@@ -69,7 +69,7 @@ CUSTOM_PIPELINES = {
 
 
 def _raise_value_errors(cls: type) -> type:
-    """A wrong number or type given to a `strict` class is a ValueError, as everywhere here; the Hub's error is none."""
+    """A wrong number or type given to a `strict` class is a ValueError, as everywhere here, not the Hub's error."""
     init = cls.__init__
 
     @wraps(init)
