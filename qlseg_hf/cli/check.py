@@ -58,35 +58,29 @@ def read_source(source: str | None, pairs: list[tuple[str, str]]) -> dict[str, A
     Raises:
         ValueError: a file that is no YAML, or no data.
     """
-    from ..training.recipe import RECIPES, read_overrides, rename_old_keys
+    from ..training.recipe import RECIPES, is_data_file, read_data_file, read_overrides, rename_old_keys
+    from ..training.yaml_text import read_mapping
 
     values: dict[str, Any] = {}
     if source is not None:
         path = Path(source)
         shipped = RECIPES / f"{source}.yaml"
         if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-            values = read_file(path)
+            values = read_mapping(path)
+            values = values if "output_dir" in values else read_data_file(path)
         elif path.name == source and shipped.is_file() and not path.exists():
-            values = read_file(shipped)
+            values = read_mapping(shipped)
         elif path.suffix.lower() in (".yaml", ".yml") and not path.is_dir():
             raise ValueError(f"there is no recipe {source[:80]}; give a YAML file, a folder or the id of a data set")
         else:
             values = {"data": source}
     given = read_overrides([part for key, text in pairs for part in (f"--{key}", text)])
     values = rename_old_keys(values) | given
+    if is_data_file(values.get("data")):
+        data = read_data_file(Path(values["data"]))
+        values |= data | {key: value for key, value in given.items() if key != "data"}
     if not values.get("data"):
         raise ValueError("there is no data; give a folder, the id of a data set, a data.yaml or a recipe")
-    return values
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """A recipe or data.yaml. `data` of a file that is no whole recipe may be relative to the file."""
-    from ..training.yaml_text import read_mapping
-
-    values = read_mapping(path)
-    beside = path.parent / str(values.get("data"))
-    if "output_dir" not in values and values.get("data") and beside.exists():
-        values["data"] = str(beside)
     return values
 
 
@@ -100,7 +94,28 @@ def make_request(values: dict[str, Any]):
     from ..training.facts import data_request
     from ..training.recipe import check_values
 
+    values = dict(values)
+    values["label_colors"], names = read_label_colors(values.get("label_colors"))
+    values |= {"label_names": names} if names and not values.get("label_names") else {}
     return data_request(check_values(values))
+
+
+def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] | None]:
+    """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels.
+
+    ValueError if names and numbers of labels are mixed; the number of void, such as 255, may stand beside names.
+    """
+    from ..training.yaml_text import read_mapping
+
+    values = read_mapping(Path(given)) if isinstance(given, str) else given
+    names = [label for label in values or () if isinstance(label, str)]
+    if not values or not names:
+        return values, None
+    if mixed := [label for label in values if not isinstance(label, str) and 0 <= label < len(names)]:
+        raise ValueError(
+            f"label_colors names {names[0]!r} and others, and numbers {mixed[0]}; give names to all labels"
+        )
+    return {names.index(label) if isinstance(label, str) else label: color for label, color in values.items()}, names
 
 
 def refuse_output(output: Path, data: str) -> None:
@@ -112,9 +127,9 @@ def refuse_output(output: Path, data: str) -> None:
 
 def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
     """Look at the data, report in the forms that are wanted, and raise ValueError if they cannot be trained on."""
+    from ..data.check import survey_data
     from ..data.check.outputs import as_json, failure_as_json, json_text, write_files
     from ..data.check.page import write_page
-    from ..data.check.survey import survey_data
     from .errors import sentence
 
     source = None

@@ -6,10 +6,6 @@ any number of processes and workers sees the same pictures, and position p of a 
 Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
 """
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -417,31 +413,6 @@ class StreamingTrainingDataset(IterableDataset):
                 yield taken_out(buffer, rng)
 
 
-def start_worker(number: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: no traceback from a worker whose training process was stopped.
-
-    What it was handing over, in a thread of multiprocessing, then has no receiver. Errors in samples go another way.
-    Ctrl-C, and a SIGTERM that does not come from the training process, are that one's affair: it may need batches to
-    end a step. (Where nothing tells who sends a signal, as on macOS, SIGTERM to a whole group ends the worker.)
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=leave_with_parent, daemon=True).start()
-
-    def show(kind, error, trace):
-        if not issubclass(kind, (ConnectionError, EOFError)):
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = show
-
-
-def leave_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def taken_out(buffer: list, rng: np.random.Generator):
     """A random entry of `buffer`, which loses it."""
     place = rng.integers(len(buffer))
@@ -456,5 +427,4 @@ __all__ = [
     "TrainingSampler",
     "TrainingTransform",
     "sample_order",
-    "start_worker",
 ]

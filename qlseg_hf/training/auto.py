@@ -34,8 +34,8 @@ class DataFacts:
     `num_images`: of the training split that can be read; None if nobody has counted them. `short_side`: median of the
     short sides of its images, pixels. `label_names`: of the layout or found by value, or None. `num_channels`: bands
     of an image. `band_settings`: of a processor for these bands; {} for 8-bit RGB. `rules`: how stored values become
-    labels. `class_weights`: suggested, by name. `window_size`: of the model that training starts from, if it does.
-    `num_eval_images`: of the split to evaluate on.
+    labels. `class_weights`: suggested, by name. `num_eval_images`: of the split to evaluate on. `window_size`: of the
+    model that training starts from, if it does.
     """
 
     num_images: int | None

@@ -14,10 +14,10 @@ from ..data.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
-    start_worker,
 )
-from ..data.check.survey import Survey, survey_data
+from ..data.check import Survey, survey_data
 from ..data.datasets import Samples, open_dataset
+from ..data.workers import start_worker
 from ..utils.files import write_atomically
 from .facts import data_request, reading_of
 from .recipe import Recipe

@@ -19,7 +19,7 @@ SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "r
 ABSOLUTE = r"(~[^/\\]*|[A-Za-z]:|file:/*)?[/\\].*"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recipe:
     """What `qlseg train` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
 

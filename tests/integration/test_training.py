@@ -114,7 +114,15 @@ def test_accumulation_does_not_change_the_step():
         accelerator.gradient_accumulation_steps = parts
         groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
         model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
-        recipe = Recipe("-", 32, 4, 4 // parts, 10, "-", warmup_steps=0)
+        recipe = Recipe(
+            data="-",
+            crop_size=32,
+            total_batch_size=4,
+            per_device_batch_size=4 // parts,
+            max_steps=10,
+            output_dir="-",
+            warmup_steps=0,
+        )
         batches = [{"pixel_values": p, "labels": t} for p, t in zip(pixel_values.chunk(parts), labels.chunk(parts))]
         result = training_step(accelerator, model, optimizer, batches, recipe, 0)
         found.append([float(result.loss), float(result.norm), *result.terms.tolist()])
@@ -127,7 +135,16 @@ def test_step_without_any_label_is_finite():
     groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
     batch = {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.full((2, 32, 48), 255)}
-    recipe = Recipe("-", 32, 2, 2, 10, "-", warmup_steps=0, learning_rate=1e-5)
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        warmup_steps=0,
+        learning_rate=1e-5,
+    )
     loss, norm, _ = training_step(accelerator, model, optimizer, [batch], recipe, 0)
     assert torch.isfinite(loss) and torch.isfinite(norm) and loss > 0
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -230,7 +247,9 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(model)
-    recipe = Recipe("-", 32, 2, 2, 10, str(tmp_path))
+    recipe = Recipe(
+        data="-", crop_size=32, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir=str(tmp_path)
+    )
     save_checkpoint(accelerator, tmp_path, 3, {}, None, recipe)
 
     def no_space(folder):
@@ -304,14 +323,25 @@ def test_what_accelerate_would_not_do_is_refused(monkeypatch, fresh_accelerate, 
     for name, value in (variables | {"USE_CPU": "true"}).items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
     with pytest.raises((ImportError, ValueError), match=sentence):
-        start_accelerator(Recipe("-", 32, 4, 2, 10, str(tmp_path / "run")))
+        start_accelerator(
+            Recipe(
+                data="-",
+                crop_size=32,
+                total_batch_size=4,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir=str(tmp_path / "run"),
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_precision_is_stated(monkeypatch, fresh_accelerate):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
-    accelerator = start_accelerator(Recipe("-", 32, 4, 2, 10, "-"))
+    accelerator = start_accelerator(
+        Recipe(data="-", crop_size=32, total_batch_size=4, per_device_batch_size=2, max_steps=10, output_dir="-")
+    )
     assert launch_facts(accelerator)["precision"] == "bf16" and accelerator.gradient_accumulation_steps == 2
 
 
@@ -331,7 +361,15 @@ def deepspeed(**config) -> SimpleNamespace:
 
 def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
     """`prepare` takes accumulation, batch and clipping from the plugin, whatever the recipe says."""
-    recipe = Recipe("-", 32, 12, 2, 10, "-", max_grad_norm=3.0)
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=12,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        max_grad_norm=3.0,
+    )
     wanted = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "train_batch_size": 12}
     wanted["gradient_clipping"] = 3.0
     for config in (
@@ -433,7 +471,16 @@ def test_lora_trains_and_merges(tmp_path):
 
 def test_models_that_recipes_build(stored, data, tmp_path):
     names = {0: "class 3", 1: "something new"}
-    recipe = Recipe(str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), label_names=names)
+    recipe = Recipe(
+        data=str(data),
+        crop_size=64,
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir=str(tmp_path),
+        model=str(stored.folder),
+        label_names=names,
+    )
     recipe.do_reduce_labels = False
     recipe.class_weights = {"something new": 3.0}
     recipe.config, recipe.freeze_backbone = {"dropout": 0.0}, True
@@ -444,17 +491,34 @@ def test_models_that_recipes_build(stored, data, tmp_path):
     assert torch.equal(model.decoder.queries[:, 0], stored.model().decoder.queries[:, 3])
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
     with pytest.raises(ValueError, match="class_weights names .'nothing'."):
-        build_model(Recipe(str(data), 64, 2, 2, 10, "-", model=str(stored.folder), class_weights={"nothing": 1}), 255)
+        build_model(
+            Recipe(
+                data=str(data),
+                crop_size=64,
+                total_batch_size=2,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir="-",
+                model=str(stored.folder),
+                class_weights={"nothing": 1},
+            ),
+            255,
+        )
     with pytest.raises(ValueError, match="label_names is needed"):
-        build_model(Recipe(str(data), 64, 2, 2, 10, "-"), 255)
+        build_model(
+            Recipe(
+                data=str(data), crop_size=64, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir="-"
+            ),
+            255,
+        )
 
 
 def shifted(stored, data, tmp_path, **settings) -> Recipe:
     """A recipe of three labels of its own on a model that reduces labels."""
     names = {0: "red", 1: "green", 2: "blue"}
-    return Recipe(
-        str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), **({"label_names": names} | settings)
-    )
+    sizes = {"crop_size": 64, "total_batch_size": 2, "per_device_batch_size": 2, "max_steps": 10}
+    places = {"data": str(data), "output_dir": str(tmp_path), "model": str(stored.folder), "label_names": names}
+    return Recipe(**(sizes | places | settings))
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
@@ -732,8 +796,15 @@ def test_batch_that_does_not_divide():
     with pytest.raises(
         ValueError, match="total_batch_size 6 is not a multiple of per_device_batch_size 2 x 2 processes"
     ):
-        Recipe("-", 32, 6, 2, 10, "-").accumulation_steps(2)
-    assert Recipe("-", 32, 8, 2, 10, "-").accumulation_steps(2) == 2
+        Recipe(
+            data="-", crop_size=32, total_batch_size=6, per_device_batch_size=2, max_steps=10, output_dir="-"
+        ).accumulation_steps(2)
+    assert (
+        Recipe(
+            data="-", crop_size=32, total_batch_size=8, per_device_batch_size=2, max_steps=10, output_dir="-"
+        ).accumulation_steps(2)
+        == 2
+    )
 
 
 def break_data(folder: Path, how: str) -> None:

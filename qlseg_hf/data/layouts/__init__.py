@@ -17,7 +17,7 @@ from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
 from .splits import find_overlap, find_split, hold_out
-from .tables import SAVED, TABLES, WEBDATASET
+from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
 from .voc import VOC
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
@@ -119,6 +119,8 @@ def find_family(source: Source, layout: str | None) -> Found:
         )
     if layout is not None:
         found = LAYOUTS[layout][0].find(source) if source.root or layout == "hub" else None
+        if found is None and layout == "table":
+            found = find_by_datasets(source)
         return found or fail(source, layout, f"layout: {layout} does not fit")
     if source.root is None:
         return TABLES.find(source)
@@ -134,7 +136,7 @@ def find_family(source: Source, layout: str | None) -> Found:
         if found := FOLDERS.find(source) or PAIRS.find(source):
             fits[FOLDERS] = found
     if not fits:
-        return fail(source, None, f"{source.data} is no layout that is known")
+        return find_by_datasets(source) or fail(source, None, f"{source.data} is no layout that is known")
     if len(fits) > 1:
         texts = [f"{found.name} ({found.summary})" for found in fits.values()]
         names = " or ".join(f"layout: {found.name}" for found in fits.values())

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..labels import read_text
 from ..samples import FolderSamples
-from .files import Locator, is_picture, listed, suffix_of
+from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .labelme import split_by_folders
 from .layout import Family, Found, Source
 from .polygons import Shape, ShapesMap, check_size, ignored_label, order_names, read_points
@@ -41,8 +41,9 @@ def find_cvat(source: Source) -> Found | None:
     if source.file is not None:
         files = [source.file.name] if suffix_of(source.file.name) == ".xml" else []
     else:
-        stems = {PurePosixPath(name).stem for name in source.files if is_picture(name)}  # VOC's XML files hold boxes
-        files = [n for n in source.files if suffix_of(n) == ".xml" and PurePosixPath(n).stem not in stems]
+        files = [name for name in source.files if suffix_of(name) == ".xml"]
+        stems = {stem_of(base_of(name)) for name in source.files if is_picture(name)} if files else set()
+        files = [name for name in files if stem_of(base_of(name)) not in stems]  # VOC's XML files hold boxes
     roots = {name: root for name in files if (root := read_xml(source.root / name)) is not None}
     if not roots:
         return None

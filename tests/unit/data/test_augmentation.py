@@ -346,7 +346,9 @@ def equal_batches(first: list[dict], second: list[dict]) -> bool:
 
 
 def test_workers_change_nothing(folder):
-    dataset = TrainingDataset(open_dataset(folder, "train"), transform(photometric=module.opencv() is not None))
+    dataset = TrainingDataset(
+        open_dataset(folder, "train", val_fraction=0), transform(photometric=module.opencv() is not None)
+    )
     assert len(dataset) == 7
 
     def batches(num_workers, start=0):
