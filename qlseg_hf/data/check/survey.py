@@ -134,7 +134,7 @@ class Survey:
     def unreadable(self) -> list[tuple[str, str, str]]:
         """(split, name, reason) of each sample that cannot be used."""
         return [
-            (split, found.name, str(found.error))
+            (split, found.name, str(found.error).removeprefix(f"{found.name}: "))
             for split, findings in self.findings.items()
             for found in findings
             if found.error is not None
