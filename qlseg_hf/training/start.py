@@ -113,6 +113,11 @@ def take_folder(run: Run) -> None:
             recover_folder(place)
         for folder in (run.output_dir, *(path for path in run.output_dir.iterdir() if path.is_dir())):
             remove_leftovers(folder)
+
+
+def write_recipe(run: Run) -> None:
+    """`recipe.yaml` in the run's folder: what was given and decided."""
+    if run.is_main:
         write_atomically(run.output_dir / "recipe.yaml", run.recipe.to_yaml().encode())
 
 
@@ -175,4 +180,5 @@ __all__ = [
     "resume_run",
     "settle_recipe",
     "take_folder",
+    "write_recipe",
 ]
