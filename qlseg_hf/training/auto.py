@@ -12,7 +12,7 @@ from typing import Any
 from ..utils.text import printable
 from .encoder import SIZES, Encoder, find_encoder
 from .recipe import Recipe
-from .yaml_text import write_yaml
+from .yaml_text import write_on_one_line
 
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
 CPU_STEPS = 800  # about ten minutes with a ViT-Tiny on two cores
@@ -83,8 +83,7 @@ def complete_recipe(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tup
 
 
 def _short(value: Any) -> str:
-    text = write_yaml({"x": value}) if isinstance(value, (dict, list)) else str(value)
-    text = " ".join(text.removeprefix("x:").split())
+    text = write_on_one_line(value)
     return printable(text if len(text) <= 100 else f"{text[:97]}...")
 
 
