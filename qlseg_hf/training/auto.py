@@ -125,6 +125,9 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
         yield "crop_size", (crop, f"the images' short side is {data.short_side}, patches are {patch} pixels wide")
     if encoder is None:
         settings, why = data.band_settings, "of the bands"
+        if isinstance(described, dict) and "num_channels" not in described and recipe.num_channels not in (None, 3):
+            backbone = described | {"num_channels": recipe.num_channels}
+            yield "config", (recipe.config | {"backbone_config": backbone}, "bands of the images")
     else:
         head = head_config(encoder, crop, recipe.num_channels or data.num_channels)
         yield "config", (head | recipe.config, "a head that fits the encoder")
@@ -152,10 +155,11 @@ def _batch(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Dec
 def _images_that_fit(crop: int, width: int | None, device: DeviceFacts) -> int:
     """How many images of a training step are estimated to fit the device's memory, at least one.
 
-    On a CPU there is no estimate: a step is small, and memory is not what limits it.
+    On a CPU there is no estimate: a step is small, and memory is not what limits it. Nor is there for other devices
+    whose memory is unknown, which take two.
     """
     if device.memory is None:
-        return 1 << 16
+        return 1 << 16 if device.is_cpu else 2
     nearest = min(GPU_BYTES_PER_PIXEL, key=lambda known: abs(known - (width or 1024)))
     return max(1, int(GPU_SHARE * device.memory / (GPU_BYTES_PER_PIXEL[nearest] * crop * crop)))
 

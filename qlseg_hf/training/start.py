@@ -38,7 +38,9 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
     """
     state = joined_processes()
     if recipe.output_dir is None:
-        recipe = replace(recipe, output_dir=str(Path("runs", Path(last_part(recipe.data)).stem)))
+        name = Path(last_part(recipe.data))
+        is_file = Path(recipe.data).expanduser().is_file()
+        recipe = replace(recipe, output_dir=str(Path("runs", name.stem if is_file else name)))
     unreadable = []
     with failing_together(state.num_processes):
         if state.is_main_process:
