@@ -147,10 +147,30 @@ def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
 def test_precision_that_contradicts_the_launcher(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="precision is fp32, but accelerate was told bf16 .*; make them the same"):
-        start_accelerator(Recipe("-", 32, 4, 2, 10, "-", precision="fp32"))
+        start_accelerator(
+            Recipe(
+                data="-",
+                crop_size=32,
+                total_batch_size=4,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir="-",
+                precision="fp32",
+            )
+        )
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("qlseg_hf.training.distributed.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ImportError, match="report_to: wandb needs a package that is not installed; pip install wandb"):
-        start_accelerator(Recipe("-", 32, 4, 2, 10, "-", report_to=["tensorboard", "wandb"]))
+        start_accelerator(
+            Recipe(
+                data="-",
+                crop_size=32,
+                total_batch_size=4,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir="-",
+                report_to=["tensorboard", "wandb"],
+            )
+        )
