@@ -32,6 +32,8 @@ def exit_status(program: str, function: Callable, *arguments) -> int:
     try:
         function(*arguments)
     except (ImportError, OSError, TypeError, ValueError, HTTPError, StrictDataclassError) as error:
+        if details := getattr(error, "details", None):  # lines to look through, before the sentence
+            print(details, file=sys.stderr)
         print(f"{program}: {printable(sentence(error))}", file=sys.stderr)
         return 1
     except OtherProcessError:  # that process prints the sentence

@@ -64,7 +64,7 @@ def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Ten
 
     Returns:
         (B, L * N, heads * c). Every value is read once: a bag of the 4 corners of all points is summed in one pass,
-        instead of writing each sample out as `grid_sample` does. GPUs with Triton get the kernel of
+        instead of writing each sample out as `grid_sample` does. With `QLSEG_SAMPLER=triton` GPUs get the kernel of
         `deformable_attention_triton`, unless the model is exported or deterministic algorithms are asked for.
     """
     if supports(value):

@@ -5,6 +5,9 @@
 Cells, corners and weights are worked out in registers, so nothing but the result is written to memory; the plain
 version in `deformable_attention` writes 4 indices and 4 weights per sample first. A program takes some (image, token,
 head) rows with all their channels, walks over the samples of each and adds up in fp32.
+
+The kernel has been run in Triton's interpreter alone, not on a GPU, so it is off: `QLSEG_SAMPLER=triton` in the
+environment, set before the import, turns it on.
 """
 
 from __future__ import annotations  # `tl.constexpr` stands in signatures, and `tl` may be missing
@@ -27,13 +30,16 @@ except ImportError as error:
     if error.name != "triton":  # PyTorch's builds for CPUs come without it; anything else is worth a word
         logger.warning(f"triton is there and cannot be imported, so GPUs sample without the faster kernel: {error}")
 
+SAMPLER = os.environ.get("QLSEG_SAMPLER", "plain")
+if SAMPLER not in ("plain", "triton"):
+    raise ValueError(f"QLSEG_SAMPLER is {SAMPLER!r} in the environment; plain or triton is wanted")
 WIDEST_HEAD = 256  # channels; a program holds a row of them in registers
 kernel = triton.jit if triton is not None else lambda function: function
 
 
 def _can_launch() -> bool:
-    """Triton is there, and so are the C compiler and Python's headers: it builds its launcher on the spot."""
-    if triton is None:
+    """Triton is asked for and there, and so are the C compiler and Python's headers, to build its launcher with."""
+    if SAMPLER != "triton" or triton is None:
         return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_path("include", "posix_prefix"))

@@ -187,7 +187,7 @@ def test_five_bands_need_no_word(weights, tmp_path):
     processor = QLSegImageProcessor.from_pretrained(best)
     assert model.config.backbone_config.num_channels == 5 == len(processor.image_mean)
     assert segment(model, processor, np.load(root / "images" / "val" / "0.npy"))[0].shape == (32, 32)
-    # and a model that takes RGB is extended, if mean and deviation are given
+    # the bands of a model are not changed without mean and deviation of the others
     words = ["--data", root, "--model", best, "--num_channels", "4", "--output_dir", tmp_path / "four"]
     done = run(tmp_path, *words)
     assert done.returncode == 1 and "num_channels is 4, but mean and deviation are those of 5 bands" in done.stderr

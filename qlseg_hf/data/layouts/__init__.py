@@ -146,17 +146,24 @@ def find_family(source: Source, layout: str | None) -> Found:
     return next(iter(fits.values()))
 
 
+class UnknownLayoutError(ValueError):
+    """A data set that is laid out in no known way, in a sentence. `details`: what was seen and is known, in lines."""
+
+    def __init__(self, sentence: str, details: str):
+        super().__init__(f"{sentence}\n{details}")
+        self.details = details
+
+
 def fail(source: Source, layout: str | None, text: str) -> Any:
-    """Raise ValueError with what was seen, the layouts that are known, and the options that help."""
+    """Raise `UnknownLayoutError` with what was seen, the layouts that are known, and the options that help."""
     seen = describe_files(source.root, source.files, source.folders) if source.root else f"{source.data} is no folder"
     known = LAYOUTS if layout not in LAYOUTS else {layout: LAYOUTS[layout]}
     width = max(map(len, known))
     trees = "\n".join(f"  {name:{width}}  {tree}" for name, (_, tree) in known.items())
-    raise ValueError(
-        f"{text}.\n{printable_lines(seen)}\nKnown layout{'s' if len(known) > 1 else ''}:\n{trees}\n"
-        "Name the folders of images and of label maps, as in layout: photos:ground_truth; or name one of "
-        "the layouts, as in "
-        "layout: pairs; or write a table with the columns image and mask."
+    raise UnknownLayoutError(
+        f"{text}; name the folders of images and of label maps, as in layout: photos:ground_truth, or one of the "
+        "layouts, as in layout: pairs, or write a table with the columns image and mask",
+        f"{printable_lines(seen)}\nKnown layout{'s' if len(known) > 1 else ''}:\n{trees}",
     )
 
 
@@ -200,4 +207,4 @@ def is_color_picture(path: Path) -> bool:
         return False
 
 
-__all__ = ["LAYOUTS", "Layout", "find_layout", "find_overlap", "find_split"]
+__all__ = ["LAYOUTS", "Layout", "UnknownLayoutError", "find_layout", "find_overlap", "find_split"]

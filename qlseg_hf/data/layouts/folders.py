@@ -5,6 +5,7 @@ split it is of (`train`, `val`, ...), or one name says both (`trainannot`, `trai
 path, with the file's name without its ending, is the same for an image and its label map.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -295,6 +296,10 @@ def match(
         return by_key.get(picture.key) or by_core.get((picture.rest, strip_affix(picture.stem, IMAGE_AFFIX)), [])
 
     names = [entry for entry in pictures if is_picture(entry.path)]
+    notes: list[str] = []
+    if names and masks and not any(map(masks_of, names)) and (found_by := match_by_common_affix(names, masks)):
+        by_key, affix = found_by
+        notes.append(f"label maps are called {affix}, with the NAME of their image")
     others = [entry for entry in pictures if not is_picture(entry.path)]
     kinds = ", ".join(PICTURE_SUFFIXES)
     places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
@@ -328,7 +333,6 @@ def match(
             "one picture for "
             f"each name, and label maps in {mask_places} alone"
         )
-    notes = []
     if others:
         notes.append(
             f"{len(others)} files in {places} are left out, because they are not of a kind that is read ({kinds}): "
@@ -340,6 +344,38 @@ def match(
             f"{listed(left)}"
         )
     return [(entry, own[0] if own else None) for entry, own in found.items()], notes
+
+
+def match_by_common_affix(pictures: list[Entry], masks: list[Entry]) -> tuple[dict, str] | None:
+    """Label maps by the key of their image, and what stands before or behind all of their names, as in `a_L`.
+
+    What all names of images share may be left away too, as in `top_1_RGB` and `top_1_label_noBoundary`. None unless
+    every image then has exactly one label map.
+    """
+    for of_masks in common_affixes(entry.stem for entry in masks)[1:]:
+        by_rest = defaultdict(list)
+        for mask in masks:
+            by_rest[mask.rest, strip_ends(mask.stem, of_masks)].append(mask)
+        for of_pictures in common_affixes(entry.stem for entry in pictures):
+            keys = {picture: (picture.rest, strip_ends(picture.stem, of_pictures)) for picture in pictures}
+            if len(set(keys.values())) == len(keys) and all(len(by_rest.get(key, ())) == 1 for key in keys.values()):
+                return {picture.key: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
+    return None
+
+
+def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
+    """(before, behind) that all stems share up to a sign that parts words: none, the one, the other, both."""
+    stems = list(stems)
+    if len(stems) < 2:
+        return [("", "")]
+    before = re.match(r"(.*[-_. ])?", os.path.commonprefix(stems))[0]
+    behind = os.path.commonprefix([stem[len(before) :][::-1] for stem in stems])[::-1]
+    behind = re.search(r"([-_. ].*)?$", behind)[0]
+    return list(dict.fromkeys([("", ""), ("", behind), (before, ""), (before, behind)]))
+
+
+def strip_ends(stem: str, affix: tuple[str, str]) -> str:
+    return stem.removeprefix(affix[0]).removesuffix(affix[1])
 
 
 FOLDERS = Family(TREES, find_folders)

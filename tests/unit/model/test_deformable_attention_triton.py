@@ -206,9 +206,23 @@ def copy_of_module(folder: Path):
     return module
 
 
+@pytest.mark.parametrize("sampler, can_launch", [(None, False), ("plain", False), ("triton", True), ("fast", None)])
+def test_the_kernel_is_off_unless_asked_for(tmp_path, monkeypatch, sampler, can_launch):
+    monkeypatch.delenv("QLSEG_SAMPLER", raising=False)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # Python's headers
+    if sampler is not None:
+        monkeypatch.setenv("QLSEG_SAMPLER", sampler)
+    if can_launch is None:
+        with pytest.raises(ValueError, match="QLSEG_SAMPLER is 'fast' in the environment; plain or triton is wanted"):
+            copy_of_module(tmp_path)
+    else:
+        assert copy_of_module(tmp_path).CAN_LAUNCH is can_launch
+
+
 def test_a_copy_shares_the_operators(tmp_path, monkeypatch):
     registered = torch.ops.qlseg.sample_levels.default
-    assert copy_of_module(tmp_path).forward is not sampling_triton.forward
+    assert copy_of_module(tmp_path).forward_kernel is not sampling_triton.forward_kernel
     assert torch.ops.qlseg.sample_levels.default is registered
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
     assert takes_kernel("cuda")  # the package still reaches them

@@ -49,7 +49,7 @@ def read_all(samples):
         ("folders", "wrapped/{split}/Images/{name}.jpg", "wrapped/{split}/label/{name}.png"),
         ("folders", "{split}_images/{name}.jpg", "{split}_masks/{name}.png"),
         ("camvid", "{split}/{name}.png", "{split}annot/{name}.png"),
-        ("camvid", "{split}/{name}.jpg", "{split}_labels/{name}_L.png".replace("_L", "")),
+        ("camvid", "{split}/{name}.jpg", "{split}_labels/{name}.png"),
         ("folders", "{split}2017/img/{name}.jpg", "{split}2017/stuffthingmaps/{name}.png"),
         ("camvid", "{split}2017/{name}.jpg", "stuffthingmaps/{split}2017/{name}.png"),
         ("folders", "{split}/Rural/images_png/{name}.png", "{split}/Rural/masks_png/{name}.png"),
@@ -137,6 +137,33 @@ def test_what_yaml_may_say(tmp_path):
     (tmp_path / "dataset.yaml").write_text("train: 5\n")
     with pytest.raises(ValueError, match="split train must be a list of names, a text file or a folder"):
         open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("train/{name}.png", "train_labels/{name}_L.png"),
+        ("images/ISIC_00{name}.jpg", "masks/ISIC_00{name}_lesion.png"),
+        ("images/top_{name}_RGBIR.png", "labels/top_{name}_noBoundary.png"),
+        ("images/{name}_training.png", "masks/{name}_manual1.png"),
+        ("images/{name}.png", "masks/class-{name}.png"),
+    ],
+)
+def test_what_all_names_of_label_maps_share(tmp_path, image, mask):
+    """Affixes that no list of ours knows, as of CamVid (`_L`), DRIVE (`_manual1`) and Potsdam."""
+    names = ["a_1", "b_2", "ab_2"]
+    for label, name in enumerate(names):
+        put(tmp_path / image.format(name=name), label)
+        (tmp_path / mask).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 4), label, dtype=np.uint8)).save(tmp_path / mask.format(name=name))
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    found = {samples[i].name: samples[i].read() for i in range(3)}
+    assert set(found) == {image.format(name=name) for name in names}
+    assert all((label_map == picture[0, 0, 0]).all() for picture, label_map in found.values())
+    assert any("with the NAME of their image" in note for note in samples.notes)
+    put(tmp_path / image.format(name="c_3"), 0)  # has no label map, so nothing is guessed
+    with pytest.raises(ValueError, match="4 of 4 label maps are missing"):
+        open_dataset(tmp_path, "train", val_fraction=0)
 
 
 def test_two_mask_folders_are_ambiguous(tmp_path):
