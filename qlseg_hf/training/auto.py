@@ -91,7 +91,9 @@ def _labels(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[De
     """What the labels are called and how they are stored. A model has its own names, rules and bands."""
     if recipe.class_weights == "auto":
         if data.class_weights is None:
-            raise ValueError("class_weights: auto is unknown, because the data have not been looked at")
+            raise ValueError(
+                "class_weights: auto looks at the data when a run starts, and this one goes on; give the factors"
+            )
         yield "class_weights", (data.class_weights, "more for rare labels")
     if recipe.model:
         return
@@ -287,8 +289,8 @@ def take_decisions(recipe: Recipe, stored: dict) -> Recipe:
         bands = ("image_mean", "image_std", "do_rescale", "rescale_factor")
         kept = {key: value for key, value in stored["processor"].items() if key in bands}
         taken["processor"] = kept | recipe.processor
-    if recipe.class_weights == "auto":
-        taken["class_weights"] = stored.get("class_weights")
+    if recipe.class_weights == "auto" and stored.get("class_weights") is not None:
+        taken["class_weights"] = stored["class_weights"]
     return replace(recipe, **taken)
 
 
