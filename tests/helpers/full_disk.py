@@ -226,6 +226,8 @@ def used(place: Path) -> tuple[int, int]:
 def problems(run: dict, final: dict[str, str], partly: bool) -> list[str]:
     """What is wrong with a run that had no room."""
     found = []
+    # folders that were made for the result stay, empty
+    run = run | {"after": {name: v for name, v in run["after"].items() if v != "folder" or name in run["before"]}}
     if run["status"] != 1:
         found.append(f"status {run['status']}")
     if len(run["stderr"]) != 1 or "Traceback" in "".join(run["stderr"]):
@@ -233,7 +235,7 @@ def problems(run: dict, final: dict[str, str], partly: bool) -> list[str]:
     if not partly and run["after"] != run["before"]:
         found.append("files changed")
     for name, digest in run["after"].items():
-        whole = {run["before"].get(name), final.get(name), "folder" if partly else None}
+        whole = {run["before"].get(name), final.get(name)}
         # seconds and state of an evaluation differ from run to run: the file is looked into instead
         if digest not in whole and not name.startswith("scores.json.state.") and name not in VARYING:
             found.append(f"{name} is neither old nor new")
