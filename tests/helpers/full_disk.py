@@ -227,7 +227,13 @@ def problems(run: dict, final: dict[str, str], partly: bool) -> list[str]:
     """What is wrong with a run that had no room."""
     found = []
     # folders that were made for the result stay, empty
-    run = run | {"after": {name: v for name, v in run["after"].items() if v != "folder" or name in run["before"]}}
+    run = run | {
+        "after": {
+            name: v
+            for name, v in run["after"].items()
+            if v != "folder" or name in run["before"] or ".partial-" in name
+        }
+    }
     if run["status"] != 1:
         found.append(f"status {run['status']}")
     if len(run["stderr"]) != 1 or "Traceback" in "".join(run["stderr"]):
