@@ -126,7 +126,7 @@ def segment(
         raise ValueError(f"max_memory_mb is {reprlib.repr(max_memory_mb)}; a number of MiB above 0 is wanted, or None")
     wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
-    request = _Request(settings, scale_factors(scales), flip, wanted, max_windows, return_scores, return_confidence)
+    request = Request(settings, scale_factors(scales), flip, wanted, max_windows, return_scores, return_confidence)
     work = _Work(model, request, memory, device)
     with eval_mode(model):
         for image in each_picture(images):
@@ -203,7 +203,7 @@ def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """The arguments of `segment`, checked."""
 
     settings: Settings
@@ -218,7 +218,7 @@ class _Request:
 class _Work:
     """Images on their way to label maps: strips in their order, and windows that wait for a forward pass."""
 
-    def __init__(self, model: PreTrainedModel, request: _Request, memory: MemoryPlan, device: torch.device):
+    def __init__(self, model: PreTrainedModel, request: Request, memory: MemoryPlan, device: torch.device):
         self.model, self.request, self.memory, self.device = model, request, memory, device
         self.targets: list[Target] = []
         self.strips: deque[Strip] = deque()
@@ -251,7 +251,7 @@ class _Work:
                 finish_strip(self.strips.popleft(), self.request)
 
 
-def cut_strips(request: _Request, target: Target, memory: MemoryPlan) -> Iterator[Strip]:
+def cut_strips(request: Request, target: Target, memory: MemoryPlan) -> Iterator[Strip]:
     """The strips of an image, each with its windows; a window that reaches into two strips is in both."""
     layout = window_layout(request.settings, target.size, request.scales, request.flip, request.max_windows)
     # the softmax of several runs goes over all labels, so there the choice comes last
@@ -268,7 +268,7 @@ def cut_strips(request: _Request, target: Target, memory: MemoryPlan) -> Iterato
         yield Strip(target, rows, columns, runs)
 
 
-def finish_strip(strip: Strip, request: _Request) -> None:
+def finish_strip(strip: Strip, request: Request) -> None:
     """Scores, labels and confidence of a strip, block by block."""
     target, size, wanted = strip.target, strip.target.size, request.wanted
     first = strip.runs[0].windows[0].class_probs  # (C, K)
@@ -392,4 +392,4 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         return segments
 
 
-__all__ = ["QLSegImageSegmentationPipeline", "segment"]
+__all__ = ["QLSegImageSegmentationPipeline", "Request", "Strip", "Target", "cut_strips", "finish_strip", "segment"]

@@ -47,6 +47,7 @@ class Manifest:
         Raises:
             ValueError: the results were made with other settings, or a file is damaged.
         """
+        settings = _as_stored(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
         lines = _read_lines(self.path) if self.path.exists() else []
@@ -56,7 +57,7 @@ class Manifest:
                 f"{key}: {_shorten(stored.get(key))} there, {_shorten(settings.get(key))} here" for key in others
             )
             raise ValueError(
-                f"{self.folder} holds results of other settings ({shown}); give another --output, or remove that folder"
+                f"{self.folder} holds results of other settings ({shown}); give another --output, or remove it"
             )
         self.settings = settings
         self.join(lines[1:])
@@ -66,7 +67,7 @@ class Manifest:
         self.close()
         parts = sorted(self.folder.glob("manifest.*.jsonl"))
         for line in [*lines, *(line for part in parts for line in _read_lines(part))]:
-            self.entries[line["name"]] = line
+            self._take_up(line)
         ordered = [self.entries[name] for name in sorted(self.entries)]
         write_atomically(self.path, "".join(map(_to_line, [{"settings": self.settings}, *ordered])).encode(*_ENCODING))
         for part in parts:
@@ -95,16 +96,13 @@ class Manifest:
                 f"{self.folder} holds results of {printable(entry['source'])} called {printable(item.name)}, which "
                 f"{printable(item.source)} would overwrite; give another --output"
             )
-        if "failed" in entry or entry["stamp"] != json.loads(json.dumps(item.stamp)):
+        if "failed" in entry or entry["stamp"] != _as_stored(item.stamp):
             return False
         return set(formats) <= set(entry["formats"]) and all(path.exists() for path in paths)
 
     def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
         """Say that an image's results are written."""
-        before = self.entries.get(item.name, {})
-        kept = before.get("formats", []) if before.get("stamp") == json.loads(json.dumps(item.stamp)) else []
-        names = sorted({*formats, *kept})
-        self._append(self._line(item) | {"height": height, "width": width, "formats": names})
+        self._append(self._line(item) | {"height": height, "width": width, "formats": list(formats)})
 
     def add_failure(self, item: Item, reason: str) -> None:
         """Say why an image has no results, here and in `failures.jsonl`."""
@@ -114,12 +112,19 @@ class Manifest:
         self._failures.write(_to_line({"image": item.source, "name": item.name, "reason": reason}).encode(*_ENCODING))
 
     def _line(self, item: Item) -> dict:
-        return {"name": item.name, "source": item.source, "stamp": item.stamp}
+        return {"name": item.name, "source": item.source, "stamp": _as_stored(item.stamp)}
 
     def _append(self, line: dict) -> None:
         if self._file is None:
             self._file = self.own_path.open("ab", buffering=0)
         self._file.write(_to_line(line).encode(*_ENCODING))
+        self._take_up(line)
+
+    def _take_up(self, line: dict) -> None:
+        """Let a line stand for its image; formats of before are there still, if the image is the same."""
+        before = self.entries.get(line["name"], {})
+        if "formats" in line and before.get("stamp") == line["stamp"]:
+            line = line | {"formats": sorted({*line["formats"], *before.get("formats", ())})}
         self.entries[line["name"]] = line
 
     def close(self) -> None:
@@ -130,6 +135,11 @@ class Manifest:
 
 
 _ENCODING = ("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
+
+
+def _as_stored(value: Any) -> Any:
+    """A value as it comes back from a file: tuples are lists."""
+    return json.loads(json.dumps(value))
 
 
 def _shorten(value: Any) -> str:

@@ -55,15 +55,25 @@ def _parquet():
 class Output:
     """Where results go and what they are.
 
-    `names`: of the K labels. `colors`: (K, 3) uint8. `void`: what pixels of labels that are not wanted hold; None if
-    all labels are wanted.
+    `names`: of the K labels. `colors`: (K, 3) uint8. `wanted`: numbers of the labels to write; all if None.
     """
 
     root: Path
     formats: tuple[str, ...]
     names: tuple[str, ...]
     colors: np.ndarray
-    void: int | None = None
+    wanted: list[int] | None = None
+
+    @property
+    def void(self) -> int | None:
+        """What pixels of labels that are not wanted hold; None if all are wanted."""
+        return None if self.wanted is None else 255 if len(self.names) <= 255 else 65535
+
+    def select(self, labels: np.ndarray) -> np.ndarray:
+        """(H, W) integers -> (H, W) uint8, uint16 if that is too little, void where a label is not wanted."""
+        if self.wanted is not None:
+            labels = np.where(np.isin(labels, self.wanted), labels, self.void)
+        return labels.astype(np.uint8 if max(len(self.names) - 1, self.void or 0) <= 255 else np.uint16)
 
     def paths(self, name: str) -> list[Path]:
         """The files of an image."""
