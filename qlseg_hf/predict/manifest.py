@@ -102,7 +102,7 @@ class Manifest:
 
     def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
         """Say that an image's results are written."""
-        self._append(self._line(item) | {"height": height, "width": width, "formats": list(formats)})
+        self._append(self._line(item) | {"height": height, "width": width, "formats": sorted(set(formats))})
 
     def add_failure(self, item: Item, reason: str) -> None:
         """Say why an image has no results, here and in `failures.jsonl`."""

@@ -29,6 +29,7 @@ from ..utils.visualization import label_colors
 from .items import Item, SourceOptions
 from .manifest import FAILURES, Manifest
 from .queue import Result, WindowQueue
+from .raster import is_blockwise, segment_raster
 from .sinks import Output, check_formats, write_tables
 from .sources import find_items
 from .workers import Failure, Plan, Prepared, make_executor, prepare, write
@@ -259,7 +260,10 @@ class _Work:
         """Work; yields True after each image that was read, and while others are written."""
         for folder in {path.parent for item in items for path in self.plan.output.paths(item.name)}:
             remove_partial(folder)
-        for item, prepared in self._read(items):
+        rasters = [item for item in items if self._is_blockwise(item)]
+        yield from self._segment_rasters(rasters)
+        left = set(rasters)
+        for item, prepared in self._read([item for item in items if item not in left] if left else items):
             if isinstance(prepared, Failure):
                 self._fail(item, prepared.reason)
             else:
@@ -271,6 +275,24 @@ class _Work:
             self._write(result)
         while self.writing:
             self._take_written(len(self.writing) - 1)
+            yield True
+
+    def _is_blockwise(self, item: Item) -> bool:
+        plan = self.plan
+        return is_blockwise(item, plan.settings, plan.scales, plan.flip, plan.output.formats)
+
+    def _segment_rasters(self, rasters: list[Item]) -> Iterator[bool]:
+        """Segment rasters block by block, one after the other."""
+        for item in rasters:
+            try:
+                steps = segment_raster(item, self.model, self.queue.request, self.batch_size, self.plan.output)
+                while (size := next(steps)) is None:
+                    yield True
+            except ValueError as error:
+                self._fail(item, first_line(error))
+                continue
+            self.manifest.add(item, self.plan.output.formats, *size)
+            self.num_done += 1
             yield True
 
     def _read(self, items: list[Item]) -> Iterator[tuple[Item, Prepared | Failure]]:

@@ -1,4 +1,4 @@
-"""`qlseg predict` as a user runs it: results equal `segment`'s, failures are listed, and a rerun does what is missing."""
+"""`qlseg predict` as a user runs it: what `segment` gives, failures listed, and a rerun that does what is missing."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from networks import tiny_model_and_processor
 from PIL import Image
 from programs import environment, launcher, run, stats_of
 
-from qlseg_hf import load_picture, segment
+from qlseg_hf import segment
 from qlseg_hf.utils.hashing import file_sha256
 
 NUM_IMAGES, NUM_BROKEN = 40, 2
@@ -104,7 +104,7 @@ def test_tables_hold_each_image_once(whole):
     assert len({(a["image_id"], a["category_id"]) for a in coco["annotations"]}) == len(coco["annotations"])
     failures = [json.loads(line) for line in (whole / "failures.jsonl").read_text().splitlines()]
     assert [failure["name"] for failure in failures] == ["cut", "text"]
-    assert "truncated" in failures[0]["reason"] and "cannot identify image file" in failures[1]["reason"]
+    assert "cut.jpg cannot be read" in failures[0]["reason"] and "cannot identify image file" in failures[1]["reason"]
 
 
 def test_a_rerun_does_what_is_missing(whole, network, images, tmp_path):
@@ -172,6 +172,31 @@ def test_do_resize(network, images, tmp_path):
     assert np.array_equal(maps(tmp_path / "out")["000"], segment(model, processor, images / "000.png")[0].numpy())
 
 
+def test_rasters(network, tmp_path):
+    """Block by block where nothing else is asked for, and the same map as beside other formats."""
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(2, 0, 300, 0, -2, 700)
+    profile = {"driver": "GTiff", "height": 90, "width": 130, "count": 3, "dtype": "uint8", "transform": place}
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, 256, (3, 9, 13), dtype=np.uint8).repeat(10, 1).repeat(10, 2)
+        with rasterio.open(tmp_path / "in" / f"{number}.tif", "w", crs="EPSG:32632", **profile) as file:
+            file.write(values)
+    arguments = (network, tmp_path / "in", "--do_resize", "false", "--output")
+    predict(*arguments, tmp_path / "blocks", "--format", "geotiff,csv")
+    predict(*arguments, tmp_path / "wholes", "--format", "geotiff,csv,labels,geojson")
+    for number in range(2):
+        with rasterio.open(tmp_path / "blocks" / "geotiff" / f"{number}.tif") as file:
+            found, crs, transform = file.read(1), file.crs, file.transform
+        with rasterio.open(tmp_path / "wholes" / "geotiff" / f"{number}.tif") as file:
+            assert np.array_equal(found, file.read(1)) and (crs, transform) == (file.crs, file.transform)
+        assert np.array_equal(found, maps(tmp_path / "wholes")[str(number)]) and crs.to_epsg() == 32632
+    areas = [(tmp_path / folder / "areas.csv").read_text() for folder in ("blocks", "wholes")]
+    assert areas[0] == areas[1]
+    done = predict(*arguments, tmp_path / "blocks", "--format", "geotiff,csv")
+    assert "0 images segmented, 2 were done before" in done.stdout
+
+
 def launch(processes: int, network, *arguments) -> subprocess.CompletedProcess:
     command = [*launcher(processes), "-m", "qlseg_hf.cli.predict", network, *arguments]
     variables = environment(ACCELERATE_USE_CPU="true")
@@ -188,42 +213,37 @@ def test_two_processes_give_what_one_gives(whole, network, images, tmp_path):
     assert done.returncode == 1 and done.stderr.count("holds results of other settings") == 1
 
 
-def kill_and_resume(network, images, output: Path, moments: list[float], processes: int = 1) -> int:
-    """Kill a run so many seconds after its start, each time going on; returns the images that were done by then."""
-    command = [*launcher(processes), "-m", "qlseg_hf.cli.predict", network, images, "--output", output]
-    command += ["--format", FORMATS, "--workers", "1"]
+def kill_and_resume(network, images, output: Path, moments: list[float]) -> list[int]:
+    """Kill a run so many seconds after its work began, each time going on; the images that were done by then."""
+    command = [sys.executable, "-m", "qlseg_hf", "predict", network, images, "--output", output, "--format", FORMATS]
+    counts, manifest = [], output / "manifest.jsonl"
     for seconds in moments:
-        started = subprocess.Popen(
-            [*map(str, command)],
-            env=environment(),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while not (output / "manifest.jsonl").exists() and started.poll() is None and time.monotonic() < deadline:
+        before = manifest.stat().st_ino if manifest.exists() else None
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started = subprocess.Popen([*map(str, command), "--workers", "1"], env=environment(), **quiet)
+        while (not manifest.exists() or manifest.stat().st_ino == before) and started.poll() is None:
             time.sleep(0.01)
-        with_work = time.monotonic() + seconds
-        while time.monotonic() < with_work and started.poll() is None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and started.poll() is None:
             time.sleep(0.005)
-        started.send_signal(signal.SIGKILL)
+        started.kill()
         started.wait()
-        for path in output.rglob("*.png"):
-            if ".partial-" not in path.name:
-                Image.open(path).load()  # whole
-    return len(maps(output))
+        found = [path for path in output.rglob("*.png") if ".partial-" not in path.name]
+        for path in found:
+            Image.open(path).load()  # whole
+        counts.append(len(found))
+    return counts
 
 
 @pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.faults)])
 def test_killed_and_resumed(count, whole, network, images, tmp_path):
     """Nothing is half-written, the rerun ends as an undisturbed run does, and workers end with their parent."""
     output = tmp_path / "out"
-    moments = [0.02 + 1.5 * (k % 10) / 10 for k in range(count)]
-    num_done = kill_and_resume(network, images, output, moments)
-    time.sleep(1)
+    counts = kill_and_resume(network, images, output, [4.0 * k / count for k in range(count)])
+    assert 0 < counts[-1]
     predict(network, images, "--output", output, "--format", FORMATS, expect=3)
     assert tree(output) == tree(whole)
-    print(f"killed {count} times, {num_done} of {NUM_IMAGES} were done by then")
+    print(f"killed {count} times; files after each: {counts}")
 
 
 def test_a_worker_that_dies_is_told(network, images, tmp_path):
