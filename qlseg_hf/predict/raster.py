@@ -2,8 +2,8 @@
 
 For a TIFF that is segmented at its own resolution in a single run, when nothing but `geotiff` and `csv` is asked for.
 Windows are forwarded in the order and the batches of `segment`, and scores are made in its blocks, so the label map
-equals that of the whole raster, pixel by pixel. What is held does not grow with the raster's height, and with its width
-by 0.7 MB per window of 150 labels.
+equals that of the whole raster, pixel by pixel. What is held does not grow with the raster's height, and with its
+width by 0.7 MB per window of 150 labels.
 """
 
 import json

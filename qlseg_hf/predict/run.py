@@ -32,7 +32,7 @@ from .queue import Result, WindowQueue
 from .raster import is_blockwise, segment_raster
 from .sinks import Output, check_formats, write_tables
 from .sources import find_items
-from .workers import Failure, Plan, Prepared, make_executor, prepare, write
+from .workers import Failure, Plan, Prepared, begin_imports, make_executor, prepare, write
 
 SECONDS_OF_A_ROUND = 10.0  # after which processes tell each other how far they are
 BYTES_AHEAD = 1 << 30  # of images that were read and wait for the network
@@ -128,6 +128,7 @@ def predict(request: Request) -> Summary:
 
 
 def _predict(request: Request, place: _Place) -> Summary:
+    begin_imports(_num_workers(request))
     with failing_together(place.world_size):
         model, processor, plan, settings = _load(request, place)
         options = SourceOptions(request.image_column, request.split, request.dataset_config, request.output)
@@ -236,7 +237,7 @@ class _Work:
     ):
         (self.model, self.processor), self.request, self.plan, self.manifest = network, request, plan, manifest
         self.num_done = self.num_failed = 0
-        self.num_workers = default_workers() if request.workers is None else request.workers
+        self.num_workers = _num_workers(request)
         self.batch_size = request.batch_size or (2 if self.model.device.type == "cpu" else 8)
         self.with_confidence = "confidence" in plan.output.formats
         wanted = SegmentRequest(
@@ -365,8 +366,10 @@ class _Work:
             raise ValueError(f"{item.source}: {reason}")
 
 
-def default_workers() -> int:
-    """As many as cores that this process may use, shared by the processes of this machine; at most 8."""
+def _num_workers(request: Request) -> int:
+    """If not given, as many as cores that this process may use, shared by those of this machine; at most 8."""
+    if request.workers is not None:
+        return request.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 

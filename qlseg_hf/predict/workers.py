@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -132,15 +132,26 @@ class _Here:
         """Nothing runs."""
 
 
+def _context():
+    """How processes are begun: as forks of one that has imported this module, where there is such a thing."""
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])  # imports torch once, not once per process
+    return context
+
+
+def begin_imports(num_workers: int) -> None:
+    """Have another process import what workers need, while this one loads the network."""
+    if num_workers > 0 and _context().get_start_method() == "forkserver":
+        forkserver.ensure_running()
+
+
 def make_executor(num_workers: int, plan: Plan) -> ProcessPoolExecutor | _Here:
     """`num_workers` processes ready for `prepare` and `write`; with 0, this one."""
     if num_workers == 0:
         start(plan)
         return _Here()
-    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])  # imports torch once, not once per process
-    return ProcessPoolExecutor(num_workers, context, _start_beside, (plan, dict(OPEN_TABLES)))
+    return ProcessPoolExecutor(num_workers, _context(), _start_beside, (plan, dict(OPEN_TABLES)))
 
 
-__all__ = ["Failure", "Plan", "Prepared", "make_executor", "prepare", "start", "write"]
+__all__ = ["Failure", "Plan", "Prepared", "begin_imports", "make_executor", "prepare", "start", "write"]

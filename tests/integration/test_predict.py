@@ -213,37 +213,39 @@ def test_two_processes_give_what_one_gives(whole, network, images, tmp_path):
     assert done.returncode == 1 and done.stderr.count("holds results of other settings") == 1
 
 
-def kill_and_resume(network, images, output: Path, moments: list[float]) -> list[int]:
-    """Kill a run so many seconds after its work began, each time going on; the images that were done by then."""
+def kill_and_resume(network, images, output: Path, steps: list[int]) -> list[int]:
+    """Kill a run when it has written so many more files, each time going on; the files that were there then."""
     command = [sys.executable, "-m", "qlseg_hf", "predict", network, images, "--output", output, "--format", FORMATS]
-    counts, manifest = [], output / "manifest.jsonl"
-    for seconds in moments:
-        before = manifest.stat().st_ino if manifest.exists() else None
+    counts, rng = [], np.random.default_rng(0)
+    for step in steps:
+        wanted = len(written(output)) + step
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started = subprocess.Popen([*map(str, command), "--workers", "1"], env=environment(), **quiet)
-        while (not manifest.exists() or manifest.stat().st_ino == before) and started.poll() is None:
-            time.sleep(0.01)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and started.poll() is None:
-            time.sleep(0.005)
+        while len(written(output)) < wanted and started.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.03))
         started.kill()
         started.wait()
-        found = [path for path in output.rglob("*.png") if ".partial-" not in path.name]
-        for path in found:
-            Image.open(path).load()  # whole
-        counts.append(len(found))
+        for path in written(output):
+            if path.suffix == ".png":
+                Image.open(path).load()  # whole
+        counts.append(len(written(output)))
     return counts
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.faults)])
-def test_killed_and_resumed(count, whole, network, images, tmp_path):
-    """Nothing is half-written, the rerun ends as an undisturbed run does, and workers end with their parent."""
+def written(output: Path) -> list[Path]:
+    return [path for path in output.rglob("*.*") if path.is_file() and ".partial-" not in path.name]
+
+
+@pytest.mark.parametrize("steps", [[1, 30, 50], pytest.param([0, 1, 3, 4, 5] * 10, marks=pytest.mark.faults)], ids=len)
+def test_killed_and_resumed(steps, whole, network, images, tmp_path):
+    """Nothing is half-written, and the rerun ends as an undisturbed run does."""
     output = tmp_path / "out"
-    counts = kill_and_resume(network, images, output, [4.0 * k / count for k in range(count)])
-    assert 0 < counts[-1]
+    counts = kill_and_resume(network, images, output, steps)
+    assert len(written(whole)) > counts[-1] > counts[0]
     predict(network, images, "--output", output, "--format", FORMATS, expect=3)
     assert tree(output) == tree(whole)
-    print(f"killed {count} times; files after each: {counts}")
+    print(f"killed {len(steps)} times; files after each, of {len(written(whole))}: {counts}")
 
 
 def test_a_worker_that_dies_is_told(network, images, tmp_path):
