@@ -14,7 +14,6 @@ DATA_KEYS = (
     *("ignore_index", "do_reduce_labels", "num_channels", "image_column", "label_column", "dataset_config"),
     *("streaming", "strict", "class_weights", "model"),
 )
-UNREAD = {"layout": str | None, "val_fraction": float | None, "num_channels": int | None}  # until recipes have them
 
 
 class CheckCommand(click.Command):
@@ -57,67 +56,31 @@ def read_source(source: str | None, pairs: list[tuple[str, str]]) -> dict[str, A
     """Values of the keys: of a recipe or data.yaml, if `source` is one, and of the command line.
 
     Raises:
-        ValueError: an unknown key, a value of a wrong type, or no data.
+        ValueError: a file that is no YAML, or no data.
     """
-    from ..training.recipe import RECIPES, Recipe, read_yaml, rename_old_keys
-    from ..training.synonyms import hint_for
+    from ..training.recipe import RECIPES, is_data_file, read_data_file, read_overrides, rename_old_keys
+    from ..training.yaml_text import read_mapping
 
     values: dict[str, Any] = {}
     if source is not None:
         path = Path(source)
         shipped = RECIPES / f"{source}.yaml"
         if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-            values = read_file(path)
+            values = read_mapping(path)
+            values = values if "output_dir" in values else read_data_file(path)
         elif path.name == source and shipped.is_file() and not path.exists():
-            values = read_file(shipped)
+            values = read_mapping(shipped)
         elif path.suffix.lower() in (".yaml", ".yml") and not path.is_dir():
             raise ValueError(f"there is no recipe {source[:80]}; give a YAML file, a folder or the id of a data set")
         else:
             values = {"data": source}
-    values = rename_old_keys(values)
-    known = [*Recipe.__dataclass_fields__, *UNREAD]
-    for key, text in pairs:
-        name = key.replace("-", "_")
-        values = (
-            rename_old_keys(values | {name: parsed(name, text, read_yaml)})
-            if name == "dataset"
-            else values | {name: parsed(name, text, read_yaml)}
-        )
-    for key in values:
-        if key not in known:
-            raise ValueError(f"unknown key {str(key)[:80]}; {hint_for(str(key), known)}")
+    given = read_overrides([part for key, text in pairs for part in (f"--{key}", text)])
+    values = rename_old_keys(values) | given
+    if is_data_file(values.get("data")):
+        data = read_data_file(Path(values["data"]))
+        values |= data | {key: value for key, value in given.items() if key != "data"}
     if not values.get("data"):
         raise ValueError("there is no data; give a folder, the id of a data set, a data.yaml or a recipe")
-    return values
-
-
-def parsed(key: str, text: str, read_yaml) -> Any:
-    """A value of the command line, which is YAML."""
-    import yaml
-
-    try:
-        return read_yaml(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"--{key} {text} is not YAML: {' '.join(str(error).split())}") from error
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """A recipe or data.yaml. `data` of a file that is no whole recipe may be relative to the file."""
-    import yaml
-
-    from ..training.recipe import MOST_BYTES, read_yaml
-
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES} bytes")
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
-    beside = path.parent / str(values.get("data"))
-    if "output_dir" not in values and values.get("data") and beside.exists():
-        values["data"] = str(beside)
     return values
 
 
@@ -125,57 +88,34 @@ def make_request(values: dict[str, Any]):
     """`DataRequest` of the values of a recipe's keys.
 
     Raises:
-        ValueError: a value of a wrong type, names or colours that are none, or a model whose rules contradict them.
+        ValueError: an unknown key, a value of a wrong type, names or colours that are none, or a model whose rules
+            contradict them.
     """
-    from dataclasses import MISSING, fields
-    from typing import get_type_hints
-
-    from ..data.check.survey import DataRequest
-    from ..model.configuration_qlseg import QLSegConfig
-    from ..training.build import build_processor, read_label_names, sets_reduction
-    from ..training.recipe import Recipe, convert_value
+    from ..training.facts import data_request
+    from ..training.recipe import check_values
 
     values = dict(values)
-    hints = get_type_hints(Recipe)
-    num_channels = convert_value("num_channels", values.pop("num_channels", None), int | None)
-    reading = {key: convert_value(key, values.pop(key), kind) for key, kind in UNREAD.items() if key in values}
     values["label_colors"], names = read_label_colors(values.get("label_colors"))
-    weighs_labels = values.get("class_weights") == "auto"
-    values |= {"class_weights": None} if weighs_labels else {}
     values |= {"label_names": names} if names and not values.get("label_names") else {}
-    entries = [entry for entry in fields(Recipe) if entry.default is MISSING and entry.default_factory is MISSING]
-    values = {entry.name: {int: 512, str: "-"}[hints[entry.name]] for entry in entries} | values
-    recipe = Recipe(**{key: convert_value(key, value, hints[key]) for key, value in values.items()})
-    named, _ = read_label_names(recipe.label_names)
-    processor = None
-    if recipe.model:
-        processor = build_processor(recipe)
-        named = named or QLSegConfig.from_pretrained(recipe.model).id2label
-    reading |= {"config": recipe.dataset_config, "streaming": recipe.streaming}
-    reading |= {key: getattr(recipe, key) for key in ("image_column", "label_column", "label_colors")}
-    rules = {key: getattr(recipe, key) for key in ("do_reduce_labels", "ignore_index", "label_map")}
-    rules |= {key: recipe.processor[key] for key in rules if key in recipe.processor}
-    return DataRequest(
-        recipe.data,
-        recipe.train_split,
-        recipe.eval_split,
-        reading={key: value for key, value in reading.items() if value is not None},
-        label_names=[named[label] for label in sorted(named)] if named else None,
-        rules={key: value for key, value in rules.items() if value is not None},
-        processor=processor,
-        doubts_are_errors=not sets_reduction(recipe),
-        strict=recipe.strict,
-        weighs_labels=weighs_labels,
-        num_channels=num_channels,
-    )
+    return data_request(check_values(values))
 
 
 def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] | None]:
-    """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels."""
-    values = read_file(Path(given)) if isinstance(given, str) else given
-    if values is None or not all(isinstance(label, str) for label in values):
+    """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels.
+
+    ValueError if names and numbers of labels are mixed; the number of void, such as 255, may stand beside names.
+    """
+    from ..training.yaml_text import read_mapping
+
+    values = read_mapping(Path(given)) if isinstance(given, str) else given
+    names = [label for label in values or () if isinstance(label, str)]
+    if not values or not names:
         return values, None
-    return dict(enumerate(values.values())), list(values)
+    if mixed := [label for label in values if not isinstance(label, str) and 0 <= label < len(names)]:
+        raise ValueError(
+            f"label_colors names {names[0]!r} and others, and numbers {mixed[0]}; give names to all labels"
+        )
+    return {names.index(label) if isinstance(label, str) else label: color for label, color in values.items()}, names
 
 
 def refuse_output(output: Path, data: str) -> None:
@@ -187,9 +127,9 @@ def refuse_output(output: Path, data: str) -> None:
 
 def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
     """Look at the data, report in the forms that are wanted, and raise ValueError if they cannot be trained on."""
+    from ..data.check import survey_data
     from ..data.check.outputs import as_json, failure_as_json, json_text, write_files
     from ..data.check.page import write_page
-    from ..data.check.survey import survey_data
     from .errors import sentence
 
     source = None

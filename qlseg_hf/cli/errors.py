@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, StrictDataclassError
 
 from ..utils.distributed import OtherProcessError
 from ..utils.text import first_line, printable
@@ -31,7 +31,9 @@ def exit_status(program: str, function: Callable, *arguments) -> int:
     """Run `function`; 0, or 1 after the sentence of an error of input, package, system or Hub, or 130 after Ctrl-C."""
     try:
         function(*arguments)
-    except (ImportError, OSError, TypeError, ValueError, HTTPError) as error:
+    except (ImportError, OSError, TypeError, ValueError, HTTPError, StrictDataclassError) as error:
+        if details := getattr(error, "details", None):  # lines to look through, before the sentence
+            print(details, file=sys.stderr)
         print(f"{program}: {printable(sentence(error))}", file=sys.stderr)
         return 1
     except OtherProcessError:  # that process prints the sentence

@@ -1,4 +1,4 @@
-"""`qlseg train RECIPE [--key value ...]`, on several devices `accelerate launch -m qlseg_hf.cli.train RECIPE ...`."""
+"""`qlseg train [RECIPE] [--key value ...]`, on several devices `accelerate launch -m qlseg_hf.cli.train ...`."""
 
 import dataclasses
 import re
@@ -11,25 +11,49 @@ from .options import SETTINGS
 
 
 def describe_keys(recipe: str | None) -> list[tuple[str, str]]:
-    """("--key TYPE", "what it is  [default: ...]") of every key; with a recipe, its values instead of the defaults."""
-    from ..training.recipe import Recipe, find_recipe, read_yaml
+    """("--key TYPE", "what it is  [default: ...]") of every key; with a recipe, its values instead of the defaults.
 
-    values = {}
-    if recipe is not None:
-        values = read_yaml(find_recipe(recipe).read_text(encoding="utf-8"))
+    The default of a key that is decided at the start is `auto`.
+    """
+    from ..training.recipe import OTHER_NAMES, Recipe, find_recipe
+    from ..training.yaml_text import read_mapping
+
+    values = {} if recipe is None else read_mapping(find_recipe(recipe))
     arguments = Recipe.__doc__.partition("Args:\n")[2]
     texts = {}
-    for names, text in re.findall(r"^ {8}([\w, \n]+?): (.*?)(?=\n {8}\w|\Z)", arguments, re.DOTALL | re.MULTILINE):
-        for name in re.findall(r"\w+", names):
-            texts[name] = " ".join(text.split()).rstrip(".")
+    for name, text in re.findall(r"^ {8}(\w+): (.*?)(?=\n {8}\w|\Z)", arguments, re.DOTALL | re.MULTILINE):
+        texts[name] = " ".join(text.split()).rstrip(".")
+    others = {name: other for other, name in OTHER_NAMES.items()}
     rows, hints = [], typing.get_type_hints(Recipe)
     for entry in dataclasses.fields(Recipe):
         default = values.get(entry.name, entry.default)
         if default is dataclasses.MISSING:
             default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else "required"
+        default = "auto" if default in (None, {}) and "auto: " in texts[entry.name] else default
         kind = getattr(hints[entry.name], "__name__", str(hints[entry.name])).replace("None", "null")
-        rows.append((f"--{entry.name} {kind.upper()}", f"{texts[entry.name]}  [default: {default}]"))
+        names = f"--{entry.name}" + (f", --{others[entry.name]}" if entry.name in others else "")
+        rows.append((f"{names} {kind.upper()}", f"{texts[entry.name]}  [default: {default}]"))
     return rows
+
+
+def split_words(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
+    """The recipe among the words of the command line, if there is one, and the other words.
+
+    Raises:
+        ValueError: there are two.
+    """
+    recipes, others, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            recipes.append(word)
+            continue
+        others.append(word)
+        if "=" not in word and rest:
+            others.append(rest.pop(0))
+    if len(recipes) > 1:
+        raise ValueError(f"{recipes[1]} is not an override; write --key value after one recipe")
+    return (recipes[0] if recipes else None), others
 
 
 class RecipeCommand(click.Command):
@@ -38,21 +62,20 @@ class RecipeCommand(click.Command):
     Options are not parsed here: `load_recipe` reads them as YAML and answers a misspelt one with the nearest key.
     """
 
-    def __init__(self, name: str, only_check: bool, help: str):
+    def __init__(self, name: str, help: str):
         super().__init__(
             name,
             help=help,
-            params=[click.Argument(["recipe"]), click.Argument(["overrides"], nargs=-1, type=click.UNPROCESSED)],
+            params=[click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)],
             callback=self._run,
             context_settings=SETTINGS | {"ignore_unknown_options": True},
         )
-        self.only_check = only_check
 
     def collect_usage_pieces(self, context: click.Context) -> list[str]:
-        return ["RECIPE", "[--key value ...]"]
+        return ["[RECIPE]", "[--key value ...]"]
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        context.obj = next((arg for arg in args if not arg.startswith("-")), None)
+        context.obj = args[0] if args and not args[0].startswith("-") else None
         return super().parse_args(context, args)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
@@ -61,7 +84,7 @@ class RecipeCommand(click.Command):
         with formatter.section("Options"):
             formatter.write_dl([("-h, --help", "Show this message; after RECIPE, with its values as defaults.")])
 
-    def _run(self, recipe: str, overrides: tuple[str, ...]) -> None:
+    def _run(self, words: tuple[str, ...]) -> None:
         from ..training.loop import train
         from ..training.recipe import load_recipe
         from ..utils.distributed import StopRequestedError, StopSignals, deaths_reported
@@ -72,7 +95,7 @@ class RecipeCommand(click.Command):
 
         def run() -> None:
             with deaths_reported():
-                train(load_recipe(recipe, overrides), self.only_check, signals)
+                train(load_recipe(*split_words(words)), signals)
 
         try:
             status = exit_status(f"qlseg {self.name}", run)
@@ -84,15 +107,15 @@ class RecipeCommand(click.Command):
 
 command = RecipeCommand(
     "train",
-    only_check=False,
-    help="""Train or fine-tune by a recipe, on one device; on several with `accelerate launch -m qlseg_hf.cli.train`.
+    help="""Train or fine-tune, on one device; on several with `accelerate launch -m qlseg_hf.cli.train`.
 
-RECIPE is a YAML file or the name of one that comes with the package. Any key can be overridden. The same command
-resumes a run that was stopped.
+`qlseg train --data FOLDER` is enough: what is not said is decided from data, encoder and machine, told, and written to
+`recipe.yaml` in the folder of the run. RECIPE is a YAML file with any of the keys below, or the name of one
+that comes with the package; keys given beside it count more. The same command resumes a run that was stopped.
 
 `output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for from_pretrained;
-`checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`; `curves.png`; `overlays` of validation
-pictures; `unreadable.txt` if pictures had to be left out.""",
+`report.html`; `checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`; `curves.png`; `overlays` of
+validation images; `unreadable.txt` if images had to be left out.""",
 )
 
 if __name__ == "__main__":

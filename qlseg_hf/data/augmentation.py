@@ -6,10 +6,6 @@ any number of processes and workers sees the same pictures, and position p of a 
 Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
 """
 
-import os
-import signal
-import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
@@ -56,6 +52,9 @@ class TrainingTransform:
             pixels; 1 takes the first draw.
         photometric: distort brightness, contrast, saturation and hue of 8-bit RGB, which needs OpenCV; of other bands
             brightness and contrast, see `distorted_bands`.
+        vertical_flip: turn every second crop upside down.
+        rotation: degrees; every crop is turned about its middle by an angle drawn from -rotation..rotation. What comes
+            in from outside is 0 after normalising, and ignored.
         seed: first part of what every draw depends on.
 
     Raises:
@@ -71,6 +70,8 @@ class TrainingTransform:
     cat_max_ratio: float = 0.75
     photometric: bool = True
     seed: int = 0
+    vertical_flip: bool = False
+    rotation: float = 0.0
 
     def __post_init__(self):
         low, high = self.scale_range
@@ -82,6 +83,8 @@ class TrainingTransform:
             raise ValueError(f"cat_max_ratio {self.cat_max_ratio} must be above 0 and at most 1")
         if int(min(self.box) * low) < 1:
             raise ValueError(f"resize_box {self.box} times {low} is less than a pixel; raise one of them")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation {self.rotation} must be 0..180 degrees")
         if self.photometric and self.is_rgb and opencv() is None:
             raise ImportError("photometric needs OpenCV: pip install 'qlseg-hf[train]', or set photometric: false")
 
@@ -135,6 +138,8 @@ class TrainingTransform:
         picture = resized(picture, size)[rows, columns]  # (h, w, n), h and w at most c
         if rng.random() < 0.5:
             picture, crop = picture[:, ::-1], crop[:, ::-1]
+        if self.vertical_flip and rng.random() < 0.5:
+            picture, crop = picture[::-1], crop[::-1]
         # copies: to NumPy a mirrored column is contiguous, with a stride that torch refuses
         picture, crop = picture.copy(), torch.from_numpy(crop.copy())
         if self.photometric and is_rgb:
@@ -142,6 +147,9 @@ class TrainingTransform:
         pixel_values = self.processor.normalized(torch.from_numpy(picture).permute(2, 0, 1))  # (n, h, w)
         if self.photometric and not is_rgb and self.processor.do_normalize:
             pixel_values = distorted_bands(pixel_values, rng)
+        if self.rotation:
+            angle = rng.uniform(-self.rotation, self.rotation)
+            pixel_values, crop = rotated(pixel_values, crop, angle, self.processor.ignore_index)
         margin = (0, self.crop_size - crop.shape[1], 0, self.crop_size - crop.shape[0])
         return {
             "pixel_values": F.pad(pixel_values, margin).contiguous(),  # (n, c, c)
@@ -243,6 +251,33 @@ def distorted_bands(pixel_values: torch.Tensor, rng: np.random.Generator) -> tor
     if rng.random() < 0.5:
         pixel_values = pixel_values + rng.uniform(-0.25, 0.25)
     return pixel_values
+
+
+def rotated(
+    pixel_values: torch.Tensor, labels: torch.Tensor, angle: float, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn a crop about its middle, counter-clockwise.
+
+    Args:
+        pixel_values: (n, h, w) fp32, read between pixels by bilinear interpolation.
+        labels: (h, w) int64, of which the nearest is taken.
+        angle: degrees.
+        ignore_index: label of what comes in from outside, where pixels are 0.
+
+    Returns:
+        tensors of the same shapes and dtypes.
+    """
+    (height, width), turn = labels.shape, np.deg2rad(angle)
+    rows = torch.arange(height, dtype=torch.float32)[:, None] - (height - 1) / 2  # (h, 1)
+    columns = torch.arange(width, dtype=torch.float32)[None] - (width - 1) / 2  # (1, w)
+    x = float(np.cos(turn)) * columns - float(np.sin(turn)) * rows  # where each pixel comes from
+    y = float(np.sin(turn)) * columns + float(np.cos(turn)) * rows
+    grid = torch.stack([2 * x / width, 2 * y / height], dim=-1)[None]  # (1, h, w, 2), -1..1 are the outer edges
+    given = {"padding_mode": "zeros", "align_corners": False}
+    turned = F.grid_sample(pixel_values[None], grid, mode="bilinear", **given)[0]
+    shifted = (labels - ignore_index).double()[None, None]  # so that 0 is ignored
+    kept = F.grid_sample(shifted, grid.double(), mode="nearest", **given)[0, 0]
+    return turned, kept.round().long() + ignore_index
 
 
 def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
@@ -378,31 +413,6 @@ class StreamingTrainingDataset(IterableDataset):
                 yield taken_out(buffer, rng)
 
 
-def start_worker(number: int) -> None:
-    """For `DataLoader(worker_init_fn=...)`: no traceback from a worker whose training process was stopped.
-
-    What it was handing over, in a thread of multiprocessing, then has no receiver. Errors in samples go another way.
-    Ctrl-C, and a SIGTERM that does not come from the training process, are that one's affair: it may need batches to
-    end a step. (Where nothing tells who sends a signal, as on macOS, SIGTERM to a whole group ends the worker.)
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=leave_with_parent, daemon=True).start()
-
-    def show(kind, error, trace):
-        if not issubclass(kind, (ConnectionError, EOFError)):
-            sys.__excepthook__(kind, error, trace)
-
-    sys.excepthook = show
-
-
-def leave_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def taken_out(buffer: list, rng: np.random.Generator):
     """A random entry of `buffer`, which loses it."""
     place = rng.integers(len(buffer))
@@ -417,5 +427,4 @@ __all__ = [
     "TrainingSampler",
     "TrainingTransform",
     "sample_order",
-    "start_worker",
 ]

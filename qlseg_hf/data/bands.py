@@ -4,6 +4,7 @@ The order of bands is that of the file. Where a network begins with the weights 
 are taken for red, green and blue.
 """
 
+import math
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,8 +19,9 @@ from ..utils.optional import import_package
 from .datasets import SampleError
 
 SMALLER_OR_MASK = 0b101  # bits of NewSubfileType: pages that are no picture of their own
+MANY_BANDS = 16  # pictures of more may have fewer pixels
 ALPHA = (1, 2)  # of ExtraSamples
-GREY_AND_RGB = ("MINISWHITE", "MINISBLACK", "RGB", "CFA", "LINEAR_RAW")  # values as they are
+GREY_AND_RGB = ("MINISWHITE", "MINISBLACK", "RGB")  # values as they are
 # of the orientation tag: is the picture transposed, then its rows, then its columns reversed
 ORIENTATIONS = {
     2: (False, False, True),
@@ -77,7 +79,7 @@ def check_end(tiff, file: BinaryIO) -> None:
 
 
 def check_pages(pages: list, size: int) -> None:
-    """ValueError if the pages of a TIFF of `size` bytes are no bands of one picture, or not all of them is there."""
+    """ValueError if the pages of a TIFF of `size` bytes are not the bands of one picture, or something is missing."""
     if not pages:
         raise ValueError("it is a TIFF without a picture")
     first = pages[0]
@@ -90,11 +92,14 @@ def check_pages(pages: list, size: int) -> None:
             raise ValueError(f"its pages differ: {first.shape} {first.dtype} and {page.shape} {page.dtype}")
         if max((at + count for at, count in zip(page.dataoffsets, page.databytecounts)), default=0) > size:
             raise ValueError("it is truncated")
+        if len(page.dataoffsets) != math.prod(page.chunked):  # the rest would be black
+            raise ValueError(f"it has {len(page.dataoffsets)} of its {math.prod(page.chunked)} strips or tiles")
     most = 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
-    if first.imagewidth * first.imagelength > most:
+    bands = first.samplesperpixel * len(pages)
+    if first.imagewidth * first.imagelength * max(1, bands / MANY_BANDS) > most:
         raise ValueError(
-            f"{first.imagelength} x {first.imagewidth} pixels could be a decompression bomb; if it is meant to be "
-            "that large, raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"{first.imagelength} x {first.imagewidth} pixels of {bands} bands could be a decompression bomb; if it "
+            "is meant to be that large, raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     if len(pages) > 1 and (first.ndim != 2 or first.samplesperpixel != 1):
         raise ValueError(f"it has {len(pages)} pages of several bands each; save one picture per file")

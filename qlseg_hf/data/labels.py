@@ -5,7 +5,7 @@ import io
 import json
 import re
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 # Lines of a names file: "0 sky", "0,sky", "0: sky", "0. sky"; and "sky,0", "sky: 0"
@@ -96,8 +96,7 @@ def find_label_file(
     """
     found: list[tuple[Path, list[str], Any]] = []
     for name in files:
-        path = PurePosixPath(name)
-        if len(path.parts) > 2 or not LABEL_FILES.fullmatch(path.name):
+        if name.count("/") > 1 or not LABEL_FILES.fullmatch(name.rpartition("/")[2]):
             continue
         try:
             names, colors = read_label_file(root / name)

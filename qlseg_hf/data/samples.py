@@ -354,9 +354,9 @@ def without(samples: Samples, left_out: Iterable[int]):
     if not left_out:
         return samples
     if isinstance(samples, StreamedSamples):
-        samples = copy.copy(samples)
-        samples.left_out = left_out
-        return samples
+        chosen = copy.copy(samples)
+        chosen.left_out, chosen.layout = left_out, samples.layout
+        return chosen
     return ChosenSamples(samples, [index for index in range(len(samples)) if index not in left_out])
 
 

@@ -17,6 +17,7 @@ from .examples import Examples
 
 COLUMNS = ("iou", "accuracy", "boundary_iou", "boundary_f1")  # of a label, fractions
 NUM_CONFUSED = 20  # pairs of labels in the table
+DOTS_PER_INCH = 150  # of a chart, which is shown at 96
 MOST_NUMBERED = 16  # labels up to which the cells of the confusion matrix hold numbers
 MOST_NAMED = 60  # labels up to which its rows and columns are named
 
@@ -41,7 +42,7 @@ def write_evaluation_report(
     sections = evaluation_sections(result, examples)
     if protocol:
         sections.append(Section("Protocol", [settings_table(protocol)]))
-    write_report(Path(path), title, headline(result), sections)
+    write_report(Path(path), printable(title), headline(result), sections)
 
 
 def headline(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -68,15 +69,16 @@ def evaluation_sections(result: Mapping[str, Any], examples: Examples | None) ->
     warnings = [printable(text) for text in result["warnings"]]
     if result["unreadable"]:
         listed = ", ".join(map(printable, result["unreadable"]))
-        warnings.append(f"{len(result['unreadable'])} images are not counted because they cannot be read: {listed}")
+        warnings.append(f"not counted, because they cannot be read: {len(result['unreadable'])} images, {listed}")
     counts = np.array(result["confusion"], dtype=np.int64)
     sections = [Section("Warnings", warnings), Section("Labels", [label_table(result)])]
     confusions = Section("Confusion", [])
     if counts.any():
         confusions.blocks.append("Of the pixels of a label (row), the share that is predicted as each label (column).")
-        confusions.blocks.append(Picture(draw_confusion(counts, names)))
+        confusions.blocks.append(show_chart(draw_confusion(counts, names)))
         if pairs := most_confused(counts, names):
             columns = ("reference", "predicted as", "pixels", "share of the reference's pixels")
+            confusions.blocks.append(f"The {len(pairs)} pairs of labels that take the most pixels:")
             confusions.blocks.append(Table(columns, pairs, columns[-1]))
     sections.append(confusions)
     for kind, shown in (("Worst", examples.worst), ("Best", examples.best)) if examples is not None else ():
@@ -90,7 +92,7 @@ def label_table(result: Mapping[str, Any]) -> Table:
     total = sum(row["pixels"] for row in result["per_label"]) or 1
     titles = ("IoU", "accuracy", "boundary IoU", "boundary F1")
     rows = [
-        (legend_name(row["label"]), *(row[column] for column in COLUMNS), f"{100 * row['pixels'] / total:.2f} %")
+        (legend_name(row["label"]), *(row[column] for column in COLUMNS), f"{100 * row['pixels'] / total:.2f}\u00a0%")
         for row in result["per_label"]
     ]
     return Table(("label", *titles, "share of pixels"), rows, titles)
@@ -141,11 +143,11 @@ def draw_confusion(counts: np.ndarray, names: list[str]) -> Image.Image:
 
 
 def make_figure(width: float, height: float) -> tuple[Any, Any]:
-    """matplotlib's figure of so many inches and the canvas that it is drawn on; 150 pixels an inch."""
+    """matplotlib's figure of so many inches and the canvas that it is drawn on."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
     return figure, FigureCanvasAgg(figure)
 
 
@@ -153,6 +155,11 @@ def read_canvas(canvas: Any) -> Image.Image:
     """Draw; the result as RGB."""
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def show_chart(image: Image.Image, caption: str = "") -> Picture:
+    """An image from `read_canvas` at the size that its text is meant for, sharper on screens with small pixels."""
+    return Picture(image, caption, width=round(image.width / DOTS_PER_INCH * 96))
 
 
 def settings_table(settings: Mapping[str, Any]) -> Table:
@@ -164,7 +171,7 @@ def settings_table(settings: Mapping[str, Any]) -> Table:
     return Table(("setting", "value"), rows)
 
 
-def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> str:
+def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> bytes:
     """CSV with a line per label of each (step, result); the step's column is left out where it is None.
 
     Fractions in full; an empty cell is a score that is not defined. `result`: anything with `per_label`.
@@ -178,15 +185,16 @@ def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> str:
         for row in result["per_label"]:
             values = [row["label"], *(row[column] for column in columns)]
             writer.writerow([step, *values] if has_steps else values)
-    return stream.getvalue()
+    return stream.getvalue().encode(errors="backslashreplace")
 
 
-def to_json(result: Mapping[str, Any]) -> str:
+def to_json(result: Mapping[str, Any]) -> bytes:
     """Strict JSON for people, with one line per row of the confusion matrix."""
     text = json.dumps({**result, "confusion": []}, indent=2, allow_nan=False, ensure_ascii=False)
     rows = ",\n    ".join(json.dumps(row) for row in result["confusion"])
     head, key, tail = text.rpartition('\n  "confusion": []')  # of this depth there is one
-    return f"{head}{key[:-1]}\n    {rows}\n  ]{tail}\n"
+    text = f"{head}{key[:-1]}\n    {rows}\n  ]{tail}\n"
+    return text.encode(errors="backslashreplace")  # names of files that are no UTF-8; JSON writes them the same way
 
 
 __all__ = [
@@ -198,6 +206,7 @@ __all__ = [
     "percent",
     "read_canvas",
     "settings_table",
+    "show_chart",
     "to_json",
     "write_evaluation_report",
 ]

@@ -177,9 +177,9 @@ def write_pages(args: Request, page: Path, evaluation: Evaluation, examples: Exa
     """The HTML file; in a folder that was asked for also the table of labels."""
     result, title = evaluation.result, f"{args.model} on {args.data}, {protocol['split']}"
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_evaluation_report(page, result, examples=examples, protocol=protocol, title=printable(title))
+    write_evaluation_report(page, result, examples=examples, protocol=protocol, title=title)
     if page != args.report:
-        write_atomically(page.with_name("per_label.csv"), label_csv([(None, result)]).encode())
+        write_atomically(page.with_name("per_label.csv"), label_csv([(None, result)]))
 
 
 def publish(args: Request, evaluation: Evaluation, protocol: dict) -> None:
@@ -190,7 +190,7 @@ def publish(args: Request, evaluation: Evaluation, protocol: dict) -> None:
     }
     result["protocol"] = protocol
     if args.output:
-        write_atomically(args.output, to_json(result).encode())
+        write_atomically(args.output, to_json(result))
     is_doubtful = set(result["warnings"]) > set(never_predicted_warnings(result["never_predicted"]))
     if args.card and not is_doubtful:
         add_result_to_card(Path(args.model) / "README.md", result)
@@ -200,7 +200,8 @@ def publish(args: Request, evaluation: Evaluation, protocol: dict) -> None:
     if args.card and is_doubtful:
         print("the card is left as it was, because of the warnings")
     if skipped := result["unreadable"]:
-        print(f"not counted, because they cannot be read: {len(skipped)} pictures, {', '.join(skipped)}")
+        listed = ", ".join(map(printable, skipped))
+        print(f"not counted, because they cannot be read: {len(skipped)} pictures, {listed}")
     print()
     for name, value in protocol.items():
         print(f"{name}: {json.dumps(value)}")

@@ -73,9 +73,9 @@ def naming(what: str) -> Iterator[None]:
     """Whatever is raised because of damaged or wrong files says which; OSError of transformers does already."""
     try:
         yield
-    except (AttributeError, LookupError, RuntimeError, SafetensorError, StrictDataclassError, TypeError) as error:
+    except (AttributeError, LookupError, RuntimeError, SafetensorError, TypeError) as error:
         raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
-    except (ImportError, ValueError) as error:
+    except (ImportError, StrictDataclassError, ValueError) as error:
         raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
 
 

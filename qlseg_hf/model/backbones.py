@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Any plain ViT as the encoder: how it is built, the patches it cuts, and which of its weights its maps never meet.
 
 DINOv2 (with and without registers), DINOv3 and BEiT come from transformers, `TimmBackboneConfig` brings timm's ViTs.
@@ -35,7 +37,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
             "choose a plain ViT, with reshape_hidden_states and without add_fpn"
         )
     try:
-        backbone = AutoBackbone.from_config(config, **backbone_options(config))
+        backbone = AutoBackbone.from_config(config, **_backbone_options(config))
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
@@ -49,13 +51,13 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     return backbone
 
 
-def backbone_options(config: PreTrainedConfig) -> dict[str, bool]:
+def _backbone_options(config: PreTrainedConfig) -> dict[str, bool]:
     """What a backbone is built with beside its configuration: timm's take any size."""
     return {"dynamic_img_size": True} if config.model_type == "timm_backbone" else {}
 
 
 def patch_size_of(backbone: nn.Module) -> tuple[int, int]:
-    """(height, width) in pixels of the patches that a backbone cuts pictures into.
+    """(height, width) in pixels of the patches that a backbone cuts images into.
 
     Raises:
         ValueError: the backbone does not say, or its maps lie on several grids.
@@ -70,7 +72,7 @@ def patch_size_of(backbone: nn.Module) -> tuple[int, int]:
     return as_pair(patch)
 
 
-def whole_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_channels: int) -> torch.Tensor:
+def pad_to_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_channels: int) -> torch.Tensor:
     """(B, channels, H, W) padded with zeros at the bottom and right to whole patches.
 
     Raises:
@@ -100,7 +102,7 @@ def unused_weights(backbone: nn.Module) -> list[str]:
     """Names of parameters that no feature map depends on: mask tokens, layers behind the last stage, some norms.
 
     They can never have a gradient, which DistributedDataParallel takes for an error, so they are to be frozen. Of our
-    own ViT they are the layers behind the last stage. Of another they are found with a picture of 2 x 3 patches and a
+    own ViT they are the layers behind the last stage. Of another they are found with an image of 2 x 3 patches and a
     twin on the meta device: shapes and dependencies, no numbers and no memory. Weights are never looked at, so they
     may be cut up over processes (FSDP, DeepSpeed ZeRO-3).
 
@@ -119,7 +121,7 @@ def unused_weights(backbone: nn.Module) -> list[str]:
     # gradients also where someone loads or trains without; on the CPU what backbones compute aside
     with torch.inference_mode(False), torch.enable_grad():
         with torch.device("meta"):
-            twin = kind(config, **backbone_options(config)).eval()
+            twin = kind(config, **_backbone_options(config)).eval()
         patch, parameters = patch_size_of(twin), dict(twin.named_parameters())
         with torch.device("cpu"):
             pixel_values = torch.zeros(1, config.num_channels, 2 * patch[0], 3 * patch[1], device="meta")
@@ -129,4 +131,4 @@ def unused_weights(backbone: nn.Module) -> list[str]:
     return [name for name, gradient in zip(parameters, gradients) if gradient is None]
 
 
-__all__ = ["build_backbone", "check_maps", "patch_size_of", "unused_weights", "whole_patches"]
+__all__ = ["build_backbone", "check_maps", "patch_size_of", "unused_weights", "pad_to_patches"]

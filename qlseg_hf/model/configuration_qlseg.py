@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of QLSeg: every number of the network.
 
 Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
@@ -66,13 +68,12 @@ CUSTOM_PIPELINES = {
 }
 
 
-def wrong_types_in_a_sentence(cls: type) -> type:
-    """Make a `strict` class raise ValueError for a field of a wrong type, as for one out of range."""
+def _raise_value_errors(cls: type) -> type:
+    """A wrong number or type given to a `strict` class is a ValueError, as everywhere here, not the Hub's error."""
     init = cls.__init__
 
     @wraps(init)
     def __init__(self, *args, **kwargs):
-        refuse_booleans(cls.__name__, kwargs, {name: field.type for name, field in cls.__dataclass_fields__.items()})
         try:
             init(self, *args, **kwargs)
         except StrictDataclassError as error:
@@ -82,14 +83,7 @@ def wrong_types_in_a_sentence(cls: type) -> type:
     return cls
 
 
-def refuse_booleans(owner: str, values: dict, types: dict) -> None:
-    """ValueError for True and False where numbers are wanted; huggingface_hub 1.5 takes them for 1 and 0."""
-    for name, value in values.items():
-        if isinstance(value, bool) and name in types and "bool" not in str(types[name]):
-            raise ValueError(f"{owner}: Field '{name}' is {value}, which is no number")
-
-
-def check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:
+def _check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:
     """ValueError if one of the fields `counts` is below 1, or one of `factors` is negative or not finite."""
     for name in counts:
         if getattr(config, name) < 1:
@@ -104,10 +98,10 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def refuse_kernels(values: dict) -> None:
+def _check_no_kernels(values: dict) -> None:
     """ValueError if a stored configuration names attention code on the Hub: transformers would fetch and run it.
 
-    Who trusts a kernel gives it to `from_pretrained` as `attn_implementation`.
+    Pass a kernel you trust to `from_pretrained` as `attn_implementation`.
     """
     for key, value in values.items():
         if key.endswith("attn_implementation") and "/" in str(value):
@@ -115,10 +109,10 @@ def refuse_kernels(values: dict) -> None:
                 f"the configuration asks for the attention code {value!r}, which is not run; remove {key}"
             )
         if isinstance(value, dict):
-            refuse_kernels({str(name): inner for name, inner in value.items()})
+            _check_no_kernels({str(name): inner for name, inner in value.items()})
 
 
-def number_keys(id2label: dict) -> dict[int, str]:
+def _number_keys(id2label: dict) -> dict[int, str]:
     """{number: name} from keys that are numbers, or texts of numbers as JSON has them; ValueError for others."""
     try:
         numbers = {
@@ -138,7 +132,7 @@ def copy_code(folder: str | os.PathLike) -> None:
             (Path(folder) / path.name).write_bytes(path.read_bytes())
 
 
-class StoredConfig(PreTrainedConfig):
+class _StoredConfig(PreTrainedConfig):
     """Configuration files may be a stranger's. What is saved names the code that is saved with it."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
@@ -150,13 +144,13 @@ class StoredConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        refuse_kernels(config_dict)
+        _check_no_kernels(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
 
-@wrong_types_in_a_sentence
+@_raise_value_errors
 @strict
-class QLSegViTConfig(BackboneConfigMixin, StoredConfig):
+class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
     r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
 
     Args:
@@ -188,8 +182,6 @@ class QLSegViTConfig(BackboneConfigMixin, StoredConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
-        check_ranges(self, (*counts, "num_channels"), ("layer_norm_eps", "initializer_range"))
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         indices = kwargs.pop("out_indices", None)
         try:
@@ -197,6 +189,12 @@ class QLSegViTConfig(BackboneConfigMixin, StoredConfig):
         except (IndexError, TypeError) as error:
             raise ValueError(f"out_indices {indices} must be stages 0..{self.num_hidden_layers}") from error
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """ValueError if a number is out of range or two do not go together; `@strict` calls it, as does saving."""
+        super().validate_architecture()
+        counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+        _check_ranges(self, (*counts, "num_channels"), ("layer_norm_eps", "initializer_range"))
         if not self.out_indices:
             raise ValueError("out_indices is empty; at least one stage must be returned")
         if self.hidden_size % self.num_attention_heads:
@@ -211,15 +209,15 @@ class QLSegViTConfig(BackboneConfigMixin, StoredConfig):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
-@wrong_types_in_a_sentence
+@_raise_value_errors
 @strict
-class QLSegConfig(StoredConfig):
+class QLSegConfig(_StoredConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
 
     Args:
         backbone_config: configuration of any `AutoBackbone` whose feature maps share one grid (DINOv2, DINOv3, BEiT,
             `TimmBackboneConfig`); `QLSegViTConfig` if not given. Its `out_indices` are the levels, shallow to deep.
-            Pictures are padded to whole patches, so sizes and windows of the processor are best multiples of the patch
+            Images are padded to whole patches, so sizes and windows of the processor are best multiples of the patch
             (DINOv2: 14, for instance 518), with mean and deviation of the encoder's pretraining.
         hidden_size, num_attention_heads, intermediate_size: width C, heads and FFN width of the decoder.
         num_pixel_encoder_layers: layers P of multi-scale deformable attention.
@@ -250,6 +248,7 @@ class QLSegConfig(StoredConfig):
         "hidden_states",
         "attentions",
         "window_offsets",
+        "loss_terms",
     ]
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -291,18 +290,17 @@ class QLSegConfig(StoredConfig):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
-        self.id2label = self.id2label and number_keys(self.id2label)
+        self.id2label = self.id2label and _number_keys(self.id2label)
         if self.id2label is None and num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
         self.align_labels()
-        self._check()
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As `PreTrainedConfig.from_dict`; the keys of a new `id2label` may be texts, as JSON has them."""
         if kwargs.get("id2label"):
-            kwargs["id2label"] = number_keys(kwargs["id2label"])
+            kwargs["id2label"] = _number_keys(kwargs["id2label"])
             kwargs["label2id"] = {name: number for number, name in kwargs["id2label"].items()}
         return super().from_dict(config_dict, **kwargs)
 
@@ -312,7 +310,7 @@ class QLSegConfig(StoredConfig):
         Raises:
             ValueError: the keys of `id2label` are not 0..K-1.
         """
-        self.id2label = number_keys(self.id2label)
+        self.id2label = _number_keys(self.id2label)
         if sorted(self.id2label) != list(range(len(self.id2label))):
             found = ", ".join(str(number) for number in sorted(self.id2label)[:8])
             raise ValueError(f"id2label must have the keys 0..{len(self.id2label) - 1}, got {found}, ...")
@@ -322,12 +320,10 @@ class QLSegConfig(StoredConfig):
         if self.label_weights is not None and len(self.label_weights) != self.num_labels:
             self.label_weights = None
 
-    def _check(self):
-        check_ranges(self, COUNTS, FACTORS)
-        if self.num_labels < 1:
-            raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
-        if not all(isinstance(name, str) for name in self.id2label.values()):
-            raise ValueError(f"id2label must hold names, got {list(self.id2label.values())[:8]}")
+    def validate_architecture(self):
+        """ValueError if a number is out of range or two do not go together; `@strict` calls it, as does saving."""
+        super().validate_architecture()
+        _check_ranges(self, COUNTS, FACTORS)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
@@ -336,13 +332,20 @@ class QLSegConfig(StoredConfig):
             raise ValueError("position_temperature is 0; a positive number is wanted, such as 10000")
         if self.focal_alpha > 1:
             raise ValueError(f"focal_alpha {self.focal_alpha} is outside [0, 1]")
+        for name in ("mask_threshold", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")
+
+    def validate_labels(self):
+        """ValueError if names, weights or colours of the labels are none, or the ignored one is among them."""
+        if self.num_labels < 1:
+            raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
+        if not all(isinstance(name, str) for name in self.id2label.values()):
+            raise ValueError(f"id2label must hold names, got {list(self.id2label.values())[:8]}")
         if any(not 0 <= weight < math.inf for weight in self.label_weights or ()):
             raise ValueError(f"label_weights must be finite numbers, 0 or more; got {self.label_weights[:8]}")
         if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette or ()):
             raise ValueError(f"palette must hold one RGB triple of 0..255 per label; got {self.palette[:4]}")
-        for name in ("mask_threshold", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"semantic_loss_ignore_index {self.semantic_loss_ignore_index} is one of the {self.num_labels} "
@@ -368,4 +371,4 @@ class QLSegConfig(StoredConfig):
         return super().to_diff_dict() | {"id2label": self.id2label, "label2id": self.label2id}
 
 
-__all__ = ["QLSegConfig", "QLSegViTConfig"]
+__all__ = ["QLSegConfig", "QLSegViTConfig", "__version__", "as_pair", "copy_code"]

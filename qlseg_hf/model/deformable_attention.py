@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Sampling of the pixel encoder: weighted sums of bilinear samples, and the grids and position codes it works on.
 
 Source: Zhu et al. 2021, multi-scale deformable attention, for levels of equal size.
@@ -8,7 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .deformable_attention_triton import fused_sample_levels, suits
+from .deformable_attention_triton import fused_sample_levels, supports
 from .runtime import keep_tensors
 
 Grid = tuple[int, int]  # (h, w) in patches
@@ -62,10 +64,10 @@ def sample_levels(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Ten
 
     Returns:
         (B, L * N, heads * c). Every value is read once: a bag of the 4 corners of all points is summed in one pass,
-        instead of writing each sample out as `grid_sample` does. GPUs with Triton get the kernel of
-        `sampling_triton`, unless the model is exported or deterministic algorithms are asked for.
+        instead of writing each sample out as `grid_sample` does. With `QLSEG_SAMPLER=triton` GPUs get the kernel of
+        `deformable_attention_triton`, unless the model is exported or deterministic algorithms are asked for.
     """
-    if suits(value):
+    if supports(value):
         return fused_sample_levels(value, offsets, weights, grid)
     batch, length, heads, width = value.shape
     rows, shares = corners(offsets, weights, grid, batch)
@@ -101,15 +103,15 @@ def corners(offsets: torch.Tensor, weights: torch.Tensor, grid: Grid, batch: int
     heads, levels = offsets.shape[2:4]
     x, y = cells(grid, levels, offsets.device)
     # fp32: a coordinate of 40 has steps of 1/4 in bf16
-    column, column_share = nearest_two(offsets[..., 0].float() + x, grid[1])  # (B, L * N, heads, 2, L, points)
-    row, row_share = nearest_two(offsets[..., 1].float() + y, grid[0])
+    column, column_share = _find_nearest_two(offsets[..., 0].float() + x, grid[1])  # (B, L * N, heads, 2, L, points)
+    row, row_share = _find_nearest_two(offsets[..., 1].float() + y, grid[0])
     row = row * (grid[1] * heads) + first_rows(grid, batch, heads, levels, offsets.device)
     column, row_share = column * heads, row_share * weights[:, :, :, None]
     # the corners stand before levels and points: runs of L * points numbers are added faster than pairs
     return row[:, :, :, :, None] + column[:, :, :, None], row_share[:, :, :, :, None] * column_share[:, :, :, None]
 
 
-def nearest_two(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _find_nearest_two(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The cells 0..size - 1 before and after (..., L, points) coordinates, and their weights; (..., 2, L, points)."""
     first = place.floor()
     share = place - first
@@ -119,4 +121,4 @@ def nearest_two(place: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Ten
     return inside, torch.where(inside == cell, torch.stack([1 - share, share], dim=-3), 0.0)
 
 
-__all__ = ["position_code", "sample_levels"]
+__all__ = ["Grid", "cells", "corners", "first_rows", "position_code", "sample_levels", "sum_gathered"]

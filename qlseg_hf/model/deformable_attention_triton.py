@@ -1,8 +1,13 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """`sample_levels` of the pixel encoder as one Triton kernel for GPUs, and one for its gradients.
 
 Cells, corners and weights are worked out in registers, so nothing but the result is written to memory; the plain
-version in `sampling` writes 4 indices and 4 weights per sample first. A program takes some (image, token, head) rows
-with all their channels, walks over the samples of each and adds up in fp32.
+version in `deformable_attention` writes 4 indices and 4 weights per sample first. A program takes some (image, token,
+head) rows with all their channels, walks over the samples of each and adds up in fp32.
+
+The kernel has been run in Triton's interpreter alone, not on a GPU, so it is off: `QLSEG_SAMPLER=triton` in the
+environment, set before the import, turns it on.
 """
 
 from __future__ import annotations  # `tl.constexpr` stands in signatures, and `tl` may be missing
@@ -25,20 +30,23 @@ except ImportError as error:
     if error.name != "triton":  # PyTorch's builds for CPUs come without it; anything else is worth a word
         logger.warning(f"triton is there and cannot be imported, so GPUs sample without the faster kernel: {error}")
 
+SAMPLER = os.environ.get("QLSEG_SAMPLER", "plain")
+if SAMPLER not in ("plain", "triton"):
+    raise ValueError(f"QLSEG_SAMPLER is {SAMPLER!r} in the environment; plain or triton is wanted")
 WIDEST_HEAD = 256  # channels; a program holds a row of them in registers
 kernel = triton.jit if triton is not None else lambda function: function
 
 
-def can_launch() -> bool:
-    """Triton is there, and so are the C compiler and Python's headers: it builds its launcher on the spot."""
-    if triton is None:
+def _can_launch() -> bool:
+    """Triton is asked for and there, and so are the C compiler and Python's headers, to build its launcher with."""
+    if SAMPLER != "triton" or triton is None:
         return False
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     headers = Path(sysconfig.get_path("include", "posix_prefix"))
     return bool(compiler) and (headers / "Python.h").exists()
 
 
-CAN_LAUNCH = can_launch()  # looked up once: a traced function cannot search the disk
+CAN_LAUNCH = _can_launch()  # looked up once: a traced function cannot search the disk
 
 
 @kernel
@@ -150,7 +158,7 @@ def backward_kernel(
         tl.store(grad_weights + index, grad_weight, exists)
 
 
-def constants(value: torch.Tensor, offsets: torch.Tensor) -> dict[str, int]:
+def _constants(value: torch.Tensor, offsets: torch.Tensor) -> dict[str, int]:
     """What the kernels are compiled for; a program of 4 warps gets about 8 numbers per thread."""
     heads, levels, points = offsets.shape[2:5]
     width = value.shape[3]
@@ -159,21 +167,21 @@ def constants(value: torch.Tensor, offsets: torch.Tensor) -> dict[str, int]:
     return sizes | {"block": max(1024 // block_width, 1), "block_width": block_width}
 
 
-def launch(function, tensors: tuple[torch.Tensor, ...], value: torch.Tensor, offsets: torch.Tensor, h: int, w: int):
-    sizes = constants(value, offsets)
+def _launch(function, tensors: tuple[torch.Tensor, ...], value: torch.Tensor, offsets: torch.Tensor, h: int, w: int):
+    sizes = _constants(value, offsets)
     rows = value.shape[:3].numel()
     with torch.cuda.device_of(value):  # Triton launches on the current device
         function[(-(-rows // sizes["block"]),)](*tensors, rows, h, w, **sizes)
 
 
-def forward(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, h: int, w: int) -> torch.Tensor:
+def _forward(value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, h: int, w: int) -> torch.Tensor:
     value, offsets, weights = value.contiguous(), offsets.contiguous(), weights.contiguous()
     out = value.new_empty(*value.shape[:2], value.shape[2] * value.shape[3])
-    launch(forward_kernel, (value, offsets, weights, out), value, offsets, h, w)
+    _launch(forward_kernel, (value, offsets, weights, out), value, offsets, h, w)
     return out
 
 
-def backward(
+def _backward(
     grad: torch.Tensor, value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, h: int, w: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     value, offsets, weights, grad = value.contiguous(), offsets.contiguous(), weights.contiguous(), grad.contiguous()
@@ -181,40 +189,40 @@ def backward(
     grad_value = torch.zeros_like(value, dtype=torch.float32)
     grad_offsets, grad_weights = torch.empty_like(offsets), torch.empty_like(weights)
     tensors = (value, offsets, weights, grad, grad_value, grad_offsets, grad_weights)
-    launch(backward_kernel, tensors, value, offsets, h, w)
+    _launch(backward_kernel, tensors, value, offsets, h, w)
     return grad_value.to(value.dtype), grad_offsets, grad_weights
 
 
-def remember(ctx, inputs, output):
+def _setup_context(ctx, inputs, output):
     *tensors, ctx.h, ctx.w = inputs
     ctx.save_for_backward(*tensors)
 
 
-def differentiate(ctx, grad: torch.Tensor):
+def _differentiate(ctx, grad: torch.Tensor):
     return *torch.ops.qlseg.sample_levels_backward(grad, *ctx.saved_tensors, ctx.h, ctx.w), None, None
 
 
-def refuse(ctx, *grads):
+def _raise_second_derivative(ctx, *grads):
     raise RuntimeError("the sampling kernel has no second derivative; keep create_graph=False on GPUs")
 
 
-def register():
+def _register():
     """Register the two operators once: a copy of this module that came with remote code finds them there."""
     if hasattr(torch.ops.qlseg, "sample_levels"):
         return
     # opaque to torch.compile: it must not trace a launch, neither in the forward nor in the backward pass
-    sample = torch.library.custom_op("qlseg::sample_levels", forward, mutates_args=())
+    sample = torch.library.custom_op("qlseg::sample_levels", _forward, mutates_args=())
     sample.register_fake(lambda value, offsets, weights, h, w: value.new_empty(value.flatten(2).shape))
-    sample.register_autograd(differentiate, setup_context=remember)
-    gradients = torch.library.custom_op("qlseg::sample_levels_backward", backward, mutates_args=())
+    sample.register_autograd(_differentiate, setup_context=_setup_context)
+    gradients = torch.library.custom_op("qlseg::sample_levels_backward", _backward, mutates_args=())
     gradients.register_fake(lambda grad, *inputs: tuple(torch.empty_like(x).contiguous() for x in inputs[:3]))
-    gradients.register_autograd(refuse)
+    gradients.register_autograd(_raise_second_derivative)
 
 
-register()
+_register()
 
 
-def suits(value: torch.Tensor) -> bool:
+def supports(value: torch.Tensor) -> bool:
     """Whether `fused_sample_levels` should be used: its atomic adds make gradients depend on their order."""
     on_gpu = value.is_cuda and CAN_LAUNCH and value.shape[3] <= WIDEST_HEAD and value.dtype != torch.float64
     is_traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
@@ -224,8 +232,8 @@ def suits(value: torch.Tensor) -> bool:
 def fused_sample_levels(
     value: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """What `sampling.sample_levels` computes, with its arguments, once differentiable."""
+    """What `deformable_attention.sample_levels` computes, with its arguments, once differentiable."""
     return torch.ops.qlseg.sample_levels(value, offsets, weights, *grid)
 
 
-__all__ = ["fused_sample_levels", "suits"]
+__all__ = ["backward_kernel", "forward_kernel", "fused_sample_levels", "supports"]

@@ -250,7 +250,7 @@ def open_file(
     start = first_bytes(source)
     if start.startswith(NPY_START):
         array = read_npy(source)
-        return channels_last(array, num_channels, prefers_first=False) if array.ndim == 3 else array
+        return channels_last(array, num_channels, False, shorten(source)) if array.ndim == 3 else array
     if start.startswith(TIFF_STARTS):
         needs_reader = keep_values or num_channels not in (None, 1, 3)
         if not needs_reader and num_channels is None:
@@ -272,7 +272,9 @@ def first_bytes(source: str | os.PathLike | NamedBytes) -> bytes:
         return file.read(8)
 
 
-def channels_last(array: np.ndarray, num_channels: int | None, prefers_first: bool) -> np.ndarray:
+def channels_last(
+    array: np.ndarray, num_channels: int | None, prefers_first: bool, name: str = "a picture"
+) -> np.ndarray:
     """(H, W, c) of three axes, of which the first or the last has the channels; ValueError if none could be it."""
     sides = array.shape[0], array.shape[-1]
     if num_channels is None:
@@ -285,7 +287,7 @@ def channels_last(array: np.ndarray, num_channels: int | None, prefers_first: bo
     if not is_first and not is_last:
         wanted = {3: "1, 3 or 4", 1: "1"}.get(num_channels, num_channels)
         raise ValueError(
-            f"a picture of shape {array.shape} has no axis of {wanted} channels, first or last; the processor takes "
+            f"{name} of shape {array.shape} has no axis of {wanted} channels, first or last; the processor takes "
             f"{num_channels}, as many as image_mean has entries"
         )
     return np.moveaxis(array, 0, -1) if is_first and (prefers_first or not is_last) else array
@@ -324,7 +326,7 @@ def read_tiff(source: str | os.PathLike | NamedBytes, num_channels: int | None) 
     if num_alpha and array.shape[-1] != num_channels:
         array = array[..., :-num_alpha]
     if is_stack:  # tifffile writes an array (height, width, bands) as so many pages as it is high, if not told other
-        array = channels_last(np.moveaxis(array, -1, 0), num_channels, prefers_first=True)
+        array = channels_last(np.moveaxis(array, -1, 0), num_channels, True, name)
     bands = array.shape[-1]
     if num_channels not in (None, bands) and (num_channels, bands) not in ((3, 1), (1, 3)):
         raise ValueError(

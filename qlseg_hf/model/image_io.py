@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Picture and label files to arrays, and the resize that the published numbers were measured with.
 
 What is no 8-bit or 16-bit picture of grey or RGB is refused with what it is: read anyway, it would be black, or other

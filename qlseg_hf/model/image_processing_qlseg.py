@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The processor: pictures to windows, label files to labels, window scores to label maps, as the paper measured.
 
 Letters: K labels, H x W a picture's own size, h x w its resized size, both in pixels.

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The loss of QLSeg as pure functions: logits of T blocks and a label map in, named scalar terms out.
 
 Source: Xie et al. 2024; the mask terms are those of Mask2Former-style training without any matching, because query i
@@ -74,9 +76,9 @@ def segmentation_loss(
     present = present_labels(labels, config)  # (B, K)
     picture, label = present.nonzero(as_tuple=True)  # (M,) each; the one synchronisation
     class_targets = torch.where(present, torch.arange(num_labels, device=labels.device), num_labels)  # (B, K)
-    weights = class_weights(config, labels.device)
+    weights = _class_weights(config, labels.device)
     if normalizers is None:
-        class_sum, num_masks = weights[class_targets].sum(), mask_count(present)
+        class_sum, num_masks = weights[class_targets].sum(), _count_masks(present)
     else:
         class_sum, num_masks = normalizers
     class_sum = class_sum.clamp(min=torch.finfo(class_sum.dtype).tiny)  # all weights may be 0: then so is the term
@@ -94,15 +96,21 @@ def segmentation_loss(
     return terms
 
 
+def sum_terms(terms: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(3,) classification, mask and dice of `segmentation_loss`, over all blocks, without gradient."""
+    kinds = ("loss_ce", "loss_mask", "loss_dice")
+    return torch.stack([sum(v.detach() for name, v in terms.items() if name.startswith(kind)) for kind in kinds])
+
+
 def present_labels(labels: torch.Tensor, config) -> torch.Tensor:
-    """(B, H, W) int64 labels -> (B, K) bool: does the label occur in the picture?"""
+    """(B, H, W) int64 labels -> (B, K) bool: does the label occur in the image?"""
     num_labels = config.num_labels
     slots = torch.where(labels == config.semantic_loss_ignore_index, num_labels, labels).flatten(1)
     present = slots.new_zeros(len(labels), num_labels + 1, dtype=torch.bool)
     return present.scatter_(1, slots, True)[:, :num_labels]
 
 
-def class_weights(config, device: torch.device) -> torch.Tensor:
+def _class_weights(config, device: torch.device) -> torch.Tensor:
     """(K + 1,) fp32: `label_weights` (1 in the paper), then the weight of "no object"."""
     weights = torch.ones(config.num_labels + 1, device=device)
     weights[-1] = config.no_object_weight
@@ -117,12 +125,12 @@ def loss_normalizers(labels: torch.Tensor, config) -> torch.Tensor:
     Both add up over the parts of a batch, so that a loss does not depend on how a batch is cut over processes and
     accumulation steps. The mask count is not yet raised to 1.
     """
-    present, weights = present_labels(labels.long(), config), class_weights(config, labels.device)
+    present, weights = present_labels(labels.long(), config), _class_weights(config, labels.device)
     class_sum = torch.where(present, weights[:-1], weights[-1]).sum()
     return torch.stack([class_sum, present.sum().float()])
 
 
-def mask_count(present: torch.Tensor) -> torch.Tensor:
+def _count_masks(present: torch.Tensor) -> torch.Tensor:
     """Number of masks in the batch, averaged over processes, at least 1. `present`: (B, K) bool. fp32 scalar."""
     count = present.sum().float()
     if distributed.is_available() and distributed.is_initialized():
@@ -140,7 +148,7 @@ class MaskLosses(torch.autograd.Function):
     Args of `apply`:
         logits: (M, h, w) fp32, before the sigmoid; resized to the label map (bilinear, half-pixel centres).
         labels: (B, H, W) int64.
-        picture, label: (M,) which picture a mask belongs to, and the label whose pixels are its foreground.
+        picture, label: (M,) which image a mask belongs to, and the label whose pixels are its foreground.
         alpha: weight of foreground in the focal loss; background has `1 - alpha`.
         gamma: exponent of the focal loss.
 
@@ -154,14 +162,14 @@ class MaskLosses(torch.autograd.Function):
         chunk_bytes = CPU_CHUNK_BYTES if logits.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
         num_masks = max(1, chunk_bytes // (4 * size[0] * size[1]))
         focal, dice, to_focal, to_dice = (logits.new_zeros(shape) for shape in 2 * [len(logits)] + 2 * [logits.shape])
-        with torch.autocast(logits.device.type, enabled=False):  # the products of `upsampled` have to be in fp32
+        with torch.autocast(logits.device.type, enabled=False):  # the products of `_upsample` have to be in fp32
             for start in range(0, len(logits), num_masks):
                 chunk = slice(start, start + num_masks)
                 is_foreground = labels[picture[chunk]] == label[chunk, None, None]  # (m, H, W)
-                maps = upsampled(logits[chunk], size)
+                maps = _upsample(logits[chunk], size)
                 focal[chunk], dice[chunk], gradients = mask_losses(maps, is_foreground, alpha, gamma, wants_gradient)
                 if wants_gradient:
-                    to_focal[chunk], to_dice[chunk] = (upsampled(g, grid, is_adjoint=True) for g in gradients)
+                    to_focal[chunk], to_dice[chunk] = (_upsample(g, grid, is_adjoint=True) for g in gradients)
         ctx.save_for_backward(to_focal, to_dice)
         return focal, dice
 
@@ -172,7 +180,7 @@ class MaskLosses(torch.autograd.Function):
         return focal_grad[:, None, None] * to_focal + dice_grad[:, None, None] * to_dice, None, None, None, None, None
 
 
-def upsampled(maps: torch.Tensor, size: tuple[int, int], is_adjoint: bool = False) -> torch.Tensor:
+def _upsample(maps: torch.Tensor, size: tuple[int, int], is_adjoint: bool = False) -> torch.Tensor:
     """(m, h, w) fp32 maps resized bilinearly to `size`; adjoint: (m, *size) gradients brought back to (m, h, w).
 
     Both ways are products with the two weight matrices, so they are exact adjoints and the same in every run.
@@ -219,4 +227,4 @@ def mask_losses(
     return focal, dice, (to_focal, to_dice)
 
 
-__all__ = ["MaskLosses", "check_labels", "loss_normalizers", "mask_losses", "segmentation_loss"]
+__all__ = ["MaskLosses", "check_labels", "loss_normalizers", "mask_losses", "present_labels", "segmentation_loss"]

@@ -1,6 +1,8 @@
-"""How much of a picture `segment` takes at once, so that it stays within a number of MiB.
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""How much of an image `segment` takes at once, so that it stays within a number of MiB.
 
-What grows with a picture are its pixels and its label map (11 bytes per pixel of RGB) and its windows: 0.7 MB each
+What grows with an image are its pixels and its label map (11 bytes per pixel of RGB) and its windows: 0.7 MB each
 with 150 labels. The windows of a strip of the label map are held at a time, and as many are forwarded together as fit.
 """
 
@@ -20,7 +22,7 @@ SHORTEST_STRIP = 64  # pixels
 class MemoryPlan:
     """Strips and forward batches within `max_memory_mb` MiB; one strip and full batches if that is None.
 
-    After `strips` has begun on a picture, `window_batch_size` is the number of windows per forward pass.
+    After `strips` has begun on an image, `window_batch_size` is the number of windows per forward pass.
     """
 
     def __init__(
@@ -34,10 +36,10 @@ class MemoryPlan:
         self.pixel_bytes = self.num_channels  # of the picture that is cut; 8 bits per band unless somebody says other
 
     def strips(self, size: tuple[int, int], layout: list) -> Iterator[tuple[Span, Span]]:
-        """Rows and columns of each strip of a picture, cut across its longer side.
+        """Rows and columns of each strip of an image, cut across its longer side.
 
         Args:
-            size: (height, width) of the picture in pixels.
+            size: (height, width) of the image in pixels.
             layout: of its runs: (resized size, share, is_flipped, [(rows, columns), ...]).
 
         Raises:
@@ -47,7 +49,7 @@ class MemoryPlan:
         if self.max_memory_mb is not None:
             length, self.window_batch_size = self.longest_strip(size, layout)
         for start in range(0, max(size), length):
-            yield strip_at(size, start, length)
+            yield _strip_at(size, start, length)
 
     def longest_strip(self, size: tuple[int, int], layout: list) -> tuple[int, int]:
         """Length of a strip in pixels and number of windows per forward pass: the largest that fit, length first."""
@@ -73,7 +75,7 @@ class MemoryPlan:
         for start in range(0, max(size), length):
             inside = resized = 0
             for run_size, _, _, places in layout:
-                reach = sources(run_size, size, *strip_at(size, start, length))
+                reach = sources(run_size, size, *_strip_at(size, start, length))
                 windows = [place for place in places if overlap(place[0], reach[0]) and overlap(place[1], reach[1])]
                 inside += len(windows)
                 area = [max(span[1] for span in spans) - min(span[0] for span in spans) for spans in zip(*windows)]
@@ -103,14 +105,14 @@ class MemoryPlan:
         levels = len(backbone.out_indices)
         hidden = max(4 * width + 8 * width, levels * (8 * width + self.config.pixel_encoder_intermediate_size))
         heads = getattr(backbone, "num_attention_heads", None) or 16
-        attention = attention_matrices(backbone) * heads * self.num_tokens(window_pixels)
+        attention = _count_attention_matrices(backbone) * heads * self.num_tokens(window_pixels)
         return (
             4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention)
             + 4 * self.num_channels * window_pixels
         )
 
 
-def attention_matrices(backbone) -> int:
+def _count_attention_matrices(backbone) -> int:
     """How many (heads, N, N) tensors the attention of one layer holds at a time; the fused ones hold none."""
     if backbone._attn_implementation == "eager":
         return 3
@@ -118,10 +120,10 @@ def attention_matrices(backbone) -> int:
     return 2 if has_bias else 0
 
 
-def strip_at(size: tuple[int, int], start: int, length: int) -> tuple[Span, Span]:
+def _strip_at(size: tuple[int, int], start: int, length: int) -> tuple[Span, Span]:
     """Rows and columns of the strip that begins at `start` along the longer side."""
     span = (start, min(start + length, max(size)))
     return (span, (0, size[1])) if size[0] >= size[1] else ((0, size[0]), span)
 
 
-__all__ = ["MemoryPlan"]
+__all__ = ["RESIZED_PIXELS", "MemoryPlan"]

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """QLSeg in the order the data meets it: plain ViT, deformable pixel encoder, attention-to-mask decoder, scores.
 
 Source: Xie et al., "Multi-query and multi-level enhanced network for semantic segmentation", Pattern Recognition 2024.
@@ -22,18 +24,20 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
-from .backbones import build_backbone, check_maps, patch_size_of, unused_weights, whole_patches
+from .backbones import build_backbone, check_maps, pad_to_patches, patch_size_of, unused_weights
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .deformable_attention import Grid, position_code, sample_levels
-from .loss_qlseg import check_labels, segmentation_loss
+from .loss_qlseg import check_labels, segmentation_loss, sum_terms
 from .scores import combine
 from .segmentation import QLSegImageSegmentationPipeline  # noqa: F401 (see the module's docstring)
 
 logger = logging.get_logger(__name__)
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+FORWARD_KEYWORDS = frozenset(TransformersKwargs.__annotations__)
 
 
 @dataclass
@@ -50,6 +54,7 @@ class QLSegOutput(ModelOutput):
         hidden_states: of the backbone, if requested.
         attentions: (B, heads, N, N) of each backbone layer, if requested.
         window_offsets: as given to `forward`, so that the image processor can put windows together again.
+        loss_terms: (3,) what classification, mask and dice add to `loss`, over all blocks, for logs: without gradient.
     """
 
     loss: torch.FloatTensor | None = None
@@ -59,6 +64,7 @@ class QLSegOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     window_offsets: torch.LongTensor | None = None
+    loss_terms: torch.FloatTensor | None = None
 
 
 def eager_attention_forward(
@@ -100,8 +106,8 @@ class QLSegAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, c)
+    def split_heads(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, c)
 
     def attend(self, query, key, value, mask=None, output_attentions=False):
         """query (B, Q, C), key and value (B, N, C), mask (B, 1, Q, N), True = may look. Returns (B, Q, C), weights."""
@@ -122,8 +128,12 @@ class QLSegAttention(nn.Module):
         )
         return self.o_proj(out.flatten(2)), weights
 
-    def forward(self, x: torch.Tensor, output_attentions: bool = False):
-        return self.attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), output_attentions=output_attentions)
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, N, C) -> (B, N, C), and the weights if `output_attentions` asks for them."""
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        return self.attend(query, key, value, output_attentions=bool(kwargs.get("output_attentions")))
 
 
 # ---------------------------------------------------------------------------------------------- encoder: plain ViT
@@ -141,7 +151,7 @@ class QLSegViTEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
-        pixel_values = whole_patches(pixel_values, as_pair(self.patch_size), self.num_channels)
+        pixel_values = pad_to_patches(pixel_values, as_pair(self.patch_size), self.num_channels)
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
         positions = resize_positions(self.position_embeddings, self.grid, grid)
@@ -164,8 +174,8 @@ class QLSegViTMLP(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden_states)))
 
 
 class QLSegViTLayer(GradientCheckpointingLayer):
@@ -179,24 +189,39 @@ class QLSegViTLayer(GradientCheckpointingLayer):
         self.mlp = QLSegViTMLP(config)
         self.drop_path = drop_path
 
-    def forward(self, x: torch.Tensor, output_attentions: bool = False):
-        attended, weights = self.attention(self.layernorm_before(x), output_attentions)
-        x = x + attended
-        return x + drop_path(self.mlp(self.layernorm_after(x)), self.drop_path, self.training), weights
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + attended
+        residual = self.mlp(self.layernorm_after(hidden_states))
+        return hidden_states + drop_path(residual, self.drop_path, self.training), weights
 
 
-def drop_path(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
+def drop_path(hidden_states: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     """Zero whole samples of a residual branch with probability `rate`; the kept ones are divided by `1 - rate`."""
     if not training or rate == 0.0:
-        return x
-    keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - rate)
-    return x * keep / (1 - rate)
+        return hidden_states
+    keep = hidden_states.new_empty(len(hidden_states), *(1,) * (hidden_states.ndim - 1)).bernoulli_(1 - rate)
+    return hidden_states * keep / (1 - rate)
+
+
+def _check_keywords(model: nn.Module, kwargs: dict) -> None:
+    """TypeError for a keyword of `forward` that transformers does not define: it would change nothing."""
+    if unknown := sorted(set(kwargs) - FORWARD_KEYWORDS):
+        raise TypeError(f"{type(model).__name__}.forward() got unknown keywords {unknown}; see its arguments")
+
+
+def _asked_outputs(config: QLSegConfig | QLSegViTConfig, kwargs: dict) -> dict:
+    """Which hidden states and attentions a call asks for; where it does not say, the configuration does."""
+    names = ("output_hidden_states", "output_attentions")
+    return {name: getattr(config, name) if kwargs.get(name) is None else kwargs[name] for name in names}
 
 
 class QLSegPreTrainedModel(PreTrainedModel):
     """What encoder and whole network share: fresh weights by the paper, and what transformers may do with them."""
 
-    config_class = QLSegConfig
+    config: QLSegConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -240,7 +265,7 @@ class QLSegPreTrainedModel(PreTrainedModel):
 class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
     """Plain ViT as an `AutoBackbone`: (B, 3, H, W) to one (B, D, h, w) map per stage in `out_features`."""
 
-    config_class = QLSegViTConfig
+    config: QLSegViTConfig
 
     def __init__(self, config: QLSegViTConfig):
         super().__init__(config)
@@ -256,38 +281,30 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         return self.embeddings.projection
 
     @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         """
         Args:
             pixel_values: (B, 3, H, W), normalised; any H and W, padded with zeros at the bottom and right to whole
                 patches.
-            output_hidden_states: also return the embedding and every layer's output, (B, N, D) each; numbers return
-                those alone, with None in place of the others.
-            output_attentions: also return (B, heads, N, N) weights per layer, computed by the eager implementation.
-            return_dict: False for a tuple.
+            kwargs: `output_hidden_states=True` also returns the embedding and every layer's output, (B, N, D) each
+                (numbers return those alone, with None in place of the others); `output_attentions=True` the weights,
+                (B, heads, N, N) per layer, computed by the eager implementation; `return_dict=False` a tuple.
 
         Raises:
             ValueError: `pixel_values` has another number of dimensions or channels.
+            TypeError: a keyword is none of transformers'.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        x, grid = self.embeddings(pixel_values)  # (B, N, D)
+        _check_keywords(self, kwargs)
+        asked = _asked_outputs(self.config, kwargs)
+        hidden_states, grid = self.embeddings(pixel_values)  # (B, N, D)
         # only what is returned is kept: 24 layers of a ViT-L at 640 px are 150 MiB, their eager attentions 3.7 GiB
-        chosen = chosen_states(output_hidden_states, len(self.stage_names))
+        chosen = _chosen_states(asked["output_hidden_states"], len(self.stage_names))
         kept = [i in chosen or stage in self.out_features for i, stage in enumerate(self.stage_names)]
-        states, attentions = [x if kept[0] else None], []
+        states, attentions = [hidden_states if kept[0] else None], []
         for layer, is_kept in zip(self.layers, kept[1:]):
-            x, weights = layer(x, bool(output_attentions))
-            states.append(x if is_kept else None)
-            attentions.append(weights if output_attentions else None)
+            hidden_states, weights = layer(hidden_states, output_attentions=asked["output_attentions"])
+            states.append(hidden_states if is_kept else None)
+            attentions.append(weights if asked["output_attentions"] else None)
         maps = tuple(
             state.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
             for stage, state in zip(self.stage_names, states)
@@ -296,11 +313,11 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         return BackboneOutput(
             feature_maps=maps,
             hidden_states=tuple(x if i in chosen else None for i, x in enumerate(states)) if chosen else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            attentions=tuple(attentions) if asked["output_attentions"] else None,
         )
 
 
-def chosen_states(output_hidden_states: bool | int | list[int], num_states: int) -> set[int]:
+def _chosen_states(output_hidden_states: bool | int | list[int], num_states: int) -> set[int]:
     """Numbers of the hidden states to return; negative ones count from the end, what is out of range chooses none."""
     if isinstance(output_hidden_states, bool):
         return set(range(num_states)) if output_hidden_states else set()
@@ -321,18 +338,19 @@ class QLSegDeformableAttention(nn.Module):
         self.value_proj = nn.Linear(width, width)
         self.output_proj = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
-        query = x + position
+    def forward(self, hidden_states: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
+        query = hidden_states + position
         offsets = self.sampling_offsets(query).unflatten(-1, (*self.shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.shape[0], -1))
-        del query  # as large as x, and not needed while sampling
+        del query  # as large as `hidden_states`, and not needed while sampling
         weights = F.softmax(weights, dim=-1, dtype=torch.float32).unflatten(-1, self.shape[1:])
-        value = self.value_proj(x).unflatten(-1, (self.shape[0], -1))  # (B, L * N, heads, c), without position code
+        # (B, L * N, heads, c), without position code
+        value = self.value_proj(hidden_states).unflatten(-1, (self.shape[0], -1))
         return self.output_proj(sample_levels(value, offsets, weights, grid))
 
 
 class QLSegPixelEncoderLayer(GradientCheckpointingLayer):
-    """Post-norm layer. `2 * x` is real: the published attention adds its own residual and the layer adds it again."""
+    """Post-norm layer. `alpha=2` is real: the published attention adds its residual and the layer adds it again."""
 
     def __init__(self, config: QLSegConfig, width: int, num_levels: int):
         super().__init__()
@@ -342,21 +360,22 @@ class QLSegPixelEncoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.pixel_encoder_intermediate_size, width)
         self.norm2 = nn.LayerNorm(width)
 
-    def forward(self, x: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
-        x = self.norm1(torch.add(self.self_attn(x, position, grid), x, alpha=2))
-        return self.norm2(x + self.fc2(F.relu(self.fc1(x), inplace=True)))
+    def forward(self, hidden_states: torch.Tensor, position: torch.Tensor, grid: Grid) -> torch.Tensor:
+        attended = self.self_attn(hidden_states, position, grid)
+        hidden_states = self.norm1(torch.add(attended, hidden_states, alpha=2))
+        return self.norm2(hidden_states + self.fc2(F.relu(self.fc1(hidden_states), inplace=True)))
 
 
 class QLSegGroupNorm(nn.GroupNorm):
     """A group of a single number (one channel of one patch) is its bias.
 
-    PyTorch refuses such a picture alone; in a batch it returns rounding errors times 300, which later norms amplify.
+    PyTorch refuses such an image alone; in a batch it returns rounding errors times 300, which later norms amplify.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.num_groups == self.num_channels and x.shape[2:] == (1, 1):
-            return (x - x) * self.weight[:, None, None] + self.bias[:, None, None]
-        return super().forward(x)
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        if self.num_groups == self.num_channels and maps.shape[2:] == (1, 1):
+            return (maps - maps) * self.weight[:, None, None] + self.bias[:, None, None]
+        return super().forward(maps)
 
 
 class QLSegPixelEncoder(nn.Module):
@@ -379,12 +398,12 @@ class QLSegPixelEncoder(nn.Module):
 
     def forward(self, maps: tuple[torch.Tensor, ...], grid: Grid) -> tuple[torch.Tensor, ...]:
         levels = [norm(project(x)) for x, project, norm in zip(maps, self.projections, self.norms)]
-        x = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, L * N, D)
-        code = position_code(grid, x.shape[-1], self.temperature, x.device).to(x.dtype)  # (N, D)
-        position = (code + self.level_embeddings[:, None]).flatten(0, 1)  # (L * N, D)
+        hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, L * N, D)
+        code = position_code(grid, hidden_states.shape[-1], self.temperature, hidden_states.device)  # (N, D)
+        position = (code.to(hidden_states.dtype) + self.level_embeddings[:, None]).flatten(0, 1)  # (L * N, D)
         for layer in self.layers:
-            x = layer(x, position, grid)
-        return x.unflatten(1, (len(maps), -1)).unbind(1)
+            hidden_states = layer(hidden_states, position, grid)
+        return hidden_states.unflatten(1, (len(maps), -1)).unbind(1)
 
 
 # -------------------------------------------------------------- decoder: attention to mask, L query sets, T blocks
@@ -407,15 +426,18 @@ class QLSegDecoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor | None):
-        x = self.norm1(x + self.dropout(self.self_attn(x)[0]))
+    def forward(
+        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden_states = self.norm1(hidden_states + self.dropout(self.self_attn(hidden_states)[0]))
         attn = self.cross_attn
-        query, key, value = attn.q_proj(x), attn.k_proj(memory), attn.v_proj(memory)
+        query = attn.q_proj(hidden_states)
+        key, value = attn.k_proj(encoder_hidden_states), attn.v_proj(encoder_hidden_states)
         # The mean of the heads' scores is one product over the full width, because the heads share one scale.
         scores = (query * (attn.scaling / attn.num_heads)) @ key.transpose(1, 2) if self.is_last else None  # (B, K, N)
-        x = self.norm2(x + self.dropout(attn.attend(query, key, value, mask)[0]))
-        hidden = self.dropout(F.relu(self.fc1(x), inplace=True))
-        return self.norm3(x + self.dropout(self.fc2(hidden))), scores
+        hidden_states = self.norm2(hidden_states + self.dropout(attn.attend(query, key, value, mask)[0]))
+        hidden = self.dropout(F.relu(self.fc1(hidden_states), inplace=True))
+        return self.norm3(hidden_states + self.dropout(self.fc2(hidden))), scores
 
 
 class QLSegQueryFusion(nn.Module):
@@ -449,13 +471,13 @@ class QLSegDecoderBlock(nn.Module):
         )
         self.query_fusion = QLSegQueryFusion(config, num_levels)
 
-    def forward(self, queries: list[torch.Tensor], memories: list[torch.Tensor], mask: torch.Tensor | None):
+    def forward(self, queries: list[torch.Tensor], levels: list[torch.Tensor], mask: torch.Tensor | None):
         out, mask_logits = [], None
-        for layers, x, memory in zip(self.branches, queries, memories):
+        for layers, hidden_states, level in zip(self.branches, queries, levels):
             for layer in layers:
-                x, scores = layer(x, memory, mask)
+                hidden_states, scores = layer(hidden_states, level, mask)
             mask_logits = scores if mask_logits is None else mask_logits + scores
-            out.append(x)
+            out.append(hidden_states)
         return out, self.query_fusion(out), mask_logits  # L x (B, K, C), (B, K, C), (B, K, N)
 
 
@@ -472,11 +494,12 @@ class QLSegDecoder(nn.Module):
 
     def forward(self, levels: tuple[torch.Tensor, ...], grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
         """L x (B, N, D), shallow to deep -> fused queries (T, B, K, C) and mask logits (T, B, K, h, w)."""
-        memories = [norm(project(x)) for x, project, norm in zip(reversed(levels), self.projections, self.norms)]
+        deep_to_shallow = zip(reversed(levels), self.projections, self.norms)
+        projected = [norm(project(level)) for level, project, norm in deep_to_shallow]  # L x (B, N, C)
         queries = [branch.expand(levels[0].shape[0], -1, -1) for branch in self.queries]  # L x (B, K, C)
         fused, mask_logits, mask = [], [], None
         for block in self.blocks:
-            queries, fused_queries, scores = block(queries, memories, mask)
+            queries, fused_queries, scores = block(queries, projected, mask)
             mask = visible_tokens(scores, self.mask_threshold)
             fused.append(fused_queries)
             mask_logits.append(scores.unflatten(-1, grid))
@@ -556,9 +579,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         window_offsets: torch.Tensor | None = None,
         loss_normalizers: torch.Tensor | None = None,
         output_logits: bool | None = None,
-        output_hidden_states: bool | int | list[int] | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> QLSegOutput:
         """
         Args:
@@ -569,23 +590,22 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             loss_normalizers: (2,) if `labels` are part of a larger batch; see `segmentation_loss`.
             output_logits: False leaves `logits` out, which are by far the largest output and follow from the others;
                 if not given, they are left out in training mode with labels.
-            output_hidden_states, output_attentions: also return those of the backbone.
-            return_dict: False for a tuple.
+            kwargs: `output_hidden_states`, `output_attentions` also return those of the backbone; `return_dict=False`
+                gives a tuple. What else transformers defines has no effect.
 
         Raises:
+            TypeError: a keyword is none of transformers'.
             ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, or (on a CPU) a label is
                 outside the range; on a GPU that is an assertion of the device, which costs no synchronisation.
         """
+        _check_keywords(self, kwargs)
         if labels is not None:
             check_labels(labels, pixel_values, self.config)
-        padded = whole_patches(pixel_values, self.patch_size, self.backbone.config.num_channels)
+        padded = pad_to_patches(pixel_values, self.patch_size, self.backbone.config.num_channels)
         features = self.backbone(
             padded.to(self.backbone.dtype),
-            output_hidden_states=self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states,
-            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
             return_dict=True,
+            **_asked_outputs(self.config, kwargs),
         )
         grid = tuple(features.feature_maps[0].shape[-2:])
         if not torch.compiler.is_compiling():  # where sides are symbols, which compare as one or stop an export
@@ -594,10 +614,10 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         levels = self.pixel_encoder(features.feature_maps, grid)  # L x (B, N, D)
         queries, mask_logits = self.decoder(levels, grid)  # (T, B, K, C), (T, B, K, h, w)
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
-        loss = logits = None
+        loss = logits = loss_terms = None
         if labels is not None:
             terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)
-            loss = sum(terms.values())
+            loss, loss_terms = sum(terms.values()), sum_terms(terms)
         if output_logits is None:
             output_logits = labels is None or not self.training
         if output_logits:
@@ -610,6 +630,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             hidden_states=features.hidden_states,
             attentions=features.attentions,
             window_offsets=window_offsets,
+            loss_terms=loss_terms,
         )
 
     @classmethod
@@ -693,9 +714,11 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
 
 
 __all__ = [
+    "HUB_KEYWORDS",
     "QLSegForSemanticSegmentation",
     "QLSegOutput",
     "QLSegPreTrainedModel",
     "QLSegViTBackbone",
     "resize_positions",
+    "visible_tokens",
 ]

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The processor's settings, checked together, and what they say of sizes, windows, pixels and labels.
 
 Letters: H x W a picture's own size, h x w its resized size, both in pixels.

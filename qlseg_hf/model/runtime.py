@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What inference needs of PyTorch: modules in eval mode while it runs, the device it runs on, tensors made once."""
 
 import threading

@@ -1,4 +1,6 @@
-"""From class and mask logits to scores and label maps, block by block: K planes of a picture are never held at once.
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""From class and mask logits to scores and label maps, block by block: K planes of an image are never held at once.
 
 A window of 512 x 512 with 150 labels has 157 MB of scores, and 0.7 MB of class and mask logits they are made from. So
 what is kept is the logits, and scores exist for a block of pixels at a time: small enough for the cache of a CPU.
@@ -89,7 +91,7 @@ def bilinear(old: int, new: int, span: Span, device: torch.device) -> torch.Tens
 
 
 @lru_cache(maxsize=512)
-def source_span(old: int, new: int, span: Span) -> Span:
+def _source_span(old: int, new: int, span: Span) -> Span:
     """The old pixels that pixels `span` of a side are made of; the same ones if it keeps its length."""
     if old == new:
         return span
@@ -99,7 +101,7 @@ def source_span(old: int, new: int, span: Span) -> Span:
 
 def sources(old: tuple[int, int], new: tuple[int, int], rows: Span, columns: Span) -> tuple[Span, Span]:
     """Rows and columns of a map of size `old` that rows x columns of its resized version (size `new`) are made of."""
-    return source_span(old[0], new[0], rows), source_span(old[1], new[1], columns)
+    return _source_span(old[0], new[0], rows), _source_span(old[1], new[1], columns)
 
 
 def resized_part(
@@ -178,4 +180,17 @@ def label_map_from_scores(plane: torch.Tensor, size: tuple[int, int]) -> torch.T
     return label_map
 
 
-__all__ = ["combine", "label_map_from_scores"]
+__all__ = [
+    "Span",
+    "best_labels",
+    "bilinear",
+    "block_pixels",
+    "blocks",
+    "combine",
+    "first_maximum",
+    "label_map_from_scores",
+    "mask_block",
+    "overlap",
+    "resized_part",
+    "sources",
+]

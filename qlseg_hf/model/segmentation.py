@@ -1,6 +1,6 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""From pictures to label maps: windows, scales and flips. The one way that pipeline and examples go.
+"""From images to label maps: windows, scales and flips. The one way that pipeline and examples go.
 
 What is kept of a window are the network's class and mask logits, 1/200 of its scores; a label map is then made block
 by block (see `scores`), so its memory does not depend on labels times pixels.
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass
 class Strip:
-    """Rows x columns of a picture's label map, and the windows that they are made of."""
+    """Rows x columns of an image's label map, and the windows that they are made of."""
 
     target: Target
     rows: Span
@@ -71,36 +71,36 @@ def segment(
     return_scores: bool = False,
     return_confidence: bool = False,
 ) -> list[torch.Tensor] | tuple[list[torch.Tensor], ...]:
-    """Label maps of pictures, each at its own size, by the published protocol.
+    """Label maps of images, each at its own size, by the published protocol.
 
-    Every picture is resized, cut into windows, and the windows of all pictures, scales and flips share forward passes.
-    Window scores are averaged where they overlap. With one run the scores are resized to the picture and the best
+    Every image is resized, cut into windows, and the windows of all images, scales and flips share forward passes.
+    Window scores are averaged where they overlap. With one run the scores are resized to the image and the best
     label taken; with several, each run's resized scores pass a softmax over the labels and are averaged first.
 
     Args:
         model: on any device, in any floating dtype, with adapters or without, in peft's wrapper or out of it. Dropout
             is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
-        images: one picture or several of mixed sizes, in a list or as a generator, which is read one by one: path, PIL
-            picture, integer array or tensor. What bands and values it must have, the processor says.
+        images: one image or several of mixed sizes, in a list or as a generator, which is read one by one: path, PIL
+            image, integer array or tensor. What bands and values it must have, the processor says.
         scales: factor on the short side, or several; it never falls below the window, and coinciding scales are
             computed once.
         flip: add a left-right mirrored run per scale.
         labels: names or numbers of the labels to choose from; all if not given. The scores of a label do not change,
             the others are just not candidates (the softmax of several runs is still over all).
         window_batch_size: windows per forward pass; 8 on an accelerator and 2 on a CPU if not given.
-        max_memory_mb: MiB that the call may take for one picture, beside the model, pictures in memory already and the
-            scores returned: pixels, label map, windows and forward passes, on host and device together. The picture is
+        max_memory_mb: MiB that the call may take for one image, beside the model, images in memory already and the
+            scores returned: pixels, label map, windows and forward passes, on host and device together. The image is
             then cut into strips, with as many windows at a time as fit.
-        max_windows: most windows of one picture, all scales and flips together, where one of more than 1024 x 1024
+        max_windows: most windows of one image, all scales and flips together, where one of more than 1024 x 1024
             pixels counts once per 512 x 512 of them; None for no limit. "auto" allows 128 per scale and flip, and one
-            more per 1024 of the picture's own pixels: so a strip of pixels, which resizing makes thousands of windows
+            more per 1024 of the image's own pixels: so a strip of pixels, which resizing makes thousands of windows
             of, is refused, and a photograph or a panorama never.
         return_scores: also return the scores.
         return_confidence: also return the confidence.
 
     Returns:
-        list of (H, W) int64 label maps on the CPU, one per picture; with `return_scores` also a list of (K, H, W) fp32
+        list of (H, W) int64 label maps on the CPU, one per image; with `return_scores` also a list of (K, H, W) fp32
         tensors on the model's device: averaged semantic scores of a single run, probabilities of several; with
         `labels`, of those, in their order. With `return_confidence` also, and last, a list of (H, W) fp32 tensors in
         [0, 1] on the CPU: the share that the chosen label has of the sum of the scores of all the model's labels,
@@ -108,21 +108,21 @@ def segment(
         It is no calibrated probability.
 
     Raises:
-        ValueError, TypeError: something in `images` is no picture, `scales` is empty or not positive, `labels` are
+        ValueError, TypeError: something in `images` is no image, `scales` is empty or not positive, `labels` are
             none of the model's, the processor's settings do not go together, another argument is of a wrong type,
-            `max_memory_mb` is too little for a picture, or a picture has more windows than `max_windows`.
+            `max_memory_mb` is too little for an image, or an image has more windows than `max_windows`.
     """
-    settings = processor_settings(processor)
+    settings = _check_processor(processor)
     settings.check_network(model.config)
     for name, value in (("flip", flip), ("return_scores", return_scores), ("return_confidence", return_confidence)):
-        check_switch(name, value)
+        _check_switch(name, value)
     device = execution_device(model)
     if window_batch_size is None:
         window_batch_size = 2 if device.type == "cpu" else 8
-    window_batch_size = whole_number("window_batch_size", window_batch_size)
+    window_batch_size = _check_whole_number("window_batch_size", window_batch_size)
     if max_windows is not None and not (isinstance(max_windows, str) and max_windows == "auto"):
-        max_windows = whole_number("max_windows", max_windows)
-    if max_memory_mb is not None and not (is_real(max_memory_mb) and max_memory_mb > 0):
+        max_windows = _check_whole_number("max_windows", max_windows)
+    if max_memory_mb is not None and not (_is_real(max_memory_mb) and max_memory_mb > 0):
         raise ValueError(f"max_memory_mb is {reprlib.repr(max_memory_mb)}; a number of MiB above 0 is wanted, or None")
     wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
@@ -141,14 +141,14 @@ def segment(
 # ---------------------------------------------------------------------------------------------------------- arguments
 
 
-def processor_settings(processor: QLSegImageProcessor) -> Settings:
+def _check_processor(processor: QLSegImageProcessor) -> Settings:
     """The checked settings of a processor; TypeError if it is none of QLSeg."""
     if not hasattr(processor, "settings"):
         raise TypeError(f"the processor must be a QLSegImageProcessor; got {type(processor).__name__}")
     return processor.settings()
 
 
-def is_real(value) -> bool:
+def _is_real(value) -> bool:
     """Whether this is a number, also one of NumPy, and not True or False."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
@@ -158,20 +158,20 @@ def scale_factors(scales: float | Iterable[float]) -> list[float]:
     if isinstance(scales, np.ndarray | torch.Tensor):
         scales = scales.tolist()
     found = [scales] if isinstance(scales, Real | str | bytes) or not isinstance(scales, Iterable) else list(scales)
-    if not found or not all(is_real(scale) and 0 < scale <= LARGEST_SCALE for scale in found):
+    if not found or not all(_is_real(scale) and 0 < scale <= LARGEST_SCALE for scale in found):
         raise ValueError(
             f"scales must be positive numbers up to {LARGEST_SCALE}, at least one; got {reprlib.repr(found)}"
         )
     return [float(scale) for scale in found]
 
 
-def check_switch(name: str, value: bool) -> None:
+def _check_switch(name: str, value: bool) -> None:
     """ValueError for what is neither True nor False: the text "no" would count as True."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False; got {reprlib.repr(value)}")
 
 
-def whole_number(name: str, value: int) -> int:
+def _check_whole_number(name: str, value: int) -> int:
     """An integer of any kind, at least 1; ValueError otherwise."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} is {reprlib.repr(value)}; it must be at least 1, a whole number")
@@ -278,7 +278,7 @@ def finish_strip(strip: Strip, request: Request) -> None:
         target.scores = first.new_empty(num_scores, *size) if request.return_scores else None
         target.confidence = torch.empty(size, dtype=torch.float32) if request.return_confidence else None
     numbers = None if wanted is None else torch.tensor(wanted)
-    # pixels of the resized picture count where there are more of them
+    # pixels of the resized image count where there are more of them
     shrinking = max(1, *(run.size[0] * run.size[1] / (size[0] * size[1]) for run in strip.runs))
     num_pixels = int(block_pixels(first.shape[1], first.device) / shrinking)
     for rows, columns in blocks(strip.rows, strip.columns, num_pixels):
@@ -288,7 +288,7 @@ def finish_strip(strip: Strip, request: Request) -> None:
             part = run.scores(*sources(run.size, size, rows, columns))
             labels = best_labels(part, run.size, size, rows, columns)
         else:
-            scores, shares = strip_scores(strip, rows, columns, wanted, request.return_confidence)
+            scores, shares = _average_runs(strip, rows, columns, wanted, request.return_confidence)
             labels = first_maximum(scores)
             if request.return_confidence:
                 target.confidence[place] = shares.gather(0, labels[None])[0].clamp(0, 1).cpu()
@@ -298,10 +298,10 @@ def finish_strip(strip: Strip, request: Request) -> None:
         target.label_map[place] = labels if numbers is None else numbers[labels]
 
 
-def strip_scores(
+def _average_runs(
     strip: Strip, rows: Span, columns: Span, wanted: list[int] | None, with_shares: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scores and, if asked for, shares of the candidates in a block of the picture; (C, rows, columns) each.
+    """Scores and, if asked for, shares of the candidates in a block of the image; (C, rows, columns) each.
 
     Scores: those of a single run, the average of the probabilities of several. Shares: each label's part of the sum
     over all labels, averaged over the runs.
@@ -328,11 +328,11 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
     """`pipeline("image-segmentation")` by way of `segment`; models other than QLSeg get the stock pipeline.
 
     Calls take `scales`, `flip`, `labels`, `window_batch_size`, `max_memory_mb`, `max_windows` and `return_confidence`
-    of `segment`; other keywords than these and the stock pipeline's are refused. Lists of pictures of mixed sizes may
+    of `segment`; other keywords than these and the stock pipeline's are refused. Lists of images of mixed sizes may
     be batched.
-    Each picture gives [{"label": name, "mask": PIL picture of mode L, 0 or 255, "score": None}, ...], one entry per
-    label that occurs, at the picture's own size. With `return_confidence=True`, "score" is the mean confidence of the
-    label's pixels, and "confidence" a PIL picture of mode L with the confidence of each of them, 255 for 1, else 0.
+    Each image gives [{"label": name, "mask": PIL image of mode L, 0 or 255, "score": None}, ...], one entry per
+    label that occurs, at the image's own size. With `return_confidence=True`, "score" is the mean confidence of the
+    label's pixels, and "confidence" a PIL image of mode L with the confidence of each of them, 255 for 1, else 0.
     """
 
     # if not given, transformers takes the saved image processor for a sign of a video processor, and asks for trust
@@ -346,7 +346,7 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         return ImageSegmentationPipeline(model, *args, **kwargs)
 
     def check_model_type(self, supported_models) -> None:
-        """`__new__` has checked it."""
+        """Nothing: `__new__` has checked it."""
 
     def _sanitize_parameters(self, **kwargs):
         names = ("scales", "flip", "labels", "window_batch_size", "max_memory_mb", "max_windows", "return_confidence")
@@ -392,4 +392,14 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         return segments
 
 
-__all__ = ["QLSegImageSegmentationPipeline", "Request", "Strip", "Target", "cut_strips", "finish_strip", "segment"]
+__all__ = [
+    "QLSegImageSegmentationPipeline",
+    "Request",
+    "Strip",
+    "Target",
+    "cut_strips",
+    "finish_strip",
+    "label_numbers",
+    "scale_factors",
+    "segment",
+]

@@ -1,53 +1,68 @@
 """What a recipe leaves open, decided from data, encoder and machine. One table of rules; nothing is drawn or timed.
 
-Every key that is None is decided here once, at the start of a run; the decisions are written to `recipe.yaml` in the
-folder of the run, and a run that goes on reads them from there.
+Every key that is None is decided here once, at the first start of a run; the decisions are written to `recipe.yaml` in
+the folder of the run and beside each checkpoint, and a run that goes on takes them from there, whatever the machine.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-import yaml
-
-from .encoder import Encoder, find_encoder
-from .recipe import Recipe, read_yaml
+from ..utils.text import printable
+from .encoder import SIZES, Encoder, find_encoder
+from .recipe import Recipe
+from .yaml_text import write_on_one_line
 
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
 CPU_STEPS = 800  # about ten minutes with a ViT-Tiny on two cores
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
-# image side that a crop has at most, by the device
-CPU_CROP, GPU_CROP = 224, 512
-GPU_BYTES_PER_PIXEL = {
-    384: 12_000,
-    768: 30_000,
-    1024: 55_000,
-}  # of a training step in bf16, by encoder width; estimates
+CPU_CROP, GPU_CROP = 224, 512  # pixels that the side of a crop has at most
+CPU_BATCH, GPU_BATCH = 4, 16
+# bytes of a training step in bf16 per pixel of its images, by encoder width; estimates
+GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}
+GPU_SHARE = 0.8  # of its memory that a step may take
+RULES = ("do_reduce_labels", "ignore_index", "label_map")
+
+Decision = tuple[str, tuple[Any, str]]  # key, (value, why)
 
 
 @dataclass(frozen=True)
 class DataFacts:
     """What the decisions depend on.
 
-    `num_images`: of the training split. `short_side`: median of the short sides of its images, pixels. `label_names`:
-    of the layout or found by value, or None. `num_channels`: bands of an image.
+    `num_images`: of the training split that can be read; None if nobody has counted them. `short_side`: median of the
+    short sides of its images, pixels. `label_names`: of the layout or found by value, or None. `num_channels`: bands
+    of an image. `band_settings`: of a processor for these bands; {} for 8-bit RGB. `rules`: how stored values become
+    labels. `class_weights`: suggested, by name. `num_eval_images`: of the split to evaluate on. `window_size`: of the
+    model that training starts from, if it does.
     """
 
     num_images: int | None
     short_side: int
     label_names: list[str] | None = None
     num_channels: int = 3
+    band_settings: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = field(default_factory=dict)
+    class_weights: dict[str, float] | None = None
+    window_size: int | None = None
+    num_eval_images: int = 0
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """`kind`: "cpu", "cuda", ... `memory`: bytes of one device, or None where it does not matter."""
+    """`kind`: "cpu", "cuda", ... `memory`: bytes of one device, or None where it does not matter. `num_cores`: for
+    each process. `precision`: what the launcher was told, else the best that the device has."""
 
     kind: str
     memory: int | None = None
     num_processes: int = 1
+    num_cores: int = 2
+    precision: str = "fp32"
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.kind == "cpu"
 
 
 def complete_recipe(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tuple[Recipe, list[tuple[str, str]]]:
@@ -59,95 +74,140 @@ def complete_recipe(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tup
     Raises:
         ValueError: there are no label names, or the encoder cannot be found; see `find_encoder`.
     """
-    decided = dict(_decisions(recipe, data, device))
-    values = {key: value for key, (value, _) in decided.items()}
-    return dataclasses.replace(recipe, **values), [
-        (key, f"{_short(value)}: {why}" if why else _short(value)) for key, (value, why) in decided.items()
-    ]
+    told = []
+    for decide in (_labels, _network, _batch, _schedule, _machine):
+        decided = dict(decide(recipe, data, device))
+        recipe = replace(recipe, **{key: value for key, (value, _) in decided.items()})
+        told += [(key, f"{_short(value)}{f': {why}' if why else ''}") for key, (value, why) in decided.items()]
+    return recipe, told
 
 
-def _short(value) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
-    return text if len(text) <= 100 else text[:97] + "..."
+def _short(value: Any) -> str:
+    text = write_on_one_line(value)
+    return printable(text if len(text) <= 100 else f"{text[:97]}...")
 
 
-def _decisions(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[tuple[str, tuple]]:
-    """(key, (value, reason)) of every key that is left open."""
-    is_cpu = device.kind == "cpu"
-    patch, width = 16, None
-    if recipe.label_names is None and not recipe.model:
+def _labels(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    """What the labels are called and how they are stored. A model has its own names, rules and bands."""
+    if recipe.class_weights == "auto":
+        if data.class_weights is None:
+            raise ValueError(
+                "class_weights: auto looks at the data when a run starts, and this one goes on; give the factors"
+            )
+        yield "class_weights", (data.class_weights, "more for rare labels")
+    if recipe.model:
+        return
+    if recipe.label_names is None:
         if not data.label_names:
             raise ValueError("label_names is needed: neither the recipe nor the data say what the labels are called")
         yield "label_names", (data.label_names, "of the data")
-    if not recipe.model and "backbone_config" not in recipe.config:
-        encoder = find_encoder(recipe.backbone or ("small" if is_cpu else "base"))
-        patch, width = encoder.patch_size, encoder.width
-        yield "backbone", (encoder.source, f"{encoder.width} wide, {encoder.depth} layers")
+    for key in RULES:
+        if getattr(recipe, key) is None and key not in recipe.processor and key in data.rules:
+            yield key, (data.rules[key], "as the label maps are stored")
+    if recipe.num_channels is None:
+        yield "num_channels", (data.num_channels, "bands of the images")
+
+
+def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    """Encoder, head, normalisation, and the side of the images that they see."""
+    described, encoder, patch = recipe.config.get("backbone_config"), None, 16
+    if not recipe.model and described is None:
+        encoder = find_encoder(recipe.backbone or ("small" if device.is_cpu else "base"))
+        patch = encoder.patch_size
+        if encoder.source != recipe.backbone:
+            yield "backbone", (encoder.source, f"{encoder.width} wide, {encoder.depth} layers")
+    elif isinstance(described, dict) and isinstance(described.get("patch_size"), int):
+        patch = described["patch_size"]
     crop = recipe.crop_size
-    if crop is None:
-        limit = CPU_CROP if is_cpu else GPU_CROP
-        crop = max(patch, min(limit, data.short_side) // patch * patch)
-        yield "crop_size", (crop, f"images have a short side of {data.short_side}, patches of {patch} pixels")
-    if width is not None:
-        head = head_config(encoder, crop, data.num_channels) | recipe.config
-        yield "config", (head, "a head that fits the encoder")
-        normalization = {"image_mean": encoder.image_mean, "image_std": encoder.image_std}
-        if data.num_channels == 3 and not {"image_mean", "image_std"} & set(recipe.processor):
-            yield "processor", (recipe.processor | normalization, encoder.note or "that the encoder was trained with")
-    total, per_device = recipe.total_batch_size, recipe.per_device_batch_size
-    if total is None:
-        total = 4 if is_cpu else 16
-        total = (
-            per_device * device.num_processes * max(1, total // (per_device * device.num_processes))
-            if (per_device)
-            else max(total // device.num_processes, 1) * device.num_processes
-        )
-        yield "total_batch_size", (total, "")
-    if per_device is None:
-        per_device = _images_that_fit(total // device.num_processes, crop, width, device)
-        yield "per_device_batch_size", (per_device, "that fits the memory; the rest is accumulated")
-    max_steps = recipe.max_steps
-    if max_steps is None:
-        max_steps, why = _number_of_steps(recipe, data, total, is_cpu)
-        yield "max_steps", (max_steps, why)
-    yield from _rates_and_intervals(recipe, width, max_steps)
-
-
-def _number_of_steps(recipe: Recipe, data: DataFacts, batch: int, is_cpu: bool) -> tuple[int, str]:
-    """Optimiser steps, and why."""
-    if recipe.epochs is not None:
-        if data.num_images is None:
-            raise ValueError("epochs cannot be counted in a stream, whose length is unknown; set max_steps")
-        return max(
-            1, math.ceil(recipe.epochs * data.num_images / batch)
-        ), f"{recipe.epochs:g} epochs of {data.num_images} images"
-    if is_cpu or data.num_images is None:
-        steps = CPU_STEPS if is_cpu else LEAST_STEPS
+    if crop is None and data.window_size is not None:
+        crop = data.window_size
+        yield "crop_size", (crop, "as the model's windows")
+    elif crop is None:
+        crop = max(patch, min(CPU_CROP if device.is_cpu else GPU_CROP, data.short_side) // patch * patch)
+        yield "crop_size", (crop, f"the images' short side is {data.short_side}, patches are {patch} pixels wide")
+    if encoder is None:
+        settings, why = data.band_settings, "of the bands"
+        if isinstance(described, dict) and "num_channels" not in described and recipe.num_channels not in (None, 3):
+            backbone = described | {"num_channels": recipe.num_channels}
+            yield "config", (recipe.config | {"backbone_config": backbone}, "bands of the images")
     else:
-        steps = min(max(round(GPU_EPOCHS * data.num_images / batch), LEAST_STEPS), MOST_STEPS)
-    if data.num_images is None:
-        return steps, ""
-    return steps, f"{steps * batch / data.num_images:.1f} epochs of {data.num_images} images"
+        head = head_config(encoder, crop, recipe.num_channels or data.num_channels)
+        yield "config", (head | recipe.config, "a head that fits the encoder")
+        settings = data.band_settings or {"image_mean": encoder.image_mean, "image_std": encoder.image_std}
+        why = "of the bands" if data.band_settings else encoder.note or "that the encoder was trained with"
+    if not recipe.model and settings and not {"image_mean", "image_std"} & set(recipe.processor):
+        yield "processor", (settings | recipe.processor, why)
 
 
-def _rates_and_intervals(recipe: Recipe, width: int | None, max_steps: int) -> Iterator[tuple[str, tuple]]:
-    if recipe.learning_rate is None:
-        yield "learning_rate", (encoder_rate(width), "by the width of the encoder" if width else "of a trained model")
-    if recipe.warmup_steps is None:
-        yield "warmup_steps", (min(1500, max(1, max_steps // 20)), "")
-    if recipe.eval_steps is None:
-        yield "eval_steps", (min(4000, max(1, max_steps // 8)), "")
-    if recipe.save_steps is None:
-        yield "save_steps", (min(1000, recipe.eval_steps or max(1, max_steps // 8)), "")
+def _batch(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    """Images per step, which decide what is learnt, and per forward pass, which the memory decides."""
+    total, per_device, processes = recipe.total_batch_size, recipe.per_device_batch_size, device.num_processes
+    if total is None:
+        unit = (per_device or 1) * processes
+        total = unit * max(1, (CPU_BATCH if device.is_cpu else GPU_BATCH) // unit)
+        yield "total_batch_size", (total, "images per step")
+    if per_device is None:
+        width = (recipe.config.get("backbone_config") or {}).get("hidden_size")
+        fit = _images_that_fit(recipe.crop_size, width, device)
+        share = total // processes  # a total that does not divide is refused later, with its sentence
+        sizes = [size for size in range(1, min(fit, max(share, 1)) + 1) if share % size == 0]
+        yield "per_device_batch_size", (max(sizes, default=1), "that fit the memory; the rest is accumulated")
 
 
-def _images_that_fit(batch: int, crop: int, width: int | None, device: DeviceFacts) -> int:
-    """The largest divisor of `batch` whose training step is estimated to fit the device's memory."""
-    if device.kind == "cpu" or device.memory is None:
-        return batch
+def _images_that_fit(crop: int, width: int | None, device: DeviceFacts) -> int:
+    """How many images of a training step are estimated to fit the device's memory, at least one.
+
+    On a CPU there is no estimate: a step is small, and memory is not what limits it. Nor is there for other devices
+    whose memory is unknown, which take two.
+    """
+    if device.memory is None:
+        return 1 << 16 if device.is_cpu else 2
     nearest = min(GPU_BYTES_PER_PIXEL, key=lambda known: abs(known - (width or 1024)))
-    fit = max(1, int(0.8 * device.memory / (GPU_BYTES_PER_PIXEL[nearest] * crop * crop)))
-    return max(size for size in range(1, batch + 1) if batch % size == 0 and size <= max(fit, 1))
+    return max(1, int(GPU_SHARE * device.memory / (GPU_BYTES_PER_PIXEL[nearest] * crop * crop)))
+
+
+def _schedule(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    """Steps, learning rate and intervals."""
+    steps = recipe.max_steps
+    if steps is None:
+        steps, why = _number_of_steps(recipe, data, device)
+        yield "max_steps", (steps, why)
+    if recipe.learning_rate is None:
+        is_fresh = not recipe.model and recipe.backbone
+        width = (recipe.config.get("backbone_config") or {}).get("hidden_size") if is_fresh else None
+        yield "learning_rate", (encoder_rate(width), "by the encoder's width" if width else "the paper's")
+    if recipe.warmup_steps is None:
+        yield "warmup_steps", (min(1500, max(1, steps // 20)), "")
+    every = recipe.eval_steps
+    if every is None:
+        # no more often than that as many images are trained on as are evaluated
+        every = min(4000, steps, max(1, steps // 8, math.ceil(data.num_eval_images / recipe.total_batch_size)))
+        yield "eval_steps", (every, "")
+    if recipe.save_steps is None:
+        yield "save_steps", (min(1000, every), "")
+
+
+def _number_of_steps(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tuple[int, str]:
+    """Optimiser steps, and why."""
+    count, batch = data.num_images, recipe.total_batch_size
+    if recipe.epochs is not None:
+        if count is None:
+            raise ValueError("epochs cannot be counted, because the number of images is unknown; set max_steps")
+        steps = max(1, math.ceil(recipe.epochs * count / batch))
+        return steps, f"{recipe.epochs:g} epochs of {count} images"
+    steps = CPU_STEPS if device.is_cpu else LEAST_STEPS
+    if count is None:
+        return steps, ""
+    if not device.is_cpu:
+        steps = min(max(round(GPU_EPOCHS * count / batch), LEAST_STEPS), MOST_STEPS)
+    return steps, f"{steps * batch / count:.1f} epochs of {count} images"
+
+
+def _machine(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    if recipe.precision is None:
+        yield "precision", (device.precision, "")
+    if recipe.num_workers is None:
+        yield "num_workers", (min(4, max(1, device.num_cores - device.is_cpu)), f"of {device.num_cores} cores")
 
 
 def encoder_rate(width: int | None) -> float:
@@ -201,26 +261,37 @@ def _divisor(number: int, most: int) -> int:
     return max(size for size in range(1, most + 1) if number % size == 0)
 
 
-def read_decisions(output_dir: Path) -> dict:
-    """What an earlier start of the run decided, by key; {} if there was none."""
-    path = output_dir / "recipe.yaml"
-    return read_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def take_decisions(recipe: Recipe, stored: dict) -> Recipe:
-    """The recipe of a run that goes on: what is open in it is as at the first start, fields of the network too."""
-    given = {entry.name: getattr(recipe, entry.name) for entry in dataclasses.fields(recipe)}
+    """The recipe of a run that goes on: what is open in it is as `stored` has it, the recipe of an earlier start.
+
+    Other `epochs` are counted anew; network and normalisation are taken over only where the recipe leaves them open.
+
+    Raises:
+        ValueError: the recipe names another encoder than the run was started with.
+    """
+    given = {entry.name: getattr(recipe, entry.name) for entry in fields(recipe)}
     taken = {key: stored[key] for key, value in given.items() if value is None and stored.get(key) is not None}
-    taken |= {key: stored[key] | given[key] for key in ("config", "processor") if key in stored}
-    return dataclasses.replace(recipe, **taken)
+    if recipe.epochs is not None and recipe.epochs != stored.get("epochs"):
+        taken.pop("max_steps", None)
+    is_open = not recipe.model and "backbone_config" not in recipe.config
+    if recipe.backbone in SIZES and stored.get("backbone"):
+        taken["backbone"] = stored["backbone"]
+    elif is_open and recipe.backbone and recipe.backbone != stored.get("backbone"):
+        raise ValueError(
+            f"backbone is {recipe.backbone}, but the run that goes on was started from {stored.get('backbone')}; give "
+            "that one or none, or choose another output_dir"
+        )
+    if recipe.model is None and stored.get("model"):  # a run that started from a model has no encoder of its own
+        taken.pop("backbone", None)
+    if is_open and isinstance(stored.get("config"), dict):
+        taken["config"] = stored["config"] | recipe.config
+    if isinstance(stored.get("processor"), dict):
+        bands = ("image_mean", "image_std", "do_rescale", "rescale_factor")
+        kept = {key: value for key, value in stored["processor"].items() if key in bands}
+        taken["processor"] = kept | recipe.processor
+    if recipe.class_weights == "auto" and stored.get("class_weights") is not None:
+        taken["class_weights"] = stored["class_weights"]
+    return replace(recipe, **taken)
 
 
-__all__ = [
-    "DataFacts",
-    "DeviceFacts",
-    "complete_recipe",
-    "encoder_rate",
-    "head_config",
-    "read_decisions",
-    "take_decisions",
-]
+__all__ = ["DataFacts", "DeviceFacts", "complete_recipe", "encoder_rate", "head_config", "take_decisions"]

@@ -9,6 +9,7 @@ import re
 import sys
 import zlib
 from contextlib import nullcontext
+from dataclasses import MISSING, fields
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -24,7 +25,8 @@ from ..utils.hashing import json_sha256
 from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
-from .recipe import Recipe, read_yaml, rename_old_keys
+from .recipe import Recipe, rename_old_keys
+from .yaml_text import read_mapping, read_yaml
 
 
 def step_of(checkpoint: Path) -> int:
@@ -112,20 +114,31 @@ def identity(samples: Samples) -> str:
     return json_sha256(samples.contents())
 
 
+def read_recipe(checkpoint: Path) -> dict:
+    """The keys of the recipe beside a checkpoint. ValueError if the checkpoint is damaged or none."""
+    try:
+        return rename_old_keys(read_mapping(checkpoint / "recipe.yaml"))
+    except (OSError, ValueError):
+        read_state(checkpoint)  # says what is wrong with it
+        raise
+
+
 def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     """What the recipe says otherwise than the one beside a checkpoint: "key: old -> new"."""
-    old = rename_old_keys(read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8")))
+    old = read_recipe(checkpoint)
     new = read_yaml(recipe.to_yaml())
+    defaults = {entry.name: entry.default for entry in fields(Recipe) if entry.default is not None}
+    old = {key: value for key, value in defaults.items() if key in new and value is not MISSING} | old
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in old | new
-        if key != "resume" and old.get(key) != new.get(key)
+        for key in old  # of a version before, which may have had fewer keys
+        if key != "resume" and old[key] != new.get(key)
     ]
 
 
 def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
     """What becomes of the learning rate where a run goes on, if the recipe beside its checkpoint gave another."""
-    old = vars(recipe) | read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    old = vars(recipe) | read_recipe(checkpoint)
     last, expected, now = (
         recipe_["learning_rate"]
         * learning_rate_factor(number, recipe_["max_steps"], recipe_["warmup_steps"], recipe_["poly_power"])
@@ -142,7 +155,7 @@ def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
 
 def check_processes(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
     """ValueError if a checkpoint of another number of processes, or kind of them, cannot go on in these."""
-    facts, old_recipe = launch_facts(accelerator), read_yaml((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
+    facts, old_recipe = launch_facts(accelerator), read_recipe(checkpoint)
     is_whole = (checkpoint / "optimizer.bin").is_file() and not any(checkpoint.glob("pytorch_model_fsdp*"))
     is_sharded = accelerator.distributed_type in SHARDED
     is_other_batch = old_recipe.get("total_batch_size", recipe.total_batch_size) != recipe.total_batch_size
@@ -274,6 +287,8 @@ __all__ = [
     "identity",
     "load_checkpoint",
     "random_state",
+    "read_recipe",
+    "read_state",
     "save_checkpoint",
     "set_random_state",
     "step_of",

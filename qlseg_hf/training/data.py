@@ -1,6 +1,7 @@
 """The data of a run: its splits, the look at them before the first step, and the batches of the steps."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,56 +14,38 @@ from ..data.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
-    start_worker,
 )
-from ..data.check import check_labels_of_dataset
-from ..data.datasets import Samples, open_dataset
-from ..utils.distributed import exchanged, failing_together
+from ..data.check import Survey, survey_data
+from ..data.datasets import Samples, listed, open_dataset
+from ..data.workers import start_worker
 from ..utils.files import write_atomically
-from .build import sets_reduction
+from .facts import data_request, reading_of
 from .recipe import Recipe
-from .run import Run
 
 
 def open_split(recipe: Recipe, split: str) -> Samples:
     """A split of the recipe's data set; see `open_dataset`."""
-    return open_dataset(
-        recipe.data,
-        split,
-        config=recipe.dataset_config,
-        image_column=recipe.image_column,
-        label_column=recipe.label_column,
-        streaming=recipe.streaming,
-        label_colors=recipe.label_colors,
-    )
+    return open_dataset(recipe.data, split, **reading_of(recipe))
 
 
-def check_data(run: Run, only_check: bool) -> None:
-    """Read both splits once, on one process, and note the training images that cannot be read in the run's state.
-
-    A validation image is never left out: mIoU over fewer images is another measure.
+def look_at_data(recipe: Recipe) -> Survey:
+    """Read every image of both splits once, and tell what there is.
 
     Raises:
-        ValueError: the data would spoil the training; in all other processes OtherProcessError.
+        ValueError: the data would spoil the training.
     """
-    recipe, unreadable = run.recipe, []
-    with failing_together(run.num_processes):
-        splits = {"training": run.training_samples, "validation": run.validation_samples}
-        for split, samples in splits.items() if run.is_main else ():
-            is_training = split == "training"
-            report = check_labels_of_dataset(
-                samples,
-                run.processor,
-                run.network.config.id2label,
-                strict=recipe.strict or not is_training,
-                doubts_are_errors=not sets_reduction(recipe),
-            )
-            print(f"{split} data:\n{report}", file=sys.stdout if only_check else sys.stderr)
-            if report.errors:
-                use = "trained on" if is_training else "validated on"
-                raise ValueError(f"the data set cannot be {use}: {report.errors[0]}")
-            unreadable += report.unreadable
-    run.state["unreadable"] = exchanged(unreadable, run.num_processes)[0]
+    survey = survey_data(replace(data_request(recipe), reads_all_splits=False))
+    print(survey.text(), file=sys.stderr)
+    if survey.problems:
+        raise ValueError(survey.problems[0])
+    layout = getattr(survey.splits[survey.uses["training"]], "layout", None)
+    theirs, names = getattr(layout, "label_names", None), survey.rules.names
+    if recipe.model and not recipe.label_names and theirs and list(theirs) != list(names):
+        raise ValueError(
+            f"the data call their labels {listed(list(theirs))}, and {recipe.model} calls its own "
+            f"{listed(list(names))}; set label_names to say which the label maps hold"
+        )
+    return survey
 
 
 def training_batches(
@@ -77,6 +60,8 @@ def training_batches(
         scale_range=recipe.scale_range,
         cat_max_ratio=recipe.cat_max_ratio,
         photometric=recipe.photometric,
+        vertical_flip=recipe.vertical_flip,
+        rotation=recipe.rotation,
         seed=recipe.seed,
     )
     positions = BatchPositions(
@@ -112,4 +97,4 @@ def describe_unreadable(unreadable: list[str]) -> str:
     return f"{len(unreadable)} training pictures that cannot be read were left out: {'; '.join(unreadable[:5])}{more}"
 
 
-__all__ = ["check_data", "describe_unreadable", "open_split", "training_batches", "write_unreadable"]
+__all__ = ["describe_unreadable", "look_at_data", "open_split", "training_batches", "write_unreadable"]

@@ -4,7 +4,8 @@ import os
 import sys
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, DynamoBackend
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, DynamoBackend, LoggerType
 
 from ..utils.distributed import asks_for, failing_together, joined_processes
 from .recipe import Recipe
@@ -12,6 +13,7 @@ from .recipe import Recipe
 # Accelerators with their networks, kept to the end of the process: DistributedDataParallel's destructor waits for
 # threads that may just be waiting for Python's lock, which it holds, to let go of the last tensors they exchanged.
 KEPT = []
+MIXED = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}  # what accelerate calls the precisions
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)  # their checkpoints are in parts, one per process
 ALL_PARALLEL = ("tp_size", "cp_size", "sp_size")  # processes that would see the same pictures
 # parts of DeepSpeed's configuration that would train something else than the recipe says
@@ -27,8 +29,23 @@ FOREIGN = (
 )
 
 
+def launched_precision() -> str | None:
+    """fp32, bf16 or fp16, as accelerate's launcher was told; None if it was told nothing.
+
+    Raises:
+        ValueError: it was told another one.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if asked not in (None, *MIXED):
+        raise ValueError(
+            f"mixed_precision is {asked[:40]!r}; give accelerate no, bf16 or fp16"
+            + (", fp8 has not been tried with this network" if asked.lower() == "fp8" else "")
+        )
+    return None if asked is None else MIXED[asked]
+
+
 def start_accelerator(recipe: Recipe) -> Accelerator:
-    """accelerate as its launcher was told, with the batch of the recipe; nothing is written.
+    """accelerate as its launcher was told, with batch and precision of the recipe; nothing is written.
 
     Raises:
         ValueError: it was told something that it would not do here, or that contradicts the recipe.
@@ -36,22 +53,34 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     with failing_together(joined_processes().num_processes):
         if asks_for("ACCELERATE_USE_MEGATRON_LM"):
             raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
-        accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir)
+        check_trackers(recipe.report_to)
+        launched = launched_precision()
+        if recipe.precision and launched and recipe.precision != launched:
+            raise ValueError(
+                f"precision is {recipe.precision}, but accelerate was told {launched} (its launcher says no, which is "
+                "fp32, where --mixed_precision is not given); make them the same"
+            )
+        wanted = {name: key for key, name in MIXED.items()}[recipe.precision or launched or "fp32"]
+        accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir, mixed_precision=wanted)
         KEPT.append(accelerator)
-        check_launch(accelerator)
+        check_launch(accelerator, wanted)
         fit_to_recipe(accelerator, recipe)
     return accelerator
 
 
-def check_launch(accelerator: Accelerator) -> None:
-    """ValueError if precision, distribution or compilation are not those that accelerate was asked for."""
+def check_trackers(report_to: str | list[str] | None) -> None:
+    """ImportError if a tracker's package is missing: accelerate would leave it out without a word."""
+    available = [str(name) for name in get_available_trackers()]
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name in LoggerType.list() and name not in (*available, "all"):
+            raise ImportError(
+                f"report_to: {name} needs a package that is not installed; pip install {name}, or leave it out"
+            )
+
+
+def check_launch(accelerator: Accelerator, asked: str) -> None:
+    """ValueError if precision, distribution or compilation are not those that were asked for."""
     device, kind = accelerator.device.type, accelerator.distributed_type
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", "bf16", "fp16"):
-        raise ValueError(
-            f"mixed_precision is {asked[:40]!r}; give accelerate no, bf16 or fp16"
-            + (", fp8 has not been tried with this network" if asked.lower() == "fp8" else "")
-        )
     used = accelerator.mixed_precision
     if used != asked:
         raise ValueError(f"mixed_precision {asked} was asked for, but {used} would be used; make them the same")

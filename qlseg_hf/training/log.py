@@ -11,6 +11,9 @@ from tqdm import tqdm
 
 from ..utils.files import sync, write_atomically
 from .recipe import Recipe
+from .step import StepResult
+
+TERMS = ("class", "mask", "dice")  # of the loss
 
 
 class LineLog:
@@ -42,15 +45,26 @@ class LossLog(LineLog):
         super().__init__(path, start_step)
         self.waiting = []
 
-    def add(self, step: int, loss: torch.Tensor, norm: torch.Tensor, learning_rate: float) -> None:
-        loss, norm = float(loss), float(norm) if math.isfinite(norm) else None
-        self.waiting.append({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": learning_rate})
+    def add(self, step: int, result: StepResult, rates: dict[str, float]) -> None:
+        norm = float(result.norm)
+        entry = {"step": step, "loss": float(result.loss), "grad_norm": norm if math.isfinite(norm) else None}
+        terms = {f"loss_{name}": value for name, value in zip(TERMS, result.terms.tolist())}
+        self.waiting.append(entry | terms | rates)
 
     def write(self) -> dict | None:
         """Write what waits; returns the newest entry."""
         entries, self.waiting = self.waiting, []
         self.append(entries)
         return entries[-1] if entries else None
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`learning_rate` of the encoder's last layers (of the head, if those are frozen), and that of the head."""
+    groups = optimizer.param_groups
+    encoder = [group["lr"] for group in groups if "backbone" in group.get("name", "")]
+    head = [group["lr"] for group in groups if "head" in group.get("name", "")]
+    rates = {"learning_rate": max(encoder) if encoder else groups[0]["lr"]}
+    return rates | ({"head_learning_rate": max(head)} if head else {})
 
 
 class StepLog:
@@ -79,13 +93,11 @@ class StepLog:
         """Measure images per second from here on; after an evaluation, which is no training."""
         self._started, self._num_images = time.perf_counter(), 0
 
-    def add(
-        self, step: int, loss: torch.Tensor, norm: torch.Tensor, optimizer: torch.optim.Optimizer, write: bool
-    ) -> None:
+    def add(self, step: int, result: StepResult, optimizer: torch.optim.Optimizer, write: bool) -> None:
         """Note a step, the `step`-th; every tenth time and with `write` all that was noted is written."""
         self._num_images += self.recipe.total_batch_size
         if self.accelerator.is_main_process:
-            self.losses.add(step, loss, norm, optimizer.param_groups[0]["lr"])
+            self.losses.add(step, result, learning_rates(optimizer))
             self.bar.update()
         if not write and step % self.EVERY:
             return

@@ -16,49 +16,53 @@ of the whole run after the last, in one commit. Images that cannot be read are l
 import sys
 from collections.abc import Iterator
 
-import torch
-
 from ..data.datasets import without
 from ..utils.distributed import StopRequestedError, StopSignals, batches_of, exchanged, failing_together
 from .checkpoints import random_state, set_random_state
-from .data import check_data, describe_unreadable, training_batches, write_unreadable
+from .data import describe_unreadable, training_batches, write_unreadable
 from .log import StepLog
 from .models import find_due_models, new_models, save_models, upload_best
 from .recipe import Recipe
 from .run import Run
-from .start import build_run, check_no_newer, find_checkpoint, prepare_run, resume_run, take_folder
-from .step import NotFiniteError, training_step
+from .start import (
+    build_run,
+    check_no_newer,
+    find_checkpoint,
+    prepare_run,
+    resume_run,
+    settle_recipe,
+    take_folder,
+    write_recipe,
+)
+from .step import NotFiniteError, StepResult, training_step
 from .validation import evaluate_run
 
 
-def train(recipe: Recipe, only_check: bool, signals: StopSignals) -> None:
-    """Train by a recipe, from the start or from where an earlier run stopped; `only_check`: look at the data alone."""
-    run = build_run(recipe, signals)
-    checkpoint = find_checkpoint(recipe)
-    if checkpoint is None or only_check:
-        check_data(run, only_check)
-    if only_check:
-        return
+def train(recipe: Recipe, signals: StopSignals) -> None:
+    """Train by a recipe, from the start or from where an earlier run stopped."""
+    recipe, unreadable = settle_recipe(recipe)
+    run, checkpoint = build_run(recipe, signals, unreadable), find_checkpoint(recipe)
     take_folder(run)
     prepare_run(run)
     if checkpoint is not None and not resume_run(run, checkpoint):
         end_run(run)
         return
     check_no_newer(run)
+    write_recipe(run)
     batches = open_batches(run)
     run.log = StepLog(run.accelerator, recipe, run.step, last_evaluated=run.step - (not run.is_measured))
     run.model.train()
     with signals.waiting(), run.log.bar:
         make_up(run)
-        while run.step < recipe.max_steps:
-            loss, norm = make_step(run, batches)
+        while not run.is_over:
+            result = make_step(run, batches)
             number = signals.agreed(run.num_processes, run.accelerator.device)
             evaluates, saves = run.is_due(recipe.eval_steps), run.is_due(recipe.save_steps)
-            run.log.add(run.step, loss, norm, run.optimizer, write=evaluates or saves or number is not None)
+            run.log.add(run.step, result, run.optimizer, write=evaluates or saves or number is not None)
             if evaluates and number is None:
                 number = evaluate_between_steps(run)
             # before the models, which can be saved from it should that fail now
-            if saves or number is not None or run.state["best_step"] == run.step:
+            if saves or number is not None or run.is_over or run.state["best_step"] == run.step:
                 run.save_checkpoint()
             if number is not None:
                 stop_run(run, number)
@@ -88,8 +92,8 @@ def make_up(run: Run) -> None:
         stop_run(run, stop.number)
 
 
-def make_step(run: Run, batches: Iterator[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The next update of weights and moving average; loss and norm of the gradient.
+def make_step(run: Run, batches: Iterator[dict]) -> StepResult:
+    """The next update of weights and moving average.
 
     Raises:
         ValueError: loss or gradient is not finite; the run before the step is saved.
@@ -99,14 +103,14 @@ def make_step(run: Run, batches: Iterator[dict]) -> tuple[torch.Tensor, torch.Te
     names = [name for batch in own for name in batch.pop("name")]
     own = [{key: value.to(device, non_blocking=True) for key, value in batch.items()} for batch in own]
     try:
-        loss, norm = training_step(run.accelerator, run.model, run.optimizer, own, run.recipe, run.step)
+        result = training_step(run.accelerator, run.model, run.optimizer, own, run.recipe, run.step)
     except NotFiniteError as error:
         set_random_state(before)
         stop_at_step(run, error, names)
     if run.average is not None:
         run.average.update(run.network)
     run.state |= {"step": run.step + 1, "result": None}
-    return loss, norm
+    return result
 
 
 def evaluate_between_steps(run: Run) -> int | None:
@@ -168,11 +172,16 @@ def end_run(run: Run) -> None:
     """What follows the last step: the images that were left out are named, and the best model is uploaded."""
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
+    if run.is_over and run.step < run.recipe.max_steps:
+        run.accelerator.print(
+            f"stopped after step {run.step} of {run.recipe.max_steps}: {run.state['num_without_gain']} evaluations in "
+            f"a row were not better than that of step {run.state['best_step']} (patience)"
+        )
     if run.unreadable:
         place = run.output_dir / "unreadable.txt"
         run.accelerator.print(f"{describe_unreadable(run.unreadable)}; all of them in {place}")
     if run.is_main and run.recipe.push_to_hub:
-        upload_best(run.recipe)
+        upload_best(run)
 
 
 __all__ = ["train"]

@@ -57,7 +57,7 @@ def add_results(output_dir: Path, folder: Path) -> None:
 def new_models(run: Run) -> list[str]:
     """Which of `best` and `last` the present step is to be saved as."""
     names = ["best"] if run.state["best_step"] == run.step else []
-    return names + (["last"] if run.step == run.recipe.max_steps else [])
+    return names + (["last"] if run.is_over else [])
 
 
 def find_due_models(run: Run) -> list[str]:
@@ -72,12 +72,12 @@ def find_due_models(run: Run) -> list[str]:
     return exchanged(names, run.num_processes)[0]
 
 
-def upload_best(recipe: Recipe) -> None:
+def upload_best(run: Run) -> None:
     """`best`, with all that the run has logged, as one commit."""
-    best = Path(recipe.output_dir) / "best"
+    recipe, best = run.recipe, run.output_dir / "best"
     add_results(best.parent, best)
     print(f"uploading {best}; should that fail, the same command tries again")
-    message = f"Train {recipe.max_steps} steps"
+    message = f"Train {run.step} steps"
     print(upload_folder(best, recipe.hub_model_id, commit_message=message, **hub_place(recipe)))
 
 

@@ -4,112 +4,103 @@ import os
 import re
 import types
 import typing
-from collections import Counter
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-
-import yaml
 
 from ..hub.card import last_part, public_name
 from .synonyms import hint_for
+from .yaml_text import read_mapping, read_value, write_yaml
 
-MOST_BYTES = 1 << 20  # of a recipe file
 RECIPES = Path(__file__).parents[1] / "recipes"
 OLD_NAMES = {"dataset": "data"}  # of keys, which are still read
+OTHER_NAMES = {"batch_size": "total_batch_size", "lr": "learning_rate"}  # that stand for a key
+PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
 ABSOLUTE = r"(~[^/\\]*|[A-Za-z]:|file:/*)?[/\\].*"
 
 
-class RecipeLoader(yaml.SafeLoader):
-    """YAML without what a flat file does not need: code (as in SafeLoader), aliases, which can grow without bounds,
-    and keys given twice, of which the first would vanish."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*) are not read; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in counts.items() if count > 1]:
-            raise yaml.YAMLError(f"{twice[0]} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-class RecipeDumper(yaml.SafeDumper):
-    """Writes what `RecipeLoader` reads."""
-
-    def ignore_aliases(self, data) -> bool:
-        return True
-
-
-def read_yaml(text: str):
-    """Plain data; yaml.YAMLError, RecursionError or ValueError if that is not what the text holds."""
-    loader = RecipeLoader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
-
-
-@dataclass
+@dataclass(kw_only=True)
 class Recipe:
     """What `qlseg train` does. Durations are in optimiser steps, sizes in pixels, learning rates per step.
 
+    A key that is None, unless its line says what that means, is decided from data, encoder and machine at the first
+    start (see `auto.py`), told, and written to `recipe.yaml` in the folder of the run.
+
     Args:
-        data: folder or Hub id of the data; see `open_dataset`.
-        crop_size: side of the square training sample, pixels.
-        total_batch_size: images per optimiser step over all processes.
-        per_device_batch_size: images per forward pass; the accumulation steps follow.
-        max_steps: optimiser steps; the learning rate reaches 0 there.
-        output_dir: folder of the run: models, checkpoints, logs, curves, overlays.
-        model: QLSeg folder or Hub id to start from; excludes `backbone`. With neither, weights are random.
-        backbone: pretrained encoder (folder or Hub id, timm's or transformers' naming) of the kind that
-            `config.backbone_config` describes, under a fresh head.
-        config: fields of `QLSegConfig` that differ from its defaults or from the model's.
-        processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's.
-        dataset_config: configuration of a Hub data set.
+        data: folder, table, `data.yaml` of `qlseg check`, or Hub id of the data; see `open_dataset`.
+        crop_size: side of the square training sample, pixels. auto: the short side of the images, at most 224 on a
+            CPU and 512 on a GPU, in whole patches; of a model its windows.
+        total_batch_size: images per optimiser step over all processes. auto: 4 on a CPU, 16 on a GPU.
+        per_device_batch_size: images per forward pass; the accumulation steps follow. auto: what the memory holds.
+        max_steps: optimiser steps; the learning rate reaches 0 there. auto: by epochs, else 800 on a CPU, and on a GPU
+            50 epochs, 2000 at least and 20000 at most.
+        output_dir: folder of the run: models, checkpoints, logs, report. auto: runs/NAME OF THE DATA.
+        epochs: passes over the training images, from which max_steps follow where these are not given.
+        patience: stop after so many evaluations in a row without a better mIoU; never if not given.
+        model: QLSeg folder or Hub id to start from; excludes backbone. A fresh head if not given.
+        backbone: pretrained encoder under a fresh head: small, base, large (public ViTs on the Hub), or a Hub id,
+            folder or file in timm's or transformers' naming. auto: small on a CPU, base on a GPU; none where
+            config.backbone_config describes an encoder, whose weights are then random.
+        config: fields of `QLSegConfig` that differ from its defaults or from the model's. auto: a head that fits the
+            encoder.
+        processor: settings of `QLSegImageProcessor` that differ from its defaults or from the model's. auto: mean and
+            deviation of the encoder's training, or of the bands.
+        layout: what the folder is, where it cannot be told: a name such as voc or pairs, or IMAGES:MASKS; told by
+            looking at it if not given.
+        dataset_config: configuration of a Hub data set; its default if not given.
         train_split: name of the split to train on.
         eval_split: name of the split to evaluate on.
+        val_fraction: share of the training images that is held out where there is no split to evaluate on.
         image_column: column of the images in a table; guessed if not given.
         label_column: column of the label maps in a table; guessed if not given.
         streaming: read a table from front to back, without download.
         strict: refuse training images that cannot be read, instead of leaving them out and naming them.
+        num_channels: bands of an image. auto: those that are found, of a model its own.
         label_names: file, list, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
-            pascal-context-59, pascal-context-60); the model's if not given.
-        label_colors: {label: [red, green, blue]}, where label maps are stored as colours.
-        do_reduce_labels: stored 0 is void and every other label is lowered by one; the model's if not given.
-        ignore_index: label of pixels that do not count; the model's if not given.
-        label_map: {stored value: label}, applied before the two above; the model's if not given.
-        resize_box: [long side, short side] that an image is fitted into at ratio 1; [2048, `crop_size`] if not given.
+            pascal-context-59, pascal-context-60). auto: the model's, else those that lie beside the data, else
+            label_0, label_1, ... by the values that are found.
+        label_colors: {label or its name: [red, green, blue]}, or a file of that, where label maps are stored as
+            colours; those that lie beside such data if not given.
+        do_reduce_labels: stored 0 is void and every other label is lowered by one. auto: the model's, else what the
+            values leave no doubt of.
+        ignore_index: label of pixels that do not count. auto: as do_reduce_labels.
+        label_map: {stored value: label}, applied before the two above. auto: as do_reduce_labels.
+        resize_box: [long side, short side] that an image is fitted into at ratio 1; [2048, crop_size] if not given.
         scale_range: lowest and highest ratio of the random resize.
         cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more; 1 takes any.
         photometric: distort brightness, contrast, saturation and hue; needs OpenCV.
-        warmup_steps: linear warm-up of the learning rate.
-        learning_rate: of the encoder.
+        vertical_flip: turn every second sample upside down, as aerial and microscope images allow.
+        rotation: turn each sample by an angle drawn from -rotation..rotation degrees; 0 for none.
+        warmup_steps: linear warm-up of the learning rate. auto: a twentieth of max_steps, at most 1500.
+        learning_rate: of the encoder. auto: 1.5e-4 x 192 / its width for a fresh head, 1e-5 for a model.
         head_lr_multiplier: times that rate for everything outside the encoder.
         layer_decay: factor on the rate from each encoder layer to the one before it; 1 in the paper.
         weight_decay: of all weights but the encoder's norms.
         poly_power: power of the learning rate's decay.
         max_grad_norm: L2 norm that gradients are clipped at.
         ema_decay: of the exponential moving average of the weights that is evaluated and saved; none if not given.
-        class_weights: factor of each label in the loss, {label: factor} or a list of all; 1 if not given.
+        class_weights: factor of each label in the loss, {label: factor}, a list of all, or auto: more for rare labels
+            (see `suggest_class_weights`); 1 if not given.
         freeze_backbone: train the head alone.
         lora: rank of LoRA adapters on the encoder's attention (needs peft); the head is trained whole. They are merged
-            when the model is saved.
+            when the model is saved. None if not given.
+        precision: fp32, bf16 or fp16, of the forward pass. auto: what accelerate's launcher was told, else bf16 on a
+            GPU that has it, else fp32.
         gradient_checkpointing: less memory for more time.
         compile: torch.compile of encoder, pixel encoder and decoder.
-        eval_steps: interval of evaluations.
-        save_steps: interval of checkpoints.
+        eval_steps: interval of evaluations. auto: an eighth of max_steps, at most 4000, and in
+            which as many images are trained on as an evaluation reads.
+        save_steps: interval of checkpoints. auto: that of evaluations, at most 1000.
         keep_checkpoints: newest ones kept for resuming.
-        resume: auto (the newest checkpoint of `output_dir`, if any), none, or the path of a checkpoint.
+        resume: auto (the newest checkpoint of output_dir, if any), none, or the path of a checkpoint.
         push_to_hub: upload the best model and the logs at the end.
-        hub_model_id: repository to upload to.
+        hub_model_id: repository to upload to, for push_to_hub; none if not given.
         hub_private: make that repository private.
-        hub_revision: branch to upload to; `main` if not given.
-        report_to: tracker of accelerate: tensorboard, wandb, ...
+        hub_revision: branch to upload to; main if not given.
+        report_to: tracker of accelerate or a list of them: tensorboard, trackio, wandb, ...; none if not given.
         seed: of weights, samples and their order.
-        num_workers: processes that load data, per training process; of a stream at most one.
+        num_workers: processes that load data, per training process; of a stream at most one. auto: 4, and fewer where
+            there are not so many cores.
         log_pictures: validation overlays logged at every evaluation.
     """
 
@@ -120,17 +111,21 @@ class Recipe:
     max_steps: int | None = None
     output_dir: str | None = None
     epochs: float | None = None
+    patience: int | None = None
     model: str | None = None
     backbone: str | None = None
     config: dict = field(default_factory=dict)
     processor: dict = field(default_factory=dict)
+    layout: str | None = None
     dataset_config: str | None = None
     train_split: str = "train"
     eval_split: str = "validation"
+    val_fraction: float = 0.2
     image_column: str | None = None
     label_column: str | None = None
     streaming: bool = False
     strict: bool = False
+    num_channels: int | None = None
     label_names: str | dict | list[str] | None = None
     label_colors: dict | None = None
     do_reduce_labels: bool | None = None
@@ -140,6 +135,8 @@ class Recipe:
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
     cat_max_ratio: float = 0.75
     photometric: bool = True
+    vertical_flip: bool = False
+    rotation: float = 0.0
     warmup_steps: int | None = None
     learning_rate: float | None = None
     head_lr_multiplier: float = 10.0
@@ -148,9 +145,10 @@ class Recipe:
     poly_power: float = 1.0
     max_grad_norm: float = 35.0
     ema_decay: float | None = None
-    class_weights: list[float] | dict | None = None
+    class_weights: list[float] | dict | str | None = None
     freeze_backbone: bool = False
     lora: int | None = None
+    precision: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     eval_steps: int | None = None
@@ -161,9 +159,9 @@ class Recipe:
     hub_model_id: str | None = None
     hub_private: bool = False
     hub_revision: str | None = None
-    report_to: str | None = None
+    report_to: str | list[str] | None = None
     seed: int = 0
-    num_workers: int = 4
+    num_workers: int | None = None
     log_pictures: int = 4
 
     def __post_init__(self):
@@ -175,14 +173,25 @@ class Recipe:
             raise ValueError("push_to_hub wants hub_model_id, for instance hub_model_id: me/my-model")
         if not self.push_to_hub and (self.hub_private or self.hub_revision):
             raise ValueError("hub_private and hub_revision want push_to_hub: true")
+        self._check_numbers()
+        if isinstance(self.class_weights, str) and self.class_weights != "auto":
+            raise ValueError(f"class_weights is {self.class_weights!r}; give {{label: factor}}, a list, or auto")
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision is {self.precision!r}; give one of {', '.join(PRECISIONS)}")
+
+    def _check_numbers(self) -> None:
         positive = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "eval_steps", "save_steps")
-        for name in (*positive, "keep_checkpoints"):
+        for name in (*positive, "keep_checkpoints", "patience", "num_channels"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.epochs is not None and self.epochs <= 0:
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise ValueError(f"epochs is {self.epochs}; it must be more than 0")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} must be between 0 and 1")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction {self.val_fraction} must be at least 0 and below 1")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation {self.rotation} must be 0..180 degrees")
         for name in ("resize_box", "scale_range"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 2:
                 raise ValueError(f"{name} wants two numbers, got {getattr(self, name)}")
@@ -210,7 +219,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Every key, in the order of the class."""
-        return yaml.dump(asdict(self), Dumper=RecipeDumper, sort_keys=False)
+        return write_yaml(asdict(self))
 
 
 def drop_paths(value):
@@ -240,43 +249,70 @@ def find_recipe(name: str | Path) -> Path:
     raise ValueError(f"there is no recipe {str(name)[:80]}; give a YAML file, or one of {names}")
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+def load_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply overrides.
 
     Args:
         path: see `find_recipe`; a YAML file with one mapping, in which only `config`, `processor`, `label_names`,
-            `label_colors`, `label_map` and `class_weights` may hold mappings.
+            `label_colors`, `label_map` and `class_weights` may hold mappings. None if overrides say it all.
         overrides: `--key value` pairs (or `--key=value`), values in YAML.
+
+    Where `data` is a YAML file as `qlseg check` writes it, its keys count more than the recipe's, and the overrides
+    more than both. `epochs` among the overrides takes the place of the recipe's `max_steps`.
 
     Raises:
         ValueError: not YAML or not flat, an unknown key (the nearest valid one is named), a value of a wrong type, or
             a key without a value.
     """
-    path = find_recipe(path)
+    source = "the command line" if path is None else find_recipe(path)
+    values = {} if path is None else rename_old_keys(read_mapping(Path(source)))
+    given = read_overrides(overrides)
+    if "epochs" in given and "max_steps" not in given:
+        values.pop("max_steps", None)
     try:
-        if Path(path).stat().st_size > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES} bytes")
-        values = read_yaml(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
-    overrides = [part for text in overrides for part in (text.split("=", 1) if text.startswith("--") else [text])]
-    if len(overrides) % 2:
-        raise ValueError(f"{overrides[-1]} has no value; overrides are written --key value")
-    for key, text in zip(overrides[::2], overrides[1::2]):
+        merged = values | given
+        if is_data_file(merged.get("data")):
+            data = read_data_file(Path(merged["data"]))
+            merged = values | data | {key: value for key, value in given.items() if key != "data"}
+            parts = [part.get("processor") or {} for part in (values, data, given)]
+            if all(isinstance(part, dict) for part in parts) and any(parts):
+                merged["processor"] = parts[0] | parts[1] | parts[2]
+        return check_values(merged)
+    except ValueError as error:
+        raise ValueError(f"{source}{' with these overrides' if overrides and path else ''}: {error}") from error
+
+
+def read_overrides(overrides: list[str] | tuple[str, ...]) -> dict:
+    """{key: value} of `--key value` pairs, by the present names of the keys."""
+    parts = [part for text in overrides for part in (text.split("=", 1) if text.startswith("--") else [text])]
+    if len(parts) % 2:
+        raise ValueError(f"{parts[-1]} has no value; overrides are written --key value")
+    values: dict = {}
+    for key, text in zip(parts[::2], parts[1::2]):
         if not key.startswith("--"):
             raise ValueError(f"{key} is not an override; write --key value")
-        try:
-            plain = key[2:].replace("-", "_")  # a name that is none stays as it was written
-            name = plain if plain in Recipe.__dataclass_fields__ else OLD_NAMES.get(plain, key[2:])
-            values = rename_old_keys(values) | {name: read_yaml(text)}
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ValueError(f"{key} {text} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        return check_values(values)
-    except ValueError as error:
-        raise ValueError(f"{path}{' with these overrides' if overrides else ''}: {error}") from error
+        plain = key[2:].replace("-", "_")  # a name that is none stays as it was written
+        is_known = plain in Recipe.__dataclass_fields__ or plain in OTHER_NAMES or plain in OLD_NAMES
+        values[plain if is_known else key[2:]] = read_value(key, text)
+    return rename_old_keys(values)
+
+
+def is_data_file(data) -> bool:
+    """Whether `data` names a `data.yaml`."""
+    return isinstance(data, str) and data.lower().endswith((".yaml", ".yml")) and Path(data).expanduser().is_file()
+
+
+def read_data_file(path: Path) -> dict:
+    """Keys that describe data, as `qlseg check --output DIR` writes them to DIR/data.yaml.
+
+    A path to the data may be relative to the file. ValueError if it names no data.
+    """
+    values = rename_old_keys(read_mapping(path.expanduser()))
+    data = values.get("data")
+    if not isinstance(data, str):
+        raise ValueError(f"{path} names no data; write data: FOLDER into it")
+    beside = path.expanduser().parent / Path(data).expanduser()
+    return values | {"data": str(beside) if beside.exists() else data}
 
 
 def check_values(values: dict) -> Recipe:
@@ -286,20 +322,30 @@ def check_values(values: dict) -> Recipe:
     for key in values:
         if key not in known:
             raise ValueError(f"unknown key {str(key)[:80]}; {hint_for(str(key), list(known))}")
-    required = [name for name, entry in known.items() if entry.default is MISSING and entry.default_factory is MISSING]
-    if missing := [name for name in required if values.get(name) is None]:
-        raise ValueError(f"the recipe lacks {', '.join(missing)}")
-    hints = typing.get_type_hints(Recipe)
+    if values.get("data") is None:
+        raise ValueError("the recipe lacks data")
+    values, hints = number_label_colors(values), typing.get_type_hints(Recipe)
     return Recipe(**{key: convert_value(key, value, hints[key]) for key, value in values.items()})
 
 
+def number_label_colors(values: dict) -> dict:
+    """Values in which `label_colors`, a mapping or a file of one, is by label; names in place of labels name them."""
+    colors = values.get("label_colors")
+    if isinstance(colors, str):
+        colors = read_mapping(Path(colors).expanduser())
+    if not isinstance(colors, dict) or not colors or not all(isinstance(label, str) for label in colors):
+        return values | {"label_colors": colors} if colors is not None else values
+    names = values.get("label_names") or list(colors)
+    return values | {"label_colors": dict(enumerate(colors.values())), "label_names": names}
+
+
 def rename_old_keys(values: dict) -> dict:
-    """Values by the present names of their keys; ValueError if one is given by its old name too."""
-    for old, new in OLD_NAMES.items():
-        if old in values:
-            if new in values:
-                raise ValueError(f"{old} is the old name of {new}; give {new} alone")
-            values = {new if key == old else key: value for key, value in values.items()}
+    """Values by the full and present names of their keys; ValueError if one is given by two names."""
+    for other, name in (OLD_NAMES | OTHER_NAMES).items():
+        if other in values:
+            if name in values:
+                raise ValueError(f"{other} is another name of {name}; give {name} alone")
+            values = {name if key == other else key: value for key, value in values.items()}
     return values
 
 

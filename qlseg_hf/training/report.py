@@ -10,9 +10,18 @@ import numpy as np
 from PIL import Image
 
 from ..evaluation.examples import Example, Examples
-from ..evaluation.report import evaluation_sections, label_csv, make_figure, percent, read_canvas, settings_table
+from ..evaluation.report import (
+    evaluation_sections,
+    label_csv,
+    make_figure,
+    percent,
+    read_canvas,
+    settings_table,
+    show_chart,
+)
 from ..utils.files import write_atomically
 from ..utils.html import Gallery, Picture, Section, Table, write_report
+from ..utils.text import printable
 from ..utils.visualization import legend_name
 
 SMOOTHING = 10  # steps that a point of the loss is the mean of
@@ -67,16 +76,19 @@ def write_training_report(
         write_atomically(folder / LATEST, json.dumps(latest, allow_nan=False, default=str).encode())
     losses, evaluations = (read_lines(folder / name) for name in ("losses.jsonl", "evaluations.jsonl"))
     latest = json.loads((folder / LATEST).read_bytes()) if (folder / LATEST).is_file() else {}
-    sections = [Section("Curves", [Gallery(draw_run(losses, evaluations))]), label_section(evaluations)]
+    charts = draw_run(losses, evaluations)
+    sections = [Section("Curves", [Gallery(charts)] if charts else []), label_section(evaluations)]
     if evaluations and latest.get("step") == evaluations[-1]["step"]:  # else of steps that a resumed run makes again
         shown = Examples(*([Example.from_json(entry) for entry in latest[kind]] for kind in ("worst", "best")))
-        for section in evaluation_sections(latest["result"], shown):
-            sections.append(Section(f"{section.title}, step {latest['step']}", section.blocks))
+        warnings, *others = evaluation_sections(latest["result"], shown)
+        titled = [Section(f"{section.title}, step {latest['step']}", section.blocks) for section in others]
+        sections = [warnings, *sections, *titled]
     if latest.get("recipe"):
         sections.append(Section("Recipe", [settings_table(latest["recipe"])]))
-    write_report(folder / "report.html", f"Training {folder.resolve().name}", headline(losses, evaluations), sections)
+    title = f"Training {printable(folder.resolve().name)}"
+    write_report(folder / "report.html", title, headline(losses, evaluations), sections)
     with_labels = [(entry["step"], entry) for entry in evaluations if "per_label" in entry]
-    write_atomically(folder / "per_label.csv", label_csv(with_labels).encode())
+    write_atomically(folder / "per_label.csv", label_csv(with_labels))
 
 
 def read_lines(path: Path) -> Entries:
@@ -113,7 +125,7 @@ def label_section(evaluations: Entries) -> Section:
     names = [legend_name(row["label"]) for row in entries[-1]["per_label"]]
     iou = np.array([[row["iou"] for row in entry["per_label"]] for entry in entries], dtype=float)  # NaN for None
     if len(entries) > 1:
-        section.blocks.append(Picture(draw_labels([entry["step"] for entry in entries], iou, names)))
+        section.blocks.append(show_chart(draw_labels([entry["step"] for entry in entries], iou, names)))
     best = best_entry(entries) or entries[-1]
     titles = (f"IoU at the best step, {best['step']}", f"IoU at the last, {entries[-1]['step']}")
     rows = []
@@ -133,16 +145,16 @@ def draw_run(losses: Entries, evaluations: Entries) -> list[Picture]:
         terms = sorted({name for entry in losses for name in entry if name.startswith("loss_")})
         lines = {name: [entry.get(name) for entry in losses] for name in ("loss", *terms)}
         lines = {name: smooth(np.array(values, dtype=float)) for name, values in lines.items()}
-        pictures.append(Picture(draw_lines(steps, lines, {}), f"loss (mean of {SMOOTHING} steps)"))
+        pictures.append(show_chart(draw_lines(steps, lines, {}), f"loss (mean of {SMOOTHING} steps)"))
     if evaluations:
         keys = {"miou": "mIoU", "boundary_iou": "boundary IoU", "macc": "mean accuracy"}
         steps = [entry["step"] for entry in evaluations]
         found = np.array([[entry.get(key) for entry in evaluations] for key in keys], dtype=float)
         lines = dict(zip(keys.values(), 100 * found))
-        pictures.append(Picture(draw_lines(steps, lines, {"ylim": (0, 100)}, marker="o"), "scores in %"))
+        pictures.append(show_chart(draw_lines(steps, lines, {"ylim": (0, 100)}, marker="o"), "scores in %"))
     if losses:
         rates = {"learning rate": np.array([entry["learning_rate"] for entry in losses], dtype=float)}
-        pictures.append(Picture(draw_lines([entry["step"] for entry in losses], rates, {}), "learning rate"))
+        pictures.append(show_chart(draw_lines([entry["step"] for entry in losses], rates, {}), "learning rate"))
     return pictures
 
 
@@ -164,6 +176,7 @@ def draw_lines(steps: list[int], lines: Mapping[str, np.ndarray], settings: dict
         if not np.isnan(values).all():
             axes.plot(steps, values, label=name, marker=marker, markersize=3, linewidth=1.3)
     axes.set(**{"xlabel": "step", "xlim": (0, max(steps)), "ylim": (0, None)} | settings)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(color="0.9")
     if len(axes.lines) > 1:
         axes.legend(fontsize=8, framealpha=0.7)

@@ -22,8 +22,9 @@ class Run:
 
     `model`: prepared by accelerate, as is `optimizer`. `state`: what a checkpoint holds beside weights: `step`,
     `result` of the evaluation after that step (None if it was not measured), `best` mIoU and its `best_step`,
-    `unreadable` images, `data` and `label_names` that it was trained on. `is_measured`: whether the step that the run
-    starts from needs no evaluation any more. `log`: None until the first step is due.
+    `num_without_gain`: evaluations since the best one, `unreadable` images, `data` and `label_names` that it was
+    trained on. `is_measured`: whether the step that the run starts from needs no evaluation any more. `log`: None
+    until the first step is due.
     """
 
     recipe: Recipe
@@ -71,9 +72,17 @@ class Run:
         """Where the checkpoint of the present step lies, or would lie."""
         return self.output_dir / "checkpoints" / f"step-{self.step:08d}"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to make: all are made, or `patience` is at its end."""
+        patience = self.recipe.patience
+        return self.step == self.recipe.max_steps or (
+            patience is not None and self.state["num_without_gain"] >= patience
+        )
+
     def is_due(self, interval: int) -> bool:
         """Whether something that is done every `interval` steps, and after the last, is done after this one."""
-        return self.step == self.recipe.max_steps or self.step % interval == 0
+        return self.is_over or self.step % interval == 0
 
     def save_checkpoint(self) -> None:
         save_checkpoint(self.accelerator, self.output_dir, self.step, self.state, self.average, self.recipe)

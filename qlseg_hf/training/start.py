@@ -1,26 +1,84 @@
 """How a run begins: its parts are built, its folder is taken, and an earlier run is taken up where it stopped."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
 
+from ..hub.card import last_part
 from ..hub.upload import prepare_repo
-from ..utils.distributed import StopSignals, failing_together
-from ..utils.files import lock_folder, recover_folder, remove_leftovers
+from ..utils.distributed import StopSignals, exchanged, failing_together, joined_processes
+from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically
+from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
 from .average import MovingAverage
 from .build import build_model, build_processor
-from .checkpoints import checkpoints, identity, load_checkpoint, step_of
-from .data import open_split
-from .distributed import check_batch, start_accelerator
+from .checkpoints import checkpoints, identity, load_checkpoint, read_recipe, read_state, step_of
+from .data import look_at_data, open_split
+from .distributed import check_batch, launched_precision, start_accelerator
+from .facts import data_facts, device_facts
 from .models import find_due_models, hub_place
 from .optimization import parameter_groups
 from .recipe import Recipe
 from .run import Run
 
 
-def build_run(recipe: Recipe, signals: StopSignals) -> Run:
-    """Data, processor and network of a recipe. Every process builds the same weights; nothing is written.
+def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
+    """Decide what the recipe leaves open: as the run that goes on has it, else by a look at the data.
+
+    Returns:
+        the complete recipe, the same in every process, and [number, what is wrong] of each training image that is
+        left out because it cannot be read; a validation image never is, as mIoU over fewer is another measure.
+
+    Raises:
+        ValueError: the data would spoil the training, or something cannot be decided; in all but the first process
+            OtherProcessError.
+    """
+    state = joined_processes()
+    if recipe.output_dir is None:
+        name = Path(last_part(recipe.data))
+        is_file = Path(recipe.data).expanduser().is_file()
+        recipe = replace(recipe, output_dir=str(Path("runs", name.stem if is_file else name)))
+    unreadable = []
+    with failing_together(state.num_processes):
+        if state.is_main_process:
+            device, checkpoint = device_facts(state.device, state.num_processes), find_checkpoint(recipe)
+            if checkpoint is not None:
+                recipe, told = _complete_from(checkpoint, recipe, device)
+            else:
+                survey = look_at_data(recipe)
+                unreadable = survey.reports["training"].unreadable
+                recipe, told = complete_recipe(recipe, data_facts(survey), device)
+            tell_decisions(told)
+    return exchanged((recipe, unreadable), state.num_processes)[0]
+
+
+def _complete_from(checkpoint: Path, recipe: Recipe, device: DeviceFacts) -> tuple[Recipe, list[tuple[str, str]]]:
+    """The recipe of a run that goes on from a checkpoint, and what was decided anew."""
+    launched = recipe.precision or launched_precision()
+    stored = read_recipe(checkpoint)
+    if stored.get("precision") is None:  # of a version that had no such key
+        stored["precision"] = read_state(checkpoint)["precision"]
+    recipe = take_decisions(recipe, stored)
+    recipe = replace(recipe, precision=launched or recipe.precision)
+    is_counted = recipe.max_steps is None and recipe.epochs is not None and not recipe.streaming
+    count = len(open_split(recipe, recipe.train_split)) if is_counted else None
+    window = build_processor(recipe).window_size if recipe.model and recipe.crop_size is None else None
+    return complete_recipe(recipe, DataFacts(count, 0, window_size=window), device)
+
+
+def tell_decisions(told: list[tuple[str, str]]) -> None:
+    """A table of what was decided, a key a line."""
+    if told:
+        width = max(len(key) for key, _ in told)
+        lines = [f"  {key:{width}}  {text}" for key, text in told]
+        print("decided, because the recipe leaves it open:", *lines, sep="\n", file=sys.stderr)
+
+
+def build_run(recipe: Recipe, signals: StopSignals, unreadable: list) -> Run:
+    """Data, processor and network of a complete recipe. Every process builds the same weights; nothing is written.
 
     Raises:
         ValueError: something of the recipe, the launch, the data or the weights does not fit; see the parts.
@@ -31,7 +89,8 @@ def build_run(recipe: Recipe, signals: StopSignals) -> Run:
     set_seed(recipe.seed)
     model = build_model(recipe, processor.ignore_index)
     validation_samples = open_split(recipe, recipe.eval_split)
-    state = {"step": 0, "best": None, "best_step": None, "result": None, "unreadable": []}
+    state: dict[str, Any] = {"step": 0, "best": None, "best_step": None, "result": None, "num_without_gain": 0}
+    state["unreadable"] = unreadable
     state |= {"data": identity(training_samples), "label_names": list(model.config.id2label.values())}
     return Run(recipe, accelerator, signals, processor, model, training_samples, validation_samples, state)
 
@@ -56,6 +115,12 @@ def take_folder(run: Run) -> None:
             recover_folder(place)
         for folder in (run.output_dir, *(path for path in run.output_dir.iterdir() if path.is_dir())):
             remove_leftovers(folder)
+
+
+def write_recipe(run: Run) -> None:
+    """`recipe.yaml` in the run's folder: what was given and decided."""
+    if run.is_main:
+        write_atomically(run.output_dir / "recipe.yaml", run.recipe.to_yaml().encode())
 
 
 def prepare_run(run: Run) -> None:
@@ -86,13 +151,14 @@ def resume_run(run: Run, checkpoint: Path) -> bool:
                     f"the {what} are not those that {checkpoint} was trained with; restore them, or start a new "
                     "run in another output_dir, with model: the folder best of this one"
                 )
-    run.state, max_steps = stored, run.recipe.max_steps
+    run.state, max_steps = {"num_without_gain": 0} | stored, run.recipe.max_steps
     run.is_measured = stored.get("result", ...) is not None or not run.is_due(run.recipe.eval_steps)
     if checkpoint.resolve().parents[1] != run.output_dir.resolve():  # of another run, whose best is not here
-        if run.step == max_steps:
+        if run.step == max_steps:  # nothing would be left to do
             raise ValueError(f"{checkpoint} has made {run.step} steps; set max_steps to more to go on from it")
-        run.is_measured, run.state = True, stored | {"best": None, "best_step": None, "result": None}
-    if run.is_measured and run.step == max_steps and not find_due_models(run):
+        run.is_measured, run.state = True, run.state | {"best": None, "best_step": None, "result": None}
+        run.state["num_without_gain"] = 0
+    if run.is_measured and run.is_over and not find_due_models(run):
         run.accelerator.print(f"{run.output_dir} is finished: {run.step} of {max_steps} steps are made")
         return False
     run.accelerator.print(f"resuming at step {run.step} from {checkpoint}")
@@ -108,4 +174,13 @@ def check_no_newer(run: Run) -> None:
         )
 
 
-__all__ = ["build_run", "check_no_newer", "find_checkpoint", "prepare_run", "resume_run", "take_folder"]
+__all__ = [
+    "build_run",
+    "check_no_newer",
+    "find_checkpoint",
+    "prepare_run",
+    "resume_run",
+    "settle_recipe",
+    "take_folder",
+    "write_recipe",
+]

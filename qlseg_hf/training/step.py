@@ -1,6 +1,7 @@
 """One optimiser step: the same update however its images are cut over processes and accumulation steps."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,18 @@ class NotFiniteError(ArithmeticError):
     """Loss or gradient of a step is infinite or not a number. The update was not made."""
 
 
+class StepResult(NamedTuple):
+    """What one step gives, over all processes, on the device.
+
+    `loss`: of the whole step; `norm`: of the gradient before clipping; scalars. `terms`: (3,) what classification,
+    mask and dice add to the loss.
+    """
+
+    loss: torch.Tensor
+    norm: torch.Tensor
+    terms: torch.Tensor
+
+
 def training_step(
     accelerator: Accelerator,
     model: nn.Module,
@@ -22,7 +35,7 @@ def training_step(
     batches: list[dict[str, torch.Tensor]],
     recipe: Recipe,
     step: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> StepResult:
     """One update from the batches of one step (one per accumulation step).
 
     Args:
@@ -31,9 +44,6 @@ def training_step(
         batches: `pixel_values` (B, 3, H, W) and `labels` (B, H, W) on its device.
         recipe: learning rate, clipping.
         step: number of updates before this one.
-
-    Returns:
-        loss of the whole step over all processes, and norm of the gradient before clipping; scalars on the device.
 
     Raises:
         NotFiniteError: one of them is not finite, in every process; weights and optimiser are those of before. With
@@ -51,19 +61,22 @@ def training_step(
     totals = accelerator.reduce(totals, "sum") / (len(batches) * accelerator.num_processes)
     # with at least one mask per image on average the floor never bites; it is there for batches without any label
     normalizers = torch.stack([totals[0], totals[1].clamp(min=1 / (len(batches) * accelerator.num_processes))])
-    losses, total, norm = [], None, None
+    losses, terms, result = [], [], None
     for batch in batches:
         with accelerator.accumulate(model):
-            loss = model(batch["pixel_values"], labels=batch["labels"], loss_normalizers=normalizers).loss
-            accelerator.backward(loss)
-            losses.append(loss.detach())
+            outputs = model(batch["pixel_values"], labels=batch["labels"], loss_normalizers=normalizers)
+            accelerator.backward(outputs.loss)
+            losses.append(outputs.loss.detach())
+            terms.append(outputs.loss_terms)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
                 total = accelerator.reduce(torch.stack(losses).mean(), "mean")
                 check_finite(accelerator, float(total), float(norm))
+                parts = accelerator.reduce(torch.stack(terms).mean(dim=0), "mean")
+                result = StepResult(total, norm, parts)
             optimizer.step()
             optimizer.zero_grad()
-    return total, norm
+    return result
 
 
 def check_finite(accelerator: Accelerator, loss: float, norm: float) -> None:
@@ -74,4 +87,4 @@ def check_finite(accelerator: Accelerator, loss: float, norm: float) -> None:
         raise NotFiniteError(f"the gradient's norm is {norm}, with a loss of {loss:.4g},")
 
 
-__all__ = ["NotFiniteError", "check_finite", "training_step"]
+__all__ = ["NotFiniteError", "StepResult", "check_finite", "training_step"]

@@ -5,15 +5,17 @@ import re
 
 # what other trainers call a thing, without signs and in lower case: the key here, or what to do instead
 SYNONYMS = {
-    "learning_rate": "lr lr0 baselr initiallr maxlr learnrate",
+    "learning_rate": "lr0 baselr initiallr maxlr learnrate",
     "head_lr_multiplier": "headlr headlrmult lrmult headlearningrate decoderlr",
     "layer_decay": "layerwisedecay llrd layerlrdecay lrlayerdecay",
     "weight_decay": "wd l2",
     "max_steps": "steps numsteps maxiters maxiter iters numiters iterations numiterations maxtrainsteps totalsteps "
     "numtrainsteps",
+    "epochs": "epoch nepochs numepochs maxepoch maxepochs numtrainepochs totalepochs",
+    "patience": "earlystop earlystopping earlystoppingpatience",
     "warmup_steps": "warmup warmupiters numwarmupsteps lrwarmupsteps",
     "poly_power": "lrpower polylrpower",
-    "total_batch_size": "batchsize batch trainbatchsize globalbatchsize effectivebatchsize bs totalbatch",
+    "total_batch_size": "batch trainbatchsize globalbatchsize effectivebatchsize bs totalbatch",
     "per_device_batch_size": "perdevicetrainbatchsize perdevicebatch microbatchsize samplespergpu imgspergpu "
     "batchpergpu perdeviceevalbatchsize trainmicrobatchsizepergpu batchsizepergpu",
     "max_grad_norm": "gradclip gradientclipping gradnorm clipgrad clipgradnorm gradientclipval clipnorm",
@@ -21,6 +23,9 @@ SYNONYMS = {
     "class_weights": "classweight labelweights weightsperclass",
     "freeze_backbone": "freeze freezeencoder frozenstages frozen",
     "lora": "lorarank lorar peft",
+    "precision": "mixedprecision fp16 bf16 fp8 amp useamp half autocast dtype torchdtype tf32",
+    "vertical_flip": "flipud verticalflip vflip randomverticalflip",
+    "rotation": "degrees rotate randomrotation rotationdegrees",
     "gradient_checkpointing": "checkpointing activationcheckpointing gradcheckpointing withcp",
     "compile": "torchcompile dynamo usecompile",
     "crop_size": "imgsz imgsize imagesize inputsize cropsize resolution patchcrop trainsize randomcrop",
@@ -30,6 +35,9 @@ SYNONYMS = {
     "backbone": "encoder backbonename backboneweights vit",
     "data": "datadir dataroot datapath datasetname datasetpath traindata root",
     "dataset_config": "datasetconfigname configname subset",
+    "val_fraction": "valfraction valratio valsize validationfraction holdout testsize",
+    "num_channels": "channels bands inchans inputchannels numbands",
+    "layout": "format datasettype datasetformat datatype annotationformat",
     "train_split": "split trainset splittrain trainsplitname",
     "eval_split": "val valsplit validationsplit testsplit validation evalset",
     "image_column": "imagecolumnname imagekey",
@@ -53,23 +61,14 @@ SYNONYMS = {
     "log_pictures": "logimages numpictures visualize",
 }
 ADVICE = {  # and what no key is: what to do, and its names
-    "precision belongs to the launcher: accelerate launch --mixed_precision bf16 -m qlseg_hf.cli.train RECIPE": (
-        "mixedprecision precision fp16 bf16 fp8 amp useamp half autocast dtype torchdtype tf32"
-    ),
     "devices belong to the launcher: accelerate launch, or torchrun on several CPUs": (
         "device devices gpu gpus numgpus ngpus gpuids cuda cpu usecpu nocuda numprocesses nprocpernode worldsize "
         "localrank strategy distributed ddp fsdp deepspeed accelerator numnodes"
-    ),
-    "set max_steps, which is epochs x pictures / total_batch_size": (
-        "epoch epochs nepochs numepochs maxepoch maxepochs numtrainepochs totalepochs"
     ),
     "set warmup_steps, which is warm-up epochs x pictures / total_batch_size": "warmupepochs warmupratio",
     "accumulation follows: total_batch_size / (per_device_batch_size x processes)": (
         "gradientaccumulationsteps gradientaccumulation gradaccum gradaccumsteps gradaccumulation accumulate "
         "accumulation accumulationsteps accumulategradbatches accumsteps"
-    ),
-    "training goes on to max_steps, and the folder best holds the best model until then": (
-        "patience earlystop earlystopping earlystoppingpatience"
     ),
     "the optimiser is AdamW with learning_rate and weight_decay": (
         "optimizer optimiser optim momentum beta1 beta2 betas adambeta1 adambeta2 adamepsilon eps"

@@ -6,14 +6,16 @@ import torch
 from tqdm import tqdm
 
 from ..evaluation.evaluator import evaluate_samples
+from ..evaluation.examples import Examples, draw_examples
 from ..model.segmentation import segment
 from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
-from .report import draw_curves
+from .report import draw_curves, evaluation_entry, tracker_values, write_training_report
 from .run import Run
+from .yaml_text import read_yaml
 
 TIMES = ("seconds", "pictures_per_second")  # of a result, which differ from run to run
-SCORES = ("miou", "macc", "aacc")
+NUM_EXAMPLES = 4  # of the worst, and of the best images, in the report
 
 
 def evaluate_run(run: Run) -> None:
@@ -27,26 +29,34 @@ def evaluate_run(run: Run) -> None:
             run.network,
             run.processor,
             run.validation_samples,
+            num_examples=NUM_EXAMPLES,
             progress=run.is_main,
             stop_signal=lambda: run.signals.number,
         )
+        examples = draw_examples(run.network, run.processor, run.validation_samples, evaluation)
         if run.is_main:
             save_overlays(run)
     result = {key: value for key, value in evaluation.result.items() if key not in TIMES}
-    scores = {key: result[key] for key in SCORES}
-    run.accelerator.log({f"eval/{key}": value for key, value in scores.items()}, step=run.step)
-    if run.is_main:
-        run.log.evaluations.append([{"step": run.step} | scores])
-        save_picture(
-            draw_curves(run.log.losses.pairs("loss"), run.log.evaluations.pairs("miou")),
-            run.output_dir / "curves.png",
-        )
-        tqdm.write(f"step {run.step}: mIoU {100 * result['miou']:.2f} % on {run.recipe.eval_split}")
-        for warning in result["warnings"]:
-            tqdm.write(f"warning: {printable(warning)}")
-    run.state["result"] = result
+    run.accelerator.log(tracker_values(result), step=run.step)
+    run.state["result"] = {key: value for key, value in result.items() if key != "confusion"}  # which is large
     if run.state["best"] is None or result["miou"] > run.state["best"]:
-        run.state |= {"best": result["miou"], "best_step": run.step}
+        run.state |= {"best": result["miou"], "best_step": run.step, "num_without_gain": 0}
+    else:
+        run.state["num_without_gain"] += 1
+    if run.is_main:
+        show_result(run, result, examples)
+
+
+def show_result(run: Run, result: dict, examples: Examples) -> None:
+    """Write the result of this step to `evaluations.jsonl`, curves and report, and its mIoU and warnings to stderr."""
+    run.log.evaluations.append([{"step": run.step} | evaluation_entry(result)])
+    curves = draw_curves(run.log.losses.pairs("loss"), run.log.evaluations.pairs("miou"))
+    save_picture(curves, run.output_dir / "curves.png")
+    settings = read_yaml(run.recipe.to_yaml())
+    write_training_report(run.output_dir, step=run.step, result=result, recipe=settings, examples=examples)
+    tqdm.write(f"step {run.step}: mIoU {100 * result['miou']:.2f} % on {run.recipe.eval_split}")
+    for warning in result["warnings"]:
+        tqdm.write(f"warning: {printable(warning)}")
 
 
 def save_overlays(run: Run) -> None:

@@ -15,11 +15,15 @@ from .files import write_atomically
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with a caption. `image` is stored as PNG, or as JPEG with `is_photo`."""
+    """An image with a caption. `image` is stored as PNG, or as JPEG with `is_photo`.
+
+    `width`: on the page, pixels of the browser; its own if not given, and never more than the page has.
+    """
 
     image: Image.Image
     caption: str = ""
     is_photo: bool = False
+    width: int | None = None
 
     @property
     def address(self) -> str:
@@ -101,7 +105,7 @@ def render_report(title: str, summary: Iterable[tuple[str, Any]], sections: Iter
 
 def write_report(path: Path, title: str, summary: Iterable[tuple[str, Any]], sections: Iterable[Section]) -> None:
     """Write `render_report` to a file; atomic."""
-    write_atomically(path, render_report(title, summary, sections).encode())
+    write_atomically(path, render_report(title, summary, sections).encode(errors="backslashreplace"))
 
 
 __all__ = ["Comparison", "Gallery", "Legend", "Picture", "Section", "Table", "render_report", "write_report"]

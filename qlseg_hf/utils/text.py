@@ -3,6 +3,8 @@
 import html
 import re
 
+from huggingface_hub.errors import StrictDataclassError
+
 
 def printable(text: str) -> str:
     """Any text on one line, with what would move a cursor, change colours or turn the direction written out."""
@@ -33,7 +35,9 @@ def longest_run(text: str) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text; its type if it has none."""
+    """First line of an error's text; its type if it has none. Of a configuration's error, of what caused it."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from hypothesis.errors import UnsatisfiedAssumption
 
 FACTOR = 20
@@ -23,6 +24,17 @@ settings.register_profile("small", derandomize=True, phases=[Phase.explicit, Pha
 settings.register_profile("thorough", phases=[Phase.explicit, Phase.generate, Phase.shrink], **COMMON)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "small")
 settings.load_profile(PROFILE)
+
+SEEDS = st.integers(0, 2**32 - 1)
+SIDES = st.one_of(st.integers(1, 60), st.sampled_from([1, 2, 15, 16, 17, 64, 300]))
+SIZES = st.tuples(SIDES, SIDES)
+
+
+@st.composite
+def windows(draw, most=80):
+    """Window and stride that a processor takes."""
+    window = draw(st.integers(1, most))
+    return window, draw(st.integers(1, window))
 
 
 def holds(examples: int, **strategies) -> Callable:

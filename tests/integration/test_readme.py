@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 import click
@@ -23,7 +24,10 @@ from qlseg_hf.releases import RELEASES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
-WITH_PYTHON = [README, *(PAGES[name] for name in ("inference.md", "training.md", "evaluation.md"))]  # in order
+WITH_PYTHON = [
+    README,
+    *(PAGES[name] for name in ("inference.md", "training.md", "evaluation.md", "bands.md")),
+]  # in order
 ALL = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")} | PAGES
 
 
@@ -71,6 +75,13 @@ def place(tmp_path, monkeypatch):
     Image.fromarray(np.arange(height * width, dtype=np.uint8).reshape(height, width) % 20).save(
         tmp_path / "labels.png"
     )
+    if find_spec("tifffile"):
+        tile = np.random.default_rng(0).integers(0, 10000, (24, 32, 5), dtype=np.uint16)
+        for folder in ("images", "annotations"):
+            (tmp_path / "tiles" / folder / "training").mkdir(parents=True)
+        for file in (tmp_path / "five_bands.tif", tmp_path / "tiles" / "images" / "training" / "x.tif"):
+            import_module("tifffile").imwrite(file, tile, photometric="minisblack", planarconfig="contig")
+        shutil.copy(tmp_path / "labels.png", tmp_path / "tiles" / "annotations" / "training" / "x.png")
     # a small release and a small ViT under the names of the large ones
     small = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
     monkeypatch.setitem(RELEASES["vit-l-ade20k"], "backbone", small | {"image_size": 96, "out_indices": [2, 3, 4]})
@@ -84,7 +95,7 @@ def place(tmp_path, monkeypatch):
 
 
 def test_python_snippets(place):
-    for name in ("peft", "cv2", "datasets"):
+    for name in ("peft", "cv2", "datasets", "tifffile"):
         pytest.importorskip(name)
     namespace, ran = {}, 0
     for text in WITH_PYTHON:
@@ -120,7 +131,7 @@ def test_commands_and_options_exist():
 
 
 def test_recipes_exist():
-    named = {of_qlseg(words)[1] for _, words in command_lines() if of_qlseg(words)[0] in ("train", "check")}
+    named = {of_qlseg(words)[1] for _, words in command_lines() if of_qlseg(words)[0] == "train"}
     named |= set(re.findall(r"^\| `([\w-]+)` \| .* \| .*\b(?:measured|paper's|run)", PAGES["training.md"], flags=re.M))
     assert len(named) > 8
     for name in named - {"RECIPE"}:

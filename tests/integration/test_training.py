@@ -94,7 +94,8 @@ def test_training_trajectory(stored):
     mean, std = (torch.tensor(numbers[name]).view(3, 1, 1) for name in ("mean", "std"))
     for step in range(8):
         batch = {"pixel_values": (pictures[step] - mean) / std, "labels": labels[step]}
-        loss, norm = training_step(accelerator, model, optimizer, [batch], recipe, step)
+        loss, norm, terms = training_step(accelerator, model, optimizer, [batch], recipe, step)
+        assert terms.sum().item() == pytest.approx(loss.item(), rel=1e-5) and (terms > 0).all()
         assert loss.item() == pytest.approx(expected["loss"][step], rel=1e-4)
         assert float(norm) == pytest.approx(expected["grad_norm"][step], rel=1e-3)
 
@@ -113,9 +114,18 @@ def test_accumulation_does_not_change_the_step():
         accelerator.gradient_accumulation_steps = parts
         groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
         model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
-        recipe = Recipe("-", 32, 4, 4 // parts, 10, "-", warmup_steps=0)
+        recipe = Recipe(
+            data="-",
+            crop_size=32,
+            total_batch_size=4,
+            per_device_batch_size=4 // parts,
+            max_steps=10,
+            output_dir="-",
+            warmup_steps=0,
+        )
         batches = [{"pixel_values": p, "labels": t} for p, t in zip(pixel_values.chunk(parts), labels.chunk(parts))]
-        found.append([float(x) for x in training_step(accelerator, model, optimizer, batches, recipe, 0)])
+        result = training_step(accelerator, model, optimizer, batches, recipe, 0)
+        found.append([float(result.loss), float(result.norm), *result.terms.tolist()])
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -125,7 +135,17 @@ def test_step_without_any_label_is_finite():
     groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
     batch = {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.full((2, 32, 48), 255)}
-    loss, norm = training_step(accelerator, model, optimizer, [batch], Recipe("-", 32, 2, 2, 10, "-"), 0)
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        warmup_steps=0,
+        learning_rate=1e-5,
+    )
+    loss, norm, _ = training_step(accelerator, model, optimizer, [batch], recipe, 0)
     assert torch.isfinite(loss) and torch.isfinite(norm) and loss > 0
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
@@ -227,7 +247,9 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(model)
-    recipe = Recipe("-", 32, 2, 2, 10, str(tmp_path))
+    recipe = Recipe(
+        data="-", crop_size=32, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir=str(tmp_path)
+    )
     save_checkpoint(accelerator, tmp_path, 3, {}, None, recipe)
 
     def no_space(folder):
@@ -301,14 +323,25 @@ def test_what_accelerate_would_not_do_is_refused(monkeypatch, fresh_accelerate, 
     for name, value in (variables | {"USE_CPU": "true"}).items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
     with pytest.raises((ImportError, ValueError), match=sentence):
-        start_accelerator(Recipe("-", 32, 4, 2, 10, str(tmp_path / "run")))
+        start_accelerator(
+            Recipe(
+                data="-",
+                crop_size=32,
+                total_batch_size=4,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir=str(tmp_path / "run"),
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_precision_is_stated(monkeypatch, fresh_accelerate):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
-    accelerator = start_accelerator(Recipe("-", 32, 4, 2, 10, "-"))
+    accelerator = start_accelerator(
+        Recipe(data="-", crop_size=32, total_batch_size=4, per_device_batch_size=2, max_steps=10, output_dir="-")
+    )
     assert launch_facts(accelerator)["precision"] == "bf16" and accelerator.gradient_accumulation_steps == 2
 
 
@@ -328,7 +361,15 @@ def deepspeed(**config) -> SimpleNamespace:
 
 def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
     """`prepare` takes accumulation, batch and clipping from the plugin, whatever the recipe says."""
-    recipe = Recipe("-", 32, 12, 2, 10, "-", max_grad_norm=3.0)
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=12,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        max_grad_norm=3.0,
+    )
     wanted = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "train_batch_size": 12}
     wanted["gradient_clipping"] = 3.0
     for config in (
@@ -379,7 +420,7 @@ def test_trained_folder(whole_run, data):
     value = front["model-index"][0]["results"][0]["metrics"][0]
     assert value["type"] == "mean_iou" and 0 <= value["value"] <= 1
     assert "| green |" in card and "max_steps: 24" in card and "mIoU" in card
-    published = load_recipe(whole_run.parent / "recipe.yaml").published()
+    published = load_recipe(whole_run / "recipe.yaml").published()
     assert load_recipe(whole_run / "best" / "recipe.yaml") == published
     assert len(list((whole_run / "overlays").glob("*.png"))) == 3
 
@@ -430,7 +471,16 @@ def test_lora_trains_and_merges(tmp_path):
 
 def test_models_that_recipes_build(stored, data, tmp_path):
     names = {0: "class 3", 1: "something new"}
-    recipe = Recipe(str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), label_names=names)
+    recipe = Recipe(
+        data=str(data),
+        crop_size=64,
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir=str(tmp_path),
+        model=str(stored.folder),
+        label_names=names,
+    )
     recipe.do_reduce_labels = False
     recipe.class_weights = {"something new": 3.0}
     recipe.config, recipe.freeze_backbone = {"dropout": 0.0}, True
@@ -441,17 +491,34 @@ def test_models_that_recipes_build(stored, data, tmp_path):
     assert torch.equal(model.decoder.queries[:, 0], stored.model().decoder.queries[:, 3])
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
     with pytest.raises(ValueError, match="class_weights names .'nothing'."):
-        build_model(Recipe(str(data), 64, 2, 2, 10, "-", model=str(stored.folder), class_weights={"nothing": 1}), 255)
+        build_model(
+            Recipe(
+                data=str(data),
+                crop_size=64,
+                total_batch_size=2,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir="-",
+                model=str(stored.folder),
+                class_weights={"nothing": 1},
+            ),
+            255,
+        )
     with pytest.raises(ValueError, match="label_names is needed"):
-        build_model(Recipe(str(data), 64, 2, 2, 10, "-"), 255)
+        build_model(
+            Recipe(
+                data=str(data), crop_size=64, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir="-"
+            ),
+            255,
+        )
 
 
 def shifted(stored, data, tmp_path, **settings) -> Recipe:
     """A recipe of three labels of its own on a model that reduces labels."""
     names = {0: "red", 1: "green", 2: "blue"}
-    return Recipe(
-        str(data), 64, 2, 2, 10, str(tmp_path), model=str(stored.folder), **({"label_names": names} | settings)
-    )
+    sizes = {"crop_size": 64, "total_batch_size": 2, "per_device_batch_size": 2, "max_steps": 10}
+    places = {"data": str(data), "output_dir": str(tmp_path), "model": str(stored.folder), "label_names": names}
+    return Recipe(**(sizes | places | settings))
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
@@ -645,7 +712,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
     "overrides, message",
     [
         (["--lerning_rate", "1"], "unknown key lerning_rate; did you mean learning_rate?"),
-        (["--max_steps", "many"], "max_steps wants int, got 'many'"),
+        (["--max_steps", "many"], "max_steps wants int or null, got 'many'"),
         (["--photometric", "1"], "photometric wants bool, got 1"),
         (["--scale_range", "[1]"], "scale_range wants two numbers"),
         (["--ema_decay", "1.5"], "ema_decay 1.5 must be between"),
@@ -658,6 +725,13 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--hub_private", "true"], "hub_private and hub_revision want push_to_hub"),
         (["--model", "a", "--backbone", "b"], "exclude each other"),
         (["--lora", "4", "--freeze_backbone", "true"], "exclude each other"),
+        (["--lr", "1e-4", "--learning_rate", "1e-3"], "lr is another name of learning_rate; give learning_rate alone"),
+        (["--epochs", "0"], "epochs is 0.0; it must be more than 0"),
+        (["--patience", "0"], "patience is 0; it must be at least 1"),
+        (["--rotation", "200"], "rotation 200.0 must be 0..180 degrees"),
+        (["--val_fraction", "1"], "val_fraction 1.0 must be at least 0 and below 1"),
+        (["--class_weights", "some"], "class_weights is 'some'; give .* or auto"),
+        (["--precision", "fp8"], "precision is 'fp8'; give one of fp32, bf16, fp16"),
     ],
 )
 def test_wrong_recipes(data, tmp_path, overrides, message):
@@ -677,15 +751,15 @@ def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
 @pytest.mark.parametrize(
     "key, hint",
     [
-        ("lr", "learning_rate"),
-        ("epochs", "set max_steps, which is epochs x pictures / total_batch_size"),
-        ("numTrainEpochs", "set max_steps"),
-        ("batch_size", "total_batch_size"),
+        ("lr0", "learning_rate"),
+        ("numTrainEpochs", "epochs"),
+        ("train_batch_size", "total_batch_size"),
         ("imgsz", "crop_size"),
         ("image-size", "crop_size"),
-        ("mixed_precision", "accelerate launch --mixed_precision"),
-        ("fp16", "accelerate launch --mixed_precision"),
-        ("patience", "best holds the best model"),
+        ("mixed_precision", "precision"),
+        ("fp16", "precision"),
+        ("early_stopping_patience", "patience"),
+        ("degrees", "rotation"),
         ("workers", "num_workers"),
         ("pretrained", "model"),
         ("data_dir", "data"),
@@ -722,8 +796,15 @@ def test_batch_that_does_not_divide():
     with pytest.raises(
         ValueError, match="total_batch_size 6 is not a multiple of per_device_batch_size 2 x 2 processes"
     ):
-        Recipe("-", 32, 6, 2, 10, "-").accumulation_steps(2)
-    assert Recipe("-", 32, 8, 2, 10, "-").accumulation_steps(2) == 2
+        Recipe(
+            data="-", crop_size=32, total_batch_size=6, per_device_batch_size=2, max_steps=10, output_dir="-"
+        ).accumulation_steps(2)
+    assert (
+        Recipe(
+            data="-", crop_size=32, total_batch_size=8, per_device_batch_size=2, max_steps=10, output_dir="-"
+        ).accumulation_steps(2)
+        == 2
+    )
 
 
 def break_data(folder: Path, how: str) -> None:

@@ -1,7 +1,6 @@
 """Names of labels and files that attackers chose: shown as text, wherever they are shown."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +8,16 @@ import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from networks import tiny_config
+from PIL import Image
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.app import page as app
 from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.data.check import check_labels_of_dataset
-from qlseg_hf.evaluation.run import overlay_name
+from qlseg_hf.evaluation.evaluator import describe_scores
+from qlseg_hf.evaluation.examples import Examples, draw_example
+from qlseg_hf.evaluation.metrics import StreamingScores
+from qlseg_hf.evaluation.report import write_evaluation_report
 from qlseg_hf.hub.card import plain_model_card
 from qlseg_hf.utils.visualization import draw_overlay, label_colors
 
@@ -78,13 +81,19 @@ def test_names(name, tmp_path, capsys):
 
 
 def test_names_of_files_in_reports(tmp_path):
-    """A data set's names of pictures become names of our files, and lines of a terminal."""
-    for text in [*NAMES.values(), "a" * 300 + ".png", "..", "/etc/passwd", "a/b\\c"]:
-        name = overlay_name(0, text)
-        assert name.startswith("01_") and name.endswith(".png") and len(name.encode()) < 255
-        assert Path(name).name == name and name.isprintable()
-        (tmp_path / name).write_text("x")
-    assert all(path.parent == tmp_path for path in tmp_path.rglob("*"))
+    """A data set's names of pictures become text of a page, and lines of a terminal."""
+    image, names = Image.new("RGB", (4, 4)), [*NAMES.values(), "a" * 300 + ".png"]
+    labels = np.arange(16).reshape(4, 4) % len(names)
+    config = tiny_config(len(names), id2label=dict(enumerate(names)))
+    examples = [draw_example((0.5, 0, name), np.asarray(image), labels, labels, config, 800) for name in names]
+    scores = StreamingScores(len(names))
+    scores.update(np.zeros((2, 2), dtype=int), np.array([[0, 1], [0, 1]]), 0)
+    result = describe_scores(scores, names, QLSegImageProcessor(do_reduce_labels=False)) | {"unreadable": names}
+    write_evaluation_report(tmp_path / "r.html", result, examples=Examples(examples, []), title=NAMES["escape codes"])
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count("<h1>") == 1 and page.count("<figure>") == 2 * len(names) + 1
+    for forbidden in ("<script", "<a href", "<!--", "\x1b", "\u202e"):
+        assert forbidden not in page
 
     class Sample:
         name = NAMES["escape codes"]

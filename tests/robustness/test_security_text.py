@@ -164,6 +164,15 @@ def load_recipe_override(folder: Path, text: str) -> Recipe:
 def test_recipes_are_written_as_they_are_read(tmp_path):
     """A list that two keys share would be written as an alias, and then refused."""
     shared = [0.5, 2.0]
-    recipe = Recipe("d", 8, 1, 1, 1, "o", scale_range=shared, config={"a": shared, "b": shared})
+    recipe = Recipe(
+        data="d",
+        crop_size=8,
+        total_batch_size=1,
+        per_device_batch_size=1,
+        max_steps=1,
+        output_dir="o",
+        scale_range=shared,
+        config={"a": shared, "b": shared},
+    )
     (tmp_path / "x.yaml").write_text(recipe.to_yaml())
     assert load_recipe(tmp_path / "x.yaml") == recipe

@@ -77,7 +77,15 @@ def test_no_update_from_what_is_not_finite(broken):
     batches = [
         {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.randint(0, 20, (2, 32, 48))} for _ in range(2)
     ]
-    recipe = Recipe("-", 32, 4, 2, 10, "-", warmup_steps=0)
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=4,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        warmup_steps=0,
+    )
     if broken == "loss":
         batches[0]["pixel_values"][1, 0, 3, 3] = torch.inf  # in the batch that is not the last
     else:

@@ -93,7 +93,21 @@ def test_every_damage_to_a_checkpoint_is_seen(tmp_path):
     accelerator = Accelerator(cpu=True)
     model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     for step in (3, 6):
-        save_checkpoint(accelerator, tmp_path, step, {}, None, Recipe("-", 32, 2, 2, 10, str(tmp_path)))
+        save_checkpoint(
+            accelerator,
+            tmp_path,
+            step,
+            {},
+            None,
+            Recipe(
+                data="-",
+                crop_size=32,
+                total_batch_size=2,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir=str(tmp_path),
+            ),
+        )
     older, newest = checkpoints(tmp_path)
     paths, tried = sorted(path for path in newest.rglob("*") if path.is_file()), 0
     assert len(paths) >= 6

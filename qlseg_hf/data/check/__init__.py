@@ -2,10 +2,15 @@
 
 from .counting import add_to_tallies, count_values, is_no_label
 from .labels import LabelReport, check_labels_of_dataset
+from .run import survey_data
 from .sentences import ignored_label_error, range_error, score_warnings
+from .suggestions import suggest_class_weights, suggest_crop_size
+from .survey import DataRequest, Survey
 
 __all__ = [
+    "DataRequest",
     "LabelReport",
+    "Survey",
     "add_to_tallies",
     "check_labels_of_dataset",
     "count_values",
@@ -13,4 +18,7 @@ __all__ = [
     "is_no_label",
     "range_error",
     "score_warnings",
+    "suggest_class_weights",
+    "suggest_crop_size",
+    "survey_data",
 ]

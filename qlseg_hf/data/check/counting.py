@@ -12,8 +12,7 @@ import torch
 
 from ...model.image_processing_qlseg import QLSegImageProcessor
 from ..bands import BandSums
-from ..datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
-from ..samples import opened
+from ..samples import Sample, SampleError, Samples, opened
 
 CHUNK = 64  # samples handed to the threads at a time
 DARK, CONSTANT = "nearly black", "of one colour"
@@ -79,7 +78,7 @@ def findings_of(samples: Iterable[Sample], num_threads: int, reading: dict[str, 
             yield from pool.map(lambda one: finding_of(one[0], one[1], reading), chunk)
 
 
-def iterate(samples: FolderSamples | TableSamples | StreamedSamples, max_samples: int | None = None) -> Iterator:
+def iterate(samples: Samples, max_samples: int | None = None) -> Iterator:
     """The first `max_samples` of what `open_dataset` gives, or all."""
     if hasattr(samples, "__iter__"):  # StreamedSamples
         return islice(iter(samples), max_samples)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ...model.image_processing_qlseg import QLSegImageProcessor
 from ...utils.text import printable
-from ..datasets import NUM_NAMED, FolderSamples, StreamedSamples, TableSamples, listed
+from ..datasets import NUM_NAMED, Samples, listed
 from .counting import DARK, Finding, Tally, findings_of, is_no_label, iterate, labels_of, tally_values
 from .readings import table_of_readings
 from .sentences import ONE_REASON, PROBLEMS, ignored_label_error, one_label_text, range_error
@@ -47,7 +47,7 @@ class LabelReport:
 
 
 def check_labels_of_dataset(
-    samples: FolderSamples | TableSamples | StreamedSamples,
+    samples: Samples,
     processor: QLSegImageProcessor,
     label_names: dict[int, str] | list[str],
     *,
@@ -88,7 +88,7 @@ def check_labels_of_dataset(
 
 
 def read_findings(
-    samples: FolderSamples | TableSamples | StreamedSamples,
+    samples: Samples,
     max_samples: int | None,
     num_threads: int,
     reading: dict[str, Any],

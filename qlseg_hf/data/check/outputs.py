@@ -111,8 +111,8 @@ def label_colors_yaml(survey: Survey) -> str:
     """A table of the colours that were found in masks, to be edited."""
     total = sum(pixels for pixels, _ in survey.colors.values())
     lines = [
-        "# Colours of the label maps, the most frequent first. Put the number or the name of each label before its",
-        "# colour, leave out no colour, and give this file as --label_colors. A colour that shall not count gets 255.",
+        "# Colours of the label maps, the most frequent first. Put the name of each label in place of its number, and",
+        "# 255 where a colour shall not count; leave no colour out. Then: qlseg check DATA --label_colors THIS_FILE",
     ]
     for label, (color, (pixels, images)) in enumerate(survey.colors.items()):
         lines.append(f"{label}: {list(color)}  # {pixels / total:.2%} of the pixels, in {images} label maps")

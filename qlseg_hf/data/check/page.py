@@ -178,7 +178,13 @@ def sizes_section(survey: Survey) -> Section:
 
 
 def unreadable_blocks(survey: Survey) -> list:
-    rows = [[split, printable(name), printable(reason)] for split, name, reason in survey.unreadable]
+    """Colour masks are left out, which have a section of their own."""
+    rows = [
+        [split, printable(found.name), printable(str(found.error).removeprefix(f"{found.name}: "))]
+        for split, findings in survey.findings.items()
+        for found in findings
+        if found.error is not None and found.colors is None
+    ]
     return [Table(["split", "image", "reason"], rows[:MOST_ROWS]), *more_than(rows)] if rows else []
 
 

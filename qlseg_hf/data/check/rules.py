@@ -150,7 +150,7 @@ def number_values(rules: Rules, values: list[int]) -> None:
     elif values == list(range(1, last + 1)) and "label_map" not in rules.settings:
         rules.settings["do_reduce_labels"] = True
         rules.notes.append("values begin at 1 and 0 never occurs, so 1 is the first label: do_reduce_labels: true")
-    elif len(values) > 1:
+    else:
         rules.settings["label_map"] = (rules.settings.get("label_map") or {}) | numbered(values)
         rules.notes.append(f"the values {text} are numbered: label_map: {rules.settings['label_map']}")
 

@@ -81,11 +81,13 @@ def draw_tile(
 ) -> tuple[Image.Image, list[int]]:
     """See `read_tile`. `labels`: (H, W), values outside 0..K-1 stay untinted."""
     height, width = labels.shape
-    scale = min(SIDE / max(height, width), 1.0)
+    scale = min(SIDE / max(height, width), 4.0)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     rows, columns = (((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(size[::-1], labels.shape))
     small = labels[rows[:, None], columns]
-    photo = np.asarray(Image.fromarray(visible(picture)).resize(size, Image.Resampling.BOX))
+    photo = np.asarray(
+        Image.fromarray(visible(picture)).resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    )
     tile = draw_overlay(photo, small, dict(enumerate(names)), colors, opacity=0.45).crop((0, 0, *size))
     values, counts = np.unique(small[(small >= 0) & (small < len(names))], return_counts=True)
     order = values[np.argsort(-counts, kind="stable")].tolist()

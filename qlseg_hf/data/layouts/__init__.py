@@ -17,7 +17,7 @@ from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
 from .splits import find_overlap, find_split, hold_out
-from .tables import SAVED, TABLES, WEBDATASET
+from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
 from .voc import VOC
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
@@ -119,6 +119,8 @@ def find_family(source: Source, layout: str | None) -> Found:
         )
     if layout is not None:
         found = LAYOUTS[layout][0].find(source) if source.root or layout == "hub" else None
+        if found is None and layout == "table":
+            found = find_by_datasets(source)
         return found or fail(source, layout, f"layout: {layout} does not fit")
     if source.root is None:
         return TABLES.find(source)
@@ -134,7 +136,7 @@ def find_family(source: Source, layout: str | None) -> Found:
         if found := FOLDERS.find(source) or PAIRS.find(source):
             fits[FOLDERS] = found
     if not fits:
-        return fail(source, None, f"{source.data} is no layout that is known")
+        return find_by_datasets(source) or fail(source, None, f"{source.data} is no layout that is known")
     if len(fits) > 1:
         texts = [f"{found.name} ({found.summary})" for found in fits.values()]
         names = " or ".join(f"layout: {found.name}" for found in fits.values())
@@ -144,17 +146,24 @@ def find_family(source: Source, layout: str | None) -> Found:
     return next(iter(fits.values()))
 
 
+class UnknownLayoutError(ValueError):
+    """A data set that is laid out in no known way, in a sentence. `details`: what was seen and is known, in lines."""
+
+    def __init__(self, sentence: str, details: str):
+        super().__init__(f"{sentence}\n{details}")
+        self.details = details
+
+
 def fail(source: Source, layout: str | None, text: str) -> Any:
-    """Raise ValueError with what was seen, the layouts that are known, and the options that help."""
+    """Raise `UnknownLayoutError` with what was seen, the layouts that are known, and the options that help."""
     seen = describe_files(source.root, source.files, source.folders) if source.root else f"{source.data} is no folder"
     known = LAYOUTS if layout not in LAYOUTS else {layout: LAYOUTS[layout]}
     width = max(map(len, known))
     trees = "\n".join(f"  {name:{width}}  {tree}" for name, (_, tree) in known.items())
-    raise ValueError(
-        f"{text}.\n{printable_lines(seen)}\nKnown layout{'s' if len(known) > 1 else ''}:\n{trees}\n"
-        "Name the folders of images and of label maps, as in layout: photos:ground_truth; or name one of "
-        "the layouts, as in "
-        "layout: pairs; or write a table with the columns image and mask."
+    raise UnknownLayoutError(
+        f"{text}; name the folders of images and of label maps, as in layout: photos:ground_truth, or one of the "
+        "layouts, as in layout: pairs, or write a table with the columns image and mask",
+        f"{printable_lines(seen)}\nKnown layout{'s' if len(known) > 1 else ''}:\n{trees}",
     )
 
 
@@ -198,4 +207,4 @@ def is_color_picture(path: Path) -> bool:
         return False
 
 
-__all__ = ["LAYOUTS", "Layout", "find_layout", "find_overlap", "find_split"]
+__all__ = ["LAYOUTS", "Layout", "UnknownLayoutError", "find_layout", "find_overlap", "find_split"]

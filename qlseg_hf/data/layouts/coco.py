@@ -71,7 +71,7 @@ def candidates(source: Source) -> list[str]:
     if source.file is not None:
         return [source.file.name] if suffix_of(source.file.name) == ".json" else []
     files = [name for name in source.files if suffix_of(name) == ".json"]
-    pictures = {stem_of(name) for name in source.files if is_picture(name)}
+    pictures = {stem_of(name) for name in source.files if is_picture(name)} if files else set()
     return [n for n in files if stem_of(n) not in pictures and not any(task in n.lower() for task in OTHER_TASKS)][
         :200
     ]
@@ -144,7 +144,7 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     pictures = [name for name in source.files if is_picture(name)]
     places = [place for name in source.folders if (place := PurePosixPath(name)).name.lower() == split.lower()]
     near = places[0].as_posix() if places else root.as_posix()
-    locator = Locator(p for p in pictures if not any("panoptic" in part for part in PurePosixPath(p).parts[:-1]))
+    locator = Locator(path for path in pictures if "panoptic" not in path.rpartition("/")[0])
     found, missing = {}, []
     for entry in content["images"]:
         if entry.get("id") in found:
@@ -164,8 +164,8 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     if len({path for path, _ in found.values()}) < len(found):
         raise ValueError(f"{source.root / file} lists the same picture twice")
     own = {path for path, _ in found.values()}
-    beside = {PurePosixPath(path).parent for path in own}
-    left = [path for path in pictures if path not in own and PurePosixPath(path).parent in beside]
+    beside = {path.rpartition("/")[0] for path in own}
+    left = [path for path in pictures if path not in own and path.rpartition("/")[0] in beside]
     notes = (
         [f"{len(left)} pictures are not in {file} and are left out: {listed(left)}"] if left and split != ALL else []
     )
@@ -241,37 +241,37 @@ class CocoMap(DrawnLabelMap):
 
     def region(self, annotation: dict) -> np.ndarray:
         """(H, W) bool; ValueError if the annotation is damaged."""
-        masks, (height, width) = import_masks(), self.size
-        segmentation = annotation["segmentation"]
+        (height, width), segmentation = self.size, annotation["segmentation"]
         if isinstance(segmentation, list):
             polygons = [read_points(points) for points in segmentation]
             if any(len(points) < 3 for points in polygons):
                 raise ValueError("a polygon has fewer than 3 points")
-            runs = masks.frPyObjects([[v for point in points for v in point] for points in polygons], height, width)
-            return masks.decode(masks.merge(runs)).astype(bool)
-        counts, size = segmentation.get("counts"), segmentation.get("size")
+            flat = [[v for point in points for v in point] for points in polygons]
+            masks = import_masks()
+            counts, size = masks.merge(masks.frPyObjects(flat, height, width))["counts"].decode(), [height, width]
+        elif isinstance(segmentation, dict):
+            counts, size = segmentation.get("counts"), segmentation.get("size")
+        else:
+            raise ValueError(f"the segmentation is {str(segmentation)[:40]}; polygons or run lengths are wanted")
         if size != [height, width]:
             raise ValueError(f"run lengths of size {size} are given for a picture of [{height}, {width}]")
-        if isinstance(counts, list):
-            if not all(type(run) is int and run >= 0 for run in counts) or sum(counts) != height * width:
-                raise ValueError(f"run lengths do not add up to {height} x {width} pixels")
-            values = np.arange(len(counts)) % 2 == 1
-            return np.repeat(values, counts).reshape(width, height).T
-        if not isinstance(counts, str) or not counts.isascii():
+        runs = read_runs(counts) if isinstance(counts, str) else counts
+        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
             raise ValueError("run lengths must be a list of numbers or COCO's text")
-        check_run_text(counts, height * width)
-        return masks.decode({"size": size, "counts": counts.encode()}).astype(bool)
+        if sum(runs) != height * width:
+            raise ValueError(f"run lengths do not add up to {height} x {width} pixels")
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T  # column after column
 
 
-def check_run_text(text: str, num_pixels: int) -> None:
-    """ValueError if COCO's compressed run lengths do not cover the picture: its decoder would write beyond it.
+def read_runs(text: str) -> list[int]:
+    """Run lengths of COCO's text; ValueError if it is damaged, which pycocotools does not notice.
 
     Source: `rleFrString` of pycocotools: five bits a letter from 48 on, a sixth to go on; from the fourth run on the
     difference to the run before the last.
     """
     runs, value, shift = [], 0, 0
-    for letter in text.encode():
-        bits = letter - 48
+    for letter in text:
+        bits = ord(letter) - 48
         if not 0 <= bits < 64 or shift > 55:
             raise ValueError("run lengths are damaged")
         value |= (bits & 31) << shift
@@ -281,8 +281,9 @@ def check_run_text(text: str, num_pixels: int) -> None:
                 value -= 1 << shift
             runs.append(value + (runs[-2] if len(runs) > 2 else 0))
             value = shift = 0
-    if shift or min(runs, default=0) < 0 or sum(runs) != num_pixels:
-        raise ValueError(f"run lengths do not add up to {num_pixels} pixels")
+    if shift:
+        raise ValueError("run lengths are damaged")
+    return runs
 
 
 def open_panoptic(

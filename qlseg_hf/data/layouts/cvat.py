@@ -1,5 +1,6 @@
-"""CVAT for images: one XML file with the polygons and masks of all images."""
+"""CVAT for images: one XML file with the polygons, boxes, ellipses and masks of all images."""
 
+import math
 import re
 from collections import Counter
 from functools import partial
@@ -10,13 +11,15 @@ import numpy as np
 
 from ..labels import read_text
 from ..samples import FolderSamples
-from .files import Locator, is_picture, listed, suffix_of
+from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .labelme import split_by_folders
 from .layout import Family, Found, Source
 from .polygons import Shape, ShapesMap, check_size, ignored_label, order_names, read_points
 from .splits import ALL, read_split_lists
 
 TREES = {"cvat": "annotations.xml  images/a.jpg  (CVAT for images 1.1)"}
+DRAWN = ("polygon", "box", "ellipse", "mask")
+ELLIPSE_POINTS = 72
 
 
 def read_xml(path) -> ElementTree.Element | None:
@@ -41,8 +44,9 @@ def find_cvat(source: Source) -> Found | None:
     if source.file is not None:
         files = [source.file.name] if suffix_of(source.file.name) == ".xml" else []
     else:
-        stems = {PurePosixPath(name).stem for name in source.files if is_picture(name)}  # VOC's XML files hold boxes
-        files = [n for n in source.files if suffix_of(n) == ".xml" and PurePosixPath(n).stem not in stems]
+        files = [name for name in source.files if suffix_of(name) == ".xml"]
+        stems = {stem_of(base_of(name)) for name in source.files if is_picture(name)} if files else set()
+        files = [name for name in files if stem_of(base_of(name)) not in stems]  # VOC's XML files hold boxes
     roots = {name: root for name in files if (root := read_xml(source.root / name)) is not None}
     if not roots:
         return None
@@ -59,16 +63,17 @@ def find_cvat(source: Source) -> Found | None:
             if path in images:
                 raise ValueError(f"{path} is annotated twice, in {images[path][0]} and in {file}; keep one")
             images[path] = (file, image)
-    left_out = Counter(e.tag for _, image in images.values() for e in image if e.tag not in ("polygon", "mask", "tag"))
+    left_out = Counter(e.tag for _, image in images.values() for e in image if e.tag not in (*DRAWN, "tag"))
     notes = [
-        f"{count} shapes of kind {kind} are left out; polygons and masks are read" for kind, count in left_out.items()
+        f"{count} shapes of kind {kind} are left out; polygons, boxes, ellipses and masks are read"
+        for kind, count in left_out.items()
     ]
     if left := [name for name in pictures if name not in images]:
         notes.append(f"{len(left)} images are not in {listed(roots)} and are left out: {listed(left)}")
     listed_labels = [
         label.findtext("name", "") for root in roots.values() for label in root.iterfind(".//labels/label")
     ]
-    occurring = {e.get("label", "") for _, image in images.values() for e in image if e.tag in ("polygon", "mask")}
+    occurring = {e.get("label", "") for _, image in images.values() for e in image if e.tag in DRAWN}
     names = order_names(listed_labels or sorted(occurring))
     subsets = {path: image.get("subset") for path, (_, image) in images.items()}
     in_split = read_split_lists(source, list(images))
@@ -92,7 +97,7 @@ def open_cvat(source: Source, split: str, images: dict, names: list[str], notes:
         try:
             height, width = (image.get(key, "") for key in ("height", "width"))
             size = check_size(*(int(v) if v.isdecimal() else v for v in (height, width)))
-            shapes = [element for element in image if element.tag in ("polygon", "mask")]
+            shapes = [element for element in image if element.tag in DRAWN]
             shapes.sort(key=lambda element: int(element.get("z_order", "0")))
             items.append((path, ShapesMap(f"{file}#{path}", size, tuple(map(to_shape, shapes)), names)))
         except ValueError as error:
@@ -101,8 +106,11 @@ def open_cvat(source: Source, split: str, images: dict, names: list[str], notes:
 
 
 def to_shape(element: ElementTree.Element) -> Shape:
-    """The region of a polygon ("x,y;x,y") or of a mask (lengths of runs within its box, the first of nothing)."""
+    """The region of a polygon ("x,y;x,y"), a box or ellipse (turned by `rotation` degrees, clockwise), or of a mask
+    (lengths of runs within its box, the first of nothing)."""
     label = element.get("label", "")
+    if element.tag in ("box", "ellipse"):
+        return Shape(label, outline_of(element))
     if element.tag == "polygon":
         points = [[float(v) for v in pair.split(",")] for pair in element.get("points", "").split(";") if pair]
         return Shape(label, read_points(points))
@@ -113,6 +121,22 @@ def to_shape(element: ElementTree.Element) -> Shape:
         raise ValueError(f"a mask of {label!r} has run lengths that do not add up to {height} x {width} pixels")
     mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width)
     return Shape(label, mask=mask, offset=(left, top))
+
+
+def outline_of(element: ElementTree.Element) -> tuple[tuple[float, float], ...]:
+    """Corners of a box, or points on an ellipse, in pixels."""
+    if element.tag == "box":
+        left, top, right, bottom = (float(element.get(key, "nan")) for key in ("xtl", "ytl", "xbr", "ybr"))
+        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+        x, y = (left + right) / 2, (top + bottom) / 2
+    else:
+        x, y, across, down = (float(element.get(key, "nan")) for key in ("cx", "cy", "rx", "ry"))
+        turns = [2 * math.pi * i / ELLIPSE_POINTS for i in range(ELLIPSE_POINTS)]
+        corners = [(x + across * math.cos(turn), y + down * math.sin(turn)) for turn in turns]
+    angle = math.radians(float(element.get("rotation", "0")))
+    cos, sin = math.cos(angle), math.sin(angle)
+    turned = [(x + (u - x) * cos - (v - y) * sin, y + (u - x) * sin + (v - y) * cos) for u, v in corners]
+    return read_points([(round(u, 6), round(v, 6)) for u, v in turned])  # a right angle stays one
 
 
 CVAT = Family(TREES, find_cvat)

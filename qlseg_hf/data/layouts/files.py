@@ -1,6 +1,7 @@
 """Files of a data set: which count, what their names tell, and how sentences list them."""
 
 import os
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -33,13 +34,19 @@ def walk(folder: Path) -> tuple[list[str], list[str]]:
             path = os.path.join(place, name)
             if f"{real}{os.sep}".startswith(f"{os.path.realpath(path)}{os.sep}"):
                 raise ValueError(f"{path} is a link to a folder above it; remove it")
-        folders += [os.path.relpath(os.path.join(place, name), folder) for name in below]
-        files += [os.path.relpath(os.path.join(place, name), folder) for name in names if not is_hidden(name)]
-    return sorted(Path(name).as_posix() for name in files), sorted(Path(name).as_posix() for name in folders)
+        inside = "" if Path(place) == folder else f"{Path(os.path.relpath(place, folder)).as_posix()}/"
+        folders += [f"{inside}{name}" for name in below]
+        files += [f"{inside}{name}" for name in names if not is_hidden(name)]
+    return sorted(files), sorted(folders)
+
+
+def base_of(name: str) -> str:
+    """A path's last name. Here and below texts are cut, because `pathlib` takes seconds for 20 000 files."""
+    return name.rpartition("/")[2]
 
 
 def suffix_of(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    return posixpath.splitext(name)[1].lower()
 
 
 def is_picture(name: str) -> bool:
@@ -48,7 +55,7 @@ def is_picture(name: str) -> bool:
 
 def stem_of(name: str) -> str:
     """A path without the ending of its file."""
-    return name.removesuffix(PurePosixPath(name).suffix)
+    return posixpath.splitext(name)[0]
 
 
 def listed(names: Iterable[str]) -> str:
@@ -70,7 +77,7 @@ def describe_files(root: Path, files: list[str], folders: list[str]) -> str:
         counts = Counter(suffix_of(name) or "no ending" for name in names).most_common(4)
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts)
         more = ", ..." if len(names) > MAX_NAMES else ""
-        lines.append(f"  {'' if folder == '.' else folder + '/'}  {kinds}: {', '.join(names[:MAX_NAMES])}{more}")
+        lines.append(f"  {folder}/: {kinds} ({', '.join(names[:MAX_NAMES])}{more})")
     if len(by_folder) > MAX_FOLDERS:
         lines.append(f"  and {len(by_folder) - MAX_FOLDERS} more folders")
     return "\n".join([f"{root} holds", *lines])
@@ -82,7 +89,7 @@ class Locator:
     def __init__(self, files: Iterable[str]):
         self.by_ending = defaultdict(list)  # by file name, with and without ending
         for path in files:
-            name = PurePosixPath(path).name
+            name = base_of(path)
             for key in dict.fromkeys((name, stem_of(name))):
                 self.by_ending[key].append(path)
 
@@ -98,7 +105,7 @@ class Locator:
         """
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         found = self.by_ending.get(parts[-1], []) if parts else []
-        exact = [path for path in found if PurePosixPath(path).name == parts[-1]]
+        exact = [path for path in found if base_of(path) == parts[-1]]
         found = exact or found
         for count in range(2, len(parts) + 1):  # the more of the path fits the better
             tail = "/".join(parts[-count:-1])
@@ -118,6 +125,7 @@ __all__ = [
     "MASK_SUFFIXES",
     "PICTURE_SUFFIXES",
     "Locator",
+    "base_of",
     "describe_files",
     "is_hidden",
     "is_picture",

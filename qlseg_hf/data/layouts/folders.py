@@ -5,6 +5,7 @@ split it is of (`train`, `val`, ...), or one name says both (`trainannot`, `trai
 path, with the file's name without its ending, is the same for an image and its label map.
 """
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from ..samples import FolderSamples
-from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES, is_picture, listed, stem_of, suffix_of
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
 from .splits import ALL, SPLIT_WORDS, read_split_lists
 
@@ -33,6 +34,7 @@ MASK_AFFIX = (
 )
 IMAGE_AFFIX = "leftImg8bit|images?|img|rgb|photos?|pictures?|sat|inputs?|orig(?:inal)?"
 TRAIN_IDS = "_labelTrainIds"
+TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
 NESTED = "\0"  # in place of "/" in a folder of several names that counts as one
 
 TREES = {
@@ -60,7 +62,7 @@ class Entry:
     @property
     def name(self) -> str:
         """The path below `place`."""
-        return PurePosixPath(self.path).relative_to(self.place).as_posix()
+        return self.path if self.place == "." else self.path[len(self.place) + 1 :]
 
     @property
     def key(self) -> tuple:
@@ -77,7 +79,7 @@ def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[s
     """(role, split) that a folder's name tells; either may be None."""
     if roles is not None:
         return {roles[0]: IMAGE, roles[1]: MASK}.get(name), name if name.lower() in SPLIT_WORDS else None
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    plain = re.sub(r"[^a-z0-9]", "", re.sub(r"[-_. ](png|jpe?g|tiff?|bmp)s?$", "", name.lower()))
     role_of = dict.fromkeys(IMAGE_WORDS, IMAGE) | dict.fromkeys(MASK_WORDS, MASK)
     if plain in role_of:
         return role_of[plain], None
@@ -97,41 +99,40 @@ def read_paths(source: Source) -> list[Entry]:
         roles = (source.roles[0].replace("/", NESTED), source.roles[1].replace("/", NESTED))
     split_paths = []
     for path in source.files:
-        folder = PurePosixPath(path).parent.as_posix()
+        folder = path.rpartition("/")[0]
         for role in source.roles or ():
             folder = f"/{folder}/".replace(f"/{role}/", f"/{role.replace('/', NESTED)}/", 1).strip("/")
-        split_paths.append([] if folder == "." else folder.split("/"))
+        split_paths.append(folder.split("/") if folder else [])
     words = {name: read_folder_name(name, roles) for folders in split_paths for name in folders}
     places = [next((i for i, name in enumerate(folders) if words[name][0]), None) for folders in split_paths]
-    is_above, is_below = _levels_of_splits(split_paths, places, words)
+    is_below = any(  # whether the folders in one of images are splits, whatever their names
+        at is not None and len(folders) > at + 1 and words[folders[at + 1]][1]
+        for folders, at in zip(split_paths, places)
+    )
     entries = []
     for path, folders, at in zip(source.files, split_paths, places):
         role, split = words[folders[at]] if at is not None else (None, None)
-        if at is None:
-            split_at = next((i for i, name in enumerate(folders) if words[name][1]), None)
-            last, used = (split_at, {split_at}) if split_at is not None else (-1, set())
-            split = folders[split_at] if split_at is not None else None
-        elif split is None and is_above and at > 0 and (words[folders[at - 1]][1] or not is_below):
-            split, last, used = folders[at - 1], at, {at - 1, at}
-        elif split is None and is_below and len(folders) > at + 1:
-            split, last, used = folders[at + 1], at + 1, {at, at + 1}
-        else:
-            last, used = at, {at}
-        rest = tuple(name for i, name in enumerate(folders) if i not in used)
+        split_at = at if split else _place_of_split([words[name][1] for name in folders], at, is_below)
+        split = split or (folders[split_at] if split_at is not None else None)
+        used = {at, split_at}
+        last = max((place for place in used if place is not None), default=-1)
+        rest = tuple(name for place, name in enumerate(folders) if place not in used)
         place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
-        entries.append(Entry(path, role, folder, split, place, rest, stem_of(PurePosixPath(path).name)))
+        entries.append(Entry(path, role, folder, split, place, rest, stem_of(base_of(path))))
     return entries
 
 
-def _levels_of_splits(split_paths, places, words) -> tuple[bool, bool]:
-    """Whether folders of splits lie above (train/images) and below (images/train) those of images and label maps."""
-    above = any(at and words[folders[at - 1]] == (None, folders[at - 1]) for folders, at in zip(split_paths, places))
-    below = any(
-        at is not None and len(folders) > at + 1 and words[folders[at + 1]] == (None, folders[at + 1])
-        for folders, at in zip(split_paths, places)
-    )
-    return above, below
+def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) -> int | None:
+    """Which folder on a path names the split: beside that of images at place `at`, else farther above or below."""
+    count = len(splits)
+    if at is None:
+        return next((place for place in range(count) if splits[place]), None)
+    if at > 0 and splits[at - 1]:
+        return at - 1
+    if is_below and count > at + 1:
+        return at + 1
+    return next((place for place in (*range(at - 1, -1, -1), *range(at + 1, count)) if splits[place]), None)
 
 
 def find_folders(source: Source) -> Found | None:
@@ -172,9 +173,13 @@ def find_folders(source: Source) -> Found | None:
 
 def _empty_splits(source: Source, pictures: list[Entry]) -> list[str]:
     """Folders beside those of splits that hold nothing."""
-    above = {PurePosixPath(e.place).parent.as_posix() for e in pictures if e.split and e.place.endswith(f"/{e.split}")}
+    places = {e.place for e in pictures if e.split and e.place.endswith(f"/{e.split}")}
+    above = {place.rpartition("/")[0] for place in places}
     inside = [PurePosixPath(folder) for folder in source.folders]
-    with_files = {parent.as_posix() for path in source.files for parent in PurePosixPath(path).parents}
+    holding = {path.rpartition("/")[0] for path in source.files}
+    with_files = {
+        parent.as_posix() for folder in holding for parent in (PurePosixPath(folder), *PurePosixPath(folder).parents)
+    }
     return [
         folder.name for folder in inside if folder.parent.as_posix() in above and folder.as_posix() not in with_files
     ]
@@ -214,10 +219,9 @@ def divide(
             first_mask=first,
         )
     beside = [entry for entry in in_split.pop(None, []) if is_picture(entry.path)]
-    elsewhere = [
-        e.path for e in beside if e.role_folder not in {e.role_folder for own in in_split.values() for e in own}
-    ]
-    if beside := [entry for entry in beside if entry.path not in set(elsewhere)]:
+    with_splits = {entry.role_folder for own in in_split.values() for entry in own}
+    elsewhere = [entry.path for entry in beside if entry.role_folder not in with_splits]
+    if beside := [entry for entry in beside if entry.role_folder in with_splits]:
         places = listed(sorted({str(source.root / entry.place) for entry in beside}))
         notes.append(f"{len(beside)} pictures in {places} belong to no split: {listed(e.name for e in beside)}")
     others = [f"{len(elsewhere)} images lie in no folder of a split: {listed(elsewhere)}"] if elsewhere else []
@@ -257,7 +261,12 @@ def open_part(
                 [
                     f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is "
                     f"{expected} of "
-                    f"picture {first.path}; add them, or take the pictures out",
+                    f"picture {first.path}; add them, or take the pictures out"
+                    + (
+                        "; or name both folders, as in layout: photos:ground_truth"
+                        if len(missing) == len(pairs)
+                        else ""
+                    ),
                     *own_notes,
                     *notes,
                 ]
@@ -287,25 +296,29 @@ def match(
         return by_key.get(picture.key) or by_core.get((picture.rest, strip_affix(picture.stem, IMAGE_AFFIX)), [])
 
     names = [entry for entry in pictures if is_picture(entry.path)]
+    notes: list[str] = []
+    if names and masks and not any(map(masks_of, names)) and (found_by := match_by_common_affix(names, masks)):
+        by_key, affix = found_by
+        notes.append(f"label maps are called {affix}, with the NAME of their image")
     others = [entry for entry in pictures if not is_picture(entry.path)]
     kinds = ", ".join(PICTURE_SUFFIXES)
     places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
     mask_places = listed(sorted({str(source.root / entry.place) for entry in masks}))
-    if unread := [entry for entry in others if masks_of(entry)]:
+    if unread := [e for e in others if masks_of(e) and suffix_of(e.path) not in TEXT_SUFFIXES]:
         raise ValueError(
             f"{len(unread)} of {len(names) + len(unread)} pictures in {places} are not of a kind that is "
             f"read ({kinds}): "
             f"{listed(e.name for e in unread)}; convert them, or take them and their label maps out"
         )
     found = {entry: masks_of(entry) for entry in names}
+    folders = sorted({mask.role_folder for own in found.values() for mask in own})
+    if len(folders) > 1:
+        of = next(entry for entry, own in found.items() if own)
+        raise ValueError(
+            f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
+            f"pictures; say which counts, as in layout: {of.role_folder or of.place}:{folders[0]}"
+        )
     for entry, own in found.items():
-        if len({mask.role_folder for mask in own}) > 1:
-            folders = sorted({mask.role_folder for mask in own})
-            raise ValueError(
-                f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, and "
-                "both have one of "
-                f"{entry.path}; say which counts, as in layout: {entry.role_folder or entry.place}:{folders[0]}"
-            )
         if len(own) > 1:
             raise ValueError(
                 f"{entry.path} in {source.root} has {len(own)} label maps: {listed(m.path for m in own)}; "
@@ -320,7 +333,6 @@ def match(
             "one picture for "
             f"each name, and label maps in {mask_places} alone"
         )
-    notes = []
     if others:
         notes.append(
             f"{len(others)} files in {places} are left out, because they are not of a kind that is read ({kinds}): "
@@ -332,6 +344,38 @@ def match(
             f"{listed(left)}"
         )
     return [(entry, own[0] if own else None) for entry, own in found.items()], notes
+
+
+def match_by_common_affix(pictures: list[Entry], masks: list[Entry]) -> tuple[dict, str] | None:
+    """Label maps by the key of their image, and what stands before or behind all of their names, as in `a_L`.
+
+    What all names of images share may be left away too, as in `top_1_RGB` and `top_1_label_noBoundary`. None unless
+    every image then has exactly one label map.
+    """
+    for of_masks in common_affixes(entry.stem for entry in masks)[1:]:
+        by_rest = defaultdict(list)
+        for mask in masks:
+            by_rest[mask.rest, strip_ends(mask.stem, of_masks)].append(mask)
+        for of_pictures in common_affixes(entry.stem for entry in pictures):
+            keys = {picture: (picture.rest, strip_ends(picture.stem, of_pictures)) for picture in pictures}
+            if len(set(keys.values())) == len(keys) and all(len(by_rest.get(key, ())) == 1 for key in keys.values()):
+                return {picture.key: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
+    return None
+
+
+def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
+    """(before, behind) that all stems share up to a sign that parts words: none, the one, the other, both."""
+    stems = list(stems)
+    if len(stems) < 2:
+        return [("", "")]
+    before = re.match(r"(.*[-_. ])?", os.path.commonprefix(stems))[0]
+    behind = os.path.commonprefix([stem[len(before) :][::-1] for stem in stems])[::-1]
+    behind = re.search(r"([-_. ].*)?$", behind)[0]
+    return list(dict.fromkeys([("", ""), ("", behind), (before, ""), (before, behind)]))
+
+
+def strip_ends(stem: str, affix: tuple[str, str]) -> str:
+    return stem.removeprefix(affix[0]).removesuffix(affix[1])
 
 
 FOLDERS = Family(TREES, find_folders)

@@ -13,7 +13,7 @@ import numpy as np
 from ...model.image_io import NamedBytes, open_picture
 from ..labels import read_text
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import Locator, is_picture, listed, stem_of, suffix_of
+from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
 from .polygons import Shape, check_size, draw_shapes, ignored_label, order_names, read_points
 from .splits import ALL, SPLIT_WORDS, read_split_lists
@@ -45,12 +45,14 @@ def kind_of(shape: dict) -> str:
 
 def find_labelme(source: Source) -> Found | None:
     """Images with a JSON of their own. Labels are those that occur, by the alphabet, or those of a names file."""
+    if not any(suffix_of(name) == ".json" for name in source.files):
+        return None
     pictures = [name for name in source.files if is_picture(name)]
     locator, stems = Locator(pictures), {stem_of(name): name for name in reversed(pictures)}
     pairs, labels, lines = {}, set(), Counter()
-    basenames = {PurePosixPath(name).stem for name in pictures}
+    basenames = {stem_of(base_of(name)) for name in pictures}
     for name in source.files:
-        if suffix_of(name) != ".json" or PurePosixPath(name).stem not in basenames:
+        if suffix_of(name) != ".json" or stem_of(base_of(name)) not in basenames:
             continue
         content = read_labelme(source.root / name)
         if content is None:
@@ -58,7 +60,7 @@ def find_labelme(source: Source) -> Found | None:
         told = str(content.get("imagePath") or "").replace("\\", "/")
         near = PurePosixPath(name).parent
         picture = stems.get(stem_of(name)) or (locator.find(told, near.as_posix()) if told else None)
-        picture = picture or locator.find(PurePosixPath(name).stem)
+        picture = picture or locator.find(stem_of(base_of(name)))
         if picture is None:
             raise ValueError(f"{source.root / name} annotates {told!r}, which is missing in {source.root}")
         if picture in pairs:

@@ -5,10 +5,9 @@ import io
 import re
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from ..labels import read_text
-from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, is_picture, listed, suffix_of
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from .folders import IMAGE_AFFIX, MASK_AFFIX, Entry, divide, read_folder_name, strip_affix
 from .layout import Family, Found, Source
 
@@ -25,12 +24,12 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry]]:
     for path in source.files:
         if not (is_picture(path) or suffix_of(path) in MASK_SUFFIXES):
             continue
-        folders = PurePosixPath(path).parent.parts
+        folders = tuple(path.split("/")[:-1])
         at = next((i for i, name in enumerate(folders) if read_folder_name(name, ("", ""))[1]), None)
         split = folders[at] if at is not None else None
         rest = tuple(name for i, name in enumerate(folders) if i != at)
         place = "/".join(folders[: at + 1]) if at is not None else "."
-        entries.append(Entry(path, None, "", split, place, rest, PurePosixPath(path).stem))
+        entries.append(Entry(path, None, "", split, place, rest, stem_of(base_of(path))))
     masks = [entry for entry in entries if strip_affix(entry.stem, MASK_AFFIX) != entry.stem]
     cores = {(entry.split, entry.rest, strip_affix(entry.stem, IMAGE_AFFIX)) for entry in entries}
     masks = [e for e in masks if (e.split, e.rest, strip_affix(e.stem, MASK_AFFIX)) in cores]
@@ -52,8 +51,8 @@ def find_pairs(source: Source) -> Found | None:
     pictures, masks = read_pairs(source)
     if not masks or not pictures:
         return None
-    tables = [name for name in source.files if PurePosixPath(name).name == CLASSES_FILE]
-    example = f"{PurePosixPath(pictures[0].path).name} and {PurePosixPath(masks[0].path).name}"
+    tables = [name for name in source.files if base_of(name) == CLASSES_FILE]
+    example = f"{base_of(pictures[0].path)} and {base_of(masks[0].path)}"
     if not tables:
         return divide(source, "pairs", f"images and label maps in one folder, as {example}", pictures, masks)
     classes = {name: read_classes(source, name) for name in tables}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import yaml
 from PIL import Image
 
@@ -65,6 +66,8 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
     """
     lists = {}
     for name in source.files:
+        if suffix_of(name) not in (".txt", ".lst", ".yaml", ".yml", ".json"):
+            continue
         path = PurePosixPath(name)
         if path.parent.as_posix().removeprefix(".").lower() not in LIST_FOLDERS:
             continue
@@ -78,7 +81,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
             if split in lists:
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
-    locator = Locator(pictures)
+    locator = Locator(pictures if lists else ())
     return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
 
 
@@ -252,7 +255,7 @@ def _labels_of(samples: Samples) -> dict[int, set]:
         return {}
     for index in range(len(samples)):
         try:
-            known[index] = set(map(int, set(samples[index].read_label_map().ravel().tolist())))
+            known[index] = set(np.unique(samples[index].read_label_map()).tolist())
         except SampleError:  # it stays where it is, and reading it says what is wrong
             known[index] = set()
     return known

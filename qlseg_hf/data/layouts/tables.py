@@ -13,7 +13,20 @@ from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, listed, suffix_of
 from .layout import Family, Found, Source
 from .splits import ALL, SPLIT_WORDS, find_split
 
-IMAGE_COLUMNS = ("image", "img", "picture", "photo", "pixel_values", "jpg", "jpeg", "file", "input")
+IMAGE_COLUMNS = (
+    "image",
+    "img",
+    "picture",
+    "photo",
+    "pixel_values",
+    "jpg",
+    "jpeg",
+    "file",
+    "filename",
+    "file_name",
+    "path",
+    "input",
+)
 LABEL_COLUMNS = (
     *("label", "labels", "annotation", "annotations", "mask", "masks", "label_map", "segmentation"),
     *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
@@ -22,6 +35,7 @@ LABEL_COLUMNS = (
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
 DATASETS_SUFFIXES = (".parquet", ".arrow")
+METADATA = ("metadata.csv", "metadata.jsonl", "train.json", "train.zip")  # which `datasets` reads too
 TREES = {
     "table": "train.csv  val.csv  (or .tsv, .jsonl, .parquet; columns image and mask: paths, or files as "
     "bytes); or what "
@@ -44,9 +58,16 @@ def find_table(source: Source) -> Found | None:
         return find_files(source, "table", f"table {listed(text_files)}", reader, text_files, settings)
     if source.file is not None and suffix_of(source.file.name) == ".parquet":
         return find_files(source, "table", f"table {source.file.name}", "parquet", [source.file.name], {})
-    if source.file is None and any(suffix_of(name) in DATASETS_SUFFIXES for name in source.files):
-        return find_on_hub(source)
     return None
+
+
+def find_by_datasets(source: Source) -> Found | None:
+    """A folder that `datasets` reads by its own rules, such as one that was copied from the Hub."""
+    is_one = source.root is not None and source.file is None
+    is_one = is_one and any(
+        suffix_of(name) in DATASETS_SUFFIXES or PurePosixPath(name).name in METADATA for name in source.files
+    )
+    return find_on_hub(source) if is_one else None
 
 
 def find_webdataset(source: Source) -> Found | None:
@@ -245,4 +266,4 @@ def is_called(name: str, candidates: tuple[str, ...]) -> bool:
 TABLES = Family({key: TREES[key] for key in ("table", "hub")}, find_table)
 WEBDATASET = Family({"webdataset": TREES["webdataset"]}, find_webdataset)
 
-__all__ = ["SAVED", "TABLES", "WEBDATASET", "open_slice"]
+__all__ = ["SAVED", "TABLES", "WEBDATASET", "find_by_datasets", "open_slice"]

@@ -107,6 +107,8 @@ def test_data_yaml_is_taken_in_place_of_the_folder(qlseg, tmp_path):
     again = as_object(qlseg(tmp_path / "out" / "data.yaml", "--json"))
     for key in ("labels", "images", "settings", "ignored", "problems", "class_weights"):
         assert first[key] == again[key], key
+    recipe = ("demo", "--model", "null", "--data", tmp_path / "out" / "data.yaml")
+    assert as_object(qlseg(*recipe, "--label_names", "[a, b, c]", "--json"))["labels"][2]["values"] == [100]
     named = as_object(qlseg(tmp_path / "out" / "data.yaml", "--json", "--label_names", "[a, b, c]"))
     assert [row["name"] for row in named["labels"]] == ["a", "b", "c"]
 
@@ -165,6 +167,15 @@ def test_colors_are_proposed(qlseg, tmp_path):
     assert written["label_names"] == ["name 0", "name 1", "name 2", "name 3"]
     assert written["label_colors"] == proposed
     assert as_object(qlseg(tmp_path / "out" / "data.yaml", "--json"))["problems"] == []
+    # a colour that does not count; and names and numbers mixed
+    void = place.read_text().replace("name 0:", "255:")
+    place.write_text(void)
+    found = as_object(qlseg(data, "--label_colors", place, "--json"))
+    assert [row["name"] for row in found["labels"]] == ["name 1", "name 2", "name 3"] and found["ignored"] > 0.1
+    place.write_text(void.replace("255:", "1:"))
+    assert (
+        "label_colors names 'name 1' and others, and numbers 1" in qlseg(data, "--label_colors", place, status=1).err
+    )
 
 
 def test_photographs_in_place_of_masks(qlseg, tmp_path):
@@ -222,14 +233,15 @@ def test_rare_labels_are_named(qlseg, tmp_path):
 
 
 def test_every_label_is_on_the_contact_sheet(tmp_path):
+    from qlseg_hf.data.check.run import survey_data
     from qlseg_hf.data.check.sheet import choose_samples
-    from qlseg_hf.data.check.survey import DataRequest, survey_data
+    from qlseg_hf.data.check.survey import DataRequest
 
-    data = make_folders(tmp_path / "data", lambda i: [0, 1, 2 + i // 10], counts=(60, 4))
+    data = make_folders(tmp_path / "data", lambda i: [0, 1, {37: 2, 13: 3}.get(i, 1)], counts=(60, 4))
     survey = survey_data(DataRequest(str(data)), show_progress=False)
     chosen = choose_samples(survey)
     shown = {label for _, found in chosen for label in found.stored.values.tolist()}
-    assert len(chosen) == 12 and shown == set(range(8)) and len({id(found) for _, found in chosen}) == 12
+    assert len(chosen) == 12 and shown == {0, 1, 2, 3} and len({id(found) for _, found in chosen}) == 12
 
 
 def test_images_of_different_bands(qlseg, tmp_path):

@@ -346,7 +346,9 @@ def equal_batches(first: list[dict], second: list[dict]) -> bool:
 
 
 def test_workers_change_nothing(folder):
-    dataset = TrainingDataset(open_dataset(folder, "train"), transform(photometric=module.opencv() is not None))
+    dataset = TrainingDataset(
+        open_dataset(folder, "train", val_fraction=0), transform(photometric=module.opencv() is not None)
+    )
     assert len(dataset) == 7
 
     def batches(num_workers, start=0):
@@ -474,3 +476,38 @@ def test_other_bands_than_the_processor_takes_are_named():
     sample = Sample(np.zeros((24, 32, 4), np.uint16), scene()[1], "x.tif")
     with pytest.raises(SampleError, match="x.tif: picture: a picture of shape .* has no axis of 5 channels"):
         transform(deep_processor(5))(sample, 0, 0)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, -1])
+def test_quarter_turns(turns):
+    """By whole right angles a square is exactly what NumPy turns it into."""
+    pixels, labels = torch.rand(2, 6, 6), torch.randint(0, 300, (6, 6))
+    turned, kept = module.rotated(pixels, labels, 90.0 * turns, ignore_index=-100)
+    assert torch.equal(kept, torch.rot90(labels, turns))
+    torch.testing.assert_close(turned, torch.rot90(pixels, turns, (1, 2)), atol=1e-5, rtol=0)
+
+
+def test_what_comes_in_from_outside_is_ignored():
+    pixels, labels = torch.ones(1, 9, 12), torch.full((9, 12), 3)
+    turned, kept = module.rotated(pixels, labels, 45.0, ignore_index=255)
+    assert kept[0, 0] == 255 and turned[0, 0, 0] == 0 and set(kept.unique().tolist()) == {3, 255}
+    assert kept[4, 6] == 3 and turned[0, 4, 6] == pytest.approx(1)
+    inside = turned[0] == 1
+    assert (kept[inside] == 3).all() and inside.sum() > 50  # image and labels are turned alike
+
+
+def test_vertical_flip_and_rotation_only_where_they_are_asked_for():
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    labels = np.random.default_rng(1).integers(0, 2, (20, 30))
+
+    def sample(**settings):
+        made = transform(photometric=False, cat_max_ratio=1.0, scale_range=(1.0, 2.0), **settings)
+        return [made.augment(picture, labels, np.random.default_rng(seed)) for seed in range(20)]
+
+    plain, flipped, turned = sample(), sample(vertical_flip=True), sample(rotation=30.0)
+    same = [torch.equal(a["labels"], b["labels"]) for a, b in zip(plain, flipped)]
+    upside_down = [torch.equal(a["labels"].flip(0), b["labels"]) for a, b in zip(plain, flipped)]
+    assert all(a or b for a, b in zip(same, upside_down)) and 3 < sum(same) < 17 and any(upside_down)
+    assert not any(torch.equal(a["labels"], b["labels"]) for a, b in zip(plain, turned))
+    with pytest.raises(ValueError, match="rotation 200 must be 0..180 degrees"):
+        transform(rotation=200)

@@ -195,6 +195,15 @@ def test_refused_tiffs():
             load_picture(data, **FIVE)
 
 
+def test_a_tiff_without_some_of_its_strips():
+    data = bytearray(tiff(DEEP, compression="zlib", rowsperstrip=40, metadata=None))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        height = file.pages[0].tags["ImageLength"].valueoffset
+    data[height : height + 2] = (80).to_bytes(2, "little")
+    with pytest.raises(ValueError, match="it has 1 of its 2 strips or tiles"):
+        load_picture(bytes(data), **FIVE)
+
+
 def test_a_large_tiff_is_refused_before_it_is_read(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 999)
     with pytest.raises(ValueError, match="decompression bomb"):
@@ -384,9 +393,13 @@ def test_what_people_are_shown():
     assert np.array_equal(visible(small[..., :3]), small[..., :3])
     assert np.array_equal(visible(small), small[..., :3])
     assert np.array_equal(visible(small[..., :1]), np.repeat(small[..., :1], 3, axis=-1))
-    dark = visible((DEEP // 40).astype(np.uint16))
-    assert dark.dtype == np.uint8 and dark.shape == (40, 50, 3) and dark.min() == 0 and dark.max() == 255
-    assert abs(int(np.median(dark)) - 128) < 12
+    bands = DEEP.astype(np.float32) * [1, 0.01, 100, 1, 1]  # each has a range of its own, and one has a glare
+    bands[0, 0, 0] = 1e9
+    shown = visible(bands)
+    assert shown.dtype == np.uint8 and shown.shape == (40, 50, 3)
+    for band in range(3):
+        assert (shown[..., band].min(), shown[..., band].max()) == (0, 255)
+        assert abs(int(np.median(shown[..., band])) - 128) < 12
     assert not visible(np.full((4, 4, 5), 7, np.uint16)).any()
 
 

@@ -38,7 +38,7 @@ def decide(values, names=None, **given):
             {"ignore_index": 255, "label_map": {65535: 255}},
             "65535 can be no label, and is ignored: label_map: {65535: 255} and ignore_index: 255",
         ),
-        ([3], ["label_3"], {}, None),
+        ([3], ["label_3"], {"label_map": {3: 0}}, "the values 3 are numbered"),
     ],
 )
 def test_decided_and_told(values, names, settings, note):

@@ -42,7 +42,7 @@ def make_card(kind: str, name: str = "net") -> str:
     }
     result["protocol"] = {"dataset": "d", "dataset_config": None, "split": "val"} | inference_protocol(processor)
     launch = {"num_processes": 1, "precision": "no", "distribution": "none"}
-    recipe = Recipe("d", 8, 1, 1, 9, "o")
+    recipe = Recipe(data="d", output_dir="o", crop_size=8, total_batch_size=1, per_device_batch_size=1, max_steps=9)
     return card.trained_model_card(model, processor, name=name, recipe=recipe, step=7, launch=launch, result=result)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from networks import tiny_config
 from transformers import AutoConfig
 
@@ -90,7 +91,9 @@ def test_json_round_trip(tmp_path):
         (lambda: tiny_config(focal_alpha=2), "focal_alpha 2 is outside"),
         (lambda: tiny_config(label_weights=[-1.0] * 20), "label_weights must be finite numbers, 0 or more"),
         (lambda: tiny_config(palette=[[0, 0, 256]] * 20), "palette must hold one RGB triple of 0..255 per label"),
-        (lambda: tiny_config(hidden_size="16"), "QLSegConfig: Field 'hidden_size' expected int, got str"),
+        (lambda: tiny_config(hidden_size="16"), "Field 'hidden_size' expected int, got str"),
+        (lambda: tiny_config(hidden_size=True), "Field 'hidden_size' expected int, got bool"),
+        (lambda: tiny_config(dropout=True), "Field 'dropout' with value True doesn't match any type"),
         (lambda: QLSegConfig(id2label=["a"]), r"id2label.*\['a'\]"),
         (lambda: QLSegConfig(id2label={0: 7}), r"id2label.*7"),
         (lambda: tiny_config(dropout=1.0), "dropout 1.0 is outside"),
@@ -112,3 +115,12 @@ def test_json_round_trip(tmp_path):
 def test_validation(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_what_was_changed_is_checked_when_saved(tmp_path):
+    config = tiny_config()
+    config.mask_threshold = 2.0
+    with pytest.raises(StrictDataclassError, match="mask_threshold 2.0 is outside"):
+        config.save_pretrained(tmp_path)
+    with pytest.raises(StrictDataclassError, match="Field 'num_decoder_blocks' expected int, got str"):
+        config.num_decoder_blocks = "3"

@@ -103,13 +103,13 @@ def interpret_bad_offsets():
     exact = guarded[1:2].clone(), offsets.nan_to_num(1e6).clamp(-1e6, 1e6), weights.clone()
     exact = [tensor.requires_grad_() for tensor in exact]
     inputs = (guarded[1:2], offsets, weights)
-    out, expected = sampling_triton.forward(*inputs, *grid), plain(*exact, grid)
+    out, expected = sampling_triton._forward(*inputs, *grid), plain(*exact, grid)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
 
     seed = torch.randn_like(out)
     sums = torch.zeros_like(guarded)  # gradients of the maps, between zeros
     grads = sums[1:2], torch.full_like(offsets, nan), torch.full_like(weights, nan)
-    sampling_triton.launch(sampling_triton.backward_kernel, (*inputs, seed, *grads), *inputs[:2], *grid)
+    sampling_triton._launch(sampling_triton.backward_kernel, (*inputs, seed, *grads), *inputs[:2], *grid)
     for mine, theirs in zip(grads, torch.autograd.grad(expected, exact, seed)):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
     assert not sums[0].any() and not sums[2].any()
@@ -142,7 +142,7 @@ def test_compiles_for_an_h100(name, width, dtype, tmp_path, monkeypatch):
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(sampling_triton, name)
-    sizes = sampling_triton.constants(torch.empty(1, 1, 8, width), torch.empty(1, 1, 8, 3, 4, 2))
+    sizes = sampling_triton._constants(torch.empty(1, 1, 8, width), torch.empty(1, 1, 8, 3, 4, 2))
     pointers = dict.fromkeys(["value", "offsets", "out", "grad_out", "grad_offsets"], f"*{dtype}")
     pointers |= dict.fromkeys(["weights", "grad_value", "grad_weights"], "*fp32")
     kinds = pointers | dict.fromkeys(sizes, "constexpr") | dict.fromkeys(["rows", "h", "w"], "i32")
@@ -176,25 +176,25 @@ def takes_kernel(device: str) -> bool:
 
 
 def test_which_way_is_taken(monkeypatch):
-    def suits(width: int = 8, dtype: torch.dtype = torch.float32) -> bool:
+    def supports(width: int = 8, dtype: torch.dtype = torch.float32) -> bool:
         with FakeTensorMode():
-            return sampling_triton.suits(torch.empty(1, 12, 2, width, dtype=dtype, device="cuda"))
+            return sampling_triton.supports(torch.empty(1, 12, 2, width, dtype=dtype, device="cuda"))
 
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
     assert takes_kernel("cuda") and not takes_kernel("cpu")
-    assert suits() and suits(256, torch.bfloat16)
-    assert not suits(257)
-    assert not suits(dtype=torch.float64)  # the kernel adds up in fp32
+    assert supports() and supports(256, torch.bfloat16)
+    assert not supports(257)
+    assert not supports(dtype=torch.float64)  # the kernel adds up in fp32
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_exporting", lambda: True)
-        assert not suits()
+        assert not supports()
     torch.use_deterministic_algorithms(True)
     try:
-        assert not suits()
+        assert not supports()
     finally:
         torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", False)
-    assert not suits()
+    assert not supports()
 
 
 def copy_of_module(folder: Path):
@@ -206,9 +206,23 @@ def copy_of_module(folder: Path):
     return module
 
 
+@pytest.mark.parametrize("sampler, can_launch", [(None, False), ("plain", False), ("triton", True), ("fast", None)])
+def test_the_kernel_is_off_unless_asked_for(tmp_path, monkeypatch, sampler, can_launch):
+    monkeypatch.delenv("QLSEG_SAMPLER", raising=False)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(Path, "exists", lambda path: True)  # Python's headers
+    if sampler is not None:
+        monkeypatch.setenv("QLSEG_SAMPLER", sampler)
+    if can_launch is None:
+        with pytest.raises(ValueError, match="QLSEG_SAMPLER is 'fast' in the environment; plain or triton is wanted"):
+            copy_of_module(tmp_path)
+    else:
+        assert copy_of_module(tmp_path).CAN_LAUNCH is can_launch
+
+
 def test_a_copy_shares_the_operators(tmp_path, monkeypatch):
     registered = torch.ops.qlseg.sample_levels.default
-    assert copy_of_module(tmp_path).forward is not sampling_triton.forward
+    assert copy_of_module(tmp_path).forward_kernel is not sampling_triton.forward_kernel
     assert torch.ops.qlseg.sample_levels.default is registered
     monkeypatch.setattr(sampling_triton, "CAN_LAUNCH", True)
     assert takes_kernel("cuda")  # the package still reaches them
@@ -227,7 +241,7 @@ def test_on_a_gpu(dtype, is_compiled):
     """Values and gradients at the width of ViT-B, and under torch.compile; the kernel is what runs."""
     grid = (7, 5)
     inputs = drawn(2, 3, 8, 4, 96, grid, dtype, "cuda")
-    assert sampling_triton.suits(inputs[0])
+    assert sampling_triton.supports(inputs[0])
     function = torch.compile(sampling.sample_levels, fullgraph=True) if is_compiled else sampling.sample_levels
     assert_agreement(inputs, grid, ROUNDING[dtype], function)
 

@@ -230,6 +230,7 @@ def test_compile_without_graph_breaks(training, sizes):
         assert found.shape == (2, 20, *size)
         if not training:
             torch.testing.assert_close(found, model(pixel_values).logits, atol=1e-5, rtol=0)
+            assert len(compiled(pixel_values, output_hidden_states=True).hidden_states) == 3
 
 
 @pytest.mark.slow
@@ -406,8 +407,9 @@ def test_wrong_input(tiny_model):
         bad[0, 0, 0] = value
         with pytest.raises(ValueError, match=rf"labels must be 0..19 or 255.*found \[{value}\]"):
             tiny_model(pixel_values, labels=bad)
-    with pytest.raises(TypeError, match="pixel_valuez"):
-        tiny_model(pixel_valuez=pixel_values)
+    for network in (tiny_model, tiny_model.backbone):  # what is misspelt would change nothing
+        with pytest.raises(TypeError, match=r"forward\(\) got unknown keywords \['lables'\]"):
+            network(pixel_values, lables=labels)
 
 
 def test_all_ignored_labels_give_a_finite_loss(tiny_model):

@@ -133,6 +133,21 @@ def test_a_folder_is_removed_whole(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_a_folder_that_was_replaced_does_not_come_back(tmp_path):
+    """It may be half gone when a kill strikes, and somebody may remove the new one before the next run."""
+    place, new = make_folder(tmp_path / "best", "old"), make_folder(tmp_path / "new", "new")
+    child = os.fork()
+    if child == 0:
+        files.shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        replace_folder(new, place)
+    os.waitpid(child, 0)
+    assert (place / "x").read_text() == "new" and len(names(tmp_path)) == 2
+    files.shutil.rmtree(place)
+    recover_folder(place)
+    remove_partial(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_a_folder_of_the_user_is_no_replaced_one(tmp_path):
     """A half-written folder is not taken for the one that it was to replace."""
     child = os.fork()

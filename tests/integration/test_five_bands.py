@@ -83,7 +83,7 @@ def test_commands(trained, tmp_path):
         assert np.array_equal(np.asarray(part["mask"]) > 0, expected.numpy() == label)
     tifffile.imwrite(tmp_path / "four.tif", np.zeros((36, 45, 4), np.uint16), photometric="minisblack")
     done = run("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "out", expect=1)
-    assert "four.tif has 4 bands; the processor takes 5" in done.stderr and "Traceback" not in done.stderr
+    assert "four.tif of shape (36, 45, 4) has no axis of 5 channels" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_export(trained, tmp_path):

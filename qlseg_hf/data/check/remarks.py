@@ -1,0 +1,72 @@
+"""What is said of a data set as a whole: problems that stop training, warnings, and notes on what was decided."""
+
+from ..datasets import listed
+from .counting import MOST_COLORS, is_region, is_smoothed, tally_colors
+from .duplicates import duplicate_warnings, find_duplicates
+from .suggestions import rare_labels
+from .survey import Survey, count_images
+
+USES = {"training": "trained on", "validation": "validated on"}
+
+
+def add_sentences(survey: Survey, notes: list[str]) -> None:
+    """Problems, warnings and notes, each said once and the gravest first."""
+    survey.colors = colors_in(survey)
+    survey.duplicates = find_duplicates(survey.findings)
+    training = survey.reports["training"]
+    images = count_images(survey.training, survey.processor, len(survey.rules.names))
+    survey.rare = rare_labels(survey.rules.names, training.label_counts, images, len(survey.training))
+    problems = [f"the data set cannot be trained on: {text}" for text in survey.rules.problems]
+    for use, report in survey.reports.items():
+        problems += [f"the data set cannot be {USES[use]}: {text}" for text in report.errors]
+    survey.problems = list(dict.fromkeys([*problems, *band_problems(survey)]))
+    survey.warnings = [f"{use}: {text}" for use, report in survey.reports.items() for text in report.warnings]
+    survey.warnings += duplicate_warnings(survey.duplicates, sum(map(len, survey.findings.values())))
+    if survey.rare:
+        texts = listed([f"{name!r} ({how})" for name, how in survey.rare.items()])
+        survey.warnings.append(f"too rare to learn: {texts}; add images that show them, or take these labels out")
+    survey.notes = list(dict.fromkeys([*notes, *survey.rules.notes, *color_notes(survey)]))
+    if not survey.rules.are_named:  # a table of names that are values says nothing
+        for report in survey.reports.values():
+            report.readings = ""
+
+
+def color_notes(survey: Survey) -> list[str]:
+    """The sentence on colours of masks."""
+    total = sum(pixels for pixels, _ in survey.colors.values())
+    colors = [f"[{r}, {g}, {b}] {pixels / total:.1%}" for (r, g, b), (pixels, _) in survey.colors.items()]
+    if not colors:
+        return []
+    many = "; so many come of photographs, smoothing, or numbers of objects" if len(colors) >= MOST_COLORS else ""
+    return [
+        f"label maps hold {len(colors)} colours: {listed(colors)}{many}; --output DIR writes DIR/label_colors.yaml, "
+        "where each gets the name of its label"
+    ]
+
+
+def band_problems(survey: Survey) -> list[str]:
+    """The sentence on images of different bands."""
+    kinds: dict[tuple[int, str], list[str]] = {}
+    for found in survey.used:
+        if found.kind is not None:
+            kinds.setdefault(found.kind, []).append(found.name)
+    if len(kinds) < 2:
+        return []
+    texts = [f"{len(names)} of {count} bands, {kind} ({names[0]})" for (count, kind), names in kinds.items()]
+    return [f"the data set cannot be trained on: images differ in their bands: {'; '.join(texts)}; store all alike"]
+
+
+def colors_in(survey: Survey) -> dict[tuple[int, int, int], tuple[int, int]]:
+    """{(r, g, b): (pixels, label maps)} of colour masks, most frequent first, without those along edges alone."""
+    tallies = tally_colors(survey.used)
+    regions = [color for color, tally in tallies.items() if is_region(tally)]
+    if is_smoothed(tallies, tallies, len(regions)):
+        tallies = {color: tallies[color] for color in regions}
+    order = sorted(tallies, key=lambda color: -tallies[color].num_pixels)
+    return {
+        (color >> 16, color >> 8 & 255, color & 255): (tallies[color].num_pixels, len(tallies[color].names))
+        for color in order
+    }
+
+
+__all__ = ["add_sentences"]

@@ -1,0 +1,338 @@
+"""Images and label maps in folders and in pairs: each arrangement, and the sentence of each that is not clear."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qlseg_hf.data.datasets import SampleError, open_dataset
+from qlseg_hf.data.layouts import LAYOUTS, find_layout
+
+LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
+
+
+def put(path, shade=None):
+    """A picture of one shade, or a label map; with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = LABELS if shade is None else np.full((2, 4, 3), shade, dtype=np.uint8)
+    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
+
+
+def put_pairs(root, image, mask, names=("a", "b"), **words):
+    for shade, name in enumerate(names):
+        put(root / image.format(name=name, **words), 10 * shade)
+        put(root / mask.format(name=name, **words))
+
+
+def read_all(samples):
+    assert len(samples) > 0
+    for index in range(len(samples)):
+        _, label_map = samples[index].read()
+        np.testing.assert_array_equal(label_map, LABELS)
+    return [samples[index].name for index in range(len(samples))]
+
+
+@pytest.mark.parametrize(
+    "name, image, mask",
+    [
+        ("ade20k", "images/{split}/{name}.jpg", "annotations/{split}/{name}.png"),
+        ("coco-stuff", "images/{split}/{name}.jpg", "annotations/{split}/{name}_labelTrainIds.png"),
+        ("folders", "images/{split}/{name}.jpg", "masks/{split}/{name}.png"),
+        ("folders", "image/{split}/{name}.png", "mask/{split}/{name}_mask.png"),
+        ("folders", "img/{split}/{name}.bmp", "labels/{split}/{name}.TIF"),
+        ("folders", "img_dir/{split}/{name}.jpg", "ann_dir/{split}/{name}.png"),
+        ("folders", "Images/{split}/deep/er/{name}.JPG", "Annotations/{split}/deep/er/{name}.PNG"),
+        ("folders", "{split}/images/{name}.jpg", "{split}/masks/{name}.png"),
+        ("folders", "{split}/img/one/{name}.jpg", "{split}/gt/one/{name}_gt.npy"),
+        ("folders", "wrapped/{split}/Images/{name}.jpg", "wrapped/{split}/label/{name}.png"),
+        ("folders", "{split}_images/{name}.jpg", "{split}_masks/{name}.png"),
+        ("camvid", "{split}/{name}.png", "{split}annot/{name}.png"),
+        ("camvid", "{split}/{name}.jpg", "{split}_labels/{name}.png"),
+        ("folders", "{split}2017/img/{name}.jpg", "{split}2017/stuffthingmaps/{name}.png"),
+        ("camvid", "{split}2017/{name}.jpg", "stuffthingmaps/{split}2017/{name}.png"),
+        ("folders", "{split}/Rural/images_png/{name}.png", "{split}/Rural/masks_png/{name}.png"),
+        ("folders", "images/10k/{split}/{name}.jpg", "labels/10k/{split}/{name}.png"),
+        ("pairs", "{split}/{name}.jpg", "{split}/{name}_mask.png"),
+        ("pairs", "{split}/x/{name}_sat.jpg", "{split}/x/{name}_mask.png"),
+        ("pairs", "{split}/{name}_image.png", "{split}/{name}_label.png"),
+        ("pairs", "{split}/image_{name}.png", "{split}/mask_{name}.png"),
+        ("pairs", "{split}/{name}.jpg", "{split}/{name}.png"),
+        ("pairs", "images/{split}/{name}.jpg", "images/{split}/{name}_gt.tiff"),
+    ],
+)
+def test_split_folders(tmp_path, name, image, mask):
+    put_pairs(tmp_path, image, mask, split="train")
+    put_pairs(tmp_path, image, mask, names=["c"], split="val")
+    found = find_layout(tmp_path)
+    assert found.name == name and name in LAYOUTS
+    train = open_dataset(tmp_path, "train")
+    assert [n.rpartition("/")[2][-5:] for n in read_all(train)] == [
+        n.rpartition("/")[2][-5:] for n in sorted(read_all(train))
+    ]
+    assert len(train) == 2 and len(read_all(open_dataset(tmp_path, "validation"))) == 1
+    assert train.notes == found.notes == []
+    assert train.layout.name == name and train.split in ("train", "train2017")
+    assert found.description.startswith(f"{name}: ") and "\n" not in found.description
+    assert f"{train.split} 2, val" in found.description
+
+
+@pytest.mark.parametrize("mask", ["masks/{name}.png", "labels/{name}.png", "{name}_mask.png", "images/{name}_seg.png"])
+def test_no_split_holds_a_part_out(tmp_path, mask):
+    names = [f"n{i}" for i in range(20)]
+    put_pairs(tmp_path, "images/{name}.jpg" if "/" in mask else "{name}.jpg", mask, names)
+    train, validation = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "val")
+    assert (train.split, validation.split) == ("train", "validation")
+    assert sorted([*read_all(train), *read_all(validation)]) == sorted(
+        f"{'images/' * ('/' in mask)}{n}.jpg" for n in names
+    )
+    assert "are held out for validation" in train.layout.description
+    sent = pickle.loads(pickle.dumps(train))  # to a worker process
+    assert len(sent) == len(train) and sent[0].name == train[0].name
+    assert train.contents() != validation.contents() and json.dumps(train.origin())
+    whole = open_dataset(tmp_path, "train", val_fraction=0)
+    assert len(whole) == 20
+    with pytest.raises(ValueError, match="has no split 'val'; it has train"):
+        open_dataset(tmp_path, "val", val_fraction=None)
+
+
+@pytest.mark.parametrize(
+    "where", ["train.txt", "splits/train.txt", "ImageSets/train.txt", "split.yaml", "data.yaml", "split.json"]
+)
+@pytest.mark.parametrize(
+    "written", ["{name}", "{name}.jpg", "images/{name}.jpg", "/somewhere/images/{name}.jpg masks/{name}.png"]
+)
+def test_split_lists(tmp_path, where, written):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcd")
+    lists = {"train": [written.format(name="c"), written.format(name="a")], "val": [written.format(name="b")]}
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".txt":
+        for split, lines in lists.items():
+            path.with_stem(split).write_text("\n".join(lines) + "\n")
+    else:
+        path.write_text(json.dumps(lists))
+    train = open_dataset(tmp_path, "train")
+    assert read_all(train) == ["images/c.jpg", "images/a.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/b.jpg"]
+    assert train.layout.notes == ["1 images are in no list of a split: images/d.jpg"]
+    (path.with_stem("train") if path.suffix == ".txt" else path).write_text(
+        "nothing\n" if path.suffix == ".txt" else json.dumps(lists | {"train": ["../../etc/nothing"]})
+    )
+    with pytest.raises(ValueError, match="lists '.*nothing', and there is no image of this name"):
+        open_dataset(tmp_path, "train")
+
+
+def test_what_yaml_may_say(tmp_path):
+    put_pairs(tmp_path, "images/one/{name}.jpg", "masks/one/{name}.png", "ab")
+    put_pairs(tmp_path, "images/two/{name}.jpg", "masks/two/{name}.png", "a")
+    (tmp_path / "dataset.yaml").write_text("train: images/one\nval: held.txt\nnames: [x, y]\n")
+    (tmp_path / "held.txt").write_text("two/a.jpg\n")
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/one/a.jpg", "images/one/b.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/two/a.jpg"]
+    (tmp_path / "held.txt").write_text("a.jpg\n")
+    with pytest.raises(ValueError, match="'a.jpg' could mean images/one/a.jpg, images/two/a.jpg; write more"):
+        open_dataset(tmp_path, "val")
+    (tmp_path / "dataset.yaml").write_text("train: 5\n")
+    with pytest.raises(ValueError, match="split train must be a list of names, a text file or a folder"):
+        open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("train/{name}.png", "train_labels/{name}_L.png"),
+        ("images/ISIC_00{name}.jpg", "masks/ISIC_00{name}_lesion.png"),
+        ("images/top_{name}_RGBIR.png", "labels/top_{name}_noBoundary.png"),
+        ("images/{name}_training.png", "masks/{name}_manual1.png"),
+        ("images/{name}.png", "masks/class-{name}.png"),
+    ],
+)
+def test_what_all_names_of_label_maps_share(tmp_path, image, mask):
+    """Affixes that no list of ours knows, as of CamVid (`_L`), DRIVE (`_manual1`) and Potsdam."""
+    names = ["a_1", "b_2", "ab_2"]
+    for label, name in enumerate(names):
+        put(tmp_path / image.format(name=name), label)
+        (tmp_path / mask).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 4), label, dtype=np.uint8)).save(tmp_path / mask.format(name=name))
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    found = {samples[i].name: samples[i].read() for i in range(3)}
+    assert set(found) == {image.format(name=name) for name in names}
+    assert all((label_map == picture[0, 0, 0]).all() for picture, label_map in found.values())
+    assert any("with the NAME of their image" in note for note in samples.notes)
+    put(tmp_path / image.format(name="c_3"), 0)  # has no label map, so nothing is guessed
+    with pytest.raises(ValueError, match="4 of 4 label maps are missing"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+
+
+def test_two_mask_folders_are_ambiguous(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png")
+    put_pairs(tmp_path, "images/{name}.jpg", "labels/{name}.png")
+    with pytest.raises(ValueError, match="2 folders of label maps, labels and masks, .* layout: images:labels"):
+        open_dataset(tmp_path, "train")
+    assert read_all(open_dataset(tmp_path, "train", layout="images:labels"))
+    (tmp_path / "masks/a.png").unlink()
+    (tmp_path / "labels/b.png").unlink()  # each of the pictures has one, and the two folders may hold other labels
+    with pytest.raises(ValueError, match="2 folders of label maps, labels and masks"):
+        open_dataset(tmp_path, "train")
+
+
+def test_folders_of_any_name(tmp_path):
+    put_pairs(tmp_path, "photos of us/{split}/{name}.jpg", "made/by hand/{split}/{name}.png", split="train")
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path, "train")
+    text = str(caught.value)
+    assert "is no layout that is known" in text and "photos of us/train/: 2 .jpg (a.jpg, b.jpg)" in text
+    assert all(name in text for name in LAYOUTS) and "layout: photos:ground_truth" in text
+    samples = open_dataset(tmp_path, "train", layout="photos of us:made/by hand")
+    assert read_all(samples) == ["photos of us/train/a.jpg", "photos of us/train/b.jpg"]
+    with pytest.raises(ValueError, match="layout: photos:hand fits no pair of folders"):
+        open_dataset(tmp_path, "train", layout="photos:hand")
+    with pytest.raises(ValueError, match="layout 'coco' is unknown; give one of ade20k"):
+        open_dataset(tmp_path, "train", layout="coco")
+    with pytest.raises(ValueError, match="layout: voc does not fit"):
+        open_dataset(tmp_path, "train", layout="voc")
+
+
+def test_splits_count_in_folders_that_are_named(tmp_path):
+    """Mixing them, as if there were no split, would look fine."""
+    put_pairs(tmp_path, "{split}/city/pics/{name}.png", "{split}/city/marks/{name}.png", "abcdefgh", split="Train")
+    put_pairs(tmp_path, "{split}/city/pics/{name}.png", "{split}/city/marks/{name}.png", "ij", split="Val")
+    assert len(open_dataset(tmp_path, "train", layout="pics:marks")) == 8
+    assert len(open_dataset(tmp_path, "validation", layout="pics:marks")) == 2
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("{split}/images/{name}.jpg", "{split}/v2.0/labels/{name}.png"),
+        ("images/10k/{split}/{name}.jpg", "labels/sem_seg/{split}/{name}.png"),
+        ("{split}/{name}/images/{name}.png", "{split}/{name}/masks/first.png"),
+    ],
+)
+def test_label_maps_of_another_place_are_not_guessed(tmp_path, image, mask):
+    put_pairs(tmp_path, image, mask, split="train")
+    with pytest.raises(
+        ValueError, match="2 of 2 label maps are missing .* or name both folders, as in layout: photos:"
+    ):
+        open_dataset(tmp_path, "train")
+
+
+def test_what_belongs_to_no_sample_is_told(tmp_path):
+    put_pairs(tmp_path, "{split}/{name}.png", "{split}annot/{name}.png", split="train")
+    put_pairs(tmp_path, "{split}/{name}.png", "{split}annot/{name}.png", split="val")
+    put(tmp_path / "test/t.png", 1)
+    put(tmp_path / "preview.png", 1)
+    put(tmp_path / "trainannot/z.png")
+    layout = find_layout(tmp_path)
+    assert list(layout.splits) == ["train", "val"]
+    assert layout.notes == [
+        f"1 pictures in {tmp_path} belong to no split: preview.png",
+        "1 images of test have no label maps at all, so this is no split here",
+    ]
+    assert "left out, because there is no picture of the same path: z.png" in layout.splits["train"].notes[0]
+    (tmp_path / "trainannot/a.png").unlink()
+    with pytest.raises(ValueError, match="1 of 2 label maps are missing .* trainannot/a.png of picture train/a.png"):
+        open_dataset(tmp_path, "train")
+
+
+def test_two_label_maps_of_one_picture(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}_mask.png", "abcde")
+    put(tmp_path / "masks/a_gt.png")
+    with pytest.raises(
+        ValueError, match="a.jpg in .* has 2 label maps: masks/a_gt.png, masks/a_mask.png; keep the one"
+    ):
+        open_dataset(tmp_path, "train")
+
+
+def test_colours_beside_the_data(tmp_path):
+    put_pairs(tmp_path, "{split}/{name}.jpg", "{split}_labels/{name}.png", split="train")
+    put_pairs(tmp_path, "{split}/{name}.jpg", "{split}_labels/{name}.png", split="val")
+    table = {"sky": (0, 0, 1), "road": (9, 0, 0), "tree": (0, 7, 0), "car": (5, 5, 5)}
+    (tmp_path / "class_dict.csv").write_text(
+        "name, r, g, b\n" + "".join(f"{n},{r},{g},{b}\n" for n, (r, g, b) in table.items())
+    )
+    layout = find_layout(tmp_path)  # the masks hold labels, so the colours do not count
+    assert layout.label_names == list(table) and layout.label_colors is None
+    palette = np.array(list(table.values()), dtype=np.uint8)
+    labels = np.where(LABELS == 255, 3, LABELS)
+    for path in tmp_path.glob("*_labels/*.png"):
+        Image.fromarray(palette[labels]).save(path)
+    samples = open_dataset(tmp_path, "train")
+    np.testing.assert_array_equal(samples[0].read()[1], labels)
+    assert samples.layout.label_colors == {0: [0, 0, 1], 1: [9, 0, 0], 2: [0, 7, 0], 3: [5, 5, 5]}
+    with pytest.raises(SampleError, match="colours are not in label_colors"):
+        open_dataset(tmp_path, "train", label_colors={0: [1, 1, 1]})[0].read()
+
+
+def test_names_files(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcdefg")
+    assert find_layout(tmp_path).label_names is None
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    assert find_layout(tmp_path).label_names == ["sky", "road"]
+    (tmp_path / "labels.json").write_text('{"classes": ["sky", "road"], "palette": [[1, 2, 3], [4, 5, 6]]}')
+    assert find_layout(tmp_path).label_names == ["sky", "road"]
+    (tmp_path / "obj.names").write_text("road\nsky\n")
+    layout = find_layout(tmp_path)
+    assert layout.label_names is None and "give different label names" in layout.notes[0]
+
+
+def test_roboflow(tmp_path):
+    for split, names in (("train", "ab"), ("valid", "c")):
+        put_pairs(
+            tmp_path, "{split}/{name}_png.rf.1a2b.jpg", "{split}/{name}_png.rf.1a2b_mask.png", names, split=split
+        )
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "roboflow" and layout.label_names == ["background", "cat", "dog", "cow"]
+    assert layout.label_map is None and len(read_all(open_dataset(tmp_path, "train"))) == 2
+    for split in ("train", "valid"):
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n7, cat\n")
+    assert find_layout(tmp_path).label_map == {0: 0, 7: 1}
+    (tmp_path / "valid/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, dog\n")
+    with pytest.raises(ValueError, match="name different classes"):
+        find_layout(tmp_path)
+    (tmp_path / "valid/_classes.csv").write_text("filename, cat, dog\na.jpg, 1, 0\n")
+    with pytest.raises(ValueError, match="must begin with the line 'Pixel Value, Class'"):
+        find_layout(tmp_path)
+
+
+def test_voc(tmp_path):
+    put_pairs(tmp_path, "JPEGImages/{name}.jpg", "SegmentationClass/{name}.png", ["2007_000001", "2007_000002"])
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_000002\n")
+    (lists / "val.txt").write_text("2007_000001\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "voc" and len(layout.label_names) == 21 and layout.ignore_index == 255
+    assert read_all(open_dataset(tmp_path, "train")) == ["JPEGImages/2007_000002.jpg"]
+    put_pairs(tmp_path, "JPEGImages/{name}.jpg", "SegmentationClass/{name}.png", ["mine"])
+    assert find_layout(tmp_path).label_names is None  # somebody's own pictures in VOC's layout
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:9,9,9::\n")
+    assert find_layout(tmp_path).label_names == ["background", "cat"]
+
+
+@pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
+def test_cityscapes(tmp_path, kind):
+    for split in ("train", "val"):
+        put_pairs(
+            tmp_path,
+            "leftImg8bit/{split}/bonn/{name}_leftImg8bit.png",
+            f"gtFine/{{split}}/bonn/{{name}}_gtFine_{kind}.png",
+            split=split,
+        )
+    put(tmp_path / "gtFine/train/bonn/a_gtFine_instanceIds.png")
+    put(tmp_path / "leftImg8bit/test/bonn/a_leftImg8bit.png", 3)
+    layout = find_layout(tmp_path)
+    assert layout.name == "cityscapes" and len(layout.label_names) == 19 and layout.ignore_index == 255
+    assert (layout.label_map is None) == (kind == "labelTrainIds")
+    if layout.label_map:
+        assert layout.label_map[0] == 255
+        known = {7: "road", 11: "building", 23: "sky", 24: "person", 26: "car", 33: "bicycle"}
+        assert {value: layout.label_names[layout.label_map[value]] for value in known} == known
+        assert sorted(set(layout.label_map.values())) == [*range(19), 255]
+    assert len(read_all(open_dataset(tmp_path, "train"))) == 2 and list(layout.splits) == ["train", "val"]
+    (tmp_path / f"gtFine/val/bonn/a_gtFine_{kind}.png").unlink()
+    with pytest.raises(ValueError, match="1 of 2 label maps are missing"):
+        open_dataset(tmp_path, "val")

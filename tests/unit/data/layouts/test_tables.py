@@ -1,0 +1,137 @@
+"""Tables of files and of bytes, and tar files."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.data.layouts import find_layout, find_overlap
+
+datasets = pytest.importorskip("datasets")
+LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    datasets.disable_progress_bars()
+
+
+def put_files(root, names):
+    for folder in ("pics", "marks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for shade, name in enumerate(names):
+        Image.fromarray(np.full((2, 4, 3), shade, dtype=np.uint8)).save(root / f"pics/{name}.png")
+        Image.fromarray(LABELS).save(root / f"marks/{name}.png")
+
+
+def put_table(path, names, columns=("image", "mask")):
+    rows = [{columns[0]: f"pics/{name}.png", columns[1]: f"marks/{name}.png"} for name in names]
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    else:
+        sign = "\t" if path.suffix == ".tsv" else ","
+        path.write_text("\n".join([sign.join(columns), *(sign.join(row.values()) for row in rows)]) + "\n")
+
+
+def names_of(samples):
+    for index in range(len(samples)):
+        np.testing.assert_array_equal(samples[index].read()[1], LABELS)
+    return [samples[index].name for index in range(len(samples))]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
+@pytest.mark.parametrize("columns", [("image", "mask"), ("image_path", "label_path"), ("filename", "gt")])
+def test_paths_are_relative_to_the_table(tmp_path, ending, columns, monkeypatch):
+    put_files(tmp_path / "set", "abc")
+    put_table(tmp_path / f"set/train{ending}", "ab", columns)
+    put_table(tmp_path / f"set/val{ending}", "c", columns)
+    monkeypatch.chdir(tmp_path)
+    layout = find_layout("set")
+    assert layout.name == "table" and "train 2, val 1" in layout.description
+    assert names_of(open_dataset("set", "train")) == ["a.png", "b.png"]
+    assert names_of(open_dataset(tmp_path / "set", "validation")) == ["c.png"]
+    stream = open_dataset("set", "train", streaming=True, image_column=columns[0], label_column=columns[1])
+    assert [sample.name for sample in stream] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_one_table_is_divided(tmp_path, ending):
+    names = [f"n{i}" for i in range(20)]
+    put_files(tmp_path, names)
+    put_table(tmp_path / f"all_of_it{ending}", names)
+    train = open_dataset(tmp_path / f"all_of_it{ending}", "train")
+    validation = open_dataset(tmp_path / f"all_of_it{ending}", "validation")
+    assert sorted(names_of(train) + names_of(validation)) == sorted(f"{name}.png" for name in names)
+    assert 0 < len(validation) < 10 and find_overlap(train.layout) == []
+
+
+def test_tables_that_are_not_clear(tmp_path):
+    put_files(tmp_path, "abcdef")
+    put_table(tmp_path / "train.csv", "abcdef", ("first", "second"))
+    with pytest.raises(ValueError, match="set image_column: no column looks like it; the columns are first, second"):
+        open_dataset(tmp_path, "train")
+    assert len(open_dataset(tmp_path, "train", image_column="first", label_column="second", val_fraction=0)) == 6
+    (tmp_path / "train.csv").write_text("pics/a.png,marks/a.png\npics/b.png,marks/b.png\n")
+    with pytest.raises(ValueError, match="put 'image,mask' above it"):
+        open_dataset(tmp_path, "train")
+    put_table(tmp_path / "train.csv", "ab")
+    put_table(tmp_path / "train.jsonl", "ab")
+    with pytest.raises(ValueError, match="tables of several kinds: train.csv, train.jsonl"):
+        open_dataset(tmp_path, "train")
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "pics").rename(tmp_path / "images")
+    (tmp_path / "marks").rename(tmp_path / "masks")
+    with pytest.raises(
+        ValueError, match="can be read in 2 ways: table .*; folders .*layout: table or layout: folders"
+    ):
+        open_dataset(tmp_path, "train")
+    assert len(open_dataset(tmp_path, "train", layout="folders", val_fraction=0)) == 6
+    (tmp_path / "train.csv").write_text("id,score\n1,2\n")  # another table is in nobody's way
+    assert find_layout(tmp_path).name == "folders"
+    with pytest.raises(FileNotFoundError, match="is no folder; give a folder, a table"):
+        open_dataset("nowhere.csv", "train")
+
+
+def test_what_datasets_reads_by_itself(tmp_path):
+    """An image folder with metadata."""
+    put_files(tmp_path / "train", "abc")
+    lines = ["file_name,mask_file_name", *(f"pics/{name}.png,marks/{name}.png" for name in "abc")]
+    (tmp_path / "train/metadata.csv").write_text("\n".join(lines))
+    samples = open_dataset(tmp_path, "train")
+    assert samples.layout.name == "table" and names_of(samples) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("ending", ["png", "mask.png"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_webdataset(tmp_path, ending, streaming):
+    for split, names in (("train", "abc"), ("val", "d")):
+        with tarfile.open(tmp_path / f"{split}-000.tar", "w") as archive:
+            for name in names:
+                for member, array in ((f"{name}.jpg", np.zeros((2, 4, 3), np.uint8)), (f"{name}.{ending}", LABELS)):
+                    buffer = io.BytesIO()
+                    Image.fromarray(array).save(buffer, format="jpeg" if member.endswith("jpg") else "png")
+                    info = tarfile.TarInfo(member)
+                    info.size = buffer.tell()
+                    archive.addfile(info, io.BytesIO(buffer.getvalue()))
+    samples = open_dataset(tmp_path, "train", streaming=streaming)
+    assert samples.layout.name == "webdataset"
+    found = list(samples) if streaming else [samples[i] for i in range(len(samples))]
+    assert len(found) == 3
+    for sample in found:
+        np.testing.assert_array_equal(sample.read()[1], LABELS)
+
+
+def test_a_stream_is_not_divided(tmp_path):
+    names = [f"n{i}" for i in range(20)]
+    put_files(tmp_path, names)
+    put_table(tmp_path / "train.csv", names)
+    assert len(list(open_dataset(tmp_path, "train", streaming=True))) == 20
+    with pytest.raises(ValueError, match="it has train; a stream cannot be divided"):
+        open_dataset(tmp_path, "val", streaming=True)
