@@ -158,7 +158,8 @@ def hold_out(splits: Splits, fraction: float | None, streaming: bool = False) ->
         return plain, [f"a stream cannot be divided, so {NOT_DIVIDED}"]
     samples = splits[train[0]]
     if len(samples) * fraction < 1:
-        return plain, [f"{len(samples)} images are too few for val_fraction {fraction}, so {NOT_DIVIDED}"]
+        remedy = f"; set val_fraction to {1 / len(samples):.2g} or more" if len(samples) > 1 else ""
+        return plain, [f"{len(samples)} images are too few for val_fraction {fraction}, so {NOT_DIVIDED}{remedy}"]
     validation = choose_validation(samples, fraction)
     training = sorted(set(range(len(samples))) - set(validation))
     text = (
