@@ -1,5 +1,7 @@
 """Fills pages from code when the site is built: {{ recipe_keys }} in training.md, {{ commands }} in commands.md."""
 
+import re
+
 import click
 
 from qlseg_hf.cli.main import COMMANDS, group
@@ -18,9 +20,10 @@ def recipe_keys() -> str:
     """A table of all keys of a recipe, from what `qlseg train --help` says."""
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for option, text in describe_keys(None):
-        key, kind = option.removeprefix("--").split(" ", 1)
+        names, kind = re.fullmatch(r"((?:--\w+(?:, )?)+) (.*)", option).groups()
         meaning, default = text.removesuffix("]").rsplit("  [default: ", 1)
-        cells = (f"`{key}`", kind.lower(), f"`{default}`", meaning)
+        keys = ", ".join(f"`{name.removeprefix('--')}`" for name in names.split(", "))
+        cells = (keys, kind.lower(), f"`{default}`", meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

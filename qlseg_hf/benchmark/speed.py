@@ -260,7 +260,7 @@ def run_loading(settings) -> dict:
             blocks.resize((683, 512), Image.Resampling.NEAREST).save(
                 root / "annotations" / "training" / f"{number}.png"
             )
-        samples = open_dataset(folder, "training")
+        samples = open_dataset(folder, "training", val_fraction=0)
         transform = TrainingTransform(
             processor=processor,
             num_labels=150,

@@ -1,27 +1,86 @@
-"""`qlseg predict MODEL PICTURE... --output DIR`"""
+"""`qlseg predict MODEL SOURCE... --output DIR`, also `accelerate launch -m qlseg_hf.cli.predict ...` and torchrun."""
 
-from pathlib import Path
+import sys
 
 import click
 
-from .options import PATH, dtype, scales, subcommand
+from .options import PATH, Numbers, scales, subcommand
+
+FAILED = 3  # exit status if some images failed
+
+
+class _Texts(Numbers):
+    """Texts separated by commas, as one value: names of labels may hold spaces."""
+
+    name = "names"
+
+    def __init__(self):
+        super().__init__(str)
+
+    def convert(self, value, param, context) -> tuple:
+        return (
+            tuple(value)
+            if isinstance(value, tuple | list)
+            else tuple(t.strip() for t in value.split(",") if t.strip())
+        )
 
 
 @subcommand("predict")
 @click.argument("model")
-@click.argument("pictures", nargs=-1, required=True, type=PATH, metavar="PICTURE...")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", required=True, type=PATH, metavar="DIR", help="Folder for the results.")
+@click.option(
+    "--format",
+    "formats",
+    type=_Texts(),
+    default="labels,overlay",
+    help="Of labels, overlay, confidence, geojson, geotiff (a file per image), coco, csv, parquet (one for all).",
+)
+@click.option("--labels", type=_Texts(), help="Write these alone, names or numbers; other pixels become void (255).")
 @scales
-@click.option("--confidence", is_flag=True, help="Also write PICTURE_confidence.png: 8 bits, 255 for 1.")
-@click.option("--max_windows", type=int, help="Windows a picture may be cut into; a limit by its size if not given.")
-@dtype
+@click.option(
+    "--do_resize", type=bool, help="false: segment at the image's own resolution. The processor's if not given."
+)
+@click.option("--batch_size", type=click.IntRange(1), help="Windows per forward pass; 8 on a GPU and 2 on a CPU.")
+@click.option(
+    "--batching",
+    type=click.Choice(["exact", "shared"]),
+    default="exact",
+    help="shared: fill up batches across images even if label maps then differ in rounding.",
+)
+@click.option("--max_windows", type=int, help="Windows an image may be cut into; a limit by its size if not given.")
+@click.option(
+    "--max_memory_mb", type=float, help="MiB that an image may take beside the model; it is cut into strips."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="float32",
+    help="Of the network; auto: bfloat16 on GPUs that have it.",
+)
 @click.option("--device", help="Such as cuda or cpu; a GPU if there is one.")
-def command(model: str, pictures: tuple[Path, ...], output: Path, **settings) -> None:
-    """Segment pictures: an overlay with a legend, and the label map, for each.
+@click.option("--workers", type=click.IntRange(0), help="Processes that read and write; by the number of cores.")
+@click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
+@click.option("--image_column", help="Of a table; of a tar file, the ending of its images. Guessed if not given.")
+@click.option("--split", help="Of a data set; all if not given.")
+@click.option("--dataset_config", help="Configuration of a Hub data set.")
+def command(**settings) -> None:
+    """Segment images: label maps, overlays and other formats for each.
 
-    MODEL is a folder or a Hub id. PICTURE.jpg gives DIR/PICTURE_overlay.png and DIR/PICTURE_labels.png, whose pixel
-    values are the labels (palette mode, so that viewers show the colours).
+    MODEL is a folder or a Hub id. SOURCE is a file, a folder (any depth), a pattern, a .txt list, a .parquet or .tar
+    file, an address such as s3://..., or a data set. SOURCE/a/b.jpg gives DIR/labels/a/b.png, whose pixel values are
+    the labels (palette mode, so that viewers show the colours), and DIR/overlay/a/b.png.
+
+    The same command goes on where it was stopped. Images that fail are listed in DIR/failures.jsonl; then the exit
+    status is 3.
     """
-    from ..predict.images import predict
+    from ..predict.run import Request, describe, predict
 
-    predict(model, list(pictures), output, **settings)
+    summary = predict(Request(**settings))
+    print(describe(summary, settings["output"]))
+    if summary.num_failed:
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    command()

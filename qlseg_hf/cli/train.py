@@ -29,7 +29,7 @@ def describe_keys(recipe: str | None) -> list[tuple[str, str]]:
         default = values.get(entry.name, entry.default)
         if default is dataclasses.MISSING:
             default = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else "required"
-        default = "auto" if default is None and "auto: " in texts[entry.name] else default
+        default = "auto" if default in (None, {}) and "auto: " in texts[entry.name] else default
         kind = getattr(hints[entry.name], "__name__", str(hints[entry.name])).replace("None", "null")
         names = f"--{entry.name}" + (f", --{others[entry.name]}" if entry.name in others else "")
         rows.append((f"{names} {kind.upper()}", f"{texts[entry.name]}  [default: {default}]"))

@@ -34,7 +34,7 @@ STOCK_KEYWORDS = {"subtask", "threshold", "mask_threshold", "overlap_mask_area_t
 
 
 @dataclass
-class _Target:
+class Target:
     """The result for one image, filled strip by strip."""
 
     size: tuple[int, int]
@@ -44,10 +44,10 @@ class _Target:
 
 
 @dataclass
-class _Strip:
+class Strip:
     """Rows x columns of an image's label map, and the windows that they are made of."""
 
-    target: _Target
+    target: Target
     rows: Span
     columns: Span
     runs: list[Run]
@@ -126,7 +126,7 @@ def segment(
         raise ValueError(f"max_memory_mb is {reprlib.repr(max_memory_mb)}; a number of MiB above 0 is wanted, or None")
     wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
-    request = _Request(settings, scale_factors(scales), flip, wanted, max_windows, return_scores, return_confidence)
+    request = Request(settings, scale_factors(scales), flip, wanted, max_windows, return_scores, return_confidence)
     work = _Work(model, request, memory, device)
     with eval_mode(model):
         for image in each_picture(images):
@@ -203,7 +203,7 @@ def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list
 
 
 @dataclass(frozen=True)
-class _Request:
+class Request:
     """The arguments of `segment`, checked."""
 
     settings: Settings
@@ -218,19 +218,19 @@ class _Request:
 class _Work:
     """Images on their way to label maps: strips in their order, and windows that wait for a forward pass."""
 
-    def __init__(self, model: PreTrainedModel, request: _Request, memory: MemoryPlan, device: torch.device):
+    def __init__(self, model: PreTrainedModel, request: Request, memory: MemoryPlan, device: torch.device):
         self.model, self.request, self.memory, self.device = model, request, memory, device
-        self.targets: list[_Target] = []
-        self.strips: deque[_Strip] = deque()
+        self.targets: list[Target] = []
+        self.strips: deque[Strip] = deque()
         self.batch: list[tuple[Window, torch.Tensor]] = []
 
     def add_image(self, image: Picture) -> None:
         """Cut an image into strips and windows; forward and finish what is full or complete."""
         picture = load_picture(image, **self.request.settings.reading)
-        target = _Target(picture.shape[:2])
+        target = Target(picture.shape[:2])
         self.targets.append(target)
         self.memory.pixel_bytes = picture.shape[-1] * picture.itemsize
-        for strip in _cut_strips(self.request, target, self.memory):
+        for strip in cut_strips(self.request, target, self.memory):
             self.strips.append(strip)
             for window, pixels in window_pixels(self.request.settings, picture, strip.runs):
                 if self.batch and self.batch[0][1].shape != pixels.shape:
@@ -248,10 +248,10 @@ class _Work:
             self.batch.clear()
         with torch.autocast(self.device.type, enabled=False):  # scores are made in fp32 whatever the network runs in
             while self.strips and self.strips[0].is_complete():
-                _finish_strip(self.strips.popleft(), self.request)
+                finish_strip(self.strips.popleft(), self.request)
 
 
-def _cut_strips(request: _Request, target: _Target, memory: MemoryPlan) -> Iterator[_Strip]:
+def cut_strips(request: Request, target: Target, memory: MemoryPlan) -> Iterator[Strip]:
     """The strips of an image, each with its windows; a window that reaches into two strips is in both."""
     layout = window_layout(request.settings, target.size, request.scales, request.flip, request.max_windows)
     # the softmax of several runs goes over all labels, so there the choice comes last
@@ -265,10 +265,10 @@ def _cut_strips(request: _Request, target: _Target, memory: MemoryPlan) -> Itera
             keys = [(size, is_flipped, *place) for place in inside]
             made |= {key: before.get(key) or Window(key[2], key[3], is_flipped, labels) for key in keys}
             runs.append(Run(size, share, [made[key] for key in keys]))
-        yield _Strip(target, rows, columns, runs)
+        yield Strip(target, rows, columns, runs)
 
 
-def _finish_strip(strip: _Strip, request: _Request) -> None:
+def finish_strip(strip: Strip, request: Request) -> None:
     """Scores, labels and confidence of a strip, block by block."""
     target, size, wanted = strip.target, strip.target.size, request.wanted
     first = strip.runs[0].windows[0].class_probs  # (C, K)
@@ -299,7 +299,7 @@ def _finish_strip(strip: _Strip, request: _Request) -> None:
 
 
 def _average_runs(
-    strip: _Strip, rows: Span, columns: Span, wanted: list[int] | None, with_shares: bool
+    strip: Strip, rows: Span, columns: Span, wanted: list[int] | None, with_shares: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scores and, if asked for, shares of the candidates in a block of the image; (C, rows, columns) each.
 
@@ -392,4 +392,14 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         return segments
 
 
-__all__ = ["QLSegImageSegmentationPipeline", "label_numbers", "scale_factors", "segment"]
+__all__ = [
+    "QLSegImageSegmentationPipeline",
+    "Request",
+    "Strip",
+    "Target",
+    "cut_strips",
+    "finish_strip",
+    "label_numbers",
+    "scale_factors",
+    "segment",
+]

@@ -1,1 +1,2 @@
-"""Segmenting files."""
+"""Segmenting many images: where they come from (`sources`, `tables`), how they share the network (`queue`), what is
+written of them (`sinks`), what is done already (`manifest`), and the run that ties these together (`run`)."""

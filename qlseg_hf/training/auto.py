@@ -12,7 +12,7 @@ from typing import Any
 from ..utils.text import printable
 from .encoder import SIZES, Encoder, find_encoder
 from .recipe import Recipe
-from .yaml_text import write_yaml
+from .yaml_text import write_on_one_line
 
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
 CPU_STEPS = 800  # about ten minutes with a ViT-Tiny on two cores
@@ -83,8 +83,7 @@ def complete_recipe(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tup
 
 
 def _short(value: Any) -> str:
-    text = write_yaml({"x": value}) if isinstance(value, (dict, list)) else str(value)
-    text = " ".join(text.removeprefix("x:").split())
+    text = write_on_one_line(value)
     return printable(text if len(text) <= 100 else f"{text[:97]}...")
 
 
@@ -92,7 +91,9 @@ def _labels(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[De
     """What the labels are called and how they are stored. A model has its own names, rules and bands."""
     if recipe.class_weights == "auto":
         if data.class_weights is None:
-            raise ValueError("class_weights: auto is unknown, because the data have not been looked at")
+            raise ValueError(
+                "class_weights: auto looks at the data when a run starts, and this one goes on; give the factors"
+            )
         yield "class_weights", (data.class_weights, "more for rare labels")
     if recipe.model:
         return
@@ -126,6 +127,9 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
         yield "crop_size", (crop, f"the images' short side is {data.short_side}, patches are {patch} pixels wide")
     if encoder is None:
         settings, why = data.band_settings, "of the bands"
+        if isinstance(described, dict) and "num_channels" not in described and recipe.num_channels not in (None, 3):
+            backbone = described | {"num_channels": recipe.num_channels}
+            yield "config", (recipe.config | {"backbone_config": backbone}, "bands of the images")
     else:
         head = head_config(encoder, crop, recipe.num_channels or data.num_channels)
         yield "config", (head | recipe.config, "a head that fits the encoder")
@@ -153,10 +157,11 @@ def _batch(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Dec
 def _images_that_fit(crop: int, width: int | None, device: DeviceFacts) -> int:
     """How many images of a training step are estimated to fit the device's memory, at least one.
 
-    On a CPU there is no estimate: a step is small, and memory is not what limits it.
+    On a CPU there is no estimate: a step is small, and memory is not what limits it. Nor is there for other devices
+    whose memory is unknown, which take two.
     """
     if device.memory is None:
-        return 1 << 16
+        return 1 << 16 if device.is_cpu else 2
     nearest = min(GPU_BYTES_PER_PIXEL, key=lambda known: abs(known - (width or 1024)))
     return max(1, int(GPU_SHARE * device.memory / (GPU_BYTES_PER_PIXEL[nearest] * crop * crop)))
 
@@ -284,8 +289,8 @@ def take_decisions(recipe: Recipe, stored: dict) -> Recipe:
         bands = ("image_mean", "image_std", "do_rescale", "rescale_factor")
         kept = {key: value for key, value in stored["processor"].items() if key in bands}
         taken["processor"] = kept | recipe.processor
-    if recipe.class_weights == "auto":
-        taken["class_weights"] = stored.get("class_weights")
+    if recipe.class_weights == "auto" and stored.get("class_weights") is not None:
+        taken["class_weights"] = stored["class_weights"]
     return replace(recipe, **taken)
 
 

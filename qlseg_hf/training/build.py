@@ -13,7 +13,7 @@ from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
 from ..releases import RELEASES, label_set
 from ..utils.optional import import_package
-from ..weights import load_vit_weights
+from ..weights import load_vit_weights, set_num_channels
 from .recipe import Recipe
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
@@ -57,6 +57,13 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
     if recipe.model:
         processor = QLSegImageProcessor.from_pretrained(recipe.model, **given)
         check_inherited_rules(recipe, processor, given)
+        bands = processor.settings().reading["num_channels"]
+        if recipe.num_channels not in (None, bands):
+            raise ValueError(
+                f"num_channels is {recipe.num_channels}, but mean and deviation are those of {bands} bands; set "
+                "processor: {image_mean: [...], image_std: [...]}, which qlseg check --output DIR measures and writes "
+                "to DIR/data.yaml"
+            )
         return processor
     size = {"size": {"shortest_edge": recipe.crop_size}, "window_size": recipe.crop_size}
     return QLSegImageProcessor(**(size | {"window_stride": max(1, recipe.crop_size * 2 // 3)} | given))
@@ -99,6 +106,8 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     if recipe.model:
         labels = {"id2label": id2label, "reuse_labels": True} if id2label else {}
         model = QLSegForSemanticSegmentation.from_pretrained(recipe.model, dtype=torch.float32, **config, **labels)
+        if recipe.num_channels:
+            set_num_channels(model, recipe.num_channels)
     elif id2label is None:
         raise ValueError("label_names is needed: a fresh network does not know its labels")
     else:

@@ -16,7 +16,7 @@ from ..data.augmentation import (
     TrainingTransform,
 )
 from ..data.check import Survey, survey_data
-from ..data.datasets import Samples, open_dataset
+from ..data.datasets import Samples, listed, open_dataset
 from ..data.workers import start_worker
 from ..utils.files import write_atomically
 from .facts import data_request, reading_of
@@ -38,6 +38,13 @@ def look_at_data(recipe: Recipe) -> Survey:
     print(survey.text(), file=sys.stderr)
     if survey.problems:
         raise ValueError(survey.problems[0])
+    layout = getattr(survey.splits[survey.uses["training"]], "layout", None)
+    theirs, names = getattr(layout, "label_names", None), survey.rules.names
+    if recipe.model and not recipe.label_names and theirs and list(theirs) != list(names):
+        raise ValueError(
+            f"the data call their labels {listed(list(theirs))}, and {recipe.model} calls its own "
+            f"{listed(list(names))}; set label_names to say which the label maps hold"
+        )
     return survey
 
 

@@ -81,7 +81,7 @@ def device_facts(device: torch.device, num_processes: int) -> DeviceFacts:
     precision, memory = launched_precision(), None
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        precision = precision or ("bf16" if torch.cuda.is_bf16_supported() else None)
+        precision = precision or ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None)
     return DeviceFacts(device.type, memory, num_processes, max(1, cores // num_processes), precision or "fp32")
 
 

@@ -24,7 +24,16 @@ from .log import StepLog
 from .models import find_due_models, new_models, save_models, upload_best
 from .recipe import Recipe
 from .run import Run
-from .start import build_run, check_no_newer, find_checkpoint, prepare_run, resume_run, settle_recipe, take_folder
+from .start import (
+    build_run,
+    check_no_newer,
+    find_checkpoint,
+    prepare_run,
+    resume_run,
+    settle_recipe,
+    take_folder,
+    write_recipe,
+)
 from .step import NotFiniteError, StepResult, training_step
 from .validation import evaluate_run
 
@@ -39,6 +48,7 @@ def train(recipe: Recipe, signals: StopSignals) -> None:
         end_run(run)
         return
     check_no_newer(run)
+    write_recipe(run)
     batches = open_batches(run)
     run.log = StepLog(run.accelerator, recipe, run.step, last_evaluated=run.step - (not run.is_measured))
     run.model.train()

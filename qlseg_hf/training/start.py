@@ -38,7 +38,9 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
     """
     state = joined_processes()
     if recipe.output_dir is None:
-        recipe = replace(recipe, output_dir=str(Path("runs", Path(last_part(recipe.data)).stem)))
+        name = Path(last_part(recipe.data))
+        is_file = Path(recipe.data).expanduser().is_file()
+        recipe = replace(recipe, output_dir=str(Path("runs", name.stem if is_file else name)))
     unreadable = []
     with failing_together(state.num_processes):
         if state.is_main_process:
@@ -113,6 +115,11 @@ def take_folder(run: Run) -> None:
             recover_folder(place)
         for folder in (run.output_dir, *(path for path in run.output_dir.iterdir() if path.is_dir())):
             remove_leftovers(folder)
+
+
+def write_recipe(run: Run) -> None:
+    """`recipe.yaml` in the run's folder: what was given and decided."""
+    if run.is_main:
         write_atomically(run.output_dir / "recipe.yaml", run.recipe.to_yaml().encode())
 
 
@@ -175,4 +182,5 @@ __all__ = [
     "resume_run",
     "settle_recipe",
     "take_folder",
+    "write_recipe",
 ]

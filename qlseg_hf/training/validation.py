@@ -38,7 +38,7 @@ def evaluate_run(run: Run) -> None:
             save_overlays(run)
     result = {key: value for key, value in evaluation.result.items() if key not in TIMES}
     run.accelerator.log(tracker_values(result), step=run.step)
-    run.state["result"] = result
+    run.state["result"] = {key: value for key, value in result.items() if key != "confusion"}  # which is large
     if run.state["best"] is None or result["miou"] > run.state["best"]:
         run.state |= {"best": result["miou"], "best_step": run.step, "num_without_gain": 0}
     else:

@@ -67,4 +67,10 @@ def write_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False)
 
 
-__all__ = ["read_mapping", "read_value", "read_yaml", "write_yaml"]
+def write_on_one_line(value: Any) -> str:
+    """A value as it would be written on the command line."""
+    options = {"default_flow_style": True, "width": 1 << 30, "sort_keys": False, "allow_unicode": True}
+    return yaml.dump(value, Dumper=RecipeDumper, **options).removesuffix("\n...\n").strip()
+
+
+__all__ = ["read_mapping", "read_value", "read_yaml", "write_on_one_line", "write_yaml"]

@@ -8,47 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES, ROOT
+from conftest import ROOT
 from PIL import Image
 from programs import environment, run
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_picture, segment
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.data.scenes import LABELS, make_scenes
-
-
-@pytest.mark.parametrize("stored", ["a"], indirect=True)
-def test_predict(stored, tmp_path):
-    pictures = [stored.picture("wide"), stored.picture("tall")]
-    done = run("predict", stored.folder, *pictures, "--output", tmp_path / "out", "--confidence")
-    assert "2/2" in done.stderr  # progress bar
-    names = [f"{name}_{kind}.png" for name in ("tall", "wide") for kind in ("confidence", "labels", "overlay")]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    for picture in pictures:
-        labels = Image.open(tmp_path / "out" / f"{picture.stem}_labels.png")
-        (expected,), (share,) = segment(stored.model(), stored.processor, picture, return_confidence=True)
-        shown = np.asarray(Image.open(tmp_path / "out" / f"{picture.stem}_confidence.png"))
-        assert np.abs(shown - 255 * share.numpy()).max() <= 0.51 and shown.std() > 1
-        assert np.array_equal(np.asarray(labels), expected.numpy())
-        shown = np.asarray(labels.convert("RGB"))[0, 0].tolist()
-        assert shown == stored.model().config.palette[int(expected[0, 0])]
-        overlay = Image.open(tmp_path / "out" / f"{picture.stem}_overlay.png")
-        height, width = load_picture(picture).shape[:2]
-        assert overlay.height >= height and overlay.width > width
-
-
-@pytest.mark.parametrize("stored", ["b"], indirect=True)
-def test_predict_refuses_in_one_sentence(stored, tmp_path):
-    (tmp_path / "text.jpg").write_text("hello")
-    twice = [stored.picture("wide"), FIXTURES / "a" / "wide.png"]
-    for model, pictures, sentence in (
-        (stored.folder, [tmp_path / "text.jpg"], "text.jpg cannot be read as a picture"),
-        (stored.folder, [tmp_path / "none.jpg"], "No such file or directory"),
-        (stored.folder, twice, "several pictures are called wide"),
-        (tmp_path / "no_model", [stored.picture("wide")], "no_model"),
-    ):
-        done = run("predict", model, *pictures, "--output", tmp_path / "out", expect=1)
-        assert sentence in done.stderr and "Traceback" not in done.stderr
-        assert not (tmp_path / "out").exists()
 
 
 def example(name: str, *arguments) -> str:

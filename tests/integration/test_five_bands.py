@@ -69,7 +69,7 @@ def test_commands(trained, tmp_path):
     data, folder = trained
     picture = data / "images" / "validation" / "0.tif"
     run("predict", folder, picture, "--output", tmp_path / "out")
-    stored = load_label_map(tmp_path / "out" / "0_labels.png")
+    stored = load_label_map(tmp_path / "out" / "labels" / "0.png")
     model, processor = (
         AutoModelForSemanticSegmentation.from_pretrained(folder),
         QLSegImageProcessor.from_pretrained(folder),

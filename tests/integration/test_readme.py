@@ -125,7 +125,7 @@ def test_commands_of_the_readme(place):
         command = [sys.executable, "-m", "qlseg_hf", *line.split()[1:]]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, done.stderr
-    assert (place / "out" / "picture_overlay.png").is_file()
+    assert (place / "out" / "overlay" / "picture.png").is_file()
 
 
 def test_five_commands_for_own_data(place):

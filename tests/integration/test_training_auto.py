@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from programs import environment, make_data, stats_of, train, write_recipe
 from safetensors.torch import load_file, save_file
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.training.checkpoints import checkpoints
 from qlseg_hf.training.distributed import start_accelerator
 from qlseg_hf.training.recipe import Recipe, load_recipe
@@ -144,33 +146,61 @@ def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
     assert "--backbone model.safetensors" in done.stderr.splitlines()[-1]
 
 
+def some_recipe(**more) -> Recipe:
+    sizes = {"crop_size": 32, "total_batch_size": 4, "per_device_batch_size": 2, "max_steps": 10}
+    return Recipe(data="-", output_dir="-", **sizes, **more)
+
+
 def test_precision_that_contradicts_the_launcher(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="precision is fp32, but accelerate was told bf16 .*; make them the same"):
-        start_accelerator(
-            Recipe(
-                data="-",
-                crop_size=32,
-                total_batch_size=4,
-                per_device_batch_size=2,
-                max_steps=10,
-                output_dir="-",
-                precision="fp32",
-            )
-        )
+        start_accelerator(some_recipe(precision="fp32"))
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("qlseg_hf.training.distributed.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ImportError, match="report_to: wandb needs a package that is not installed; pip install wandb"):
-        start_accelerator(
-            Recipe(
-                data="-",
-                crop_size=32,
-                total_batch_size=4,
-                per_device_batch_size=2,
-                max_steps=10,
-                output_dir="-",
-                report_to=["tensorboard", "wandb"],
-            )
-        )
+        start_accelerator(some_recipe(report_to=["tensorboard", "wandb"]))
+
+
+def write_bands(root: Path, count: int) -> Path:
+    """Images of five bands of 16 bits, of which the last tells the label."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for folder in ("images", "masks"):
+            (root / folder / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.kron(rng.integers(0, 2, (4, 4)), np.ones((8, 8), dtype=int)).astype(np.uint8)
+            picture = rng.integers(0, 4000, (32, 32, 5)).astype(np.uint16)
+            picture[..., 4] += 20_000 * labels.astype(np.uint16)
+            np.save(root / "images" / split / f"{i}.npy", picture)
+            Image.fromarray(labels).save(root / "masks" / split / f"{i}.png")
+    return root
+
+
+def test_five_bands_need_no_word(weights, tmp_path):
+    root = write_bands(tmp_path / "bands", 4)
+    done = run(tmp_path, "--data", root, "--backbone", weights, "--max_steps", "2", "--num_workers", "0")
+    assert done.returncode == 0, done.stderr[-2000:]
+    best = tmp_path / "runs" / "bands" / "best"
+    model = QLSegForSemanticSegmentation.from_pretrained(best)
+    processor = QLSegImageProcessor.from_pretrained(best)
+    assert model.config.backbone_config.num_channels == 5 == len(processor.image_mean)
+    assert segment(model, processor, np.load(root / "images" / "val" / "0.npy"))[0].shape == (32, 32)
+    # the bands of a model are not changed without mean and deviation of the others
+    words = ["--data", root, "--model", best, "--num_channels", "4", "--output_dir", tmp_path / "four"]
+    done = run(tmp_path, *words)
+    assert done.returncode == 1 and "num_channels is 4, but mean and deviation are those of 5 bands" in done.stderr
+
+
+def test_a_model_whose_labels_are_not_those_of_the_data(data, tiny_model, tmp_path):
+    own = make_own(tmp_path / "own", data)
+    (own / "classes.txt").write_text("red\ngreen\nblue\n")
+    tiny_model.save_pretrained(tmp_path / "model")
+    QLSegImageProcessor(window_size=32, window_stride=32, size={"shortest_edge": 32}).save_pretrained(
+        tmp_path / "model"
+    )
+    done = run(tmp_path, "--data", own, "--model", tmp_path / "model", "--max_steps", "1")
+    assert done.returncode == 1 and not (tmp_path / "runs").exists()
+    assert "the data call their labels red, green, blue, and " in done.stderr
+    assert "set label_names to say which the label maps hold" in done.stderr.splitlines()[-1]

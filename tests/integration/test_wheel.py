@@ -82,7 +82,7 @@ def test_from_a_checkpoint_to_scores(qlseg):
     qlseg("train", "demo", *recipe, *sizes, *steps)
     qlseg("evaluate", "run/best", "--data", "data", "--split", "validation", "--output", "miou.json")
     qlseg("predict", "run/best", FIXTURES / "b" / "wide.png", "--output", "out")
-    for name in ("run/best/model.safetensors", "run/curves.png", "miou.json", "out/wide_overlay.png"):
+    for name in ("run/best/model.safetensors", "run/curves.png", "miou.json", "out/overlay/wide.png"):
         assert (qlseg.place / name).is_file(), name
 
 

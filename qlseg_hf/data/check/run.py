@@ -82,7 +82,10 @@ def open_splits(request: DataRequest) -> tuple[dict[str, Samples], Layout | None
     layout = find_layout(request.data, **request.reading)
     hint = "".join(f"; {note}" for note in layout.notes if note.endswith(NOT_DIVIDED))
     names = {use: find_split(split, list(layout.splits), request.data, hint) for use, split in wanted.items()}
-    return {use: layout.splits[name] for use, name in names.items()}, layout
+    opened = {use: layout.splits[name] for use, name in names.items()}
+    for samples in opened.values():
+        samples.layout = layout
+    return opened, layout
 
 
 def open_others(layout: Layout | None, known: dict[str, Samples]) -> tuple[dict[str, Samples], list[str]]:

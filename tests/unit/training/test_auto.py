@@ -142,3 +142,53 @@ def test_epochs_become_steps(epochs, max_steps, steps):
 def test_epochs_of_an_unknown_number_of_images():
     with pytest.raises(ValueError, match="the number of images is unknown; set max_steps"):
         complete_recipe(open_recipe(epochs=2), dataclasses.replace(DATA, num_images=None), DeviceFacts("cpu"))
+
+
+STORED = {"backbone": "weights", "config": {"hidden_size": 128}, "max_steps": 9, "epochs": 2.0, "crop_size": 96}
+
+
+def test_another_encoder_is_refused():
+    assert take_decisions(open_recipe(backbone="small"), STORED).backbone == "weights"
+    assert take_decisions(open_recipe(backbone="weights"), STORED).config == {"hidden_size": 128}
+    with pytest.raises(ValueError, match="backbone is other, but the run that goes on was started from weights; give"):
+        take_decisions(open_recipe(backbone="other"), STORED)
+
+
+def test_other_epochs_are_counted_anew():
+    assert take_decisions(open_recipe(epochs=2.0), STORED).max_steps == 9
+    assert take_decisions(open_recipe(epochs=3.0), STORED).max_steps is None
+    assert take_decisions(open_recipe(epochs=3.0, max_steps=7), STORED).max_steps == 7
+
+
+def test_weights_of_labels_are_kept_or_refused():
+    recipe = open_recipe(class_weights="auto")
+    kept = take_decisions(recipe, STORED | {"class_weights": {"road": 0.5}})
+    assert kept.class_weights == {"road": 0.5}
+    with pytest.raises(ValueError, match="class_weights: auto looks at the data when a run starts, and this one goes"):
+        complete_recipe(take_decisions(recipe, STORED), DataFacts(5, 100, ["a", "b"]), DeviceFacts("cpu"))
+    found = complete_recipe(recipe, dataclasses.replace(DATA, class_weights={"road": 2.0}), DeviceFacts("cpu"))[0]
+    assert found.class_weights == {"road": 2.0}
+
+
+def test_a_model_keeps_its_names_rules_and_windows():
+    facts = dataclasses.replace(DATA, rules={"ignore_index": 9}, num_channels=5, window_size=64)
+    recipe, _ = complete_recipe(open_recipe(model="m"), facts, DeviceFacts("cpu"))
+    assert (recipe.label_names, recipe.ignore_index, recipe.num_channels, recipe.crop_size) == (None, None, None, 64)
+    assert (recipe.backbone, recipe.config, recipe.processor, recipe.learning_rate) == (None, {}, {}, 1e-5)
+
+
+def test_bands_decide_the_normalisation():
+    settings = {"image_mean": [0.1] * 5, "image_std": [0.2] * 5, "rescale_factor": 1 / 65535}
+    facts = dataclasses.replace(DATA, num_channels=5, band_settings=settings)
+    recipe, _ = complete_recipe(open_recipe(), facts, DeviceFacts("cpu"))
+    assert recipe.processor == settings and recipe.config["backbone_config"]["num_channels"] == 5
+    recipe, _ = complete_recipe(open_recipe(config={"backbone_config": {"patch_size": 8}}), facts, DeviceFacts("cpu"))
+    assert recipe.config == {"backbone_config": {"patch_size": 8, "num_channels": 5}}
+
+
+def test_evaluations_do_not_take_longer_than_training():
+    facts = dataclasses.replace(DATA, num_eval_images=101)
+    recipe, _ = complete_recipe(open_recipe(max_steps=60), facts, DeviceFacts("cpu"))
+    assert recipe.eval_steps == recipe.save_steps == 26
+    recipe, _ = complete_recipe(open_recipe(max_steps=8000), facts, DeviceFacts("cpu"))
+    assert (recipe.eval_steps, recipe.save_steps) == (1000, 1000)

@@ -1,0 +1,150 @@
+"""What a run has done: a line per image in `manifest.jsonl`, so that the next run does only what is missing.
+
+The first line holds the settings that decide what the results are. A line is written after the files that it speaks
+of. Each process of a run appends to a file of its own; the main process joins them, before and after the work.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..utils.files import remove_partial, write_atomically
+from ..utils.text import printable
+from .items import Item
+
+FAILURES = "failures.jsonl"
+
+
+def _to_line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """The lines of a file, without a last one that was not written to its end."""
+    text = path.read_bytes().decode("utf-8", errors="surrogatepass")
+    whole, _, _ = text.rpartition("\n")
+    try:
+        return [json.loads(line) for line in whole.split("\n") if line]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and all images are segmented again") from error
+
+
+class Manifest:
+    """The lines of a folder of results. `entries`: by name, what the newest line of each image says."""
+
+    def __init__(self, folder: Path, rank: int = 0):
+        self.folder = folder
+        self.path = folder / "manifest.jsonl"
+        self.own_path = self.path if rank == 0 else folder / f"manifest.{rank}.jsonl"
+        self.settings: dict[str, Any] = {}
+        self.entries: dict[str, dict] = {}
+        self._file = self._failures = None
+
+    def open(self, settings: dict[str, Any]) -> None:
+        """Read what is there, and join it into one file. For the main process, before others append.
+
+        Raises:
+            ValueError: the results were made with other settings, or a file is damaged.
+        """
+        settings = _as_stored(settings)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_partial(self.folder)
+        lines = _read_lines(self.path) if self.path.exists() else []
+        stored = lines[0].get("settings", {}) if lines else settings
+        if others := [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]:
+            shown = "; ".join(
+                f"{key}: {_shorten(stored.get(key))} there, {_shorten(settings.get(key))} here" for key in others
+            )
+            raise ValueError(
+                f"{self.folder} holds results of other settings ({shown}); give another --output, or remove it"
+            )
+        self.settings = settings
+        self.join(lines[1:])
+
+    def join(self, lines: Iterable[dict] = ()) -> None:
+        """Take up what all processes have appended, and write it as one file, sorted by name."""
+        self.close()
+        parts = sorted(self.folder.glob("manifest.*.jsonl"))
+        for line in [*lines, *(line for part in parts for line in _read_lines(part))]:
+            self._take_up(line)
+        ordered = [self.entries[name] for name in sorted(self.entries)]
+        write_atomically(self.path, "".join(map(_to_line, [{"settings": self.settings}, *ordered])).encode(*_ENCODING))
+        for part in parts:
+            part.unlink()
+
+    def write_failures(self, skipped: Iterable[str] = ()) -> int:
+        """Write the images that failed, but for `skipped`, into `failures.jsonl`; returns their number."""
+        skipped = set(skipped)
+        failed = [e for _, e in sorted(self.entries.items()) if "failed" in e and e["name"] not in skipped]
+        lines = [_to_line({"image": e["source"], "name": e["name"], "reason": e["failed"]}) for e in failed]
+        if lines or (self.folder / FAILURES).exists():
+            write_atomically(self.folder / FAILURES, "".join(lines).encode(*_ENCODING))
+        return len(failed)
+
+    def is_done(self, item: Item, formats: Iterable[str], paths: Iterable[Path]) -> bool:
+        """Whether an image was segmented as it is now, and its results are there.
+
+        Raises:
+            ValueError: results of this name come of another image.
+        """
+        entry = self.entries.get(item.name)
+        if entry is None:
+            return False
+        if entry["source"] != item.source:
+            raise ValueError(
+                f"{self.folder} holds results of {printable(entry['source'])} called {printable(item.name)}, which "
+                f"{printable(item.source)} would overwrite; give another --output"
+            )
+        if "failed" in entry or entry["stamp"] != _as_stored(item.stamp):
+            return False
+        return set(formats) <= set(entry["formats"]) and all(path.exists() for path in paths)
+
+    def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
+        """Say that an image's results are written."""
+        self._append(self._line(item) | {"height": height, "width": width, "formats": sorted(set(formats))})
+
+    def add_failure(self, item: Item, reason: str) -> None:
+        """Say why an image has no results, here and in `failures.jsonl`."""
+        self._append(self._line(item) | {"failed": reason})
+        if self._failures is None:
+            self._failures = (self.folder / FAILURES).open("ab", buffering=0)
+        self._failures.write(_to_line({"image": item.source, "name": item.name, "reason": reason}).encode(*_ENCODING))
+
+    def _line(self, item: Item) -> dict:
+        return {"name": item.name, "source": item.source, "stamp": _as_stored(item.stamp)}
+
+    def _append(self, line: dict) -> None:
+        if self._file is None:
+            self._file = self.own_path.open("ab", buffering=0)
+        self._file.write(_to_line(line).encode(*_ENCODING))
+        self._take_up(line)
+
+    def _take_up(self, line: dict) -> None:
+        """Let a line stand for its image; formats of before are there still, if the image is the same."""
+        before = self.entries.get(line["name"], {})
+        if "formats" in line and before.get("stamp") == line["stamp"]:
+            line = line | {"formats": sorted({*line["formats"], *before.get("formats", ())})}
+        self.entries[line["name"]] = line
+
+    def close(self) -> None:
+        for file in (self._file, self._failures):
+            if file is not None:
+                file.close()
+        self._file = self._failures = None
+
+
+_ENCODING = ("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
+
+
+def _as_stored(value: Any) -> Any:
+    """A value as it comes back from a file: tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _shorten(value: Any) -> str:
+    text = printable(json.dumps(value))
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+__all__ = ["FAILURES", "Manifest"]

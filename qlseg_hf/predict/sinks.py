@@ -1,0 +1,216 @@
+"""What is written of a label map: files per image, and a record per image that whole tables are assembled from.
+
+`labels`, `overlay`, `confidence` (PNG), `geojson` and `geotiff` are files per image in folders of these names. `coco`,
+`csv` and `parquet` are one file for all images. They are assembled at the end of a run, by name, from `records/`, so
+that a run that goes on after a kill has everything in them once.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..utils.files import write_atomically, written_into
+from ..utils.optional import import_package
+from ..utils.visualization import draw_overlay, label_map_picture, save_picture
+from .items import Item
+
+SUFFIXES = {"labels": ".png", "overlay": ".png", "confidence": ".png", "geojson": ".geojson", "geotiff": ".tif"}
+TABLES = {"coco": "coco.json", "csv": "areas.csv", "parquet": "rle.parquet"}
+FORMATS = (*SUFFIXES, *TABLES)
+RECORDS = "records"
+ROWS_PER_GROUP = 10_000
+
+
+def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
+    """The formats in their order, each once; ValueError for an unknown one, ImportError if one needs a package."""
+    formats = tuple(dict.fromkeys(formats))
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"--format does not know {', '.join(unknown)}; it knows {', '.join(FORMATS)}")
+    if not formats:
+        raise ValueError(f"--format names nothing to write; it knows {', '.join(FORMATS)}")
+    if {"coco", "parquet"} & set(formats):
+        _coco_mask()
+    if "parquet" in formats:
+        _parquet()
+    if {"geojson", "geotiff"} & set(formats):
+        import_package("rasterio.features", "shapes", "--format geojson and geotiff", "'qlseg-hf[geo]'")
+    return formats
+
+
+def _coco_mask():
+    return import_package("pycocotools.mask", "encode", "--format coco and parquet", "'qlseg-hf[coco]'")
+
+
+def _parquet():
+    return import_package("pyarrow.parquet", "ParquetWriter", "--format parquet", "'qlseg-hf[train]'")
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go and what they are.
+
+    `names`: of the K labels. `colors`: (K, 3) uint8. `wanted`: numbers of the labels to write; all if None.
+    """
+
+    root: Path
+    formats: tuple[str, ...]
+    names: tuple[str, ...]
+    colors: np.ndarray
+    wanted: list[int] | None = None
+
+    @property
+    def void(self) -> int | None:
+        """What pixels of labels that are not wanted hold; None if all are wanted."""
+        return None if self.wanted is None else 255 if len(self.names) <= 255 else 65535
+
+    def select(self, labels: np.ndarray) -> np.ndarray:
+        """(H, W) integers -> (H, W) uint8, uint16 if that is too little, void where a label is not wanted."""
+        if self.wanted is not None:
+            labels = np.where(np.isin(labels, self.wanted), labels, self.void)
+        return labels.astype(np.uint8 if max(len(self.names) - 1, self.void or 0) <= 255 else np.uint16)
+
+    def paths(self, name: str) -> list[Path]:
+        """The files of an image."""
+        paths = [self.root / kind / f"{name}{SUFFIXES[kind]}" for kind in self.formats if kind in SUFFIXES]
+        return [*paths, self.record_path(name)] if self.has_records else paths
+
+    def record_path(self, name: str) -> Path:
+        return self.root / RECORDS / f"{name}.json"
+
+    @property
+    def has_records(self) -> bool:
+        return bool(set(self.formats) & set(TABLES))
+
+    def write(self, item: Item, picture: np.ndarray | None, labels: np.ndarray, confidence: np.ndarray | None) -> None:
+        """Write all files of an image.
+
+        Args:
+            item: the image.
+            picture: (H, W, n), for an overlay.
+            labels: (H, W) unsigned integers.
+            confidence: (H, W) uint8, 255 for 1.
+        """
+        for kind in self.formats:
+            path = self.root / kind / f"{item.name}{SUFFIXES.get(kind, '')}"
+            if kind == "labels":
+                save_picture(self._label_picture(labels), path)
+            elif kind == "overlay":
+                save_picture(draw_overlay(picture, labels, dict(enumerate(self.names)), self.colors), path)
+            elif kind == "confidence":
+                save_picture(Image.fromarray(confidence), path)
+            elif kind in ("geojson", "geotiff"):
+                from . import geo
+
+                place = geo.read_georeference(item.reader)
+                if kind == "geojson":
+                    write_atomically(path, geo.encode_polygons(labels, self.names, self.void, place))
+                else:
+                    write_atomically(path, geo.encode_geotiff(labels, self.colors, self.void, place))
+        if self.has_records:
+            write_atomically(self.record_path(item.name), json.dumps(self._record(labels)).encode())
+
+    def _label_picture(self, labels: np.ndarray) -> Image.Image:
+        """Palette mode where all values fit into 8 bits, else 16 bit."""
+        if self.void is not None and self.void > 255:
+            return Image.fromarray(labels.astype(np.uint16))
+        return label_map_picture(labels, self.colors)
+
+    def _record(self, labels: np.ndarray) -> dict:
+        """Areas of the labels that occur, and their masks where a table holds these."""
+        counts = np.bincount(labels.ravel(), minlength=len(self.names))[: len(self.names)]
+        record = {"areas": {int(label): int(counts[label]) for label in counts.nonzero()[0]}}
+        if {"coco", "parquet"} & set(self.formats):
+            mask = _coco_mask()
+            record["masks"] = {}
+            for label in record["areas"]:
+                code = mask.encode(np.asfortranarray(labels == label, dtype=np.uint8))
+                record["masks"][label] = {
+                    "counts": code["counts"].decode("ascii"),
+                    "bbox": mask.toBbox(code).astype(int).tolist(),
+                }
+        return record
+
+
+def write_tables(output: Output, entries: Iterable[dict]) -> None:
+    """Assemble `coco.json`, `areas.csv` and `rle.parquet` of the images that the manifest's `entries` have done."""
+    writers = {"coco": _write_coco, "csv": _write_areas, "parquet": _write_parquet}
+    for kind in output.formats:
+        if kind in TABLES:
+            done = [entry for entry in entries if kind in entry.get("formats", ())]
+            with written_into(output.root) as beside:
+                writers[kind](beside / TABLES[kind], output, done)
+
+
+def _records(output: Output, done: list[dict]) -> Iterator[tuple[int, dict, dict]]:
+    """(number from 1, entry of the manifest, record) of each image."""
+    for number, entry in enumerate(done, 1):
+        yield number, entry, json.loads(output.record_path(entry["name"]).read_bytes())
+
+
+def _write_coco(path: Path, output: Output, done: list[dict]) -> None:
+    """One annotation per image and label; ids count from 1, categories are the label numbers."""
+    images = [
+        {"id": number, "file_name": entry["source"], "name": entry["name"]} | _sides(entry)
+        for number, entry in enumerate(done, 1)
+    ]
+    categories = [{"id": label, "name": name} for label, name in enumerate(output.names)]
+    with path.open("w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write('{"annotations": [')
+        count = 0
+        for number, entry, record in _records(output, done):
+            for label, found in record["masks"].items():
+                annotation = {
+                    "id": (count := count + 1),
+                    "image_id": number,
+                    "category_id": int(label),
+                    "segmentation": {"size": [entry["height"], entry["width"]], "counts": found["counts"]},
+                    "area": record["areas"][label],
+                    "bbox": found["bbox"],
+                    "iscrowd": 0,
+                }
+                file.write(",\n"[count == 1 :] + json.dumps(annotation))
+        file.write(f'],\n"images": {json.dumps(images)},\n"categories": {json.dumps(categories)}}}\n')
+
+
+def _sides(entry: dict) -> dict[str, int]:
+    return {"width": entry["width"], "height": entry["height"]}
+
+
+def _write_areas(path: Path, output: Output, done: list[dict]) -> None:
+    """A row per image and label that occurs in it."""
+    with path.open("w", encoding="utf-8", errors="surrogatepass", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["image", "label", "label_name", "pixels", "share"])
+        for _, entry, record in _records(output, done):
+            for label, pixels in record["areas"].items():
+                share = pixels / (entry["height"] * entry["width"])
+                rows.writerow([entry["source"], label, output.names[int(label)], pixels, f"{share:.6f}"])
+
+
+def _write_parquet(path: Path, output: Output, done: list[dict]) -> None:
+    """A row per image and label: COCO's run lengths, area and size."""
+    import pyarrow
+
+    kinds = {"image": "string", "height": "int32", "width": "int32", "label": "int32", "label_name": "string"}
+    kinds |= {"area": "int64", "counts": "string"}
+    schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in kinds.items()])
+    rows: list[dict[str, Any]] = []
+    with _parquet().ParquetWriter(path, schema) as writer:
+        for _, entry, record in _records(output, done):
+            image = entry["source"].encode(errors="replace").decode()
+            for label, found in record["masks"].items():
+                known = {"image": image, "label": int(label), "label_name": output.names[int(label)]}
+                rows.append(known | _sides(entry) | {"area": record["areas"][label], "counts": found["counts"]})
+            if len(rows) >= ROWS_PER_GROUP:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+                rows.clear()
+        writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+__all__ = ["FORMATS", "Output", "check_formats", "write_tables"]

@@ -1,0 +1,189 @@
+"""Where images come from: files, folders, globs, lists, addresses of fsspec; tables and tar files lie in `tables`.
+
+An `Item` says how to read one image and what its results are called. Nothing is read here but folders and indices.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import fsspec
+
+from ..data.labels import read_text
+from ..data.layouts.files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
+from . import tables
+from .items import Item, LocalFile, RemoteFile, SourceOptions, WebPicture, safe_name
+
+TABLE_SUFFIXES = (".parquet", ".tar")
+STAMPS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash", "blob_id")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def find_items(sources: list[str], options: SourceOptions | None = None) -> tuple[list[Item], list[str]]:
+    """The images that sources mean, sorted by name.
+
+    Args:
+        sources: each a picture file, a folder (pictures at any depth; if it holds none, its .tar and .parquet files;
+            or what `datasets` saved), a pattern with *, ? and [ (** for any depth), a .txt file with a path or address
+            per line, a .parquet or .tar file, `{000..012}` for a range of them, an address that fsspec opens
+            (s3://, gs://, hf://, file://, ...) of any of these, or the id of a data set on the Hub.
+        options: `image_column` of tables, and ending of tar members; `split` and `dataset_config` of data sets (all
+            splits if not given); `left_out`: a folder in which no sources are looked for, because results lie there.
+
+    Returns:
+        items, and sentences on files that were left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: nothing was found, two images would have results of one name, or a source is none.
+    """
+    options, notes = options or SourceOptions(), []
+    found: dict[str, Item] = {}
+    for source in sources:
+        count = 0
+        for item in _items_of(source, options, notes):
+            count += 1
+            other = found.setdefault(item.name, item)
+            if other.source != item.source:
+                raise ValueError(
+                    f"{other.source} and {item.source} would both give {item.name}.png; rename one, or predict them "
+                    "into different folders"
+                )
+        if not count:
+            raise ValueError(f"{source} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    return [found[name] for name in sorted(found)], notes
+
+
+def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
+    """The items of one source."""
+    if match := re.search(r"\{(\d+)\.\.(\d+)\}", source):
+        for number in range(int(match[1]), int(match[2]) + 1):
+            yield from _items_of(
+                f"{source[: match.start()]}{number:0{len(match[1])}d}{source[match.end() :]}", options, notes
+            )
+    elif source.startswith(("http://", "https://")):
+        yield Item(safe_name(stem_of(PurePosixPath(source.partition("?")[0]).name)), source, (), WebPicture(source))
+    elif "://" in source:
+        yield from _remote_items(source, options, notes)
+    elif os.path.isdir(source):
+        yield from _folder_items(Path(source), options, notes)
+    elif os.path.exists(source):
+        yield from _file_items(Path(source), Path(source).name, options)
+    elif glob.has_magic(source):
+        yield from _glob_items(source, options, notes)
+    elif (
+        HUB_ID.fullmatch(source)
+        and suffix_of(source) not in PICTURE_SUFFIXES
+        and not os.path.isdir(os.path.dirname(source))
+    ):
+        yield from tables.hub_items(source, options)
+    else:
+        os.stat(source)  # which says that it is not there
+
+
+def _file_items(path: Path, name: str, options: SourceOptions) -> Iterator[Item]:
+    """The items of a file: a picture, or several in a list, table or tar file. `name`: its path in SOURCE."""
+    suffix = suffix_of(name)
+    if suffix == ".txt":
+        yield from _list_items(path, options)
+    elif suffix in TABLE_SUFFIXES:
+        yield from tables.items_of_file(path.as_posix(), stem_of(name), options)
+    else:
+        stat = path.stat()
+        yield Item(safe_name(stem_of(name)), str(path), (stat.st_size, stat.st_mtime_ns), LocalFile(str(path)))
+
+
+def _folder_items(folder: Path, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
+    """Pictures below a folder; without any, its tables and tar files; or the rows of what `datasets` saved."""
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        yield from tables.saved_items(folder, options)
+        return
+    names = [name for name in walk(folder)[0] if not _is_left_out(folder / name, options)]
+    for name in _wanted(names, folder, notes):
+        yield from _file_items(folder / name, name, options)
+
+
+def _wanted(names: list[str], where: str | Path, notes: list[str]) -> list[str]:
+    """The pictures among files; without any, tables and tar files. What is left out is noted."""
+    wanted = [name for name in names if is_picture(name)]
+    wanted = wanted or [name for name in names if suffix_of(name) in TABLE_SUFFIXES]
+    if others := sorted(set(names) - set(wanted)):
+        notes.append(f"{len(others)} files in {where} are left out: {listed(others)}")
+    return wanted
+
+
+def _is_left_out(path: Path, options: SourceOptions) -> bool:
+    return options.left_out is not None and path.resolve().is_relative_to(options.left_out.resolve())
+
+
+def _glob_items(pattern: str, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
+    """What a pattern matches; names begin where the pattern does."""
+    parts = PurePosixPath(Path(pattern).as_posix()).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    base = Path(*parts[:fixed])
+    matches = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if not is_hidden(path.name))
+    files = {path.relative_to(base).as_posix() for path in matches if path.is_file()}
+    for folder in matches:
+        if folder.is_dir() and "**" not in parts:
+            files |= {(folder / name).relative_to(base).as_posix() for name in walk(folder)[0]}
+    names = sorted(name for name in files if not _is_left_out(base / name, options))
+    if not names:
+        raise FileNotFoundError(f"{pattern} matches no files")
+    for name in _wanted(names, pattern, notes):
+        yield from _file_items(base / name, name, options)
+
+
+def _list_items(path: Path, options: SourceOptions) -> Iterator[Item]:
+    """The pictures that a text file lists, a path or address per line; paths are relative to the list's folder."""
+    try:
+        lines = [line.strip() for line in read_text(path).splitlines()]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as a list of pictures: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        if "://" in line:
+            name = line.partition("://")[2]
+            file = WebPicture(line) if line.startswith("http") else RemoteFile(line)
+            yield Item(safe_name(stem_of(name)), line, (), file)
+            continue
+        picture = path.parent / line
+        if not picture.is_file():
+            raise FileNotFoundError(f"line {number} of {path}: there is no file {line}")
+        name = os.path.relpath(picture, path.parent) if not os.path.isabs(line) else line
+        yield from _picture_item(picture, Path(name).as_posix())
+
+
+def _picture_item(path: Path, name: str) -> Iterator[Item]:
+    stat = path.stat()
+    yield Item(safe_name(stem_of(name)), str(path), (stat.st_size, stat.st_mtime_ns), LocalFile(str(path)))
+
+
+def _remote_items(address: str, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
+    """The items at an address of fsspec: a file, a folder or a pattern."""
+    filesystem, path = fsspec.core.url_to_fs(address)
+    if glob.has_magic(address):
+        fixed = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0]
+        details = filesystem.glob(path, detail=True)
+    elif filesystem.isfile(path):
+        fixed, details = path.rpartition("/")[0], {path: filesystem.info(path)}
+    else:
+        fixed, details = path.rstrip("/"), filesystem.find(path, detail=True)
+    files = {name[len(fixed) :].lstrip("/"): info for name, info in details.items() if info["type"] == "file"}
+    files = {name: info for name, info in files.items() if not any(map(is_hidden, name.split("/")))}
+    if not files:
+        raise FileNotFoundError(f"there are no files at {address}")
+    names = list(files) if filesystem.isfile(path) else _wanted(sorted(files), address, notes)
+    for name in names:
+        info = files[name]
+        whole = filesystem.unstrip_protocol(info["name"])
+        if suffix_of(name) in TABLE_SUFFIXES:
+            yield from tables.items_of_file(whole, stem_of(name), options)
+            continue
+        stamp = (info.get("size"), *(str(info[key]) for key in STAMPS if info.get(key) is not None))
+        yield Item(safe_name(stem_of(name)), whole, stamp, RemoteFile(whole))
+
+
+__all__ = ["find_items"]

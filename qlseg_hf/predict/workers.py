@@ -1,0 +1,157 @@
+"""What runs beside the network, in processes of their own: images are read and resized, and results are written."""
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, get_all_start_methods, get_context, parent_process
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..model.image_io import load_picture, resize_picture
+from ..model.processor_settings import Settings
+from ..model.windows import window_layout
+from ..utils.text import first_line
+from .items import Item
+from .queue import Resized
+from .sinks import Output
+from .tables import OPEN_TABLES
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What each process needs to know.
+
+    `is_resized`: whether images are resized here, or left to `segment`, which takes them within `max_memory_mb`.
+    """
+
+    settings: Settings
+    scales: list[float]
+    flip: bool
+    max_windows: int | str | None
+    is_resized: bool
+    output: Output
+
+
+@dataclass
+class Prepared:
+    """An image that was read. `picture`: (H, W, n), if it is still needed."""
+
+    resized: Resized | None
+    picture: np.ndarray | None
+
+    @property
+    def num_bytes(self) -> int:
+        arrays = [*(self.resized.versions.values() if self.resized else ()), self.picture]
+        return sum(array.nbytes for array in arrays if array is not None)
+
+
+@dataclass
+class Failure:
+    """Why an image has no results."""
+
+    reason: str
+
+
+_plan: Plan | None = None
+
+
+def prepare(item: Item) -> Prepared | Failure:
+    """Read an image and resize it as the network needs it."""
+    try:
+        picture = load_picture(item.reader.read(), **_plan.settings.reading)
+        layout = window_layout(_plan.settings, picture.shape[:2], _plan.scales, _plan.flip, _plan.max_windows)
+        if not _plan.is_resized:
+            return Prepared(None, picture)
+        versions = {size: _resize(picture, size) for size, *_ in layout}
+    except (EOFError, MemoryError, OSError, TypeError, ValueError) as error:
+        return Failure(first_line(error))
+    is_kept = "overlay" in _plan.output.formats
+    return Prepared(Resized(picture.shape[:2], versions), picture if is_kept else None)
+
+
+def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w, n), of the same values as the parts that `segment` resizes."""
+    if picture.shape[:2] == size:
+        return picture
+    return np.ascontiguousarray(resize_picture(picture, size).permute(1, 2, 0).numpy())
+
+
+def write(item: Item, picture: np.ndarray | None, labels: np.ndarray, confidence: np.ndarray | None) -> Failure | None:
+    """Write the results of an image; a failure if its name is too long for the file system.
+
+    Raises:
+        OSError: the results cannot be written, which is not the image's fault.
+    """
+    try:
+        _plan.output.write(item, picture, labels, confidence)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return Failure(first_line(error))
+    return None
+
+
+def start(plan: Plan, tables: dict[str, Any] | None = None) -> None:
+    """Make this process ready for `prepare` and `write`. `tables`: for OPEN_TABLES."""
+    global _plan
+    _plan = plan
+    OPEN_TABLES.update(tables or {})
+
+
+def _start_beside(plan: Plan, tables: dict[str, Any]) -> None:
+    """As `start`, in a process that ends with the one that has begun it, and leaves Ctrl-C to that."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start(plan, tables)
+
+
+def _end_with_parent() -> None:
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+class _Here:
+    """An executor that does at once what it is given."""
+
+    def submit(self, function: Callable, *arguments) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # raised where the result is asked for, as of an executor
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> None:
+        """Nothing runs."""
+
+
+def _context():
+    """How processes are begun: as forks of one that has imported this module, where there is such a thing."""
+    context = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])  # imports torch once, not once per process
+    return context
+
+
+def begin_imports(num_workers: int) -> None:
+    """Have another process import what workers need, while this one loads the network."""
+    if num_workers > 0 and _context().get_start_method() == "forkserver":
+        forkserver.ensure_running()
+
+
+def make_executor(num_workers: int, plan: Plan) -> ProcessPoolExecutor | _Here:
+    """`num_workers` processes ready for `prepare` and `write`; with 0, this one."""
+    if num_workers == 0:
+        start(plan)
+        return _Here()
+    return ProcessPoolExecutor(num_workers, _context(), _start_beside, (plan, dict(OPEN_TABLES)))
+
+
+__all__ = ["Failure", "Plan", "Prepared", "begin_imports", "make_executor", "prepare", "start", "write"]

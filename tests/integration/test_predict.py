@@ -1,0 +1,294 @@
+"""`qlseg predict` as a user runs it: what `segment` gives, failures listed, and a rerun that does what is missing."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES
+from networks import tiny_model_and_processor
+from PIL import Image
+from programs import environment, launcher, run, stats_of
+
+from qlseg_hf import segment
+from qlseg_hf.utils.hashing import file_sha256
+
+NUM_IMAGES, NUM_BROKEN = 40, 2
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("network")
+    for part in tiny_model_and_processor():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Images of mixed sizes and depths, two of them broken."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for number in range(NUM_IMAGES):
+        height, width = rng.integers(20, 140, 2)
+        coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        place = folder / ("sub" if number % 3 else "") / ("deep" if number % 2 else "")
+        place.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(coarse).resize((int(width), int(height)), Image.BICUBIC)
+        picture.save(place / f"{number:03d}.{'jpg' if number % 4 else 'png'}")
+    (folder / "text.jpg").write_text("hello")
+    (folder / "cut.jpg").write_bytes(next(folder.glob("*.jpg")).read_bytes()[:300])
+    return folder
+
+
+def predict(network, *arguments, expect: int = 0):
+    return run("predict", network, *arguments, expect=expect)
+
+
+def maps(output: Path) -> dict[str, np.ndarray]:
+    root = output / "labels"
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): np.asarray(Image.open(path)) for path in root.rglob("*.png")
+    }
+
+
+def tree(output: Path) -> dict[str, str]:
+    """sha256 of every file, by path."""
+    return {str(path.relative_to(output)): file_sha256(path) for path in sorted(output.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(network, images, tmp_path_factory) -> Path:
+    """What one undisturbed run leaves."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    done = predict(network, images, "--output", output, "--format", FORMATS, expect=3)
+    assert f"{NUM_IMAGES} images segmented, {NUM_BROKEN} failed: see {output / 'failures.jsonl'}" in done.stdout
+    assert f"{NUM_IMAGES + NUM_BROKEN}/{NUM_IMAGES + NUM_BROKEN}" in done.stderr and "failed=2" in done.stderr
+    return output
+
+
+FORMATS = "labels,overlay,confidence,csv,coco"
+
+
+def test_label_maps_equal_segments(whole, images):
+    model, processor = tiny_model_and_processor()
+    found = maps(whole)
+    assert len(found) == NUM_IMAGES
+    for path in images.rglob("*.*"):
+        name = path.relative_to(images).with_suffix("").as_posix()
+        if name in ("text", "cut"):
+            continue
+        (expected,), (share,) = segment(model, processor, path, return_confidence=True)
+        assert np.array_equal(found[name], expected.numpy()), name
+        shown = np.asarray(Image.open(whole / "confidence" / f"{name}.png"))
+        assert np.abs(shown - 255 * share.numpy()).max() <= 0.51
+        overlay = Image.open(whole / "overlay" / f"{name}.png")
+        assert overlay.height >= expected.shape[0] and overlay.width > expected.shape[1]
+
+
+def test_tables_hold_each_image_once(whole):
+    found = maps(whole)
+    areas = {}
+    for row in csv.DictReader((whole / "areas.csv").open()):
+        areas.setdefault(row["image"], {})[int(row["label"])] = int(row["pixels"])
+    counted = {tuple(zip(*np.unique(labels, return_counts=True))) for labels in found.values()}
+    assert len(areas) == NUM_IMAGES and {tuple(sorted(area.items())) for area in areas.values()} == counted
+    coco = json.loads((whole / "coco.json").read_text())
+    assert len(coco["images"]) == NUM_IMAGES and len(coco["categories"]) == 20
+    assert len({(a["image_id"], a["category_id"]) for a in coco["annotations"]}) == len(coco["annotations"])
+    failures = [json.loads(line) for line in (whole / "failures.jsonl").read_text().splitlines()]
+    assert [failure["name"] for failure in failures] == ["cut", "text"]
+    assert "cut.jpg cannot be read" in failures[0]["reason"] and "cannot identify image file" in failures[1]["reason"]
+
+
+def test_a_rerun_does_what_is_missing(whole, network, images, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(whole, output, copy_function=shutil.copy2)
+    (output / "labels" / "000.png").unlink()
+    (output / "labels" / "sub" / "001.png").unlink(missing_ok=True)
+    missing = len(maps(whole)) - len(maps(output))
+    before = stats_of(output / "overlay")
+    done = predict(network, images, "--output", output, "--format", FORMATS, expect=3)
+    assert f"{missing} images segmented, {NUM_IMAGES - missing} were done before, 2 failed" in done.stdout
+    changed = [path for path, stat in stats_of(output / "overlay").items() if before[path] != stat]
+    assert len(changed) == missing
+    assert tree(output) == tree(whole)
+    done = predict(network, images, "--output", output, "--scales", "1,2", expect=1)
+    assert "holds results of other settings (scales: [1.0] there, [1.0, 2.0] here)" in done.stderr
+    assert tree(output) == tree(whole)
+
+
+def test_another_network_is_refused(whole, network, images, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(network, other)
+    weights = load_file(other / "model.safetensors")
+    weights["class_head.bias"][0] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    done = predict(other, images, "--output", whole, "--format", FORMATS, expect=1)
+    assert "other settings (weights_sha256" in done.stderr
+
+
+def test_strict_stops_at_the_first_failure(network, images, tmp_path):
+    done = predict(network, images, "--output", tmp_path / "out", "--strict", expect=1)
+    assert "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_by_one_as_in_workers(network, images, whole, tmp_path):
+    output = tmp_path / "out"
+    predict(network, images, "--output", output, "--format", FORMATS, "--workers", 0, expect=3)
+    assert tree(output) == tree(whole)
+    small = tmp_path / "small"
+    predict(network, images, "--output", small, "--format", "labels", "--max_memory_mb", 70, expect=3)
+    found, expected = maps(small), maps(whole)
+    assert found.keys() == expected.keys()
+    assert max((found[name] != expected[name]).mean() for name in found) < 0.01
+
+
+@pytest.mark.parametrize(
+    "options", [("--scales", "1,1.5", "--flip"), ("--labels", "LABEL_3,7")], ids=["runs", "labels"]
+)
+def test_options(options, network, images, tmp_path):
+    path = images / "000.png"
+    predict(network, path, "--output", tmp_path / "out", *options)
+    arguments = {"scales": (1, 1.5), "flip": True} if options[0] == "--scales" else {}
+    expected = segment(*tiny_model_and_processor(), path, **arguments)[0].numpy()
+    if options[0] == "--labels":
+        expected = np.where(np.isin(expected, [3, 7]), expected, 255)
+    assert np.array_equal(maps(tmp_path / "out")["000"], expected)
+    assert (expected != segment(*tiny_model_and_processor(), path)[0].numpy()).any()
+
+
+def test_do_resize(network, images, tmp_path):
+    predict(network, images / "000.png", "--output", tmp_path / "out", "--do_resize", "false")
+    model, processor = tiny_model_and_processor(do_resize=False)
+    assert np.array_equal(maps(tmp_path / "out")["000"], segment(model, processor, images / "000.png")[0].numpy())
+
+
+def test_rasters(network, tmp_path):
+    """Block by block where nothing else is asked for, and the same map as beside other formats."""
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.Affine(2, 0, 300, 0, -2, 700)
+    profile = {"driver": "GTiff", "height": 90, "width": 130, "count": 3, "dtype": "uint8", "transform": place}
+    (tmp_path / "in").mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).integers(0, 256, (3, 9, 13), dtype=np.uint8).repeat(10, 1).repeat(10, 2)
+        with rasterio.open(tmp_path / "in" / f"{number}.tif", "w", crs="EPSG:32632", **profile) as file:
+            file.write(values)
+    arguments = (network, tmp_path / "in", "--do_resize", "false", "--output")
+    predict(*arguments, tmp_path / "blocks", "--format", "geotiff,csv")
+    predict(*arguments, tmp_path / "wholes", "--format", "geotiff,csv,labels,geojson")
+    for number in range(2):
+        with rasterio.open(tmp_path / "blocks" / "geotiff" / f"{number}.tif") as file:
+            found, crs, transform = file.read(1), file.crs, file.transform
+        with rasterio.open(tmp_path / "wholes" / "geotiff" / f"{number}.tif") as file:
+            assert np.array_equal(found, file.read(1)) and (crs, transform) == (file.crs, file.transform)
+        assert np.array_equal(found, maps(tmp_path / "wholes")[str(number)]) and crs.to_epsg() == 32632
+    areas = [(tmp_path / folder / "areas.csv").read_text() for folder in ("blocks", "wholes")]
+    assert areas[0] == areas[1]
+    done = predict(*arguments, tmp_path / "blocks", "--format", "geotiff,csv")
+    assert "0 images segmented, 2 were done before" in done.stdout
+
+
+def launch(processes: int, network, *arguments) -> subprocess.CompletedProcess:
+    command = [*launcher(processes), "-m", "qlseg_hf.cli.predict", network, *arguments]
+    variables = environment(ACCELERATE_USE_CPU="true")
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=variables, timeout=600)
+
+
+def test_two_processes_give_what_one_gives(whole, network, images, tmp_path):
+    pytest.importorskip("accelerate")
+    output = tmp_path / "out"
+    done = launch(2, network, images, "--output", output, "--format", FORMATS, "--workers", 1)
+    assert f"{NUM_IMAGES} images segmented, 2 failed" in done.stdout, done.stderr
+    assert tree(output) == tree(whole)
+    done = launch(2, network, images, "--output", output, "--format", FORMATS, "--scales", 3, "--workers", 1)
+    assert done.returncode == 1 and done.stderr.count("holds results of other settings") == 1
+
+
+def kill_and_resume(network, images, output: Path, steps: list[int]) -> list[int]:
+    """Kill a run when it has written so many more files, each time going on; the files that were there then."""
+    command = [sys.executable, "-m", "qlseg_hf", "predict", network, images, "--output", output, "--format", FORMATS]
+    counts, rng = [], np.random.default_rng(0)
+    for step in steps:
+        wanted = len(written(output)) + step
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        started = subprocess.Popen([*map(str, command), "--workers", "1"], env=environment(), **quiet)
+        while len(written(output)) < wanted and started.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.03))
+        started.kill()
+        started.wait()
+        for path in written(output):
+            if path.suffix == ".png":
+                Image.open(path).load()  # whole
+        counts.append(len(written(output)))
+    return counts
+
+
+def written(output: Path) -> list[Path]:
+    return [path for path in output.rglob("*.*") if path.is_file() and ".partial-" not in path.name]
+
+
+@pytest.mark.parametrize("steps", [[1, 30, 50], pytest.param([0, 1, 3, 4, 5] * 10, marks=pytest.mark.faults)], ids=len)
+def test_killed_and_resumed(steps, whole, network, images, tmp_path):
+    """Nothing is half-written, and the rerun ends as an undisturbed run does."""
+    output = tmp_path / "out"
+    counts = kill_and_resume(network, images, output, steps)
+    assert len(written(whole)) > counts[-1] > counts[0]
+    predict(network, images, "--output", output, "--format", FORMATS, expect=3)
+    assert tree(output) == tree(whole)
+    print(f"killed {len(steps)} times; files after each, of {len(written(whole))}: {counts}")
+
+
+def test_a_worker_that_dies_is_told(network, images, tmp_path):
+    """And the same command goes on."""
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "qlseg_hf", "predict", network, images, "--output", output, "--workers", "2"]
+    started = subprocess.Popen([*map(str, command)], env=environment(), stderr=subprocess.PIPE, text=True)
+    killed = None
+    while killed is None and started.poll() is None:
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            is_worker = int(fields[1]) != started.pid and int(fields[2]) == os.getpgid(started.pid)
+            if is_worker and (output / "labels").exists() and parent_of(int(fields[1])) == started.pid:
+                killed = int(path.parent.name)
+                os.kill(killed, signal.SIGKILL)
+                break
+    stderr = started.communicate(timeout=120)[1]
+    if started.returncode == 3:
+        pytest.skip("the run was quicker than the kill")
+    assert started.returncode == 1 and "a process that reads or writes images has died" in stderr
+    assert "Traceback" not in stderr
+    predict(network, images, "--output", output, expect=3)
+    assert len(maps(output)) == NUM_IMAGES
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_what_is_refused_before_anything_is_written(network, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "in" / "a.png")
+    Image.new("RGB", (9, 9)).save(tmp_path / "in" / "a.jpg")
+    for model, source, more, sentence in (
+        (network, tmp_path / "none.jpg", (), "No such file or directory"),
+        (network, tmp_path / "in", (), "would both give a.png"),
+        (network, FIXTURES / "b" / "wide.png", ("--format", "labels,mask"), "--format does not know mask"),
+        (network, FIXTURES / "b" / "wide.png", ("--labels", "LABEL_1,cat"), "the model has no labels ['cat']"),
+        (tmp_path / "no_model", FIXTURES / "b" / "wide.png", (), "no_model"),
+    ):
+        done = predict(model, source, "--output", tmp_path / "out", *more, expect=1)
+        assert sentence in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()

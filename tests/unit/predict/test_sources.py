@@ -1,0 +1,167 @@
+"""What sources mean, what results are called, and that each item reads its own picture."""
+
+import io
+import tarfile
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from qlseg_hf.model.image_io import load_picture
+from qlseg_hf.predict.items import SourceOptions
+from qlseg_hf.predict.sources import find_items
+
+
+def encoded(value: int, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(file, form)
+    return file.getvalue()
+
+
+def write(path, value: int = 7):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(value))
+    return path
+
+
+def names(sources, **options) -> list[str]:
+    return [item.name for item in find_items(list(map(str, sources)), SourceOptions(**options))[0]]
+
+
+def values(sources, **options) -> dict[str, int]:
+    """The value of every pixel of each item's picture, by name."""
+    items = find_items(list(map(str, sources)), SourceOptions(**options))[0]
+    return {item.name: int(load_picture(item.reader.read())[0, 0, 0]) for item in items}
+
+
+def test_files_folders_and_patterns(tmp_path):
+    write(tmp_path / "in" / "a.png", 1)
+    write(tmp_path / "in" / "sub" / "deep" / "b.c.png", 2)
+    write(tmp_path / "in" / "sub" / "._b.png")
+    (tmp_path / "in" / "notes.doc").write_text("")
+    items, notes = find_items([str(tmp_path / "in")])
+    assert [item.name for item in items] == ["a", "sub/deep/b.c"] and "notes.doc" in notes[0]
+    assert values([tmp_path / "in"]) == {"a": 1, "sub/deep/b.c": 2}
+    assert names([tmp_path / "in" / "sub" / "deep" / "b.c.png"]) == ["b.c"]
+    assert names([tmp_path / "in" / "*.png"]) == ["a"]
+    assert names([tmp_path / "in" / "**" / "*.png"]) == ["a", "sub/deep/b.c"]
+    assert names([tmp_path / "i*"]) == ["in/a", "in/sub/deep/b.c"]
+    assert names([tmp_path / "in", tmp_path / "in" / "a.png"]) == ["a", "sub/deep/b.c"]  # the same file
+
+
+def test_results_lie_in_the_source(tmp_path):
+    write(tmp_path / "a.png")
+    write(tmp_path / "out" / "labels" / "a.png")
+    assert names([tmp_path], left_out=tmp_path / "out") == ["a"]
+    assert names([tmp_path / "**" / "*.png"], left_out=tmp_path / "out") == ["a"]
+
+
+def test_two_results_of_one_name_are_refused(tmp_path):
+    write(tmp_path / "a.png")
+    Image.open(tmp_path / "a.png").save(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="a.jpg and .*a.png would both give a.png; rename one"):
+        names([tmp_path])
+    with pytest.raises(ValueError, match="would both give a.png"):
+        names([tmp_path / "a.jpg", tmp_path / "a.png"])
+
+
+def test_lists(tmp_path):
+    write(tmp_path / "in" / "sub" / "a.png", 1)
+    write(tmp_path / "b.png", 2)
+    (tmp_path / "in" / "list.txt").write_text(f"sub/a.png\n\n{tmp_path / 'b.png'}\n", encoding="utf-8")
+    found = values([tmp_path / "in" / "list.txt"])
+    assert found == {"sub/a": 1, f"{tmp_path.as_posix().lstrip('/')}/b": 2}
+    (tmp_path / "in" / "list.txt").write_text("sub/a.png\nsub/gone.png\n")
+    with pytest.raises(FileNotFoundError, match="line 2 of .*list.txt: there is no file sub/gone.png"):
+        names([tmp_path / "in" / "list.txt"])
+    (tmp_path / "in" / "list.txt").write_text("../b.png\n")
+    assert names([tmp_path / "in" / "list.txt"]) == ["b"]
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def test_tar_files(tmp_path):
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"s-{shard:03d}.tar", "w") as archive:
+            for key in range(2):
+                add(archive, f"k/{key}.jpg", encoded(10 * shard + key, "JPEG"))
+                add(archive, f"k/{key}.png", encoded(99))
+                add(archive, f"k/{key}.json", b"{}")
+    with pytest.raises(ValueError, match="several pictures of one name: k/0.jpg.*--image_column jpg"):
+        names([tmp_path / "s-000.tar"])
+    expected = {f"s-00{shard}/k/{key}": 10 * shard + key for shard in range(2) for key in range(2)}
+    assert values([tmp_path / "s-{000..001}.tar"], image_column="jpg") == expected
+    assert values([tmp_path], image_column="jpg") == expected  # a folder without pictures
+    with tarfile.open(tmp_path / "climbing.tar", "w") as archive:
+        add(archive, "../../x.png", encoded(1))
+        add(archive, "/etc/y.png", encoded(2))
+    assert values([tmp_path / "climbing.tar"]) == {"climbing/x": 1, "climbing/etc/y": 2}
+    (tmp_path / "no.tar").write_bytes(b"no tar" * 1000)
+    with pytest.raises(ValueError, match="no.tar cannot be read as a tar file"):
+        names([tmp_path / "no.tar"])
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"image": {"bytes": encoded(i), "path": None}, "label": i} for i in range(5)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet", row_group_size=2)
+    assert values([tmp_path / "t.parquet"]) == {f"t/0000000{i}": i for i in range(5)}
+    with pytest.raises(ValueError, match="no column 'mask'; it has image, label"):
+        names([tmp_path / "t.parquet"], image_column="mask")
+    parquet.write_table(pyarrow.table({"x": [encoded(3)]}), tmp_path / "u.parquet")
+    with pytest.raises(ValueError, match="give --image_column: no column looks like it"):
+        names([tmp_path / "u.parquet"])
+    assert values([tmp_path / "u.parquet"], image_column="x") == {"u/00000000": 3}
+
+
+def test_saved_data_sets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pictures = [{"bytes": encoded(i), "path": None} for i in range(3)]
+    table = datasets.Dataset.from_dict({"image": pictures}).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": table, "test": table.select([2])}).save_to_disk(tmp_path / "saved")
+    both = {"test/00000000": 2, "train/00000000": 0, "train/00000001": 1, "train/00000002": 2}
+    assert values([tmp_path / "saved"]) == both
+    assert values([tmp_path / "saved"], split="test") == {"test/00000000": 2}
+    with pytest.raises(ValueError, match="no split 'val'; it has train, test"):
+        names([tmp_path / "saved"], split="val")
+
+
+def test_addresses(tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name, value in (("p/x/1.png", 1), ("p/2.png", 2), ("p/.hidden.png", 3), ("p/read.me", 4)):
+        memory.pipe(f"/{tmp_path.name}/{name}", encoded(value))
+    root = f"memory://{tmp_path.name}/p"
+    assert values([root]) == {"2": 2, "x/1": 1}
+    assert values([f"{root}/*/*.png"]) == {"x/1": 1}
+    assert values([f"{root}/2.png"]) == {"2": 2}
+    write(tmp_path / "a.png", 9)
+    assert values([f"file://{tmp_path}/a.png"]) == {"a": 9}
+    for address in (f"{root}/3.png", f"{root}/none/*.png"):
+        with pytest.raises(FileNotFoundError):
+            names([address])
+
+
+def test_what_is_no_source(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no pictures"):
+        names([tmp_path / "empty"])
+    with pytest.raises(FileNotFoundError):
+        names([tmp_path / "none.jpg"])
+    with pytest.raises(FileNotFoundError):
+        names(["pictures/none.jpg"])  # no id on the Hub
+    with pytest.raises(FileNotFoundError, match="matches no files"):
+        names([tmp_path / "*.png"])
+
+
+def test_a_changed_picture_has_another_stamp(tmp_path):
+    path = write(tmp_path / "a.png")
+    before = find_items([str(path)])[0][0].stamp
+    Image.new("RGB", (99, 9)).save(path)
+    assert find_items([str(path)])[0][0].stamp != before
