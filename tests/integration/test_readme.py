@@ -20,13 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
+from qlseg_hf.data.scenes import LABELS, make_scenes
 from qlseg_hf.releases import RELEASES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 WITH_PYTHON = [
     README,
-    *(PAGES[name] for name in ("inference.md", "training.md", "evaluation.md", "bands.md")),
+    *(PAGES[name] for name in ("inference.md", "training.md", "evaluation.md", "bands.md", "layouts.md")),
 ]  # in order
 ALL = {"README.md": README, "CONTRIBUTING.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")} | PAGES
 
@@ -82,6 +83,7 @@ def place(tmp_path, monkeypatch):
         for file in (tmp_path / "five_bands.tif", tmp_path / "tiles" / "images" / "training" / "x.tif"):
             import_module("tifffile").imwrite(file, tile, photometric="minisblack", planarconfig="contig")
         shutil.copy(tmp_path / "labels.png", tmp_path / "tiles" / "annotations" / "training" / "x.png")
+    make_own_data(tmp_path / "my_data")
     # a small release and a small ViT under the names of the large ones
     small = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
     monkeypatch.setitem(RELEASES["vit-l-ade20k"], "backbone", small | {"image_size": 96, "out_indices": [2, 3, 4]})
@@ -92,6 +94,14 @@ def place(tmp_path, monkeypatch):
     DINOv3ViTModel(DINOv3ViTConfig(**small)).save_pretrained(tmp_path / "facebook" / "dinov3-vitl16-pretrain-lvd1689m")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def make_own_data(folder):
+    """The README's tree, with 12 small drawn scenes and without splits."""
+    make_scenes(folder.with_name("drawn"), {"training": 12, "validation": 1}, size=48, seed=0)
+    for source, target in (("images", "images"), ("annotations", "masks")):
+        shutil.copytree(folder.with_name("drawn") / source / "training", folder / target)
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in LABELS))
 
 
 def test_python_snippets(place):
@@ -118,6 +128,25 @@ def test_commands_of_the_readme(place):
     assert (place / "out" / "overlay" / "picture.png").is_file()
 
 
+def test_five_commands_for_own_data(place):
+    """As written, but for an encoder that needs no network, two steps, and the upload."""
+    for name in ("accelerate", "datasets", "evaluate", "matplotlib", "yaml"):
+        pytest.importorskip(name)
+    section = README.partition("## Your own data in five commands\n")[2].partition("\n## ")[0]
+    lines = blocks("text", section)[1].splitlines()
+    assert len(lines) == 5 and lines.pop().startswith("hf upload ")
+    shutil.copy(place / "my_data" / "images" / "scene_training_000000.jpg", place / "new.jpg")
+    small = f"--backbone {FIXTURES / 'imagenet_vit' / 'timm_vit.safetensors'} --max_steps 2"
+    assert sum("--backbone small" in line for line in lines) == 1
+    for line in lines:
+        command = [sys.executable, "-m", "qlseg_hf", *shlex.split(line.replace("--backbone small", small))[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, (line, done.stderr)
+    for file in ("look/report.html", "runs/my/report.html", "report/report.html", "miou.json", "out/new_overlay.png"):
+        assert (place / file).is_file(), file
+    assert "label_names: [sky, grass, road, water, building, tree, ball]" in (place / "look/data.yaml").read_text()
+
+
 def test_commands_and_options_exist():
     from qlseg_hf.cli.main import COMMANDS, group
 
@@ -132,9 +161,11 @@ def test_commands_and_options_exist():
 
 def test_recipes_exist():
     named = {of_qlseg(words)[1] for _, words in command_lines() if of_qlseg(words)[0] == "train"}
-    named |= set(re.findall(r"^\| `([\w-]+)` \| .* \| .*\b(?:measured|paper's|run)", PAGES["training.md"], flags=re.M))
+    table = PAGES["training.md"].partition("\n## Recipes\n")[2].partition("\n#")[0]
+    named |= set(re.findall(r"^\| `([\w-]+)` \| .* \| .*\b(?:measured|paper's|run)", table, flags=re.M))
+    named -= {"RECIPE", "--data"}  # without a recipe it begins with an option
     assert len(named) > 8
-    for name in named - {"RECIPE"}:
+    for name in named:
         assert (ROOT / "qlseg_hf" / "recipes" / f"{name}.yaml").is_file() or (ROOT / name).is_file(), name
 
 
