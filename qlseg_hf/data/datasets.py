@@ -75,7 +75,7 @@ def open_dataset(
         streaming=streaming,
         label_colors=label_colors,
     )
-    hint = "".join(f"; {note}" for note in found.notes if note.endswith(NOT_DIVIDED))
+    hint = "".join(f"; {note}" for note in found.notes if NOT_DIVIDED in note)
     samples = found.splits[find_split(split, list(found.splits), dataset, hint)]
     samples.layout = found
     return samples

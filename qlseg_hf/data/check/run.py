@@ -80,7 +80,7 @@ def open_splits(request: DataRequest) -> tuple[dict[str, Samples], Layout | None
     if any("[" in split for split in wanted.values()):
         return {use: open_dataset(request.data, split, **request.reading) for use, split in wanted.items()}, None
     layout = find_layout(request.data, **request.reading)
-    hint = "".join(f"; {note}" for note in layout.notes if note.endswith(NOT_DIVIDED))
+    hint = "".join(f"; {note}" for note in layout.notes if NOT_DIVIDED in note)
     names = {use: find_split(split, list(layout.splits), request.data, hint) for use, split in wanted.items()}
     opened = {use: layout.splits[name] for use, name in names.items()}
     for samples in opened.values():
