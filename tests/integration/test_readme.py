@@ -142,7 +142,7 @@ def test_five_commands_for_own_data(place):
         command = [sys.executable, "-m", "qlseg_hf", *shlex.split(line.replace("--backbone small", small))[1:]]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert done.returncode == 0, (line, done.stderr)
-    for file in ("look/report.html", "runs/my/report.html", "report/report.html", "miou.json", "out/new_overlay.png"):
+    for file in ("look/report.html", "runs/my/report.html", "report/report.html", "miou.json", "out/overlay/new.png"):
         assert (place / file).is_file(), file
     assert "label_names: [sky, grass, road, water, building, tree, ball]" in (place / "look/data.yaml").read_text()
 
