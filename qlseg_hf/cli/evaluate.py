@@ -1,5 +1,7 @@
 """`qlseg evaluate MODEL --data DATA --split SPLIT`, also `accelerate launch -m qlseg_hf.cli.evaluate` and torchrun."""
 
+from pathlib import Path
+
 import click
 
 from .options import PATH, dtype, scales, subcommand
@@ -7,11 +9,14 @@ from .options import PATH, dtype, scales, subcommand
 
 @subcommand("evaluate")
 @click.argument("model")
-@click.option("--data", "--dataset", "data", required=True, help="Folder or Hub id of a data set.")
-@click.option("--split", default="validation")
+@click.option("--data", "--dataset", "data", required=True, help="Folder, Hub id or data.yaml of `qlseg check`.")
+@click.option("--split", help="Of the data; validation, if the data.yaml does not name another.")
 @click.option("--dataset_config", help="Configuration of a Hub data set.")
 @click.option("--image_column", help="Guessed if not given, as is --label_column.")
 @click.option("--label_column")
+@click.option("--layout", help="What the folder is, where it cannot be told: voc, pairs, IMAGES:MASKS, ...")
+@click.option("--val_fraction", type=float, help="Of the training images, where there is no other split; 0.2.")
+@click.option("--label_colors", type=PATH, metavar="FILE.yaml", help="{label: [red, green, blue]} of colour masks.")
 @click.option("--streaming", is_flag=True, help="Read the data set without downloading it.")
 @scales
 @click.option("--do_reduce_labels", type=bool, help="Label 0 is void and the others are lowered by one.")
@@ -34,7 +39,38 @@ def command(**settings) -> None:
     """
     from ..evaluation.run import Request, measure
 
-    measure(Request(**settings))
+    measure(Request(**with_data_file(settings)))
+
+
+# what a data.yaml says that an evaluation asks for
+DATA_KEYS = (
+    *("data", "dataset_config", "image_column", "label_column", "layout", "val_fraction", "label_colors"),
+    *("do_reduce_labels", "ignore_index", "label_map"),
+)
+
+
+def with_data_file(settings: dict) -> dict:
+    """Settings of the command line, and below them what a data.yaml says.
+
+    Raises:
+        ValueError: the file is none that `qlseg check` writes, or colours that are none.
+    """
+    from ..training.build import read_label_names
+    from ..training.recipe import check_values, is_data_file, read_data_file
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    values = read_data_file(Path(given["data"])) if is_data_file(given["data"]) else {"data": given["data"]}
+    if colors := given.pop("label_colors", None):
+        values["label_colors"] = str(colors)
+    recipe = check_values(values)
+    of_data = {key: getattr(recipe, key) for key in DATA_KEYS if getattr(recipe, key) is not None}
+    names, _ = read_label_names(recipe.label_names)
+    return {
+        "split": recipe.eval_split,
+        "label_names": names and list(names.values()),
+        **of_data,
+        **{key: value for key, value in given.items() if key != "data"},
+    }
 
 
 if __name__ == "__main__":

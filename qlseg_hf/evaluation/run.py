@@ -17,7 +17,7 @@ import transformers
 from accelerate import PartialState
 from transformers.utils import logging
 
-from ..data.datasets import open_dataset
+from ..data.datasets import Samples, listed, open_dataset
 from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
@@ -39,10 +39,13 @@ class Request:
 
     Args:
         model: folder or Hub id.
-        data, split, dataset_config, image_column, label_column, streaming: see `open_dataset`.
+        data, split, dataset_config, image_column, label_column, streaming, layout, val_fraction, label_colors: see
+            `open_dataset`.
         scales, flip, window_batch_size: see `segment`.
         do_reduce_labels, ignore_index: label rules instead of the processor's.
-        label_map: JSON file {"stored value": label}, instead of the processor's.
+        label_map: {stored value: label}, or a JSON file of it, instead of the processor's; where neither says one,
+            that of the layout.
+        label_names: of the data, in order, if they are known; they have to be the model's.
         max_samples: the first so many pictures only.
         skip_unreadable: name pictures that cannot be read instead of refusing them.
         output: JSON file for scores and protocol; what was counted until all is done lies beside it.
@@ -59,11 +62,15 @@ class Request:
     image_column: str | None = None
     label_column: str | None = None
     streaming: bool = False
+    layout: str | None = None
+    val_fraction: float = 0.2
+    label_colors: dict | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     do_reduce_labels: bool | None = None
     ignore_index: int | None = None
-    label_map: Path | None = None
+    label_map: Path | dict | None = None
+    label_names: list[str] | None = None
     max_samples: int | None = None
     skip_unreadable: bool = False
     output: Path | None = None
@@ -108,7 +115,11 @@ def _evaluate(args: Request, state: PartialState) -> None:
                     image_column=args.image_column,
                     label_column=args.label_column,
                     streaming=args.streaming,
+                    layout=args.layout,
+                    val_fraction=args.val_fraction,
+                    label_colors=args.label_colors,
                 )
+                processor = apply_layout(args, model, processor, samples)
     for note in getattr(samples, "notes", ()) if state.is_main_process else ():
         print(f"warning: {printable(note)}", file=sys.stderr)
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
@@ -164,13 +175,46 @@ def label_rules(args: Request) -> dict:
         rules["do_reduce_labels"] = args.do_reduce_labels
     if args.ignore_index is not None:
         rules["ignore_index"] = args.ignore_index
-    if args.label_map is not None:
+    if isinstance(args.label_map, dict):
+        rules["label_map"] = args.label_map
+    elif args.label_map is not None:
         try:
             table = json.loads(args.label_map.read_text(encoding="utf-8-sig"))
             rules["label_map"] = {int(value): int(label) for value, label in table.items()}
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
+
+
+def apply_layout(args: Request, model, processor, samples: Samples):
+    """The processor, with the label rules of the data's layout where nobody else says any.
+
+    Raises:
+        ValueError: the data have the model's labels in another order.
+    """
+    layout = samples.layout
+    own = args.label_names or getattr(layout, "label_names", None)
+    names = list(model.config.id2label.values())
+    plain, wanted = ([name.strip().casefold() for name in found] for found in (own or names, names))
+    if sorted(plain) == sorted(wanted) and plain != wanted:
+        number = next(i for i, (theirs, mine) in enumerate(zip(plain, wanted)) if theirs != mine)
+        raise ValueError(
+            f"the data call label {number} {own[number]!r}, and the model {names[number]!r}: its labels stand in "
+            "another order; set label_map so that stored values become the model's labels"
+        )
+    if plain != wanted:
+        print(
+            f"warning: the data call their labels {printable(listed(list(own)))}, and the model "
+            f"{printable(listed(names))}; the scores mean something only if these are the same",
+            file=sys.stderr,
+        )
+    if layout is None or not layout.label_map or args.label_map is not None or processor.label_map:
+        return processor
+    settings = processor.to_dict() | {"label_map": layout.label_map}
+    if layout.ignore_index is not None and args.ignore_index is None:
+        settings["ignore_index"] = layout.ignore_index
+    print(f"note: stored values become labels as {layout.name} has them", file=sys.stderr)
+    return type(processor).from_dict(settings | {"do_reduce_labels": bool(args.do_reduce_labels)})
 
 
 def write_pages(args: Request, page: Path, evaluation: Evaluation, examples: Examples | None, protocol: dict) -> None:

@@ -1,0 +1,69 @@
+"""What `qlseg evaluate` takes from a data.yaml and from the layout of the data."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from networks import tiny_config
+from PIL import Image
+
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
+from qlseg_hf.cli.evaluate import with_data_file
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.evaluation.run import Request, apply_layout
+
+SETTINGS = {"model": "m", "data": "d", "split": None, "scales": (1.0,), "label_colors": None, "ignore_index": None}
+
+
+def put_cityscapes(root):
+    for split in ("train", "val"):
+        folder = f"{split}/aachen"
+        for part, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            (root / part / folder).mkdir(parents=True, exist_ok=True)
+            array = np.full((4, 6) if part == "gtFine" else (4, 6, 3), 8, dtype=np.uint8)
+            Image.fromarray(array).save(root / part / folder / f"aachen_000000_000019_{ending}.png")
+    return root
+
+
+def test_data_file_stands_below_the_command_line(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "data.yaml").write_text(
+        "data: photos\neval_split: held\nlayout: pairs\nval_fraction: 0.4\nignore_index: 11\nlabel_names: [a, b]\n"
+        "label_map: {0: 1}\nclass_weights: {a: 2.0}\n"
+    )
+    found = with_data_file(SETTINGS | {"data": str(tmp_path / "data.yaml")})
+    assert found["data"] == str(tmp_path / "photos") and found["split"] == "held" and found["layout"] == "pairs"
+    assert (found["val_fraction"], found["ignore_index"], found["label_map"]) == (0.4, 11, {0: 1})
+    assert found["label_names"] == ["a", "b"] and "class_weights" not in found
+    given = {"data": str(tmp_path / "data.yaml"), "split": "test", "ignore_index": 7}
+    found = with_data_file(SETTINGS | given)
+    assert (found["split"], found["ignore_index"], found["layout"]) == ("test", 7, "pairs")
+    Request(**found)
+
+
+def test_without_a_file_nothing_is_added(tmp_path):
+    found = with_data_file(SETTINGS)
+    assert found["split"] == "validation" and found["data"] == "d" and found["label_names"] is None
+    colors = tmp_path / "colors.yaml"
+    colors.write_text("sky: [0, 0, 0]\nroad: [9, 9, 9]\n")
+    found = with_data_file(SETTINGS | {"label_colors": colors})
+    assert found["label_colors"] == {0: [0, 0, 0], 1: [9, 9, 9]} and found["label_names"] == ["sky", "road"]
+
+
+def test_layout_says_how_values_become_labels(tmp_path, capsys):
+    samples = open_dataset(put_cityscapes(tmp_path), "val")
+    names = samples.layout.label_names
+    model = QLSegForSemanticSegmentation(tiny_config(len(names), id2label=dict(enumerate(names))))
+    processor = QLSegImageProcessor(do_reduce_labels=False)
+    request = Request("m", str(tmp_path))
+    assert apply_layout(request, model, processor, samples).label_map == samples.layout.label_map
+    assert "as cityscapes has them" in capsys.readouterr().err
+    for own in (QLSegImageProcessor(label_map={8: 3}), processor):  # somebody has said other rules
+        stated = replace(request, label_map={8: 3}) if own is processor else request
+        assert apply_layout(stated, model, own, samples) is own
+    model.config.id2label = dict(enumerate([*names[1:], names[0]]))
+    with pytest.raises(ValueError, match="the data call label 0 'road', and the model 'sidewalk'"):
+        apply_layout(request, model, processor, samples)
+    model.config.id2label = dict(enumerate(f"x{name}" for name in names))
+    apply_layout(request, model, processor, samples)
+    assert "the scores mean something only if these are the same" in capsys.readouterr().err
