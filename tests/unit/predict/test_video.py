@@ -107,7 +107,7 @@ def test_what_is_no_video(tmp_path):
     with pytest.raises(ValueError, match="text.mp4 cannot be read as a video"):
         run(tmp_path / "text.mp4", tmp_path, model, processor, "labels")
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    with pytest.raises(ValueError, match="videos become labels and overlay, not coco, csv"):
+    with pytest.raises(ValueError, match="videos are written as labels and overlay, not as coco, csv"):
         check_videos(("labels", "coco", "csv"))
 
 
