@@ -30,7 +30,8 @@ from qlseg_hf import (
     segment,
 )
 from qlseg_hf.hub.loading import load_network
-from qlseg_hf.predict.run import Request, predict
+from qlseg_hf.predict.request import Request
+from qlseg_hf.predict.run import predict
 from qlseg_hf.utils.visualization import draw_overlay, label_colors, label_map_picture, save_picture
 
 

@@ -63,18 +63,21 @@ class _Texts(Numbers):
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @click.option("--image_column", help="Of a table; of a tar file, the ending of its images. Guessed if not given.")
 @click.option("--split", help="Of a data set; all if not given.")
+@click.option("--max_frames", type=click.IntRange(1), help="Of a video or camera; all if not given.")
 @click.option("--dataset_config", help="Configuration of a Hub data set.")
 def command(**settings) -> None:
     """Segment images: label maps, overlays and other formats for each.
 
     MODEL is a folder or a Hub id. SOURCE is a file, a folder (any depth), a pattern, a .txt list, a .parquet or .tar
-    file, an address such as s3://..., or a data set. SOURCE/a/b.jpg gives DIR/labels/a/b.png, whose pixel values are
-    the labels (palette mode, so that viewers show the colours), and DIR/overlay/a/b.png.
+    file, an address such as s3://..., a data set, a video, or the number of a camera. SOURCE/a/b.jpg gives
+    DIR/labels/a/b.png, whose pixel values are the labels (palette mode, so that viewers show the colours), and
+    DIR/overlay/a/b.png.
 
     The same command goes on where it was stopped. Images that fail are listed in DIR/failures.jsonl; then the exit
     status is 3.
     """
-    from ..predict.run import Request, describe, predict
+    from ..predict.request import Request, describe
+    from ..predict.run import predict
 
     summary = predict(Request(**settings))
     print(describe(summary, settings["output"]))

@@ -67,6 +67,28 @@ class WebPicture:
 
 
 @dataclass(frozen=True)
+class VideoFile:
+    """A video, of which the first `max_frames` frames are wanted, or all."""
+
+    path: str
+    max_frames: int | None = None
+
+    def read(self) -> Any:
+        raise ValueError(f"{self.path} is a video; one picture is wanted")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera of this machine."""
+
+    number: int
+    max_frames: int | None = None
+
+    def read(self) -> Any:
+        raise ValueError(f"{self.number} is a camera; one picture is wanted")
+
+
+@dataclass(frozen=True)
 class SourceOptions:
     """What may be said about sources: see `find_items`."""
 
@@ -74,6 +96,7 @@ class SourceOptions:
     split: str | None = None
     dataset_config: str | None = None
     left_out: Path | None = None
+    max_frames: int | None = None
 
 
 def safe_name(name: str) -> str:
@@ -84,4 +107,14 @@ def safe_name(name: str) -> str:
     return "/".join(part.removesuffix(":") if index == 0 else part for index, part in enumerate(parts))
 
 
-__all__ = ["Item", "LocalFile", "Reader", "RemoteFile", "SourceOptions", "WebPicture", "safe_name"]
+__all__ = [
+    "Camera",
+    "Item",
+    "LocalFile",
+    "Reader",
+    "RemoteFile",
+    "SourceOptions",
+    "VideoFile",
+    "WebPicture",
+    "safe_name",
+]

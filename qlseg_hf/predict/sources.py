@@ -6,6 +6,7 @@ An `Item` says how to read one image and what its results are called. Nothing is
 import glob
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -14,8 +15,9 @@ import fsspec
 from ..data.labels import read_text
 from ..data.layouts.files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
 from . import tables
-from .items import Item, LocalFile, RemoteFile, SourceOptions, WebPicture, safe_name
+from .items import Camera, Item, LocalFile, RemoteFile, SourceOptions, VideoFile, WebPicture, safe_name
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".tar")
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash", "blob_id")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -25,10 +27,11 @@ def find_items(sources: list[str], options: SourceOptions | None = None) -> tupl
     """The images that sources mean, sorted by name.
 
     Args:
-        sources: each a picture file, a folder (pictures at any depth; if it holds none, its .tar and .parquet files;
-            or what `datasets` saved), a pattern with *, ? and [ (** for any depth), a .txt file with a path or address
-            per line, a .parquet or .tar file, `{000..012}` for a range of them, an address that fsspec opens
-            (s3://, gs://, hf://, file://, ...) of any of these, or the id of a data set on the Hub.
+        sources: each a picture file, a folder (pictures at any depth; if it holds none, its .tar and .parquet files,
+            else its videos; or what `datasets` saved), a pattern with *, ? and [ (** for any depth), a .txt file with
+            a path or address per line, a .parquet or .tar file, `{000..012}` for a range of them, a video, the number
+            of a camera, an address that fsspec opens (s3://, gs://, hf://, file://, ...) of any of these but videos,
+            or the id of a data set on the Hub.
         options: `image_column` of tables, and ending of tar members; `split` and `dataset_config` of data sets (all
             splits if not given); `left_out`: a folder in which no sources are looked for, because results lie there.
 
@@ -71,6 +74,9 @@ def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator
         yield from _folder_items(Path(source), options, notes)
     elif os.path.exists(source):
         yield from _file_items(Path(source), Path(source).name, options)
+    elif source.isdecimal():
+        reader = Camera(int(source), options.max_frames)
+        yield Item(f"camera-{reader.number}", f"camera {reader.number}", (time.time(),), reader)
     elif glob.has_magic(source):
         yield from _glob_items(source, options, notes)
     elif (
@@ -90,9 +96,12 @@ def _file_items(path: Path, name: str, options: SourceOptions) -> Iterator[Item]
         yield from _list_items(path, options)
     elif suffix in TABLE_SUFFIXES:
         yield from tables.items_of_file(path.as_posix(), stem_of(name), options)
+    elif suffix in VIDEO_SUFFIXES:
+        stat, reader = path.stat(), VideoFile(str(path), options.max_frames)
+        stamp = (stat.st_size, stat.st_mtime_ns, options.max_frames)
+        yield Item(safe_name(stem_of(name)), str(path), stamp, reader)
     else:
-        stat = path.stat()
-        yield Item(safe_name(stem_of(name)), str(path), (stat.st_size, stat.st_mtime_ns), LocalFile(str(path)))
+        yield from _picture_item(path, name)
 
 
 def _folder_items(folder: Path, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
@@ -106,9 +115,10 @@ def _folder_items(folder: Path, options: SourceOptions, notes: list[str]) -> Ite
 
 
 def _wanted(names: list[str], where: str | Path, notes: list[str]) -> list[str]:
-    """The pictures among files; without any, tables and tar files. What is left out is noted."""
+    """The pictures among files; without any, tables and tar files, or else videos. What is left out is noted."""
     wanted = [name for name in names if is_picture(name)]
-    wanted = wanted or [name for name in names if suffix_of(name) in TABLE_SUFFIXES]
+    for others in (TABLE_SUFFIXES, VIDEO_SUFFIXES):
+        wanted = wanted or [name for name in names if suffix_of(name) in others]
     if others := sorted(set(names) - set(wanted)):
         notes.append(f"{len(others)} files in {where} are left out: {listed(others)}")
     return wanted

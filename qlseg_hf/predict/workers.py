@@ -63,16 +63,22 @@ _plan: Plan | None = None
 
 def prepare(item: Item) -> Prepared | Failure:
     """Read an image and resize it as the network needs it."""
+    plan = _plan
     try:
-        picture = load_picture(item.reader.read(), **_plan.settings.reading)
-        layout = window_layout(_plan.settings, picture.shape[:2], _plan.scales, _plan.flip, _plan.max_windows)
-        if not _plan.is_resized:
-            return Prepared(None, picture)
-        versions = {size: _resize(picture, size) for size, *_ in layout}
+        picture = load_picture(item.reader.read(), **plan.settings.reading)
+        window_layout(plan.settings, picture.shape[:2], plan.scales, plan.flip, plan.max_windows)
+        resized = resize_for_runs(picture, plan) if plan.is_resized else None
     except (EOFError, MemoryError, OSError, TypeError, ValueError) as error:
         return Failure(first_line(error))
-    is_kept = "overlay" in _plan.output.formats
-    return Prepared(Resized(picture.shape[:2], versions), picture if is_kept else None)
+    is_kept = resized is None or "overlay" in plan.output.formats
+    return Prepared(resized, picture if is_kept else None)
+
+
+def resize_for_runs(picture: np.ndarray, plan: Any) -> Resized:
+    """An image as `WindowQueue.add` takes it. `plan`: has settings, scales, flip and max_windows."""
+    size = picture.shape[:2]
+    layout = window_layout(plan.settings, size, plan.scales, plan.flip, plan.max_windows)
+    return Resized(size, {resized: _resize(picture, resized) for resized, *_ in layout})
 
 
 def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -154,4 +160,14 @@ def make_executor(num_workers: int, plan: Plan) -> ProcessPoolExecutor | _Here:
     return ProcessPoolExecutor(num_workers, _context(), _start_beside, (plan, dict(OPEN_TABLES)))
 
 
-__all__ = ["Failure", "Plan", "Prepared", "begin_imports", "make_executor", "prepare", "start", "write"]
+__all__ = [
+    "Failure",
+    "Plan",
+    "Prepared",
+    "begin_imports",
+    "make_executor",
+    "prepare",
+    "resize_for_runs",
+    "start",
+    "write",
+]
