@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """QLSeg for transformers. Importing this package registers the model, its backbone, its processor and its pipeline."""
 
 from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentation

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The page of `qlseg app`: hover for label names, set the opacity, choose labels, download the label map.
 
 The network runs once per press of the button. The browser then holds picture, label map and names, so that opacity

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Time and memory of `qlseg check` on made images: `python -m qlseg_hf.benchmark.checking --images 10000`."""
 
 import json

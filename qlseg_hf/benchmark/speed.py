@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What is timed against what: encoder and whole network, tricks taken back, a picture, a training step, peers."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """A wrong input is one sentence on stderr and exit status 1, without a traceback."""
 
 import sys

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """`qlseg evaluate MODEL --data DATA --split SPLIT`, also `accelerate launch -m qlseg_hf.cli.evaluate` and torchrun."""
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """`qlseg`: one command, a sub-command per job. Each lies in the file of its name and is imported when asked for."""
 
 import importlib

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What the sub-commands share: how options are written, what several of them take, and one sentence for a wrong input.
 
 No import of torch here, so that `--help` answers at once.

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """`qlseg train [RECIPE] [--key value ...]`, on several devices `accelerate launch -m qlseg_hf.cli.train ...`."""
 
 import dataclasses

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Configuration, processor and weights of this package, out of the numbers and weights of a checkpoint."""
 
 import re

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """A checkpoint of the published implementation to a folder for `from_pretrained`.
 
 Every key of the file is used or dropped with a reason; anything missing, unexpected, misshapen or not finite is named,

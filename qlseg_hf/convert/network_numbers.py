@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """A network's numbers from three sources, which must agree: shapes, configuration text, released variant."""
 
 import math

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Training samples: augmentation as the released networks were trained with, and the order samples come in.
 
 Everything random follows from (seed, epoch, sample index), never from a worker, a process or what was drawn before:

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of any number of bands: reading TIFFs that Pillow has no mode for, and mean and deviation per band.
 
 The order of bands is that of the file. Where a network begins with the weights of an RGB one, the first three bands

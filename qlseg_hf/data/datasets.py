@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Opening data sets: whatever their layout, on disk or on the Hub, all become `Sample`s.
 
 The package `datasets` is imported only where it is needed; layouts of files do without.

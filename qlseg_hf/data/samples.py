@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Samples: one picture with its label map, still encoded, and sequences of them.
 
 Nothing is decoded before it is asked for, and then by `load_picture` and `load_label_map`: a palette mask keeps its

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Draw scenes with known labels: a data set to try training with, in ADE20K's folder layout.
 
 `make_scenes` writes images/{training,validation}/*.jpg, annotations/{training,validation}/*.png (palette pictures

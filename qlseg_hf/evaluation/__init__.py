@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Measuring: a whole data set in any number of processes, and the metrics themselves."""
 
 from .evaluator import Evaluation, evaluate_samples

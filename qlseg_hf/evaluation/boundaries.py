@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """How well predicted boundaries lie: counts for boundary IoU (Cheng et al. 2021) and boundary F1 (Csurka et al. 2013).
 
 Letters: K labels, H x W pixels. Pixels that the reference ignores are evidence of nothing, in either map: they are in

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Evaluation of a model on a data set, by the published protocol: every picture once, on any number of processes.
 
 Confusion counts are summed picture by picture, so memory does not grow with the data set, and their sums are integers,

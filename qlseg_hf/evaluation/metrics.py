@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Confusion counts first, then mIoU, mAcc and aAcc, as the paper reports them: one count over the whole data set.
 
 Letters: K labels, R bootstrap replicates, H x W pixels. Scores are fractions in [0, 1]; a mean leaves out labels that

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation shows: the scores as a page that opens without a server, and as a table of labels."""
 
 import csv

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Measuring a model on a data set by the paper's protocol: the work behind `qlseg evaluate`.
 
 Runs on the GPUs that accelerate is told of, in one process, or in several CPU processes under torchrun. Every picture

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation has counted so far, and the file that lets an interrupted one go on from there."""
 
 import hashlib

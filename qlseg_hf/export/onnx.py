@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """QLSeg as an ONNX file: writing it, and running it with onnxruntime in place of the PyTorch network.
 
 The file holds one graph for any batch, height and width, in fp32 and operators of the ONNX standard, and as metadata

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """A model with int8 weights that `from_pretrained` reads.
 
 Linear layers compute in int8, with weights scaled per channel and activations per token. A ViT-B of 512 px on one CPU

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Model cards: what a folder on the Hub says about itself.
 
 The text is `templates/card.md.jinja`; here is what is put into it. Names from data sets and checkpoints are escaped.

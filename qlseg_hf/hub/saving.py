@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The classes of the package: those of `model/`, and what a user of the Hub expects of saving.
 
 A folder is written whole or not at all, a model's gets a card, and an upload is one commit. None of this is needed to

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Uploads to the Hub: always one commit, so that an upload that fails leaves the repository as it was.
 
 Large files go up before the commit. Those that the Hub already holds are not sent again, so that a repeated upload

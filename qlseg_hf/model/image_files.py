@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Picture files: opened without running what is in them, and refused where Pillow would read them wrongly.
 
 A file may be a stranger's: its size is looked at before it is read, and a damaged one is named. EXIF orientation

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What is known of an image before it is read: its name, and how to read it. Small, and sent between processes."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What a run has done: a line per image in `manifest.jsonl`, so that the next run does only what is missing.
 
 The first line holds the settings that decide what the results are. A line is written after the files that it speaks

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The queue before the network: windows of several images share forward passes, with results as if none did.
 
 `segment` forwards the windows of an image in batches of `batch_size` and a rest. How a matrix product rounds depends

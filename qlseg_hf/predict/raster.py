@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Rasters larger than memory: windows are read, and rows of the label map written, block by block.
 
 For a TIFF that is segmented at its own resolution in a single run, when nothing but `geotiff` and `csv` is asked for.

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What is written of a label map: files per image, and a record per image that whole tables are assembled from.
 
 `labels`, `overlay`, `confidence` (PNG), `geojson` and `geotiff` are files per image in folders of these names. `coco`,

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Where images come from: files, folders, globs, lists, addresses of fsspec; tables and tar files lie in `tables`.
 
 An `Item` says how to read one image and what its results are called. Nothing is read here but folders and indices.

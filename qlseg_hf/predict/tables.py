@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Images in tables and archives: parquet files, tar files of webdataset, data sets of `datasets`, saved or on the Hub.
 
 What is listed are places: row numbers, and where a member of a tar file begins. The image is read when it is its turn,

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Videos and cameras: frame by frame through the queue, out as a video with overlay and a stream of label maps.
 
 `overlay/NAME.mp4` (H.264) is for people: frames tinted by label. `labels/NAME.mkv` (FFV1, which is lossless; grey of 8

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The images of one process on their way: read beside, segmented here, written beside, noted in the manifest."""
 
 from collections import deque

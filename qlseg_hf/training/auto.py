@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What a recipe leaves open, decided from data, encoder and machine. One table of rules; nothing is drawn or timed.
 
 Every key that is None is decided here once, at the first start of a run; the decisions are written to `recipe.yaml` in

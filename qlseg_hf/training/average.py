@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The moving average of a run's weights, which is what is evaluated and saved if there is one."""
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a training run: written beside and moved, checked before they are read, oldest ones removed.
 
 Whatever kills a run leaves the checkpoint before, and a run goes on from it bit for bit.

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The data of a run: its splits, the look at them before the first step, and the batches of the steps."""
 
 import sys

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What accelerate and its launchers were told, held against the recipe: nothing of it changes a run without a word."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Which encoder a run starts from: its configuration, read from pretrained weights, and `small`, `base`, `large`."""
 
 from dataclasses import dataclass, field

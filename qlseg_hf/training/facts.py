@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What the decisions of a run depend on: its data, every image of which is read once, and the machine."""
 
 import os

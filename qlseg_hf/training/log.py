@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What a run writes line by line, whatever stops it: losses of the steps, mIoU of the evaluations."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """A training run from the first step to the last: data, model, steps, evaluations, what is saved and when.
 
 Precision, devices, FSDP and DeepSpeed come from `accelerate launch`; several CPU processes from torchrun. What the

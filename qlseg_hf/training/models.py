@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The models of a run, `best` and `last`: ordinary folders with a card, and the upload of the best one."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Parameter groups from names and the learning rate from the step, as the released networks were trained.
 
 Learning rates are per optimiser step.

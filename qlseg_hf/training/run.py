@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """A run under way: what the named steps of the loop hand to each other."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """How a run begins: its parts are built, its folder is taken, and an earlier run is taken up where it stopped."""
 
 import sys

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What a run does at every evaluation: mIoU on the validation split, overlays, curves, and which step is the best."""
 
 from contextlib import nullcontext

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """YAML of recipes and `data.yaml`: plain data, of a file that may be a stranger's."""
 
 from collections import Counter

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What the processes of one run say to each other, so that all stop when one fails or dies, with one sentence."""
 
 import os

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders that are written beside their place and moved there, so that nothing is ever half-written.
 
 One protocol for all: what is being written, and a folder that is being replaced or removed, is called

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Hashes, each computed in one way: of files, of a network's weights, of what identifies a data set."""
 
 import hashlib

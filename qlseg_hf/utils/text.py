@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Text of others, shown so that it can do no harm: on one line, escaped for Markdown, or as code."""
 
 import html

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Overlays for people: the picture tinted by label, with a legend of names, colours and shares; label maps as PNG."""
 
 import colorsys

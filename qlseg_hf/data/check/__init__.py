@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Look before you train: what a data set holds, what would spoil training, and what to set."""
 
 from .counting import add_to_tallies, count_values, is_no_label

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Images of equal content: within a split they count twice, across splits they make scores too good."""
 
 from dataclasses import dataclass

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Is a data set fit for training? What its label maps hold, against the names and rules that are set."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What `qlseg check` found and decided, for programs: one JSON object, `data.yaml`, `label_colors.yaml`."""
 
 import json

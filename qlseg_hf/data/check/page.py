@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The report of `qlseg check`: one HTML page that opens without a server, and the same in one PNG."""
 
 import io

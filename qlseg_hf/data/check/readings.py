@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """The ways to read stored values where more than one is likely: as they are, with void first, with void last."""
 
 from typing import Any

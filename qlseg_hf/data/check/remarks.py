@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What is said of a data set as a whole: problems that stop training, warnings, and notes on what was decided."""
 
 from ..datasets import listed

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """How stored values become labels where nobody has said it: what is plain is decided and told, the rest is asked."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of a data set for people: a contact sheet on which every label is seen, and the facts beside it as PNG."""
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """What to set by what was counted: weights of labels, side of the crop, and which labels are too rare to learn."""
 
 from collections.abc import Iterable, Mapping

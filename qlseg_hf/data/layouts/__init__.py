@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Layouts of data sets: what a folder, a file or a Hub id is, found by looking at it. One file per family."""
 
 from pathlib import Path

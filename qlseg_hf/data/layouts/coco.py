@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """COCO: polygons and run lengths in JSON, and panoptic PNG files with the JSON that explains them."""
 
 import json

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Folders of images beside folders of label maps, in every arrangement of splits; also suffixes within one folder.
 
 The path of each file is read word by word: one folder's name says what it holds (`images`, `masks`, ...), one which

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Images and label maps in one folder, told apart by what their names end or begin with; and Roboflow's export."""
 
 import csv

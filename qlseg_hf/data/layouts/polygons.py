@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Label maps drawn from polygons and masks of annotation tools, by one rule.
 
 Label 0 is "background": every pixel that no shape covers, and shapes of that name, which so cut holes. Shapes are

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Splits: what people call them, lists of their images, one that is held out, and images that are in two."""
 
 import hashlib

@@ -1,3 +1,5 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
 """Tables: CSV, JSON lines, parquet, what `datasets` saved or reads, tar files of webdataset, and ids on the Hub."""
 
 import csv
