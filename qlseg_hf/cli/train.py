@@ -89,14 +89,14 @@ class RecipeCommand(click.Command):
     def _run(self, words: tuple[str, ...]) -> None:
         from ..training.loop import train
         from ..training.recipe import load_recipe
-        from ..utils.distributed import StopRequestedError, StopSignals, deaths_reported
+        from ..utils.distributed import StopRequestedError, StopSignals, report_deaths
         from .errors import exit_status
 
         signals = StopSignals()
         signals.listen()
 
         def run() -> None:
-            with deaths_reported():
+            with report_deaths():
                 train(load_recipe(*split_words(words)), signals)
 
         try:

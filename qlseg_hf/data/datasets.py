@@ -21,7 +21,7 @@ from .samples import (
     StreamedSamples,
     TableSamples,
     check_colors,
-    without,
+    exclude,
 )
 
 
@@ -95,5 +95,5 @@ __all__ = [
     "is_hidden",
     "listed",
     "open_dataset",
-    "without",
+    "exclude",
 ]

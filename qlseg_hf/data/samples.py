@@ -89,7 +89,7 @@ class Sample:
     def read_label_map(self) -> np.ndarray:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
         with naming(self.name, "label map"):
-            source = opened(self.label_map, self.name)
+            source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()
             if getattr(source, "format", None) in ("JPEG", "MPO"):
@@ -127,12 +127,12 @@ def picture_source(source: Any, name: str) -> Any:
     if isinstance(source, str) and "://" not in source:
         return Path(source)  # also if it looks like base64
     if source is None or isinstance(source, str | list):
-        picture = opened(source, name)
+        picture = open_source(source, name)
         return turn_upright(picture) if isinstance(picture, Image.Image) else picture
     return source
 
 
-def opened(source: Any, name: str) -> Image.Image | np.ndarray:
+def open_source(source: Any, name: str) -> Image.Image | np.ndarray:
     """What `load_picture` and `load_label_map` take, from anything a column or folder holds. ValueError if nothing."""
     if isinstance(source, dict):
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -310,7 +310,7 @@ class StreamedSamples(TableRows):
     other shards, and what a training step sees would depend on their number.
     """
 
-    left_out = frozenset()  # numbers of rows that are passed by; see `without`
+    left_out = frozenset()  # numbers of rows that are passed by; see `exclude`
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -350,7 +350,7 @@ def path_of(source) -> str | None:
     return source.get("path") if isinstance(source, dict) else source if isinstance(source, str) else None
 
 
-def without(samples: Samples, left_out: Iterable[int]):
+def exclude(samples: Samples, left_out: Iterable[int]):
     """`samples` as if those of the given numbers were not in the data set."""
     left_out = frozenset(left_out)
     if not left_out:
@@ -376,5 +376,5 @@ __all__ = [
     "Samples",
     "StreamedSamples",
     "TableSamples",
-    "without",
+    "exclude",
 ]

@@ -27,7 +27,7 @@ from ..data.datasets import Sample, SampleError, Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
-from ..utils.distributed import StopRequestedError, exchanged, failing_together
+from ..utils.distributed import StopRequestedError, fail_together, gather_objects
 from .metrics import StreamingScores
 from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path
 
@@ -105,7 +105,7 @@ def evaluate_samples(
     rank, world_size = process_place()
     counted = Progress(StreamingScores(model.config.num_labels, processor.ignore_index), num_examples)
     save_state = None
-    with failing_together(world_size):
+    with fail_together(world_size):
         if (max_samples is not None and max_samples < 1) or num_examples < 0:
             raise ValueError(f"max_samples is {max_samples}, num_examples {num_examples}; at least 1 and 0 are wanted")
         if state_file is not None:
@@ -172,7 +172,7 @@ def count_together(
         StopRequestedError: a signal has come to any of them before all were finished.
         Exception: of this round; the pictures counted before it are kept. OtherProcessError in the others.
     """
-    with failing_together(world_size):
+    with fail_together(world_size):
         num_before = counted.next_index
         error, is_finished = None, False
         try:
@@ -183,7 +183,7 @@ def count_together(
             save_state()
         if error is not None:
             raise error
-    heard = exchanged((is_finished, stop_signal()), world_size)
+    heard = gather_objects((is_finished, stop_signal()), world_size)
     all_finished = all(is_finished for is_finished, _ in heard)
     numbers = [number for _, number in heard if number is not None]
     if numbers and not all_finished:
@@ -274,12 +274,14 @@ def sum_counts(
             total = total.to(device)
             dist.all_reduce(total)
             state[name] = total.cpu()
-        lists, times, skipped = zip(*exchanged(([*counted.worst, *counted.best], seconds, unreadable), world_size))
+        lists, times, skipped = zip(
+            *gather_objects(([*counted.worst, *counted.best], seconds, unreadable), world_size)
+        )
         ranked = rank_pictures((entry for part in lists for entry in part), counted.num_examples)
         seconds, unreadable = max(times), sorted(entry for part in skipped for entry in part)
     scores = StreamingScores(**counted.scores.settings)
     scores.load_state_dict(state)
-    with failing_together(world_size):
+    with fail_together(world_size):
         if state["num_pictures"] == 0:
             reason = f"none of {len(unreadable)} can be read" if unreadable else "the data set is empty"
             raise ValueError(f"there is no picture to evaluate: {reason}")

@@ -16,7 +16,7 @@ from ..data.datasets import Sample, Samples, StreamedSamples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import segment
-from ..utils.distributed import exchanged, failing_together
+from ..utils.distributed import fail_together, gather_objects
 from ..utils.html import Comparison, Picture
 from ..utils.visualization import label_colors, label_shares, legend_name, tint_picture
 from .evaluator import Evaluation
@@ -88,13 +88,13 @@ def draw_examples(
     best = [entry for entry in evaluation.best if entry not in worst]
     ranked, settings = worst + best, {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
     drawn = {}
-    with failing_together(world_size):
+    with fail_together(world_size):
         for entry, sample in find_samples(samples, ranked[rank::world_size]):
             picture, stored = sample.read(**processor.settings().reading)
             predicted = segment(model, processor, picture, **settings, max_windows=None)[0].numpy()
             reference = processor.reduce_labels(torch.from_numpy(stored)).numpy()
             drawn[entry] = draw_example(entry, picture, predicted, reference, model.config, longest_side)
-    for part in exchanged(drawn, world_size):
+    for part in gather_objects(drawn, world_size):
         drawn |= part
     return Examples([drawn[entry] for entry in worst], [drawn[entry] for entry in best])
 

@@ -23,7 +23,7 @@ from ..data.datasets import Samples, listed, open_dataset
 from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
-from ..utils.distributed import deaths_reported, failing_together, joined_processes
+from ..utils.distributed import fail_together, join_processes, report_deaths
 from ..utils.files import remove_partial, write_atomically
 from ..utils.hashing import file_sha256
 from ..utils.text import printable
@@ -90,11 +90,11 @@ def measure(request: Request) -> None:
         ValueError: something does not fit; nothing is written then.
         OtherProcessError: another process failed; that one raises, and says, why.
     """
-    state = joined_processes()
+    state = join_processes()
     if not state.is_main_process:
         logging.disable_progress_bar()
     try:
-        with deaths_reported():
+        with report_deaths():
             _evaluate(request, state)
     finally:
         with suppress(RuntimeError):  # those that have died do not come
@@ -103,12 +103,12 @@ def measure(request: Request) -> None:
 
 
 def _evaluate(args: Request, state: PartialState) -> None:
-    with failing_together(state.num_processes):
+    with fail_together(state.num_processes):
         check_outputs(args)
         model, processor = load_network(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
         model = model.to(state.device)
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
-        with failing_together(state.num_processes):
+        with fail_together(state.num_processes):
             if state.is_local_main_process is is_first:
                 samples = open_dataset(
                     args.data,
@@ -143,7 +143,7 @@ def _evaluate(args: Request, state: PartialState) -> None:
         **settings,
     )
     examples = draw_examples(model, processor, samples, evaluation, **settings) if page else None
-    with failing_together(state.num_processes):
+    with fail_together(state.num_processes):
         if state.is_main_process:
             protocol = protocol_of(args, model, processor, samples, state)
             if page:

@@ -15,7 +15,7 @@ from transformers import AutoModelForSemanticSegmentation, TorchAoConfig
 from ..hub.card import plain_model_card
 from ..hub.loading import load_network
 from ..model.segmentation import segment
-from ..utils.files import written_beside
+from ..utils.files import write_beside
 from ..utils.optional import import_package
 
 # Scores are class probabilities times mask probabilities, and mask logits are products of cross-attention's q and k.
@@ -47,7 +47,7 @@ def quantize(model: str, output: Path, pictures: list[str]) -> None:
     settings = TorchAoConfig(getattr(torchao, int8)(), modules_to_not_convert=NOT_QUANTISED)
     plain, processor = load_network(model, dtype=torch.float32)
     small = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=torch.float32, quantization_config=settings)
-    with written_beside(output) as folder:
+    with write_beside(output) as folder:
         small.save_pretrained(folder)
         processor.save_pretrained(folder)
         card = plain_model_card(small, output.resolve().name)  # not the name that the folder has just now

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from ..model import image_processing_qlseg, modeling_qlseg
 from ..model.processor_settings import QLSegImageProcessorKwargs
-from ..utils.files import written_into
+from ..utils.files import write_into
 from .card import plain_model_card, read_source
 from .source import Source
 from .upload import CARD, WEIGHTS, upload_folder
@@ -83,7 +83,7 @@ class _WholeFolderMixin:
             return
         folder = Path(save_directory)
         try:
-            with written_into(folder) as beside:
+            with write_into(folder) as beside:
                 super().save_pretrained(beside, is_main_process, *args, **kwargs)
                 self._save_card(beside, folder)
                 written = {path.name for path in beside.iterdir()}
@@ -163,7 +163,7 @@ class QLSegImageProcessor(_PushToHubMixin, image_processing_qlseg.QLSegImageProc
         """
         self.settings()
         folder = Path(save_directory)
-        with written_into(folder) as beside:
+        with write_into(folder) as beside:
             written = super().save_pretrained(beside)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.resolve().name), **kwargs)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..hub.loading import load_network
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.segmentation import label_numbers, scale_factors
-from ..utils.distributed import deaths_reported, exchanged, failing_together, joined_processes
+from ..utils.distributed import fail_together, gather_objects, join_processes, report_deaths
 from ..utils.files import lock_folder
 from ..utils.hashing import json_sha256, weights_sha256
 from ..utils.text import first_line, printable
@@ -61,9 +61,9 @@ def predict(request: Request) -> Summary:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return _predict(request, _Place(device=request.device))
-    state = joined_processes()
+    state = join_processes()
     try:
-        with deaths_reported():
+        with report_deaths():
             device = request.device or str(state.device)
             return _predict(request, _Place(state.process_index, state.num_processes, device))
     finally:
@@ -72,7 +72,7 @@ def predict(request: Request) -> Summary:
 
 def _predict(request: Request, place: _Place) -> Summary:
     begin_imports(num_workers(request))
-    with failing_together(place.world_size):
+    with fail_together(place.world_size):
         model, processor, plan, settings = _load(request, place)
         options = SourceOptions(
             request.image_column, request.split, request.dataset_config, request.output, request.max_frames
@@ -80,12 +80,12 @@ def _predict(request: Request, place: _Place) -> Summary:
         items, notes = find_items(list(request.sources), options)
         if any(map(is_video, items)):
             check_videos(plan.output.formats)
-    with failing_together(place.world_size):
-        known = exchanged(json_sha256([item.name for item in items]), place.world_size)
+    with fail_together(place.world_size):
+        known = gather_objects(json_sha256([item.name for item in items]), place.world_size)
         if len(set(known)) > 1:
             raise ValueError("the processes see different images; wait until the sources no longer change")
     manifest, missing = Manifest(request.output, place.rank), None
-    with failing_together(place.world_size):
+    with fail_together(place.world_size):
         if place.rank == 0:
             for note in notes:
                 print(f"note: {printable(note)}", file=sys.stderr)
@@ -93,16 +93,16 @@ def _predict(request: Request, place: _Place) -> Summary:
             manifest.open(settings)
             missing = [i for i, item in enumerate(items) if not _is_done(item, manifest, plan.output)]
             manifest.write_failures(items[i].name for i in missing)
-    missing = exchanged(missing, place.world_size)[0]
+    missing = gather_objects(missing, place.world_size)[0]
     mine = [items[i] for i in missing[place.rank :: place.world_size]]
     work = Work(request, (model, processor), plan, manifest)
     _work_in_rounds(work, mine, place, len(items), len(items) - len(missing))
-    with failing_together(place.world_size):
+    with fail_together(place.world_size):
         if place.rank == 0:
             manifest.join()
             manifest.write_failures()
             write_tables(plan.output, [entry for _, entry in sorted(manifest.entries.items())])
-    totals = [sum(counts) for counts in zip(*exchanged((work.num_done, work.num_failed), place.world_size))]
+    totals = [sum(counts) for counts in zip(*gather_objects((work.num_done, work.num_failed), place.world_size))]
     return Summary(totals[0], len(items) - len(missing), totals[1])
 
 
@@ -148,13 +148,13 @@ def _work_in_rounds(work: Work, mine: list[Item], place: _Place, total: int, num
     bar = tqdm(total=total, initial=num_before, unit="image", disable=place.rank > 0)
     with bar, work.executor_running():
         while True:
-            with failing_together(place.world_size), _memory_explained():
+            with fail_together(place.world_size), _memory_explained():
                 end = time.monotonic() + seconds
                 while not is_finished:
                     is_finished = next(steps, None) is None
                     if time.monotonic() >= end:
                         break
-            states = exchanged((is_finished, work.num_done, work.num_failed), place.world_size)
+            states = gather_objects((is_finished, work.num_done, work.num_failed), place.world_size)
             num_failed = sum(failed for *_, failed in states)
             bar.set_postfix({"failed": num_failed} if num_failed else {}, refresh=False)
             bar.update(num_before + num_failed + sum(done for _, done, _ in states) - bar.n)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..utils.files import write_atomically, written_into
+from ..utils.files import write_atomically, write_into
 from ..utils.optional import import_package
 from ..utils.visualization import draw_overlay, label_map_picture, save_picture
 from .items import Item
@@ -145,7 +145,7 @@ def write_tables(output: Output, entries: Iterable[dict]) -> None:
     for kind in output.formats:
         if kind in TABLES:
             done = [entry for entry in entries if kind in entry.get("formats", ())]
-            with written_into(output.root) as beside:
+            with write_into(output.root) as beside:
                 writers[kind](beside / TABLES[kind], output, done)
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.datasets import Samples
-from ..utils.distributed import exchanged, failing_together
+from ..utils.distributed import fail_together, gather_objects
 from ..utils.files import partial_folder, remove_folder, replace_folder
 from ..utils.hashing import json_sha256
 from .average import MovingAverage
@@ -52,7 +52,7 @@ def save_checkpoint(
     place = output_dir / "checkpoints" / f"step-{step:08d}"
     made = partial_folder(place.name, place.parent) if accelerator.is_main_process else nullcontext(place)
     with made as folder:
-        beside = Path(exchanged(str(folder), accelerator.num_processes)[0])
+        beside = Path(gather_objects(str(folder), accelerator.num_processes)[0])
         try:
             accelerator.save_state(str(beside))
             torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
@@ -196,7 +196,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
             another `ema_decay`, or for another network.
     """
     state = None
-    with failing_together(accelerator.num_processes):
+    with fail_together(accelerator.num_processes):
         if accelerator.is_main_process:
             state = read_state(checkpoint)
             if state["step"] > recipe.max_steps:
@@ -210,7 +210,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
                 said.append(f"the recipe has changed since {checkpoint.name}: {', '.join(changed)}")
             said.append(rate_change(checkpoint, state["step"], recipe))
             print(*filter(None, said), sep="\n", end="\n" if any(said) else "", file=sys.stderr)
-    state = exchanged(state, accelerator.num_processes)[0]
+    state = gather_objects(state, accelerator.num_processes)[0]
     try:
         load_state(accelerator, checkpoint, state["step"])
         if state["num_processes"] == accelerator.num_processes:

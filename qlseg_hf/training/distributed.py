@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, DynamoBackend, LoggerType
 
-from ..utils.distributed import asks_for, failing_together, joined_processes
+from ..utils.distributed import asks_for, fail_together, join_processes
 from .recipe import Recipe
 
 # Accelerators with their networks, kept to the end of the process: DistributedDataParallel's destructor waits for
@@ -52,7 +52,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         ValueError: it was told something that it would not do here, or that contradicts the recipe.
     """
-    with failing_together(joined_processes().num_processes):
+    with fail_together(join_processes().num_processes):
         if asks_for("ACCELERATE_USE_MEGATRON_LM"):
             raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
         check_trackers(recipe.report_to)

@@ -18,8 +18,8 @@ of the whole run after the last, in one commit. Images that cannot be read are l
 import sys
 from collections.abc import Iterator
 
-from ..data.datasets import without
-from ..utils.distributed import StopRequestedError, StopSignals, batches_of, exchanged, failing_together
+from ..data.datasets import exclude
+from ..utils.distributed import StopRequestedError, StopSignals, fail_together, gather_objects, iterate_batches
 from .checkpoints import random_state, set_random_state
 from .data import describe_unreadable, training_batches, write_unreadable
 from .log import StepLog
@@ -74,11 +74,11 @@ def train(recipe: Recipe, signals: StopSignals) -> None:
 
 def open_batches(run: Run) -> Iterator[dict]:
     """The batches of this process from the present step on, without the images that cannot be read."""
-    samples = without(run.training_samples, [index for index, _ in run.state["unreadable"]])
+    samples = exclude(run.training_samples, [index for index, _ in run.state["unreadable"]])
     if run.is_main:
         write_unreadable(run.output_dir, run.unreadable)
     num_labels = run.network.config.num_labels
-    return batches_of(training_batches(run.recipe, run.accelerator, samples, run.processor, num_labels, run.step))
+    return iterate_batches(training_batches(run.recipe, run.accelerator, samples, run.processor, num_labels, run.step))
 
 
 def make_up(run: Run) -> None:
@@ -137,11 +137,11 @@ def stop_at_step(run: Run, error: NotFiniteError, names: list[str]) -> None:
         run.log.losses.write()
     if not run.checkpoint.is_dir():
         run.save_checkpoint()
-    lists = exchanged(names, run.num_processes)
+    lists = gather_objects(names, run.num_processes)
     files = ", ".join(lists[0])
     if len(lists) > 1:
         files = "; ".join(f"{', '.join(part)} in process {rank}" for rank, part in enumerate(lists))
-    with failing_together(run.num_processes):
+    with fail_together(run.num_processes):
         raise ValueError(
             f"{error} at step {run.step + 1} on {files}; the update was not made and {run.checkpoint} holds the run "
             "before it: look at these pictures, lower learning_rate, or use bf16, and the same command goes on from "
@@ -156,7 +156,7 @@ def stop_run(run: Run, number: int) -> None:
         StopRequestedError: always.
     """
     run.log.bar.close()
-    if not exchanged(run.checkpoint.is_dir(), run.num_processes)[0]:
+    if not gather_objects(run.checkpoint.is_dir(), run.num_processes)[0]:
         run.save_checkpoint()
     stop = StopRequestedError(number)
     run.accelerator.print(

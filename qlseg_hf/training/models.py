@@ -8,8 +8,8 @@ from pathlib import Path
 from ..hub.card import inference_protocol, trained_model_card
 from ..hub.loading import without_bars
 from ..hub.upload import upload_folder
-from ..utils.distributed import exchanged
-from ..utils.files import write_atomically, written_beside
+from ..utils.distributed import gather_objects
+from ..utils.files import write_atomically, write_beside
 from .build import plain_model
 from .distributed import launch_facts
 from .recipe import Recipe
@@ -41,7 +41,7 @@ def _save_model(run: Run, place: Path, weights: dict) -> None:
         launch=facts,
         result=run.state["result"] | {"protocol": measured | inference_protocol(run.processor)},
     )
-    with without_bars(), written_beside(place) as folder:
+    with without_bars(), write_beside(place) as folder:
         plain.save_pretrained(folder)
         run.processor.save_pretrained(folder)
         (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
@@ -71,7 +71,7 @@ def find_due_models(run: Run) -> list[str]:
         path = run.output_dir / name / TRAINING
         if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["step"] != run.step:
             names.append(name)
-    return exchanged(names, run.num_processes)[0]
+    return gather_objects(names, run.num_processes)[0]
 
 
 def upload_best(run: Run) -> None:

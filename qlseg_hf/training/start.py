@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from ..hub.card import last_part
 from ..hub.upload import prepare_repo
-from ..utils.distributed import StopSignals, exchanged, failing_together, joined_processes
+from ..utils.distributed import StopSignals, fail_together, gather_objects, join_processes
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically
 from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
 from .average import MovingAverage
@@ -38,13 +38,13 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
         ValueError: the data would spoil the training, or something cannot be decided; in all but the first process
             OtherProcessError.
     """
-    state = joined_processes()
+    state = join_processes()
     if recipe.output_dir is None:
         name = Path(last_part(recipe.data))
         is_file = Path(recipe.data).expanduser().is_file()
         recipe = replace(recipe, output_dir=str(Path("runs", name.stem if is_file else name)))
     unreadable = []
-    with failing_together(state.num_processes):
+    with fail_together(state.num_processes):
         if state.is_main_process:
             device, checkpoint = device_facts(state.device, state.num_processes), find_checkpoint(recipe)
             if checkpoint is not None:
@@ -54,7 +54,7 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
                 unreadable = survey.reports["training"].unreadable
                 recipe, told = complete_recipe(recipe, data_facts(survey), device)
             tell_decisions(told)
-    return exchanged((recipe, unreadable), state.num_processes)[0]
+    return gather_objects((recipe, unreadable), state.num_processes)[0]
 
 
 def _complete_from(checkpoint: Path, recipe: Recipe, device: DeviceFacts) -> tuple[Recipe, list[tuple[str, str]]]:
@@ -107,7 +107,7 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
 
 def take_folder(run: Run) -> None:
     """Keep other runs out of the run's folder, undo or remove what a kill has left half-way, and ask the Hub."""
-    with failing_together(run.num_processes):
+    with fail_together(run.num_processes):
         if not run.is_main:
             return
         if run.recipe.push_to_hub:
@@ -146,7 +146,7 @@ def resume_run(run: Run, checkpoint: Path) -> bool:
             (see `load_checkpoint`).
     """
     stored = load_checkpoint(run.accelerator, checkpoint, run.average, run.recipe)
-    with failing_together(run.num_processes):
+    with fail_together(run.num_processes):
         for key, what in (("data", "pictures of the training split"), ("label_names", "label names")):
             if stored[key] != run.state[key]:
                 raise ValueError(

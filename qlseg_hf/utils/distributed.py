@@ -20,7 +20,7 @@ class OtherProcessError(RuntimeError):
     """Another process failed; that one raises, and says, why."""
 
 
-def exchanged(value: Any, world_size: int) -> list[Any]:
+def gather_objects(value: Any, world_size: int) -> list[Any]:
     """`value` of every process, in order of rank."""
     if world_size == 1 or not dist.is_initialized():
         return [value]
@@ -30,7 +30,7 @@ def exchanged(value: Any, world_size: int) -> list[Any]:
 
 
 @contextmanager
-def failing_together(world_size: int) -> Iterator[None]:
+def fail_together(world_size: int) -> Iterator[None]:
     """If the body raises in any process, all raise: the first of them its own error, the others `OtherProcessError`.
 
     So none waits for one that is gone, and one sentence is printed. Every process has to come here.
@@ -40,7 +40,7 @@ def failing_together(world_size: int) -> Iterator[None]:
         yield
     except Exception as caught:  # raised again below, in every process
         error = caught
-    failed = [rank for rank, has_failed in enumerate(exchanged(error is not None, world_size)) if has_failed]
+    failed = [rank for rank, has_failed in enumerate(gather_objects(error is not None, world_size)) if has_failed]
     if not failed:
         return
     if error is not None and (world_size == 1 or not dist.is_initialized() or dist.get_rank() == failed[0]):
@@ -103,7 +103,7 @@ class LoaderDiedError(RuntimeError):
     """A process that loads data is not there to hand over its batch."""
 
 
-def batches_of(loader: Iterable) -> Iterator:
+def iterate_batches(loader: Iterable) -> Iterator:
     """What a DataLoader gives. LoaderDiedError if one of its workers is gone, as far as that is noticed here."""
     batches = iter(loader)
     while True:
@@ -117,7 +117,7 @@ def batches_of(loader: Iterable) -> Iterator:
 
 
 @contextmanager
-def deaths_reported() -> Iterator[None]:
+def report_deaths() -> Iterator[None]:
     """One sentence, as OSError, for what PyTorch reports when a process that this one needs has died.
 
     DataLoader reports a dead worker from a signal handler, so in the middle of anything, or it was about to receive
@@ -147,7 +147,7 @@ def asks_for(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
-def joined_processes() -> Any:
+def join_processes() -> Any:
     """`accelerate.PartialState`: rank, device and process group, as the launcher says; gloo where there is no GPU.
 
     Raises:
@@ -169,9 +169,9 @@ __all__ = [
     "StopRequestedError",
     "StopSignals",
     "asks_for",
-    "batches_of",
-    "deaths_reported",
-    "exchanged",
-    "failing_together",
-    "joined_processes",
+    "iterate_batches",
+    "report_deaths",
+    "gather_objects",
+    "fail_together",
+    "join_processes",
 ]

@@ -130,7 +130,7 @@ def current_umask() -> int:
 
 
 @contextmanager
-def written_beside(place: Path) -> Iterator[Path]:
+def write_beside(place: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of `place` when the block ends and vanishes if it raises."""
     with partial_folder(place.name, place.parent) as beside:
         yield beside
@@ -138,7 +138,7 @@ def written_beside(place: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_into(folder: Path) -> Iterator[Path]:
+def write_into(folder: Path) -> Iterator[Path]:
     """A folder to write files into, which take their places in `folder` when the block ends; if it raises, none does.
 
     For a folder that holds more than what is written.
@@ -244,6 +244,6 @@ __all__ = [
     "replace_folder",
     "sync",
     "write_atomically",
-    "written_beside",
-    "written_into",
+    "write_beside",
+    "write_into",
 ]

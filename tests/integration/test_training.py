@@ -35,7 +35,7 @@ from qlseg_hf.training.optimization import parameter_groups
 from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.training.step import training_step
 from qlseg_hf.training.synonyms import ADVICE, SYNONYMS
-from qlseg_hf.utils.files import recover_folder, replace_folder, written_beside
+from qlseg_hf.utils.files import recover_folder, replace_folder, write_beside
 
 
 def run_files(run: Path) -> dict:
@@ -265,10 +265,10 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
 def test_folders_are_replaced_whole(tmp_path):
     place = tmp_path / "best"
     for text in ("one", "two"):
-        with written_beside(place) as folder:
+        with write_beside(place) as folder:
             (folder / "x").write_text(text)
     assert (place / "x").read_text() == "two"
-    with pytest.raises(OSError), written_beside(place) as folder:
+    with pytest.raises(OSError), write_beside(place) as folder:
         raise OSError("disk full")
     assert (place / "x").read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["best"]
     os.rename(place, tmp_path / ".best.old")

@@ -19,7 +19,7 @@ from writers import FORKS, RACES, WRITERS, start, tell
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.cli.main import run
-from qlseg_hf.utils.files import partial_folder, remove_partial, write_atomically, written_into
+from qlseg_hf.utils.files import partial_folder, remove_partial, write_atomically, write_into
 
 pytestmark = pytest.mark.faults
 one_network = pytest.mark.parametrize("stored", ["b"], indirect=True)
@@ -118,7 +118,7 @@ def test_what_others_write_is_left_alone(tmp_path):
     remove_partial(tmp_path)
     remove_partial(tmp_path / "none")
     assert [path.name for path in tmp_path.iterdir()] == [".net.partial-mine"]
-    with written_into(tmp_path / "a" / "b") as beside:
+    with write_into(tmp_path / "a" / "b") as beside:
         (beside / "y").write_text("y")
     assert tree(tmp_path / "a").keys() == {"b", "b/y"}
 

@@ -14,7 +14,7 @@ import torch
 
 from ...model.image_processing_qlseg import QLSegImageProcessor
 from ..bands import BandSums
-from ..samples import Sample, SampleError, Samples, opened
+from ..samples import Sample, SampleError, Samples, open_source
 
 CHUNK = 64  # samples handed to the threads at a time
 DARK, CONSTANT = "nearly black", "of one colour"
@@ -141,7 +141,7 @@ def count_values(label_map: np.ndarray) -> Counts:
 
 def colors_of(sample: Sample) -> Counts:
     """The colours of a colour mask, of which the most frequent ones are kept."""
-    mask = np.asarray(opened(sample.label_map, sample.name).convert("RGB"), dtype=np.int64)
+    mask = np.asarray(open_source(sample.label_map, sample.name).convert("RGB"), dtype=np.int64)
     found = count_values(mask @ [1 << 16, 1 << 8, 1])
     kept = np.sort(np.argsort(-found.counts, kind="stable")[:MOST_COLORS])
     return Counts(found.values[kept], found.counts[kept], found.inner[kept])

@@ -18,7 +18,7 @@ from qlseg_hf.utils.files import (
     remove_leftovers,
     remove_partial,
     replace_folder,
-    written_beside,
+    write_beside,
 )
 
 
@@ -97,10 +97,10 @@ def test_a_new_folder_takes_the_place_left_by_a_kill(tmp_path):
     """The writer of a folder puts the old one back first, so that its own failure does not lose both."""
     place = make_folder(tmp_path / "best", "old")
     assert die_at(2, make_folder(tmp_path / "new", "new"), place) == -signal.SIGKILL
-    with pytest.raises(RuntimeError), written_beside(place):
+    with pytest.raises(RuntimeError), write_beside(place):
         raise RuntimeError
     assert (place / "x").read_text() == "old"
-    with written_beside(place) as folder:
+    with write_beside(place) as folder:
         (folder / "x").write_text("newest")
     assert (place / "x").read_text() == "newest" and names(tmp_path) == ["best", "new"]
 
