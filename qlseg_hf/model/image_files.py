@@ -161,6 +161,8 @@ def is_plain_tiff(source: str | Path | io.BytesIO) -> bool:
             return count_pages(picture) == 1
     except UnidentifiedImageError:
         return False
+    except Image.DecompressionBombError:
+        return True  # `open_picture` says what is wrong with it
 
 
 def check_brightness(most: int, full: int) -> None:

@@ -82,8 +82,9 @@ def test_commands(trained, tmp_path):
         label = model.config.label2id[part["label"]]
         assert np.array_equal(np.asarray(part["mask"]) > 0, expected.numpy() == label)
     tifffile.imwrite(tmp_path / "four.tif", np.zeros((36, 45, 4), np.uint16), photometric="minisblack")
-    done = run("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "out", expect=1)
-    assert "four.tif of shape (36, 45, 4) has no axis of 5 channels" in done.stderr and "Traceback" not in done.stderr
+    done = run("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "four", expect=3)
+    failures = (tmp_path / "four" / "failures.jsonl").read_text()
+    assert "four.tif of shape (36, 45, 4) has no axis of 5 channels" in failures and "Traceback" not in done.stderr
 
 
 def test_export(trained, tmp_path):

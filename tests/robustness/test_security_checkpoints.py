@@ -220,7 +220,8 @@ def test_training_checkpoints_are_no_code(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     accelerator, model = Accelerator(cpu=True), nn.Linear(2, 2)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    recipe = Recipe(data="d", crop_size=8, total_batch_size=1, per_device_batch_size=1, max_steps=1, output_dir="o")
+    sizes = {"crop_size": 8, "total_batch_size": 1, "per_device_batch_size": 1, "max_steps": 1, "warmup_steps": 0}
+    recipe = Recipe(data="d", output_dir="o", learning_rate=1e-5, **sizes)
     save_checkpoint(accelerator, tmp_path, 1, {}, None, recipe)
     place = tmp_path / "checkpoints" / "step-00000001"
     files = [path for path in place.iterdir() if path.suffix in (".bin", ".pkl", ".pt")]

@@ -98,7 +98,7 @@ def test_names_of_files_in_reports(tmp_path):
     class Sample:
         name = NAMES["escape codes"]
 
-        def read(self):
+        def read(self, **reading):
             return np.zeros((2, 2, 3), dtype=np.uint8), np.full((2, 2), 99)
 
     names = ["a", NAMES["direction"]]
