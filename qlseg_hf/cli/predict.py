@@ -63,11 +63,20 @@ class _Texts(Numbers):
 @click.option("--device", help="Such as cuda or cpu; a GPU if there is one.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that read and write; by the number of cores.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
+@click.option(
+    "--ray", "address", metavar="ADDRESS", help="Of a Ray cluster to work on; auto: this machine's, or a new one."
+)
+@click.option(
+    "--ray_cores",
+    type=click.IntRange(1),
+    default=1,
+    help="Of each actor on the cluster; one GPU besides if it has any.",
+)
 @click.option("--image_column", help="Of a table; of a tar file, the ending of its images. Guessed if not given.")
 @click.option("--split", help="Of a data set; all if not given.")
 @click.option("--max_frames", type=click.IntRange(1), help="Of a video or camera; all if not given.")
 @click.option("--dataset_config", help="Configuration of a Hub data set.")
-def command(**settings) -> None:
+def command(address: str | None, ray_cores: int, **settings) -> None:
     """Segment images: label maps, overlays and other formats for each.
 
     MODEL is a folder or a Hub id. SOURCE is a file, a folder (any depth), a pattern, a .txt list, a .parquet or .tar
@@ -79,9 +88,16 @@ def command(**settings) -> None:
     status is 3.
     """
     from ..predict.request import Request, describe
-    from ..predict.run import predict
 
-    summary = predict(Request(**settings))
+    request = Request(**settings)
+    if address is None:
+        from ..predict.run import predict
+
+        summary = predict(request)
+    else:
+        from ..ray import predict_on_cluster
+
+        summary = predict_on_cluster(request, address, ray_cores)
     print(describe(summary, settings["output"]))
     if summary.num_failed:
         sys.exit(FAILED)

@@ -79,7 +79,7 @@ class Manifest:
         """Write the images that failed, but for `skipped`, into `failures.jsonl`; returns their number."""
         skipped = set(skipped)
         failed = [e for _, e in sorted(self.entries.items()) if "failed" in e and e["name"] not in skipped]
-        lines = [_to_line({"image": e["source"], "name": e["name"], "reason": e["failed"]}) for e in failed]
+        lines = [_to_line(_failure(line)) for line in failed]
         if lines or (self.folder / FAILURES).exists():
             write_atomically(self.folder / FAILURES, "".join(lines).encode(*_ENCODING))
         return len(failed)
@@ -102,19 +102,24 @@ class Manifest:
             return False
         return set(formats) <= set(entry["formats"]) and all(path.exists() for path in paths)
 
+    def take_up(self, line: dict) -> None:
+        """Note what another process says of an image."""
+        if "failed" in line:
+            self._append_failure(line)
+        self._append(line)
+
     def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
         """Say that an image's results are written."""
-        self._append(self._line(item) | {"height": height, "width": width, "formats": sorted(set(formats))})
+        self.take_up(_line(item) | {"height": height, "width": width, "formats": sorted(set(formats))})
 
     def add_failure(self, item: Item, reason: str) -> None:
         """Say why an image has no results, here and in `failures.jsonl`."""
-        self._append(self._line(item) | {"failed": reason})
+        self.take_up(_line(item) | {"failed": reason})
+
+    def _append_failure(self, line: dict) -> None:
         if self._failures is None:
             self._failures = (self.folder / FAILURES).open("ab", buffering=0)
-        self._failures.write(_to_line({"image": item.source, "name": item.name, "reason": reason}).encode(*_ENCODING))
-
-    def _line(self, item: Item) -> dict:
-        return {"name": item.name, "source": item.source, "stamp": _as_stored(item.stamp)}
+        self._failures.write(_to_line(_failure(line)).encode(*_ENCODING))
 
     def _append(self, line: dict) -> None:
         if self._file is None:
@@ -139,6 +144,15 @@ class Manifest:
 _ENCODING = ("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
 
 
+def _line(item: Item) -> dict:
+    return {"name": item.name, "source": item.source, "stamp": _as_stored(item.stamp)}
+
+
+def _failure(line: dict) -> dict:
+    """What `failures.jsonl` says of an image."""
+    return {"image": line["source"], "name": line["name"], "reason": line["failed"]}
+
+
 def _as_stored(value: Any) -> Any:
     """A value as it comes back from a file: tuples are lists."""
     return json.loads(json.dumps(value))
@@ -149,4 +163,15 @@ def _shorten(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-__all__ = ["FAILURES", "Manifest"]
+class Notes(Manifest):
+    """What a process notes that has no file for it: `lines`, for `Manifest.take_up` in the process that has."""
+
+    def __init__(self):
+        super().__init__(Path())
+        self.lines: list[dict] = []
+
+    def take_up(self, line: dict) -> None:
+        self.lines.append(line)
+
+
+__all__ = ["FAILURES", "Manifest", "Notes"]

@@ -73,13 +73,8 @@ def predict(request: Request) -> Summary:
 def _predict(request: Request, place: _Place) -> Summary:
     begin_imports(num_workers(request))
     with fail_together(place.world_size):
-        model, processor, plan, settings = _load(request, place)
-        options = SourceOptions(
-            request.image_column, request.split, request.dataset_config, request.output, request.max_frames
-        )
-        items, notes = find_items(list(request.sources), options)
-        if any(map(is_video, items)):
-            check_videos(plan.output.formats)
+        model, processor, plan, settings = load(request, place.device)
+        items, notes = list_items(request, plan.output)
     with fail_together(place.world_size):
         known = gather_objects(json_sha256([item.name for item in items]), place.world_size)
         if len(set(known)) > 1:
@@ -87,33 +82,57 @@ def _predict(request: Request, place: _Place) -> Summary:
     manifest, missing = Manifest(request.output, place.rank), None
     with fail_together(place.world_size):
         if place.rank == 0:
-            for note in notes:
-                print(f"note: {printable(note)}", file=sys.stderr)
-            lock_folder(request.output)
-            manifest.open(settings)
-            missing = [i for i, item in enumerate(items) if not _is_done(item, manifest, plan.output)]
-            manifest.write_failures(items[i].name for i in missing)
+            missing = open_run(manifest, settings, items, notes, plan.output)
     missing = gather_objects(missing, place.world_size)[0]
     mine = [items[i] for i in missing[place.rank :: place.world_size]]
     work = Work(request, (model, processor), plan, manifest)
     _work_in_rounds(work, mine, place, len(items), len(items) - len(missing))
     with fail_together(place.world_size):
         if place.rank == 0:
-            manifest.join()
-            manifest.write_failures()
-            write_tables(plan.output, [entry for _, entry in sorted(manifest.entries.items())])
+            finish_run(manifest, plan.output)
     totals = [sum(counts) for counts in zip(*gather_objects((work.num_done, work.num_failed), place.world_size))]
     return Summary(totals[0], len(items) - len(missing), totals[1])
 
 
-def _is_done(item: Item, manifest: Manifest, output: Output) -> bool:
-    return manifest.is_done(item, output.formats, result_paths(item, output))
+def list_items(request: Request, output: Output) -> tuple[list[Item], list[str]]:
+    """The images of a request, and sentences on files that were left out."""
+    options = SourceOptions(
+        request.image_column, request.split, request.dataset_config, request.output, request.max_frames
+    )
+    items, notes = find_items(list(request.sources), options)
+    if any(map(is_video, items)):
+        check_videos(output.formats)
+    return items, notes
 
 
-def _load(request: Request, place: _Place) -> tuple[PreTrainedModel, QLSegImageProcessor, Plan, dict[str, Any]]:
+def open_run(manifest: Manifest, settings: dict, items: list[Item], notes: list[str], output: Output) -> list[int]:
+    """Keep other runs from the folder, read what is done, and return the numbers of the items that are missing."""
+    for note in notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
+    lock_folder(output.root)
+    manifest.open(settings)
+    missing = [
+        number
+        for number, item in enumerate(items)
+        if not manifest.is_done(item, output.formats, result_paths(item, output))
+    ]
+    manifest.write_failures(items[number].name for number in missing)
+    return missing
+
+
+def finish_run(manifest: Manifest, output: Output) -> None:
+    """Join what all processes have noted, and write what is one file for all images."""
+    manifest.join()
+    manifest.write_failures()
+    write_tables(output, [entry for _, entry in sorted(manifest.entries.items())])
+
+
+def load(
+    request: Request, device_name: str | None = None
+) -> tuple[PreTrainedModel, QLSegImageProcessor, Plan, dict[str, Any]]:
     """Network and processor, what workers need to know, and the settings that decide what the results are."""
     formats = check_formats(request.formats)
-    device = torch.device(place.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device_name or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
@@ -176,4 +195,4 @@ def _memory_explained() -> Iterator[None]:
         ) from error
 
 
-__all__ = ["predict"]
+__all__ = ["finish_run", "list_items", "load", "open_run", "predict"]

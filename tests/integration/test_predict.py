@@ -264,12 +264,12 @@ def written(output: Path) -> list[Path]:
     return [path for path in found if ".partial-" not in str(path)]
 
 
-@pytest.mark.parametrize("steps", [[1, 30, 50], pytest.param([0, 1, 3, 4, 5] * 10, marks=pytest.mark.faults)], ids=len)
+@pytest.mark.parametrize("steps", [[1, 30, 50], pytest.param([0, 1, 1, 2, 3] * 10, marks=pytest.mark.faults)], ids=len)
 def test_killed_and_resumed(steps, whole, network, images, tmp_path):
     """Nothing is half-written, and the rerun ends as an undisturbed run does."""
     output = tmp_path / "out"
     counts = kill_and_resume(network, images, output, steps)
-    assert len(written(whole)) > counts[-1] > counts[0]
+    assert sum(0 < count < len(written(whole)) for count in counts) > len(steps) / 2
     predict(network, images, "--output", output, "--format", FORMATS, expect=3)
     assert tree(output) == tree(whole)
     print(f"killed {len(steps)} times; files after each, of {len(written(whole))}: {counts}")

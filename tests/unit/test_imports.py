@@ -22,6 +22,7 @@ RANKS = {
     "predict": 4,
     "training": 5,
     "app": 5,
+    "ray": 5,
     "benchmark": 6,
     "cli": 7,
 }
