@@ -141,6 +141,7 @@ def test_strict_stops_at_the_first_failure(network, images, tmp_path):
     assert "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_by_one_as_in_workers(network, images, whole, tmp_path):
     output = tmp_path / "out"
     predict(network, images, "--output", output, "--format", FORMATS, "--workers", 0, expect=3)
@@ -152,6 +153,7 @@ def test_one_by_one_as_in_workers(network, images, whole, tmp_path):
     assert max((found[name] != expected[name]).mean() for name in found) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [("--scales", "1,1.5", "--flip"), ("--labels", "LABEL_3,7")], ids=["runs", "labels"]
 )
@@ -166,6 +168,7 @@ def test_options(options, network, images, tmp_path):
     assert (expected != segment(*tiny_model_and_processor(), path)[0].numpy()).any()
 
 
+@pytest.mark.slow
 def test_do_resize(network, images, tmp_path):
     predict(network, images / "000.png", "--output", tmp_path / "out", "--do_resize", "false")
     model, processor = tiny_model_and_processor(do_resize=False)
@@ -264,6 +267,7 @@ def written(output: Path) -> list[Path]:
     return [path for path in found if ".partial-" not in str(path)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [[1, 30, 50], pytest.param([0, 1, 1, 2, 3] * 10, marks=pytest.mark.faults)], ids=len)
 def test_killed_and_resumed(steps, whole, network, images, tmp_path):
     """Nothing is half-written, and the rerun ends as an undisturbed run does."""
@@ -275,6 +279,7 @@ def test_killed_and_resumed(steps, whole, network, images, tmp_path):
     print(f"killed {len(steps)} times; files after each, of {len(written(whole))}: {counts}")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_told(network, images, tmp_path):
     """And the same command goes on."""
     output = tmp_path / "out"

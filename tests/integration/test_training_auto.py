@@ -94,6 +94,7 @@ def make_own(root: Path, data: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_stopped(data, weights, tmp_path):
     words = ["--data", data, "--backbone", weights, "--num_workers", "1", "--max_steps", "6", "--save_steps", "2"]
     for name in ("whole", "cut"):
@@ -178,6 +179,7 @@ def write_bands(root: Path, count: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_five_bands_need_no_word(weights, tmp_path):
     root = write_bands(tmp_path / "bands", 4)
     done = run(tmp_path, "--data", root, "--backbone", weights, "--max_steps", "2", "--num_workers", "0")
