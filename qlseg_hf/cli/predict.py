@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`qlseg predict MODEL SOURCE... --output DIR`, also `accelerate launch -m qlseg_hf.cli.predict ...` and torchrun."""
 
+import os
 import sys
 
 import click
@@ -98,7 +99,8 @@ def command(address: str | None, ray_cores: int, **settings) -> None:
         from ..ray import predict_on_cluster
 
         summary = predict_on_cluster(request, address, ray_cores)
-    print(describe(summary, settings["output"]))
+    if os.environ.get("RANK", "0") == "0":
+        print(describe(summary, settings["output"]))
     if summary.num_failed:
         sys.exit(FAILED)
 

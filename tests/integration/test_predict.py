@@ -235,7 +235,7 @@ def test_two_processes_give_what_one_gives(whole, network, images, tmp_path):
     pytest.importorskip("accelerate")
     output = tmp_path / "out"
     done = launch(2, network, images, "--output", output, "--format", FORMATS, "--workers", 1)
-    assert f"{NUM_IMAGES} images segmented, 2 failed" in done.stdout, done.stderr
+    assert done.stdout.count(f"{NUM_IMAGES} images segmented, 2 failed") == 1, done.stderr  # one of them says it
     assert tree(output) == tree(whole)
     done = launch(2, network, images, "--output", output, "--format", FORMATS, "--scales", 3, "--workers", 1)
     assert done.returncode == 1 and done.stderr.count("holds results of other settings") == 1
