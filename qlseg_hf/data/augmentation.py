@@ -10,7 +10,7 @@ Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import count
 
 import numpy as np
@@ -20,23 +20,12 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..model.image_io import resize_picture
 from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..utils.optional import import_package
 from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
+from .distortion import COLOR_OPERATIONS, MOVES, distort, distort_bands, move, opencv, recolor, rotation_matrix
 
 ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
 CROP_DRAWS = 10
 MOST_CHANNELS = 64  # that OpenCV is given at a time; it takes 512, since 5.0 it takes 128
-
-
-@cache
-def opencv():
-    """The module cv2, or None if it is not installed. ImportError if it is, but another module or broken."""
-    try:
-        cv2 = import_package("cv2", "setNumThreads", "augmentation", "'qlseg-hf[train]'")
-    except ModuleNotFoundError:
-        return None
-    cv2.setNumThreads(1)  # the workers are the parallelism, and a thread pool does not survive a fork
-    return cv2
 
 
 @dataclass(frozen=True)
@@ -53,10 +42,12 @@ class TrainingTransform:
         cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more of its labelled
             pixels; 1 takes the first draw.
         photometric: distort brightness, contrast, saturation and hue of 8-bit RGB, which needs OpenCV; of other bands
-            brightness and contrast, see `distorted_bands`.
+            brightness and contrast, see `distort_bands`.
         vertical_flip: turn every second crop upside down.
         rotation: degrees; every crop is turned about its middle by an angle drawn from -rotation..rotation. What comes
             in from outside is 0 after normalising, and ignored.
+        trivial_augment: change every crop by one operation drawn from TrivialAugment's, of a strength drawn too: its
+            colours, or image and labels moved together. Of 8-bit RGB alone.
         seed: first part of what every draw depends on.
 
     Raises:
@@ -74,6 +65,7 @@ class TrainingTransform:
     seed: int = 0
     vertical_flip: bool = False
     rotation: float = 0.0
+    trivial_augment: bool = False
 
     def __post_init__(self):
         low, high = self.scale_range
@@ -87,6 +79,8 @@ class TrainingTransform:
             raise ValueError(f"resize_box {self.box} times {low} is less than a pixel; raise one of them")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation {self.rotation} must be 0..180 degrees")
+        if self.trivial_augment and not self.is_rgb:
+            raise ValueError("trivial_augment is for images of 8-bit RGB; leave it out for other bands")
         if self.photometric and self.is_rgb and opencv() is None:
             raise ImportError("photometric needs OpenCV: pip install 'qlseg-hf[train]', or set photometric: false")
 
@@ -145,13 +139,20 @@ class TrainingTransform:
         # copies: to NumPy a mirrored column is contiguous, with a stride that torch refuses
         picture, crop = picture.copy(), torch.from_numpy(crop.copy())
         if self.photometric and is_rgb:
-            picture = distorted(picture, rng)
+            picture = distort(picture, rng)
+        operation, strength = None, 0.0
+        if self.trivial_augment and is_rgb:
+            operation, strength = str(rng.choice([*COLOR_OPERATIONS, *MOVES])), rng.uniform(-1, 1)
+        if operation in COLOR_OPERATIONS:
+            picture = recolor(picture, operation, strength)
         pixel_values = self.processor.normalized(torch.from_numpy(picture).permute(2, 0, 1))  # (n, h, w)
         if self.photometric and not is_rgb and self.processor.do_normalize:
-            pixel_values = distorted_bands(pixel_values, rng)
+            pixel_values = distort_bands(pixel_values, rng)
+        moves = [MOVES[operation](strength)] if operation in MOVES else []
         if self.rotation:
-            angle = rng.uniform(-self.rotation, self.rotation)
-            pixel_values, crop = rotated(pixel_values, crop, angle, self.processor.ignore_index)
+            moves.append((rotation_matrix(rng.uniform(-self.rotation, self.rotation)), (0, 0)))
+        for matrix, shift in moves:
+            pixel_values, crop = move(pixel_values, crop, matrix, shift, self.processor.ignore_index)
         margin = (0, self.crop_size - crop.shape[1], 0, self.crop_size - crop.shape[0])
         return {
             "pixel_values": F.pad(pixel_values, margin).contiguous(),  # (n, c, c)
@@ -206,80 +207,6 @@ def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     ]
     parts = [part.reshape(*size, -1) for part in parts]  # it drops the axis of a single band
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-
-def scaled(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
-    """`values * factor + offset` of uint8, clipped to 0..255 and cut to uint8."""
-    return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)[values]
-
-
-def distorted(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Photometric distortion of (h, w, 3) uint8 RGB, each of the four with p = 0.5, every step rounded to 8 bit.
-
-    Brightness + U(-32, 32); contrast x U(0.5, 1.5), by a coin before or after the next two; saturation x U(0.5, 1.5);
-    hue + an integer in -18..17 of 180.
-    """
-    cv2 = opencv()
-
-    def in_hsv(channel: int, table: np.ndarray) -> np.ndarray:
-        hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
-        hsv[..., channel] = table[hsv[..., channel]]
-        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-    levels = np.arange(256)
-    if rng.random() < 0.5:
-        picture = scaled(picture, offset=rng.uniform(-32, 32))
-    contrast_first = rng.random() < 0.5
-    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else None
-    if contrast is not None and contrast_first:
-        picture = scaled(picture, contrast)
-    if rng.random() < 0.5:
-        picture = in_hsv(1, scaled(levels, rng.uniform(0.5, 1.5)))
-    if rng.random() < 0.5:
-        picture = in_hsv(0, ((levels + rng.integers(-18, 18)) % 180).astype(np.uint8))
-    if contrast is not None and not contrast_first:
-        picture = scaled(picture, contrast)
-    return picture
-
-
-def distorted_bands(pixel_values: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Brightness and contrast of (n, h, w) normalised bands, which have no hue, each with p = 0.5; nothing is cut off.
-
-    Contrast x U(0.5, 1.5) about the mean of the data set, which is 0 here; then U(-0.25, 0.25) deviations on top, the
-    same for all bands. 0.25 is what 32 of 255 is for the default processor.
-    """
-    if rng.random() < 0.5:
-        pixel_values = pixel_values * rng.uniform(0.5, 1.5)
-    if rng.random() < 0.5:
-        pixel_values = pixel_values + rng.uniform(-0.25, 0.25)
-    return pixel_values
-
-
-def rotated(
-    pixel_values: torch.Tensor, labels: torch.Tensor, angle: float, ignore_index: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn a crop about its middle, counter-clockwise.
-
-    Args:
-        pixel_values: (n, h, w) fp32, read between pixels by bilinear interpolation.
-        labels: (h, w) int64, of which the nearest is taken.
-        angle: degrees.
-        ignore_index: label of what comes in from outside, where pixels are 0.
-
-    Returns:
-        tensors of the same shapes and dtypes.
-    """
-    (height, width), turn = labels.shape, np.deg2rad(angle)
-    rows = torch.arange(height, dtype=torch.float32)[:, None] - (height - 1) / 2  # (h, 1)
-    columns = torch.arange(width, dtype=torch.float32)[None] - (width - 1) / 2  # (1, w)
-    x = float(np.cos(turn)) * columns - float(np.sin(turn)) * rows  # where each pixel comes from
-    y = float(np.sin(turn)) * columns + float(np.cos(turn)) * rows
-    grid = torch.stack([2 * x / width, 2 * y / height], dim=-1)[None]  # (1, h, w, 2), -1..1 are the outer edges
-    given = {"padding_mode": "zeros", "align_corners": False}
-    turned = F.grid_sample(pixel_values[None], grid, mode="bilinear", **given)[0]
-    shifted = (labels - ignore_index).double()[None, None]  # so that 0 is ignored
-    kept = F.grid_sample(shifted, grid.double(), mode="nearest", **given)[0, 0]
-    return turned, kept.round().long() + ignore_index
 
 
 def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:

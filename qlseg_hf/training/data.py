@@ -64,6 +64,7 @@ def training_batches(
         photometric=recipe.photometric,
         vertical_flip=recipe.vertical_flip,
         rotation=recipe.rotation,
+        trivial_augment=recipe.trivial_augment,
         seed=recipe.seed,
     )
     positions = BatchPositions(

@@ -73,6 +73,7 @@ class Recipe:
         photometric: distort brightness, contrast, saturation and hue; needs OpenCV.
         vertical_flip: turn every second sample upside down, as aerial and microscope images allow.
         rotation: turn each sample by an angle drawn from -rotation..rotation degrees; 0 for none.
+        trivial_augment: change each sample by one more operation, of colour or place, as TrivialAugment does.
         warmup_steps: linear warm-up of the learning rate. auto: a twentieth of max_steps, at most 1500.
         learning_rate: of the encoder. auto: 1.5e-4 x 192 / its width for a fresh head, 1e-5 for a model.
         head_lr_multiplier: times that rate for everything outside the encoder.
@@ -139,6 +140,7 @@ class Recipe:
     photometric: bool = True
     vertical_flip: bool = False
     rotation: float = 0.0
+    trivial_augment: bool = False
     warmup_steps: int | None = None
     learning_rate: float | None = None
     head_lr_multiplier: float = 10.0

@@ -28,6 +28,7 @@ SYNONYMS = {
     "precision": "mixedprecision fp16 bf16 fp8 amp useamp half autocast dtype torchdtype tf32",
     "vertical_flip": "flipud verticalflip vflip randomverticalflip",
     "rotation": "degrees rotate randomrotation rotationdegrees",
+    "trivial_augment": "trivialaugment trivialaugmentwide autoaugment randaugment",
     "gradient_checkpointing": "checkpointing activationcheckpointing gradcheckpointing withcp",
     "compile": "torchcompile dynamo usecompile",
     "crop_size": "imgsz imgsize imagesize inputsize cropsize resolution patchcrop trainsize randomcrop",

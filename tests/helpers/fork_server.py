@@ -39,7 +39,7 @@ if __name__ == "__main__":
     import qlseg_hf.cli.errors  # noqa: F401
     import qlseg_hf.training.loop  # noqa: F401
     from qlseg_hf.cli.main import run
-    from qlseg_hf.data.augmentation import opencv
+    from qlseg_hf.data.distortion import opencv
     from qlseg_hf.evaluation import evaluator
 
     opencv()

@@ -17,12 +17,11 @@ from qlseg_hf.data.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
-    distorted,
-    distorted_bands,
     resized,
     sample_order,
 )
 from qlseg_hf.data.datasets import Sample, SampleError, StreamedSamples, open_dataset
+from qlseg_hf.data.distortion import COLOR_OPERATIONS, MOVES, distort, distort_bands, move, recolor, rotation_matrix
 from qlseg_hf.model.image_io import resize_picture
 
 NUM_LABELS = 20
@@ -219,7 +218,7 @@ YES, NO = 0.4, 0.6
 def test_distortion(coins, values, color, expected):
     pytest.importorskip("cv2")
     draws = Draws(coins, values)
-    found = distorted(np.full((2, 3, 3), color, dtype=np.uint8), draws)
+    found = distort(np.full((2, 3, 3), color, dtype=np.uint8), draws)
     assert found.shape == (2, 3, 3) and found.dtype == np.uint8
     assert abs(found.astype(int) - expected).max() <= 1  # OpenCV's HSV has 8 bits
     assert not draws.coins and not draws.values
@@ -229,8 +228,8 @@ def test_contrast_before_or_after():
     """Clipping tells the order: 200 x 1.5 clips to 255 before a colour is turned grey-wards, or after."""
     pytest.importorskip("cv2")
     picture = np.full((1, 1, 3), (200, 180, 20), dtype=np.uint8)
-    before = distorted(picture, Draws((NO, YES, YES, YES, NO), (1.5, 0.5)))
-    after = distorted(picture, Draws((NO, NO, YES, YES, NO), (1.5, 0.5)))
+    before = distort(picture, Draws((NO, YES, YES, YES, NO), (1.5, 0.5)))
+    after = distort(picture, Draws((NO, NO, YES, YES, NO), (1.5, 0.5)))
     assert abs(before[0, 0].astype(int) - [255, 255, 142]).max() <= 2
     assert abs(after[0, 0].astype(int) - [255, 255, 165]).max() <= 2
 
@@ -449,7 +448,7 @@ def test_distortion_of_bands():
     pixels = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(0))
     factors, offsets = [], []
     for seed in range(400):
-        found = distorted_bands(pixels, rng(seed))
+        found = distort_bands(pixels, rng(seed))
         factor = (found[0, 0, 0] - found[1, 2, 3]) / (pixels[0, 0, 0] - pixels[1, 2, 3])
         factors.append(float(factor))
         offsets.append(float((found - factor * pixels).mean()))
@@ -482,14 +481,14 @@ def test_other_bands_than_the_processor_takes_are_named():
 def test_quarter_turns(turns):
     """By whole right angles a square is exactly what NumPy turns it into."""
     pixels, labels = torch.rand(2, 6, 6), torch.randint(0, 300, (6, 6))
-    turned, kept = module.rotated(pixels, labels, 90.0 * turns, ignore_index=-100)
+    turned, kept = move(pixels, labels, rotation_matrix(90.0 * turns), (0, 0), ignore_index=-100)
     assert torch.equal(kept, torch.rot90(labels, turns))
     torch.testing.assert_close(turned, torch.rot90(pixels, turns, (1, 2)), atol=1e-5, rtol=0)
 
 
 def test_what_comes_in_from_outside_is_ignored():
     pixels, labels = torch.ones(1, 9, 12), torch.full((9, 12), 3)
-    turned, kept = module.rotated(pixels, labels, 45.0, ignore_index=255)
+    turned, kept = move(pixels, labels, rotation_matrix(45.0), (0, 0), ignore_index=255)
     assert kept[0, 0] == 255 and turned[0, 0, 0] == 0 and set(kept.unique().tolist()) == {3, 255}
     assert kept[4, 6] == 3 and turned[0, 4, 6] == pytest.approx(1)
     inside = turned[0] == 1
@@ -511,3 +510,57 @@ def test_vertical_flip_and_rotation_only_where_they_are_asked_for():
     assert not any(torch.equal(a["labels"], b["labels"]) for a, b in zip(plain, turned))
     with pytest.raises(ValueError, match="rotation 200 must be 0..180 degrees"):
         transform(rotation=200)
+
+
+def test_every_operation_of_trivial_augment_keeps_image_and_labels_together():
+    """The red of the scene tells the label, so what is moved is checked against it."""
+    picture, labels = scene(64, 64)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1).float()
+    for name, place in MOVES.items():
+        for strength in (-1.0, 0.4):
+            moved, kept = move(pixels, torch.from_numpy(labels), *place(strength), ignore_index=255)
+            inside = (kept != 255) & (moved[0] % 10 == 0) & (moved[0] < 200)  # between two blocks it is neither
+            assert inside.sum() > 100, name
+            assert (moved[0][inside] / 10 == kept[inside]).float().mean() > 0.95, name
+            assert not torch.equal(kept, torch.from_numpy(labels)), name
+    shifted, kept = move(pixels, torch.from_numpy(labels), *MOVES["translate_x"](0.25), ignore_index=255)
+    np.testing.assert_array_equal(kept[:, :56], labels[:, 8:])  # 32 px times 0.25, from the right
+    assert (kept[:, 56:] == 255).all() and torch.allclose(shifted[:, :, :56], pixels[:, :, 8:], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, strength, before, after",
+    [
+        ("identity", 1.0, 100, 100),
+        ("brightness", 0.5, 100, 149),
+        ("brightness", -1.0, 100, 1),
+        ("solarize", 1.0, 100, 155),  # all is inverted
+        ("solarize", 0.0, 100, 100),
+        ("posterize", 1.0, 100, 64),  # two bits
+        ("posterize", 0.0, 101, 101),
+    ],
+)
+def test_colours_of_trivial_augment(name, strength, before, after):
+    found = recolor(np.full((3, 4, 3), before, dtype=np.uint8), name, strength)
+    assert found.shape == (3, 4, 3) and found.dtype == np.uint8 and (abs(found.astype(int) - after) <= 1).all()
+
+
+def test_trivial_augment_draws_all_of_its_operations_and_only_when_asked_for():
+    picture, labels = scene(32, 32)
+    noisy = np.random.default_rng(0).integers(0, 200, (32, 32, 3), dtype=np.uint8)
+
+    def samples(**settings):
+        made = transform(crop_size=32, cat_max_ratio=1.0, scale_range=(1.0, 1.0), **settings)
+        return [made.augment(noisy, labels, np.random.default_rng(seed)) for seed in range(60)]
+
+    plain, changed = samples(), samples(trivial_augment=True)
+    moved = [not torch.equal(a["labels"], b["labels"]) for a, b in zip(plain, changed)]
+    recolored = [
+        torch.equal(a["labels"], b["labels"]) and not torch.equal(a["pixel_values"], b["pixel_values"])
+        for a, b in zip(plain, changed)
+    ]
+    shares = len(MOVES) / (len(MOVES) + len(COLOR_OPERATIONS))
+    assert abs(sum(moved) / 60 - shares) < 0.2 and sum(recolored) > 15
+    assert all(torch.equal(a["labels"], b["labels"]) for a, b in zip(samples(trivial_augment=True), changed))
+    with pytest.raises(ValueError, match="trivial_augment is for images of 8-bit RGB"):
+        transform(deep_processor(5), trivial_augment=True)
