@@ -22,6 +22,7 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
+pytest.register_assert_rewrite("training_runs", "programs")  # so that a failure in them says what differs
 from networks import tiny_config, varied_model  # noqa: E402
 from programs import ROOT, make_data  # noqa: E402, F401
 

@@ -7,6 +7,7 @@ indices.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,14 +46,14 @@ def naming(name: str, kind: str) -> Iterator[None]:
         raise SampleError(f"{name}: {kind}: {error}", kind) from error
 
 
-class DrawnLabelMap:
+class DrawnLabelMap(ABC):
     """A label map that is drawn when it is asked for, as from polygons. `name`: what it is drawn from."""
 
     name: str
 
+    @abstractmethod
     def draw(self) -> np.ndarray:
         """(H, W) int64; ValueError or OSError if it cannot be drawn."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def check_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:
     return colors
 
 
-class Samples:
+class Samples(ABC):
     """What every kind of data set has.
 
     `split`: the name that was found. `notes`: sentences on files of the split that belong to no sample. `layout`: the
@@ -207,13 +208,13 @@ class Samples:
     def __init__(self, split: str, label_colors: dict | None, notes: Iterable[str] = ()):
         self.split, self.label_colors, self.notes = split, label_colors, list(notes)
 
+    @abstractmethod
     def contents(self) -> list:
         """What the samples are, wherever they lie, as JSON can hold it; of a table and a stream, of some of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def origin(self) -> list:
         """Where the samples come from and what they are, as JSON can hold it."""
-        raise NotImplementedError
 
     def __getstate__(self) -> dict:
         """Without the layout, which worker processes do not need."""

@@ -23,6 +23,7 @@ from ..data.datasets import Samples, listed, open_dataset
 from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
+from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..utils.distributed import fail_together, join_processes, report_deaths
 from ..utils.files import remove_partial, write_atomically
 from ..utils.hashing import file_sha256
@@ -121,8 +122,9 @@ def _evaluate(args: Request, state: PartialState) -> None:
                     val_fraction=args.val_fraction,
                     label_colors=args.label_colors,
                 )
-                processor = apply_layout(args, model, processor, samples)
-    for note in getattr(samples, "notes", ()) if state.is_main_process else ():
+    with fail_together(state.num_processes):
+        processor, notes = apply_layout(args, model, processor, samples)
+    for note in [*samples.notes, *notes] if state.is_main_process else ():
         print(f"warning: {printable(note)}", file=sys.stderr)
     state_file = args.output and args.output.with_name(f"{args.output.name}.state")
     page = args.report and report_path(args.report)
@@ -188,8 +190,8 @@ def label_rules(args: Request) -> dict:
     return rules
 
 
-def apply_layout(args: Request, model, processor, samples: Samples):
-    """The processor, with the label rules of the data's layout where nobody else says any.
+def apply_layout(args: Request, model, processor, samples: Samples) -> tuple[QLSegImageProcessor, list[str]]:
+    """The processor, with the label rules of the data's layout where nobody else says any, and sentences to be read.
 
     Raises:
         ValueError: the data have the model's labels in another order.
@@ -204,19 +206,19 @@ def apply_layout(args: Request, model, processor, samples: Samples):
             f"the data call label {number} {own[number]!r}, and the model {names[number]!r}: its labels stand in "
             "another order; set label_map so that stored values become the model's labels"
         )
+    notes = []
     if plain != wanted:
-        print(
-            f"warning: the data call their labels {printable(listed(list(own)))}, and the model "
-            f"{printable(listed(names))}; the scores mean something only if these are the same",
-            file=sys.stderr,
+        notes.append(
+            f"the data call their labels {listed(list(own))}, and the model {listed(names)}; the scores mean "
+            "something only if these are the same"
         )
     if layout is None or not layout.label_map or args.label_map is not None or processor.label_map:
-        return processor
+        return processor, notes
     settings = processor.to_dict() | {"label_map": layout.label_map}
     if layout.ignore_index is not None and args.ignore_index is None:
         settings["ignore_index"] = layout.ignore_index
-    print(f"note: stored values become labels as {layout.name} has them", file=sys.stderr)
-    return type(processor).from_dict(settings | {"do_reduce_labels": bool(args.do_reduce_labels)})
+    notes.append(f"stored values become labels as {layout.name} has them; nobody else says how")
+    return type(processor).from_dict(settings | {"do_reduce_labels": bool(args.do_reduce_labels)}), notes
 
 
 def write_pages(args: Request, page: Path, evaluation: Evaluation, examples: Examples | None, protocol: dict) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..data.check.suggestions import MOST_CROP, suggest_crop_size
 from ..utils.text import printable
 from .encoder import SIZES, Encoder, find_encoder
 from .recipe import Recipe
@@ -19,7 +20,7 @@ from .yaml_text import write_on_one_line
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
 CPU_STEPS = 800  # about ten minutes with a ViT-Tiny on two cores
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
-CPU_CROP, GPU_CROP = 224, 512  # pixels that the side of a crop has at most
+CPU_CROP = 224  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
 CPU_BATCH, GPU_BATCH = 4, 16
 # bytes of a training step in bf16 per pixel of its images, by encoder width; estimates
 GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}
@@ -125,7 +126,7 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
         crop = data.window_size
         yield "crop_size", (crop, "as the model's windows")
     elif crop is None:
-        crop = max(patch, min(CPU_CROP if device.is_cpu else GPU_CROP, data.short_side) // patch * patch)
+        crop = suggest_crop_size([(data.short_side,) * 2], patch, CPU_CROP if device.is_cpu else MOST_CROP)
         yield "crop_size", (crop, f"the images' short side is {data.short_side}, patches are {patch} pixels wide")
     if encoder is None:
         settings, why = data.band_settings, "of the bands"

@@ -153,7 +153,8 @@ def resume_run(run: Run, checkpoint: Path) -> bool:
                     f"the {what} are not those that {checkpoint} was trained with; restore them, or start a new "
                     "run in another output_dir, with model: the folder best of this one"
                 )
-    run.state, max_steps = {"num_without_gain": 0} | stored, run.recipe.max_steps
+    run.state = stored | {"num_without_gain": stored.get("num_without_gain", 0)}  # which runs of old do not have
+    max_steps = run.recipe.max_steps
     run.is_measured = stored.get("result", ...) is not None or not run.is_due(run.recipe.eval_steps)
     if checkpoint.resolve().parents[1] != run.output_dir.resolve():  # of another run, whose best is not here
         if run.step == max_steps:  # nothing would be left to do

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 MOST_WEIGHT = 10.0
-MOST_CROP, LEAST_CROP = 512, 64  # pixels
+MOST_CROP = 512  # pixels
 FEW_IMAGES, FEW_OF_IMAGES = 5, 0.2  # a label in fewer training images, and in a smaller share of them, is rare
 FEW_PIXELS = 2e-5  # share of the pixels below which a label is rare
 
@@ -32,20 +32,21 @@ def suggest_class_weights(counts: Mapping[str, int]) -> dict[str, float]:
     }
 
 
-def suggest_crop_size(sizes: Iterable[tuple[int, int]], patch_size: int = 16) -> int:
+def suggest_crop_size(sizes: Iterable[tuple[int, int]], patch_size: int = 16, most: int = MOST_CROP) -> int:
     """Side of the square training crop, in pixels.
 
     Args:
         sizes: (height, width) of the training images.
         patch_size: of the encoder; the side is a multiple of it.
+        most: pixels that the side has at most.
 
     Returns:
-        the median short side rounded down to whole patches, from 64 to 512 pixels: a larger crop of small images would
-        be padding, and a larger one than 512 takes memory that is better spent on the batch.
+        the median short side rounded down to whole patches, one at least: a larger crop would be padding, and a larger
+        one than `most` takes memory that is better spent on the batch.
     """
     sides = [min(size) for size in sizes]
-    side = int(np.clip(np.median(sides) if sides else MOST_CROP, LEAST_CROP, MOST_CROP))
-    return max(side // patch_size, -(-LEAST_CROP // patch_size)) * patch_size
+    side = int(min(np.median(sides), most)) if sides else most
+    return max(side // patch_size, 1) * patch_size
 
 
 def rare_labels(names: list[str], pixels: np.ndarray, images: list[int], num_images: int) -> dict[str, str]:

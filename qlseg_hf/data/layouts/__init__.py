@@ -18,7 +18,7 @@ from .folders import FOLDERS
 from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
-from .splits import find_overlap, find_split, hold_out
+from .splits import find_split, hold_out
 from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
 from .voc import VOC
 
@@ -209,4 +209,4 @@ def is_color_picture(path: Path) -> bool:
         return False
 
 
-__all__ = ["LAYOUTS", "Layout", "UnknownLayoutError", "find_layout", "find_overlap", "find_split"]
+__all__ = ["LAYOUTS", "Layout", "UnknownLayoutError", "find_layout", "find_split"]

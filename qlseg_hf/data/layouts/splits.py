@@ -6,7 +6,6 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -21,10 +20,9 @@ from ..samples import (
     SampleError,
     Samples,
     TableSamples,
-    path_of,
 )
 from .files import Locator, is_hidden, is_picture, stem_of, suffix_of
-from .layout import Layout, Source, Splits
+from .layout import Source, Splits
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
@@ -264,43 +262,4 @@ def _labels_of(samples: Samples) -> dict[int, set]:
     return known
 
 
-def find_overlap(layout: Layout, splits: Iterable[str] | None = None) -> list[list[tuple[str, str]]]:
-    """Pictures that are in two splits or more, by their content.
-
-    Args:
-        layout: of files, or of a table; streams are passed by.
-        splits: to compare; all that are no union of others ("trainval") if not given.
-
-    Returns:
-        For each such picture the (split, name) of every place where it lies.
-    """
-    names = [name for name in layout.splits if name.lower() not in UNION_SPLITS] if splits is None else list(splits)
-    by_size = defaultdict(list)
-    for split in names:
-        samples = layout.splits[split]
-        for index in range(len(samples)) if hasattr(samples, "__len__") else ():
-            sample = samples[index]
-            data = _file_or_bytes(sample.picture)
-            if isinstance(data, bytes):
-                by_size[len(data)].append((split, index, sample.name))
-            elif data is not None and data.is_file():
-                by_size[data.stat().st_size].append((split, index, sample.name))
-    by_content = defaultdict(list)
-    for group in by_size.values():
-        if len({split for split, _, _ in group}) > 1:
-            for split, index, name in group:
-                data = _file_or_bytes(layout.splits[split][index].picture)
-                data = data.read_bytes() if isinstance(data, Path) else data
-                by_content[hashlib.sha256(data).digest()].append((split, name))
-    return [places for places in by_content.values() if len({split for split, _ in places}) > 1]
-
-
-def _file_or_bytes(picture) -> Path | bytes | None:
-    """What a sample's picture is read from; None of arrays and addresses."""
-    if isinstance(picture, dict) and picture.get("bytes") is not None:
-        return picture["bytes"]
-    path = str(picture) if isinstance(picture, Path) else path_of(picture)
-    return Path(path) if path and "://" not in path else picture if isinstance(picture, bytes) else None
-
-
-__all__ = ["choose_validation", "find_overlap", "find_split", "hold_out", "place_of", "read_split_lists"]
+__all__ = ["choose_validation", "find_split", "hold_out", "place_of", "read_split_lists"]

@@ -53,7 +53,7 @@ def test_json_holds_everything(qlseg, tmp_path):
     assert found["problems"] == found["warnings"] == found["notes"] == [] and found["can_train"] is True
     assert found["sizes"] == [{"height": 48, "width": 64, "images": 12}]
     assert found["unreadable"] == found["duplicates"] == found["overlap"] == found["colors"] == []
-    assert found["crop_size"] == 64 and list(found["class_weights"]) == ["sky", "road", "car"]
+    assert found["crop_size"] == 48 and list(found["class_weights"]) == ["sky", "road", "car"]
     assert found["settings"] == {"do_reduce_labels": False, "ignore_index": 255}
     pixels = np.concatenate([np.asarray(Image.open(p)).reshape(-1, 3) for p in sorted(data.glob("images/training/*"))])
     assert found["bands"]["mean"] == pytest.approx(pixels.mean(0)) and found["bands"]["dtype"] == "uint8"
@@ -134,7 +134,7 @@ def test_report_is_one_page_without_requests(qlseg, tmp_path):
     )
     for title in ("Contact sheet", "Labels", "Readings of the stored values", "Sizes", "Suggestions"):
         assert f"<h2>{title}" in page
-    assert page.count("<img") == 12 and "crop_size: 64" in page and "class_weights" in page
+    assert page.count("<img") == 12 and "crop_size: 48" in page and "class_weights" in page
     assert Image.open(tmp_path / "out" / "report.png").size[0] == 1240
 
 

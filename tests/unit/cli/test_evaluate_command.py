@@ -50,20 +50,20 @@ def test_without_a_file_nothing_is_added(tmp_path):
     assert found["label_colors"] == {0: [0, 0, 0], 1: [9, 9, 9]} and found["label_names"] == ["sky", "road"]
 
 
-def test_layout_says_how_values_become_labels(tmp_path, capsys):
+def test_layout_says_how_values_become_labels(tmp_path):
     samples = open_dataset(put_cityscapes(tmp_path), "val")
     names = samples.layout.label_names
     model = QLSegForSemanticSegmentation(tiny_config(len(names), id2label=dict(enumerate(names))))
     processor = QLSegImageProcessor(do_reduce_labels=False)
     request = Request("m", str(tmp_path))
-    assert apply_layout(request, model, processor, samples).label_map == samples.layout.label_map
-    assert "as cityscapes has them" in capsys.readouterr().err
+    applied, notes = apply_layout(request, model, processor, samples)
+    assert applied.label_map == samples.layout.label_map and "as cityscapes has them" in notes[0]
     for own in (QLSegImageProcessor(label_map={8: 3}), processor):  # somebody has said other rules
         stated = replace(request, label_map={8: 3}) if own is processor else request
-        assert apply_layout(stated, model, own, samples) is own
+        assert apply_layout(stated, model, own, samples) == (own, [])
     model.config.id2label = dict(enumerate([*names[1:], names[0]]))
     with pytest.raises(ValueError, match="the data call label 0 'road', and the model 'sidewalk'"):
         apply_layout(request, model, processor, samples)
     model.config.id2label = dict(enumerate(f"x{name}" for name in names))
-    apply_layout(request, model, processor, samples)
-    assert "the scores mean something only if these are the same" in capsys.readouterr().err
+    _, notes = apply_layout(request, model, processor, samples)
+    assert "the scores mean something only if these are the same" in notes[0]

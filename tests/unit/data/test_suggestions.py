@@ -20,7 +20,8 @@ def test_crop_size():
     assert suggest_crop_size([(360, 480)] * 5) == 352
     assert suggest_crop_size([(360, 480)] * 5, patch_size=14) == 350
     assert suggest_crop_size([(2048, 1024)]) == 512
-    assert suggest_crop_size([(40, 50)]) == 64 and suggest_crop_size([(40, 50)], patch_size=14) == 70
+    assert suggest_crop_size([(40, 50)]) == 32 and suggest_crop_size([(10, 50)]) == 16
+    assert suggest_crop_size([(360, 480)], most=224) == 224 and suggest_crop_size([(360, 480)], 14, most=230) == 224
     assert suggest_crop_size([(100, 900), (900, 200), (300, 300)]) == 192
     assert suggest_crop_size([]) == 512
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
-from qlseg_hf.data.layouts import find_layout, find_overlap
+from qlseg_hf.data.layouts import find_layout
 from qlseg_hf.data.layouts.splits import place_of
 
 
@@ -90,14 +90,3 @@ def test_copies_of_one_roboflow_image_stay_together():
         != place_of("train/b_jpg.rf.1.jpg")
     )
     assert place_of("images/a.jpg") == place_of("images/a.PNG") != place_of("images/b.jpg")
-
-
-def test_overlap(tmp_path):
-    for i in range(4):
-        put(tmp_path, f"train/n{i}", shade=i)
-    put(tmp_path, "val/other", shade=2)
-    put(tmp_path, "val/own", shade=100)
-    overlap = find_overlap(find_layout(tmp_path))
-    assert overlap == [[("train", "images/train/n2.png"), ("val", "images/val/other.png")]]
-    put(tmp_path, "val/other", shade=77)
-    assert find_overlap(find_layout(tmp_path)) == []
