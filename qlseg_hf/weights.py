@@ -46,7 +46,7 @@ TRANSFORMERS_KEYS = {
     r"layers\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)": "layers.{0}.mlp.{1}.{2}",
     r"embeddings\.position_embeddings": "embeddings.position_embeddings",
 }
-# Not part of the encoder: class token (dropped before the first layer), final norm (none), pooler and classifier.
+# Not part of the encoder: final norm (none), pooler and classifier; the class token where the encoder has none.
 UNUSED_KEYS = r"(embeddings\.)?(cls_token|mask_token)|(norm|fc_norm|layernorm|head|pooler|classifier)\..*"
 # The same of other backbones: heads for other tasks, and the norms of those
 OTHER_UNUSED_KEYS = r"(\w+\.)?(norm|fc_norm|layernorm|head|pooler|classifier|lm_head)\..*"
@@ -79,7 +79,8 @@ def load_vit_weights(
     An encoder of n bands takes weights that were trained on RGB: see `extend_projection`.
 
     Source: position embeddings `1:` as a 2-D map, bicubic, `align_corners=False`, no antialias; the class token and
-    its position are dropped, as in the released networks. Other backbones keep theirs, and resize at every call.
+    its position are added up for an encoder with `use_class_token`, else dropped, as in the released networks. Other
+    backbones keep theirs, and resize at every call.
     """
     is_ours = isinstance(backbone, QLSegViTBackbone)
     load = load_our_weights if is_ours else load_transformers_weights
@@ -111,7 +112,10 @@ def load_our_weights(
             renamed.update(zip(names, value.chunk(len(names))))
         elif not re.fullmatch(UNUSED_KEYS, key):
             unexpected.append(key)
-    name = "embeddings.position_embeddings"
+    name, token = "embeddings.position_embeddings", "embeddings.class_token"
+    class_token = weights.get("cls_token", weights.get("embeddings.cls_token"))
+    if token in target and name in renamed and class_token is not None:
+        renamed[token] = class_token + renamed[name][:, :1]
     if name in renamed:
         renamed[name] = fit_positions(renamed[name], backbone.embeddings.grid, source)
     fit_bands(renamed, target)

@@ -161,6 +161,8 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
         layer_norm_eps: epsilon of both layer norms of a layer.
         drop_path_rate: stochastic depth of the MLP branch in the last layer; it rises linearly from 0 in the first.
         initializer_range: standard deviation of fresh weights.
+        use_class_token: a class token goes through the layers with the patches and is cut off the maps, as in the
+            pretraining of most ViTs. False, as in the paper, drops it before the first layer.
         out_indices, out_features: which stages are returned, shallow to deep. As in every backbone of transformers,
             stage 0 ("stem") is the embedding and stage i the output of the i-th layer, so the paper's 0-based layers
             7, 15, 23 are stages 8, 16, 24.
@@ -178,6 +180,7 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
     layer_norm_eps: float | int = 1e-6
     drop_path_rate: float | int = 0.3
     initializer_range: float | int = 0.02
+    use_class_token: bool = False
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -235,6 +238,13 @@ class QLSegConfig(_StoredConfig):
         focal_alpha, focal_gamma: constants of the focal loss.
         semantic_loss_ignore_index: label of pixels that are left out of classification and are background of every
             mask.
+        mask_activation: what makes mask logits probabilities. "sigmoid", the paper's: each by itself, with a focal
+            loss. "softmax": the masks of an image compete for its pixels, with a cross-entropy in place of the focal
+            loss (weight `mask_weight`), a dice loss of the softmax (`dice_weight`), and half of both for each earlier
+            block; ignored pixels count for none.
+        use_label_classifier: add the logits of a linear layer on the deepest level to the mask logits of every block.
+        num_detail_channels: width of the convolutions over the image that sharpen the mask logits, which are then on a
+            grid of 4 pixels; 0, the paper's, leaves them on the patch grid.
         label_weights: factor of each label's terms in the loss; None for 1, as in the paper.
         palette: one RGB triple (0..255) per label, or None.
     """
@@ -274,6 +284,9 @@ class QLSegConfig(_StoredConfig):
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     semantic_loss_ignore_index: int = 255
+    mask_activation: str = "sigmoid"
+    use_label_classifier: bool = False
+    num_detail_channels: int = 0
     label_weights: list[float | int] | None = None
     palette: list[list[int]] | None = None
 
@@ -332,6 +345,10 @@ class QLSegConfig(_StoredConfig):
             raise ValueError("position_temperature is 0; a positive number is wanted, such as 10000")
         if self.focal_alpha > 1:
             raise ValueError(f"focal_alpha {self.focal_alpha} is outside [0, 1]")
+        if self.mask_activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"mask_activation is {self.mask_activation!r}; sigmoid or softmax is wanted")
+        if self.num_detail_channels < 0 or self.num_detail_channels % 8:
+            raise ValueError(f"num_detail_channels is {self.num_detail_channels}; a multiple of 8, or 0, is wanted")
         for name in ("mask_threshold", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")

@@ -15,6 +15,7 @@ from .scores import bilinear, sources
 
 # fp32 of the masks that are upsampled at once; a dozen tensors of that size live at a time
 CPU_CHUNK_BYTES = 8 << 20
+EARLIER_BLOCKS = 0.5  # factor of what blocks before the last one add to the loss of competing masks
 ACCELERATOR_CHUNK_BYTES = 128 << 20
 
 
@@ -63,13 +64,15 @@ def segmentation_loss(
         mask_logits: (T, B, K, h, w), before the sigmoid.
         labels: (B, H, W) integers, 0..K-1 or the ignore index. Ignored pixels are background of every mask.
         config: weights of the terms and of the labels, and `semantic_loss_ignore_index`.
-        normalizers: (2,) what classification and mask terms are divided by, if this batch is part of a larger one: the
-            `loss_normalizers` of the whole, divided by the number of parts. If not given, the batch is the whole.
+        normalizers: what the terms are divided by, if this batch is part of a larger one: `loss_normalizers` of the
+            whole, divided by the number of parts. If not given, the batch is the whole.
 
     Returns:
         `loss_ce`, `loss_mask`, `loss_dice` of the last block and `loss_ce_t`, ... of block t before it, fp32 scalars.
         Mask terms are sums over the labels that occur, divided by their number in the batch (averaged over processes,
         at least 1); a batch without any label has mask terms 0. One host synchronisation: the count of those labels.
+        With `config.mask_activation` "softmax" `loss_mask` is the mean cross-entropy of the labelled pixels, and
+        `loss_dice` the dice loss of the softmax; see `CompetingLosses`.
     """
     num_blocks, _, num_labels = class_logits.shape[:3]
     labels = labels.long()
@@ -77,20 +80,27 @@ def segmentation_loss(
     picture, label = present.nonzero(as_tuple=True)  # (M,) each; the one synchronisation
     class_targets = torch.where(present, torch.arange(num_labels, device=labels.device), num_labels)  # (B, K)
     weights = _class_weights(config, labels.device)
+    competes = config.mask_activation == "softmax"
     if normalizers is None:
-        class_sum, num_masks = weights[class_targets].sum(), _count_masks(present)
-    else:
-        class_sum, num_masks = normalizers
-    class_sum = class_sum.clamp(min=torch.finfo(class_sum.dtype).tiny)  # all weights may be 0: then so is the term
+        normalizers = loss_normalizers(labels, config)
+        normalizers[1] = _count_masks(present)
+    tiny = torch.finfo(normalizers.dtype).tiny  # all weights may be 0: then so is the term
+    class_sum, num_masks = normalizers[0].clamp(min=tiny), normalizers[1]
 
     terms = {}
     for t in range(num_blocks):
         suffix = "" if t == num_blocks - 1 else f"_{t}"
         # fp32: products of probabilities and sums over pixels leave the range of half precision
         ce = F.cross_entropy(class_logits[t].float().flatten(0, 1), class_targets.flatten(), weights, reduction="sum")
+        terms["loss_ce" + suffix] = config.class_weight * ce / class_sum
+        share = 1.0 if t == num_blocks - 1 or not competes else EARLIER_BLOCKS
+        if competes:
+            pixel, dice = CompetingLosses.apply(mask_logits[t].float(), labels, present, weights[:-1])
+            terms["loss_mask" + suffix] = share * config.mask_weight * pixel / normalizers[2].clamp(min=tiny)
+            terms["loss_dice" + suffix] = share * config.dice_weight * dice / num_masks
+            continue
         logits = mask_logits[t][picture, label].float()  # (M, h, w)
         focal, dice = MaskLosses.apply(logits, labels, picture, label, config.focal_alpha, config.focal_gamma)  # (M,)
-        terms["loss_ce" + suffix] = config.class_weight * ce / class_sum
         terms["loss_mask" + suffix] = config.mask_weight * (focal * weights[label]).sum() / num_masks
         terms["loss_dice" + suffix] = config.dice_weight * (dice * weights[label]).sum() / num_masks
     return terms
@@ -120,14 +130,19 @@ def _class_weights(config, device: torch.device) -> torch.Tensor:
 
 
 def loss_normalizers(labels: torch.Tensor, config) -> torch.Tensor:
-    """(2,) fp32: sum of the class weights of all queries, and number of masks, of (B, H, W) labels.
+    """Sum of the class weights of all queries, and number of masks, of (B, H, W) labels: (2,) fp32.
 
-    Both add up over the parts of a batch, so that a loss does not depend on how a batch is cut over processes and
+    With `config.mask_activation` "softmax" (3,): also the sum of the label weights of all labelled pixels. They add up
+    over the parts of a batch, so that a loss does not depend on how a batch is cut over processes and
     accumulation steps. The mask count is not yet raised to 1.
     """
-    present, weights = present_labels(labels.long(), config), _class_weights(config, labels.device)
-    class_sum = torch.where(present, weights[:-1], weights[-1]).sum()
-    return torch.stack([class_sum, present.sum().float()])
+    labels = labels.long()
+    present, weights = present_labels(labels, config), _class_weights(config, labels.device)
+    sums = [torch.where(present, weights[:-1], weights[-1]).sum(), present.sum().float()]
+    if config.mask_activation == "softmax":
+        factors = F.pad(weights[:-1], (0, 1))  # of an ignored pixel 0
+        sums.append(factors[torch.where(labels == config.semantic_loss_ignore_index, -1, labels)].sum())
+    return torch.stack(sums)
 
 
 def _count_masks(present: torch.Tensor) -> torch.Tensor:
@@ -180,6 +195,85 @@ class MaskLosses(torch.autograd.Function):
         return focal_grad[:, None, None] * to_focal + dice_grad[:, None, None] * to_dice, None, None, None, None, None
 
 
+class CompetingLosses(torch.autograd.Function):
+    """Cross-entropy and dice loss of masks that share out the pixels by a softmax, an image at a time.
+
+    As in `MaskLosses` the gradient is worked out on the way and kept on the masks' grid, so that memory grows with
+    the labels times the pixels of one image, not of the batch.
+
+    Args of `apply`:
+        logits: (B, K, h, w) fp32; resized to the label map (bilinear, half-pixel centres), then softmax over K.
+        labels: (B, H, W) int64; what is not 0..K-1 is ignored.
+        present: (B, K) bool, the labels that occur in an image.
+        weights: (K,) fp32, factor of a label's pixels and of its dice loss.
+
+    Returns:
+        two fp32 scalars: the sum over labelled pixels of weight times cross-entropy, and the sum over images and the
+        labels present of weight times `1 - (2 sum(p t) + 1) / (sum p + sum t + 1)`, over labelled pixels.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, labels, present, weights):
+        grid, size, wants_gradient = tuple(logits.shape[2:]), tuple(labels.shape[1:]), ctx.needs_input_grad[0]
+        to_pixel, to_dice = torch.zeros_like(logits), torch.zeros_like(logits)
+        sums = logits.new_zeros(2)
+        with torch.autocast(logits.device.type, enabled=False):  # the products of `_upsample` have to be in fp32
+            for i, maps in enumerate(logits):
+                label = labels[i].flatten()  # (P,)
+                is_labelled = (label >= 0) & (label < len(maps))
+                losses, gradients = competing_losses(
+                    _upsample(maps, size).flatten(1),
+                    torch.where(is_labelled, label, 0),
+                    is_labelled,
+                    torch.where(present[i], weights, 0.0),
+                    weights,
+                    wants_gradient,
+                )
+                sums += losses
+                if wants_gradient:
+                    to_pixel[i], to_dice[i] = (
+                        _upsample(g.unflatten(1, size), grid, is_adjoint=True) for g in gradients
+                    )
+        ctx.save_for_backward(to_pixel, to_dice)
+        return sums[0], sums[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, pixel_grad, dice_grad):
+        to_pixel, to_dice = ctx.saved_tensors  # (B, K, h, w) each
+        return pixel_grad * to_pixel + dice_grad * to_dice, None, None, None
+
+
+def competing_losses(logits, label, is_labelled, dice_weights, weights, wants_gradient=False):
+    """`CompetingLosses` of one image whose masks have the label map's size, and the gradients.
+
+    Args:
+        logits: (K, P) fp32.
+        label: (P,) int64, 0..K-1.
+        is_labelled: (P,) bool.
+        dice_weights, weights: (K,) fp32, of a label's dice loss (0 for labels that do not occur), and of its pixels.
+        wants_gradient: also return the gradients.
+
+    Returns:
+        (2,) the two sums, and None or the (K, P) gradient of each with respect to `logits`.
+    """
+    log_probs = logits.log_softmax(dim=0)
+    truth = log_probs.gather(0, label[None])[0]  # (P,)
+    factors = weights[label] * is_labelled
+    probs = log_probs.exp()
+    right = probs.gather(0, label[None])[0] * is_labelled
+    overlap, count = (weights.new_zeros(len(weights)).index_add(0, label, x) for x in (right, is_labelled.float()))
+    above, below = 2 * overlap + 1, probs @ is_labelled.float() + count + 1  # (K,)
+    sums = torch.stack([-(factors * truth).sum(), (dice_weights * (1 - above / below)).sum()])
+    if not wants_gradient:
+        return sums, None
+    to_pixel = (probs * factors).scatter_add_(0, label[None], -factors[None])
+    # of a pixel's dice losses by its probabilities: `rise` of every label, less `fall` of the one that is right
+    rise, fall = dice_weights * above / below**2, (dice_weights * 2 / below)[label] * right
+    to_dice = probs * (rise[:, None] - (rise @ probs - fall)) * is_labelled
+    return sums, (to_pixel, to_dice.scatter_add_(0, label[None], -fall[None]))
+
+
 def _upsample(maps: torch.Tensor, size: tuple[int, int], is_adjoint: bool = False) -> torch.Tensor:
     """(m, h, w) fp32 maps resized bilinearly to `size`; adjoint: (m, *size) gradients brought back to (m, h, w).
 
@@ -227,4 +321,13 @@ def mask_losses(
     return focal, dice, (to_focal, to_dice)
 
 
-__all__ = ["MaskLosses", "check_labels", "loss_normalizers", "mask_losses", "present_labels", "segmentation_loss"]
+__all__ = [
+    "CompetingLosses",
+    "MaskLosses",
+    "check_labels",
+    "competing_losses",
+    "loss_normalizers",
+    "mask_losses",
+    "present_labels",
+    "segmentation_loss",
+]

@@ -96,7 +96,8 @@ class MemoryPlan:
 
     def window_bytes(self, window_pixels: int) -> int:
         """What is kept of a window: class probabilities and mask logits, fp32."""
-        return 4 * self.config.num_labels * (self.config.num_labels + self.num_tokens(window_pixels))
+        num_masked = ceil(window_pixels / 16) if self.config.num_detail_channels else self.num_tokens(window_pixels)
+        return 4 * self.config.num_labels * (self.config.num_labels + num_masked)
 
     def forward_bytes(self, window_pixels: int) -> int:
         """What a window adds to a forward pass, in fp32; what was measured lies below it."""
@@ -106,9 +107,14 @@ class MemoryPlan:
         hidden = max(4 * width + 8 * width, levels * (8 * width + self.config.pixel_encoder_intermediate_size))
         heads = getattr(backbone, "num_attention_heads", None) or 16
         attention = _count_attention_matrices(backbone) * heads * self.num_tokens(window_pixels)
-        return (
-            4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention)
-            + 4 * self.num_channels * window_pixels
+        detail = self.config.num_detail_channels
+        if (
+            detail
+        ):  # at half the sides: two maps of half the width; at a quarter: four, and twice the masks of all blocks
+            masks = 2 * self.config.num_decoder_blocks * self.config.num_labels
+            detail = ceil(window_pixels / 4) * detail + ceil(window_pixels / 16) * (4 * detail + masks)
+        return 4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention) + 4 * (
+            self.num_channels * window_pixels + detail
         )
 
 

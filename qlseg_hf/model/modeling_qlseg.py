@@ -50,7 +50,8 @@ class QLSegOutput(ModelOutput):
             class probability times mask probability. They are not log-probabilities and do not sum to 1. None in
             training mode with labels.
         class_queries_logits: (B, K, K + 1) of the last block, before softmax; the last column is "no object".
-        masks_queries_logits: (B, K, h, w) of the last block, before sigmoid, on the patch grid.
+        masks_queries_logits: (B, K, h, w) of the last block, before sigmoid, on the patch grid; with
+            `num_detail_channels` on a grid of 4 pixels.
         hidden_states: of the backbone, if requested.
         attentions: (B, heads, N, N) of each backbone layer, if requested.
         window_offsets: as given to `forward`, so that the image processor can put windows together again.
@@ -140,7 +141,7 @@ class QLSegAttention(nn.Module):
 
 
 class QLSegViTEmbeddings(nn.Module):
-    """Patches plus position embeddings. No class token: released networks drop it before the first layer."""
+    """Patches plus position embeddings, behind a class token (with its position in it) if there is one."""
 
     def __init__(self, config: QLSegViTConfig):
         super().__init__()
@@ -149,13 +150,17 @@ class QLSegViTEmbeddings(nn.Module):
         self.grid = tuple(side // config.patch_size for side in as_pair(config.image_size))
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, config.patch_size)
         self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], config.hidden_size))
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.use_class_token else None
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, Grid]:
         pixel_values = pad_to_patches(pixel_values, as_pair(self.patch_size), self.num_channels)
         grid = (pixel_values.shape[-2] // self.patch_size, pixel_values.shape[-1] // self.patch_size)
         patches = self.projection(pixel_values.to(self.projection.weight.dtype))  # (B, D, h, w)
         positions = resize_positions(self.position_embeddings, self.grid, grid)
-        return torch.add(positions, patches.flatten(2).transpose(1, 2)), grid  # (B, N, D), D innermost in memory
+        tokens = torch.add(positions, patches.flatten(2).transpose(1, 2))  # (B, N, D), D innermost in memory
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, 1 + N, D)
+        return tokens, grid
 
 
 def resize_positions(positions: torch.Tensor, old: Grid, new: Grid) -> torch.Tensor:
@@ -240,11 +245,16 @@ class QLSegPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, QLSegViTEmbeddings):
             init.trunc_normal_(module.position_embeddings, std=std)
+            if module.class_token is not None:
+                init.trunc_normal_(module.class_token, std=std)
             init.trunc_normal_(module.projection.weight, std=std)
             init.zeros_(module.projection.bias)
         elif isinstance(module, nn.Conv2d):
             if module.kernel_size == (1, 1):
-                init.xavier_uniform_(module.weight)
+                if hasattr(module, "_starts_at_zero"):
+                    init.zeros_(module.weight)
+                else:
+                    init.xavier_uniform_(module.weight)
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             if not hasattr(module, "_is_packed_projection"):
@@ -260,6 +270,10 @@ class QLSegPreTrainedModel(PreTrainedModel):
             init.normal_(module.level_embeddings)
         elif isinstance(module, QLSegDecoder):
             init.normal_(module.queries)
+        elif isinstance(module, QLSegDetail):
+            for convolution in (module.stem[0], module.stem[3], module.mix[2]):
+                init.kaiming_uniform_(convolution.weight, a=math.sqrt(5))
+                init.zeros_(convolution.bias)
 
 
 class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
@@ -286,9 +300,10 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
         Args:
             pixel_values: (B, 3, H, W), normalised; any H and W, padded with zeros at the bottom and right to whole
                 patches.
-            kwargs: `output_hidden_states=True` also returns the embedding and every layer's output, (B, N, D) each
-                (numbers return those alone, with None in place of the others); `output_attentions=True` the weights,
-                (B, heads, N, N) per layer, computed by the eager implementation; `return_dict=False` a tuple.
+            kwargs: `output_hidden_states=True` also returns the embedding and every layer's output, (B, N, D) each,
+                with a class token (B, 1 + N, D) (numbers return those alone, with None in place of the others);
+                `output_attentions=True` the weights, (B, heads, N, N) per layer, computed by the eager implementation;
+                `return_dict=False` a tuple.
 
         Raises:
             ValueError: `pixel_values` has another number of dimensions or channels.
@@ -305,8 +320,9 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
             hidden_states, weights = layer(hidden_states, output_attentions=asked["output_attentions"])
             states.append(hidden_states if is_kept else None)
             attentions.append(weights if asked["output_attentions"] else None)
+        num_prefix_tokens = int(self.config.use_class_token)
         maps = tuple(
-            state.transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+            state[:, num_prefix_tokens:].transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
             for stage, state in zip(self.stage_names, states)
             if stage in self.out_features
         )
@@ -506,6 +522,66 @@ class QLSegDecoder(nn.Module):
         return torch.stack(fused), torch.stack(mask_logits)
 
 
+# ------------------------------------------------------- what fresh heads add to the published network, off in it
+
+
+class QLSegLabelClassifier(nn.Module):
+    """A linear layer on the deepest level, which learns from the first step on: (B, D, h, w) to (B, K, h, w)."""
+
+    def __init__(self, config: QLSegConfig, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, config.num_labels)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.norm(maps.movedim(1, -1))).movedim(-1, 1)
+
+
+class QLSegDetail(nn.Module):
+    """Mask logits on a grid of 4 pixels: what the patches say, sharpened by convolutions over the image."""
+
+    def __init__(self, config: QLSegConfig, width: int):
+        super().__init__()
+        channels, num_groups = config.num_detail_channels, 4
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.backbone_config.num_channels, channels // 2, 3, stride=2, padding=1),
+            QLSegGroupNorm(num_groups, channels // 2),
+            nn.GELU(),
+            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1),
+            QLSegGroupNorm(num_groups, channels),
+            nn.GELU(),
+        )
+        self.projection = nn.Conv2d(width, channels, 1)
+        self.mix = nn.Sequential(
+            QLSegGroupNorm(num_groups, channels),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+            nn.Conv2d(channels, channels, 1),
+            QLSegGroupNorm(num_groups, channels),
+            nn.GELU(),
+        )
+        self.classifier = nn.Conv2d(channels, config.num_labels, 1)
+        self.classifier._starts_at_zero = True  # the masks begin as they are without
+
+    def forward(self, pixel_values: torch.Tensor, maps: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W), (B, D, h, w) and (T, B, K, h, w) -> (T, B, K, ceil(H / 4), ceil(W / 4))."""
+        details = self.stem(pixel_values)
+        size = tuple(details.shape[-2:])
+        coarse = F.interpolate(self.projection(maps), size=size, mode="bilinear", align_corners=False)
+        logits = self.classifier(self.mix(details + coarse))  # (B, K, ...)
+        finer = F.interpolate(mask_logits.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
+        return finer.unflatten(0, tuple(mask_logits.shape[:2])) + logits
+
+
+def compete(mask_logits: torch.Tensor) -> torch.Tensor:
+    """(T, B, K, h, w) logits -> those whose sigmoid is the softmax over the K labels, at most 0.9999.
+
+    So all that reads mask logits (windows, exported graphs, thresholds) reads probabilities that sum to 1.
+    """
+    log_probs = mask_logits.float().log_softmax(dim=-3).clamp(max=-1e-4)  # beyond, 1 - p is rounding
+    return (log_probs - torch.log(-torch.expm1(log_probs))).to(mask_logits.dtype)
+
+
 @torch.no_grad()
 def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
     """(B, K, N) mask logits -> (B, 1, K, N) bool, True = may look: mask probability of at least `threshold`.
@@ -538,6 +614,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         self.pixel_encoder = QLSegPixelEncoder(config, widths[0], len(widths))
         self.decoder = QLSegDecoder(config, widths[0], len(widths))
         self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.label_classifier = QLSegLabelClassifier(config, widths[0]) if config.use_label_classifier else None
+        self.detail = QLSegDetail(config, widths[0]) if config.num_detail_channels else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -614,10 +692,16 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         levels = self.pixel_encoder(features.feature_maps, grid)  # L x (B, N, D)
         queries, mask_logits = self.decoder(levels, grid)  # (T, B, K, C), (T, B, K, h, w)
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
+        if self.label_classifier is not None:
+            mask_logits = mask_logits + self.label_classifier(features.feature_maps[-1])
+        if self.detail is not None:
+            mask_logits = self.detail(padded.to(self.backbone.dtype), features.feature_maps[-1], mask_logits)
         loss = logits = loss_terms = None
         if labels is not None:
             terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)
             loss, loss_terms = sum(terms.values()), sum_terms(terms)
+        if self.config.mask_activation == "softmax":
+            mask_logits = compete(mask_logits)
         if output_logits is None:
             output_logits = labels is None or not self.training
         if output_logits:
@@ -697,6 +781,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         queries[:, new_rows[:-1]] = self.decoder.queries[:, old_rows[:-1]]
         self.decoder.queries = nn.Parameter(queries)
         self.class_head = head
+        for part in (self.label_classifier, self.detail):
+            if part is not None:
+                self._resize_classifier(part, config.num_labels, pairs)
         for block in self.decoder.blocks:
             fusion = QLSegQueryFusion(config, queries.shape[0]).to(queries)
             if fusion.weights.weight.shape == block.query_fusion.weights.weight.shape:
@@ -711,6 +798,15 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         fresh = [name for _, name in sorted(id2label.items()) if name not in kept]
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
         return kept
+
+    def _resize_classifier(self, part: nn.Module, num_labels: int, pairs: list[tuple[int, int]]) -> None:
+        """Rows for other labels in `part.classifier`, in place. `pairs`: (new, old) of what is kept; the rest is 0."""
+        old = part.classifier
+        weight, bias = old.weight.new_zeros(num_labels, *old.weight.shape[1:]), old.bias.new_zeros(num_labels)
+        for new, was in pairs:
+            weight[new], bias[new] = old.weight[was], old.bias[was]
+        old.weight, old.bias = nn.Parameter(weight), nn.Parameter(bias)
+        setattr(old, "out_channels" if isinstance(old, nn.Conv2d) else "out_features", num_labels)
 
 
 __all__ = [

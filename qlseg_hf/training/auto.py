@@ -224,10 +224,10 @@ def encoder_rate(width: int | None) -> float:
 def head_config(encoder: Encoder, crop_size: int, num_channels: int = 3) -> dict:
     """Fields of `QLSegConfig` for a fresh head on an encoder.
 
-    From width 768 on it is the released networks' head. Below, one layer of each part is enough: at width 192 with
-    400 steps this head reached 53.8 mIoU on CamVid. Its weights are drawn so that the first mask logits have the same
-    deviation at any width; with the released networks' 0.02, which is for 160 000 steps, the head had learnt next to
-    nothing after 100.
+    From width 768 on it is the released networks' head, below one layer of each part is enough; with masks that
+    compete, a label classifier and details, which the released networks do not have: see `docs/comparison.md` for what
+    each gains. Weights are drawn so that the first mask logits have the same deviation at any width; with the released
+    networks' 0.02, which is for 160 000 steps, the head had learnt next to nothing after 100.
     """
     width, depth = encoder.width, encoder.depth
     is_small = width < 768
@@ -246,6 +246,10 @@ def head_config(encoder: Encoder, crop_size: int, num_channels: int = 3) -> dict
         "num_pixel_encoder_heads": _divisor(width, 4 if is_small else 8),
         "num_group_norm_groups": _divisor(width, 16 if is_small else 32),
         "initializer_range": round(math.sqrt(MEASURED_SPREAD * math.sqrt(heads) / hidden), 3),
+        "mask_activation": "softmax",
+        "mask_weight": 1.0,
+        "use_label_classifier": True,
+        "num_detail_channels": min(64, max(32, width // 6 // 8 * 8)),
         "backbone_config": backbone,
     }
     if is_small:

@@ -120,6 +120,7 @@ def describe_encoder(source: str | Path) -> Encoder:
         "intermediate_size": weights[first].shape[0],
         "patch_size": list(patch) if patch[0] != patch[1] else patch[0],
         "num_channels": channels,
+        "use_class_token": "cls_token" in weights or "embeddings.cls_token" in weights,
     }
     mean, std, note = _normalization(source, stored)
     return Encoder(

@@ -84,6 +84,8 @@ def device_facts(device: torch.device, num_processes: int) -> DeviceFacts:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         precision = precision or ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None)
+    elif device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # else bf16 is slower than fp32
+        precision = precision or "bf16"
     return DeviceFacts(device.type, memory, num_processes, max(1, cores // num_processes), precision or "fp32")
 
 

@@ -62,7 +62,8 @@ def training_step(
     totals = torch.stack([loss_normalizers(batch["labels"], config) for batch in batches]).sum(dim=0)
     totals = accelerator.reduce(totals, "sum") / (len(batches) * accelerator.num_processes)
     # with at least one mask per image on average the floor never bites; it is there for batches without any label
-    normalizers = torch.stack([totals[0], totals[1].clamp(min=1 / (len(batches) * accelerator.num_processes))])
+    normalizers = totals.clone()
+    normalizers[1] = totals[1].clamp(min=1 / (len(batches) * accelerator.num_processes))
     losses, terms, result = [], [], None
     for batch in batches:
         with accelerator.accumulate(model):
