@@ -20,7 +20,7 @@ from .yaml_text import write_on_one_line
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
 CPU_STEPS = 800  # about ten minutes with a ViT-Tiny on two cores
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
-CPU_CROP = 224  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
+CPU_CROP = 320  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
 CPU_BATCH, GPU_BATCH = 4, 16
 # bytes of a training step in bf16 per pixel of its images, by encoder width; estimates
 GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}

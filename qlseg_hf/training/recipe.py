@@ -30,7 +30,7 @@ class Recipe:
 
     Args:
         data: folder, table, `data.yaml` of `qlseg check`, or Hub id of the data; see `open_dataset`.
-        crop_size: side of the square training sample, pixels. auto: the short side of the images, at most 224 on a
+        crop_size: side of the square training sample, pixels. auto: the short side of the images, at most 320 on a
             CPU and 512 on a GPU, in whole patches; of a model its windows.
         total_batch_size: images per optimiser step over all processes. auto: 4 on a CPU, 16 on a GPU.
         per_device_batch_size: images per forward pass; the accumulation steps follow. auto: what the memory holds.

@@ -36,7 +36,7 @@ def test_nothing_stays_open_and_everything_is_told():
     recipe, told = complete_recipe(open_recipe(), DATA, DeviceFacts("cpu"))
     assert all(getattr(recipe, key) is not None for key in (*OPEN, "backbone", "label_names"))
     assert {key for key, _ in told} >= {*OPEN, "backbone", "label_names", "config", "processor"}
-    assert recipe.crop_size == 224 and recipe.max_steps == 800
+    assert recipe.crop_size == 320 and recipe.max_steps == 800
     QLSegConfig(**recipe.config, num_labels=2)
 
 
@@ -54,7 +54,7 @@ def test_what_is_given_stays():
     assert not {key for key, _ in told} & set(given)
 
 
-@pytest.mark.parametrize("short_side, patch, crop", [(360, 16, 224), (100, 16, 96), (10, 16, 16), (360, 14, 224)])
+@pytest.mark.parametrize("short_side, patch, crop", [(360, 16, 320), (100, 16, 96), (10, 16, 16), (360, 14, 308)])
 def test_crop_is_whole_patches_of_the_images(monkeypatch, short_side, patch, crop):
     monkeypatch.setattr(auto, "find_encoder", lambda name: encoder(patch=patch))
     recipe, _ = complete_recipe(open_recipe(), DataFacts(10, short_side, ["a", "b"]), DeviceFacts("cpu"))
