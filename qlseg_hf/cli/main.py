@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Train or fine-tune by a recipe.",
     "evaluate": "Measure mIoU, mAcc and aAcc on a data set, by the paper's protocol.",
     "predict": "Segment pictures: label maps and overlays.",
+    "autolabel": "Label images by a model, where it is sure, to train on.",
     "export": "Write an ONNX file, and compare it with PyTorch.",
     "quantize": "Write a model with int8 weights.",
     "app": "A page that segments pictures in the browser.",

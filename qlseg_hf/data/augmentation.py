@@ -10,6 +10,7 @@ Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import count
 
@@ -23,7 +24,8 @@ from ..model.image_processing_qlseg import QLSegImageProcessor
 from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
 from .distortion import COLOR_OPERATIONS, MOVES, distort, distort_bands, move, opencv, recolor, rotation_matrix
 
-ORDER, AUGMENTATION = 1, 2  # first word of every seed: the order of samples and their augmentation are unrelated
+# first word of every seed: the order of samples, that of extra ones, and their augmentation are unrelated
+ORDER, AUGMENTATION, EXTRA_ORDER = 1, 2, 3
 CROP_DRAWS = 10
 MOST_CHANNELS = 64  # that OpenCV is given at a time; it takes 512, since 5.0 it takes 128
 
@@ -209,9 +211,9 @@ def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
-def sample_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+def sample_order(num_samples: int, seed: int, epoch: int, word: int = ORDER) -> np.ndarray:
     """(num_samples,) permutation of 0..num_samples - 1 that an epoch goes through."""
-    return np.random.default_rng([ORDER, seed, epoch]).permutation(num_samples)
+    return np.random.default_rng([word, seed, epoch]).permutation(num_samples)
 
 
 @dataclass(frozen=True)
@@ -258,21 +260,37 @@ class TrainingSampler:
 
     Position p is entry p % n of the order of epoch p // n, n = `num_samples`. Epochs follow one another without a
     gap, so a batch may hold samples of two. ValueError if there is no sample.
+
+    With `num_extra` samples beside them, numbers n to n + `num_extra` - 1, a `share` of the positions takes those:
+    position p does where floor((p + 1) * share) is more than floor(p * share). So they are spread evenly, any batch
+    holds as many of them as the share says but for one, and both kinds go through epochs of their own.
     """
 
-    def __init__(self, batches: BatchPositions, num_samples: int, seed: int):
+    def __init__(self, batches: BatchPositions, num_samples: int, seed: int, num_extra: int = 0, share: float = 0.0):
         if num_samples < 1:
             raise ValueError("the data set is empty")
+        if not 0 <= share < 1 or (share > 0) != (num_extra > 0):
+            raise ValueError(f"a share of {share} for {num_extra} extra samples; more than 0 of both, or neither")
         self.batches, self.num_samples, self.seed = batches, num_samples, seed
+        self.num_extra, self.share = num_extra, Fraction(share).limit_denominator(10**6)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = lru_cache(maxsize=2)(partial(sample_order, self.num_samples, self.seed))
+        extra_order = lru_cache(maxsize=2)(partial(sample_order, self.num_extra, self.seed, word=EXTRA_ORDER))
+
+        def key(position: int) -> tuple[int, int]:
+            num_before = int(position * self.share)  # extra ones, exactly
+            if int((position + 1) * self.share) > num_before:
+                epoch, place = divmod(num_before, self.num_extra)
+                return epoch, self.num_samples + int(extra_order(epoch)[place])
+            epoch, place = divmod(position - num_before, self.num_samples)
+            return epoch, int(order(epoch)[place])
+
         for positions in self.batches:
-            places = (divmod(position, self.num_samples) for position in positions)
-            yield [(epoch, int(order(epoch)[place])) for epoch, place in places]
+            yield [key(position) for position in positions]
 
 
 class TrainingDataset(Dataset):

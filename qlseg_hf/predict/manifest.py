@@ -15,7 +15,7 @@ from ..utils.files import remove_partial, write_atomically
 from ..utils.text import printable
 from .items import Item
 
-FAILURES = "failures.jsonl"
+FAILURES, MANIFEST = "failures.jsonl", "manifest.jsonl"
 
 
 def _to_line(value: dict) -> str:
@@ -32,12 +32,18 @@ def _read_lines(path: Path) -> list[dict]:
         raise ValueError(f"{path} is damaged ({error}); remove it, and all images are segmented again") from error
 
 
+def read_entries(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
+    """Settings and, by name, the entries of a run that has ended. OSError if there is none, ValueError if damaged."""
+    first, *lines = _read_lines(folder / MANIFEST)
+    return first["settings"], {line["name"]: line for line in lines}
+
+
 class Manifest:
     """The lines of a folder of results. `entries`: by name, what the newest line of each image says."""
 
     def __init__(self, folder: Path, rank: int = 0):
         self.folder = folder
-        self.path = folder / "manifest.jsonl"
+        self.path = folder / MANIFEST
         self.own_path = self.path if rank == 0 else folder / f"manifest.{rank}.jsonl"
         self.settings: dict[str, Any] = {}
         self.entries: dict[str, dict] = {}
@@ -174,4 +180,4 @@ class Notes(Manifest):
         self.lines.append(line)
 
 
-__all__ = ["FAILURES", "Manifest", "Notes"]
+__all__ = ["FAILURES", "MANIFEST", "Manifest", "Notes", "read_entries"]

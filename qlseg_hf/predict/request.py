@@ -32,6 +32,7 @@ class Request:
             given.
         strict: stop at the first image that fails.
         image_column, split, dataset_config, max_frames: see `find_items`.
+        left_out: folder in which no sources are looked for; `output` if not given.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Request:
     split: str | None = None
     dataset_config: str | None = None
     max_frames: int | None = None
+    left_out: Path | None = None
 
 
 @dataclass

@@ -94,12 +94,15 @@ def _predict(request: Request, place: _Place) -> Summary:
     return Summary(totals[0], len(items) - len(missing), totals[1])
 
 
+def source_options(request: Request) -> SourceOptions:
+    """What a request says about its sources."""
+    left_out = request.left_out or request.output
+    return SourceOptions(request.image_column, request.split, request.dataset_config, left_out, request.max_frames)
+
+
 def list_items(request: Request, output: Output) -> tuple[list[Item], list[str]]:
     """The images of a request, and sentences on files that were left out."""
-    options = SourceOptions(
-        request.image_column, request.split, request.dataset_config, request.output, request.max_frames
-    )
-    items, notes = find_items(list(request.sources), options)
+    items, notes = find_items(list(request.sources), source_options(request))
     if any(map(is_video, items)):
         check_videos(output.formats)
     return items, notes
@@ -195,4 +198,4 @@ def _memory_explained() -> Iterator[None]:
         ) from error
 
 
-__all__ = ["finish_run", "list_items", "load", "open_run", "predict"]
+__all__ = ["finish_run", "list_items", "load", "open_run", "predict", "source_options"]

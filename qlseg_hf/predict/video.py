@@ -51,7 +51,8 @@ def check_videos(formats: tuple[str, ...]) -> None:
     """ValueError if a format is asked for that videos are not written in; ImportError without a reader."""
     if others := [kind for kind in formats if kind not in SUFFIXES]:
         raise ValueError(
-            f"videos are written as {' and '.join(SUFFIXES)}, not as {', '.join(others)}; change --format"
+            f"videos are written as {' and '.join(SUFFIXES)}, not as {', '.join(others)}; change --format, "
+            "or store their frames as images"
         )
     import_av()
 

@@ -25,6 +25,7 @@ CPU_BATCH, GPU_BATCH = 4, 16
 # bytes of a training step in bf16 per pixel of its images, by encoder width; estimates
 GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}
 GPU_SHARE = 0.8  # of its memory that a step may take
+MOST_EXTRA = 0.5  # of a batch
 RULES = ("do_reduce_labels", "ignore_index", "label_map")
 
 Decision = tuple[str, tuple[Any, str]]  # key, (value, why)
@@ -38,7 +39,7 @@ class DataFacts:
     short sides of its images, pixels. `label_names`: of the layout or found by value, or None. `num_channels`: bands
     of an image. `band_settings`: of a processor for these bands; {} for 8-bit RGB. `rules`: how stored values become
     labels. `class_weights`: suggested, by name. `num_eval_images`: of the split to evaluate on. `window_size`: of the
-    model that training starts from, if it does.
+    model that training starts from, if it does. `num_extra_images`: of the sets of `extra_data`.
     """
 
     num_images: int | None
@@ -50,6 +51,7 @@ class DataFacts:
     class_weights: dict[str, float] | None = None
     window_size: int | None = None
     num_eval_images: int = 0
+    num_extra_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def complete_recipe(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tup
         ValueError: there are no label names, or the encoder cannot be found; see `find_encoder`.
     """
     told = []
-    for decide in (_labels, _network, _batch, _schedule, _machine):
+    for decide in (_labels, _mixture, _network, _batch, _schedule, _machine):
         decided = dict(decide(recipe, data, device))
         recipe = replace(recipe, **{key: value for key, (value, _) in decided.items()})
         told += [(key, f"{_short(value)}{f': {why}' if why else ''}") for key, (value, why) in decided.items()]
@@ -109,6 +111,14 @@ def _labels(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[De
             yield key, (data.rules[key], "as the label maps are stored")
     if recipe.num_channels is None:
         yield "num_channels", (data.num_channels, "bands of the images")
+
+
+def _mixture(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    """How much of a batch is of `extra_data`."""
+    if recipe.extra_data and recipe.extra_data_share is None:
+        extra, own = data.num_extra_images, data.num_images
+        share = max(0.001, round(min(MOST_EXTRA, extra / (extra + own)), 3))
+        yield "extra_data_share", (share, f"of each batch, of {extra} extra images beside {own}")
 
 
 def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
@@ -192,7 +202,7 @@ def _schedule(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[
 
 def _number_of_steps(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tuple[int, str]:
     """Optimiser steps, and why."""
-    count, batch = data.num_images, recipe.total_batch_size
+    count, batch = data.num_images, recipe.total_batch_size * (1 - (recipe.extra_data_share or 0))
     if recipe.epochs is not None:
         if count is None:
             raise ValueError("epochs cannot be counted, because the number of images is unknown; set max_steps")

@@ -111,9 +111,14 @@ def read_state(checkpoint: Path) -> dict:
     raise ValueError(f"{checkpoint} is damaged: {reason}; remove it, and the same command starts {remedy}")
 
 
-def identity(samples: Samples) -> str:
-    """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them."""
-    return json_sha256(samples.contents())
+def identity(samples: Samples, *extra: Samples) -> str:
+    """Hash of a data set's pictures by number and name, wherever it lies; of a table and a stream, of some of them.
+
+    `extra`: sets that are mixed into it.
+    """
+    if not extra:
+        return json_sha256(samples.contents())
+    return json_sha256([samples.contents(), *(one.contents() for one in extra)])
 
 
 def read_recipe(checkpoint: Path) -> dict:

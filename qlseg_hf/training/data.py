@@ -3,6 +3,7 @@
 """The data of a run: its splits, the look at them before the first step, and the batches of the steps."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ..data.augmentation import (
 )
 from ..data.check import Survey, survey_data
 from ..data.datasets import Samples, listed, open_dataset
+from ..data.mixture import ExtraSet, MixedDataset
 from ..data.workers import start_worker
 from ..utils.files import write_atomically
 from .facts import data_request, reading_of
@@ -51,7 +53,13 @@ def look_at_data(recipe: Recipe) -> Survey:
 
 
 def training_batches(
-    recipe: Recipe, accelerator: Accelerator, samples: Samples, processor, num_labels: int, start_step: int
+    recipe: Recipe,
+    accelerator: Accelerator,
+    samples: Samples,
+    processor,
+    num_labels: int,
+    start_step: int,
+    extra: Sequence[ExtraSet] = (),
 ) -> DataLoader:
     """DataLoader of this process's batches from `start_step` on. Draws depend on (seed, epoch, sample) alone."""
     transform = TrainingTransform(
@@ -82,6 +90,11 @@ def training_batches(
         options["num_workers"] = min(recipe.num_workers, 1)
         dataset = StreamingTrainingDataset(samples, transform, positions)
         return DataLoader(dataset, batch_size=recipe.per_device_batch_size, **options)
+    if extra:
+        mixed = MixedDataset(samples, transform, extra)
+        num_extra = len(mixed) - len(samples)
+        sampler = TrainingSampler(positions, len(samples), recipe.seed, num_extra, recipe.extra_data_share)
+        return DataLoader(mixed, batch_sampler=sampler, **options)
     sampler = TrainingSampler(positions, len(samples), recipe.seed)
     return DataLoader(TrainingDataset(samples, transform), batch_sampler=sampler, **options)
 

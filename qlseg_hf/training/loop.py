@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator
 
 from ..data.datasets import exclude
+from ..data.mixture import exclude_extra
 from ..utils.distributed import StopRequestedError, StopSignals, fail_together, gather_objects, iterate_batches
 from .checkpoints import random_state, set_random_state
 from .data import describe_unreadable, training_batches, write_unreadable
@@ -74,11 +75,15 @@ def train(recipe: Recipe, signals: StopSignals) -> None:
 
 def open_batches(run: Run) -> Iterator[dict]:
     """The batches of this process from the present step on, without the images that cannot be read."""
-    samples = exclude(run.training_samples, [index for index, _ in run.state["unreadable"]])
+    left_out = [index for index, _ in run.state["unreadable"]]
+    samples = exclude(run.training_samples, left_out)
+    extra = exclude_extra(run.extra, len(run.training_samples), left_out) if run.extra else ()
     if run.is_main:
         write_unreadable(run.output_dir, run.unreadable)
     num_labels = run.network.config.num_labels
-    return iterate_batches(training_batches(run.recipe, run.accelerator, samples, run.processor, num_labels, run.step))
+    return iterate_batches(
+        training_batches(run.recipe, run.accelerator, samples, run.processor, num_labels, run.step, extra)
+    )
 
 
 def make_up(run: Run) -> None:

@@ -56,6 +56,11 @@ class Recipe:
         image_column: column of the images in a table; guessed if not given.
         label_column: column of the label maps in a table; guessed if not given.
         streaming: read a table from front to back, without download.
+        extra_data: further labelled sets that are mixed into the training split, such as those of `qlseg autolabel`: a
+            path or a list, each also a mapping of the keys that describe data, by names of the same labels; see
+            `open_extra`. None if not given.
+        extra_data_share: share of each batch that they make, above 0 and below 1. auto: their share of all images, at
+            most a half.
         strict: refuse training images that cannot be read, instead of leaving them out and naming them.
         num_channels: bands of an image. auto: those that are found, of a model its own.
         label_names: file, list, {label: name}, or the name of a label set of the package (ade20k, coco-stuff-171,
@@ -127,6 +132,8 @@ class Recipe:
     image_column: str | None = None
     label_column: str | None = None
     streaming: bool = False
+    extra_data: str | dict | list[str | dict] | None = None
+    extra_data_share: float | None = None
     strict: bool = False
     num_channels: int | None = None
     label_names: str | dict | list[str] | None = None
@@ -177,6 +184,12 @@ class Recipe:
             raise ValueError("push_to_hub wants hub_model_id, for instance hub_model_id: me/my-model")
         if not self.push_to_hub and (self.hub_private or self.hub_revision):
             raise ValueError("hub_private and hub_revision want push_to_hub: true")
+        if self.extra_data and self.streaming:
+            raise ValueError(
+                "extra_data does not go with streaming: true, whose images are not numbered; leave one out"
+            )
+        if self.extra_data_share is not None and not self.extra_data:
+            raise ValueError("extra_data_share wants extra_data, the sets that make this share of a batch")
         self._check_numbers()
         if isinstance(self.class_weights, str) and self.class_weights != "auto":
             raise ValueError(f"class_weights is {self.class_weights!r}; give {{label: factor}}, a list, or auto")
@@ -194,6 +207,8 @@ class Recipe:
             raise ValueError(f"ema_decay {self.ema_decay} must be between 0 and 1")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction {self.val_fraction} must be at least 0 and below 1")
+        if self.extra_data_share is not None and not 0 < self.extra_data_share < 1:
+            raise ValueError(f"extra_data_share {self.extra_data_share} must be above 0 and below 1")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation {self.rotation} must be 0..180 degrees")
         for name in ("resize_box", "scale_range"):
@@ -258,7 +273,8 @@ def load_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
     Args:
         path: see `find_recipe`; a YAML file with one mapping, in which only `config`, `processor`, `label_names`,
-            `label_colors`, `label_map` and `class_weights` may hold mappings. None if overrides say it all.
+            `label_colors`, `label_map`, `class_weights` and `extra_data` may hold mappings. None if overrides say it
+            all.
         overrides: `--key value` pairs (or `--key=value`), values in YAML.
 
     Where `data` is a YAML file as `qlseg check` writes it, its keys count more than the recipe's, and the overrides

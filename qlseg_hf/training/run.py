@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.datasets import Samples
+from ..data.mixture import ExtraSet
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..utils.distributed import StopSignals
 from .average import MovingAverage
@@ -22,11 +23,11 @@ from .recipe import Recipe
 class Run:
     """Everything that a training run works with, the same in every process but for its share of the images.
 
-    `model`: prepared by accelerate, as is `optimizer`. `state`: what a checkpoint holds beside weights: `step`,
-    `result` of the evaluation after that step (None if it was not measured), `best` mIoU and its `best_step`,
-    `num_without_gain`: evaluations since the best one, `unreadable` images, `data` and `label_names` that it was
-    trained on. `is_measured`: whether the step that the run starts from needs no evaluation any more. `log`: None
-    until the first step is due.
+    `extra`: sets beside the training samples. `model`: prepared by accelerate, as is `optimizer`. `state`: what a
+    checkpoint holds beside weights: `step`, `result` of the evaluation after that step (None if it was not measured),
+    `best` mIoU and its `best_step`, `num_without_gain`: evaluations since the best one, `unreadable` images, `data`
+    and `label_names` that it was trained on. `is_measured`: whether the step that the run starts from needs no
+    evaluation any more. `log`: None until the first step is due.
     """
 
     recipe: Recipe
@@ -35,6 +36,7 @@ class Run:
     processor: QLSegImageProcessor
     model: torch.nn.Module
     training_samples: Samples
+    extra: list[ExtraSet]
     validation_samples: Samples
     state: dict[str, Any]
     optimizer: torch.optim.Optimizer | None = None

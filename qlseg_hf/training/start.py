@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from ..data.check import Survey
 from ..hub.card import last_part
 from ..hub.upload import prepare_repo
+from ..model.configuration_qlseg import QLSegConfig
 from ..utils.distributed import StopSignals, fail_together, gather_objects, join_processes
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically
 from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
 from .average import MovingAverage
-from .build import build_model, build_processor
+from .build import build_model, build_processor, read_label_names
 from .checkpoints import checkpoints, identity, load_checkpoint, read_recipe, read_state, step_of
 from .data import look_at_data, open_split
 from .distributed import check_batch, launched_precision, start_accelerator
+from .extra import count_extra, look_at_extra, open_extra
 from .facts import data_facts, device_facts
 from .models import find_due_models, hub_place
 from .optimization import parameter_groups
@@ -52,9 +55,20 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
             else:
                 survey = look_at_data(recipe)
                 unreadable = survey.reports["training"].unreadable
-                recipe, told = complete_recipe(recipe, data_facts(survey), device)
+                facts = replace(data_facts(survey), num_extra_images=count_extra(recipe))
+                recipe, told = complete_recipe(recipe, facts, device)
+                unreadable += _look_at_extra(recipe, survey)
             tell_decisions(told)
     return gather_objects((recipe, unreadable), state.num_processes)[0]
+
+
+def _look_at_extra(recipe: Recipe, survey: Survey) -> list[tuple[int, str]]:
+    """See `look_at_extra`; for a complete recipe, with or without such data."""
+    if not recipe.extra_data:
+        return []
+    names = read_label_names(recipe.label_names)[0] or QLSegConfig.from_pretrained(recipe.model).id2label
+    extra = open_extra(recipe, build_processor(recipe), [names[label] for label in sorted(names)])
+    return look_at_extra(extra, survey, len(survey.training), recipe.strict)
 
 
 def _complete_from(checkpoint: Path, recipe: Recipe, device: DeviceFacts) -> tuple[Recipe, list[tuple[str, str]]]:
@@ -93,8 +107,10 @@ def build_run(recipe: Recipe, signals: StopSignals, unreadable: list) -> Run:
     validation_samples = open_split(recipe, recipe.eval_split)
     state: dict[str, Any] = {"step": 0, "best": None, "best_step": None, "result": None, "num_without_gain": 0}
     state["unreadable"] = unreadable
-    state |= {"data": identity(training_samples), "label_names": list(model.config.id2label.values())}
-    return Run(recipe, accelerator, signals, processor, model, training_samples, validation_samples, state)
+    names = list(model.config.id2label.values())
+    extra = open_extra(recipe, processor, names)
+    state |= {"data": identity(training_samples, *(one.samples for one in extra)), "label_names": names}
+    return Run(recipe, accelerator, signals, processor, model, training_samples, extra, validation_samples, state)
 
 
 def find_checkpoint(recipe: Recipe) -> Path | None:

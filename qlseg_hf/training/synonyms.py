@@ -41,6 +41,8 @@ SYNONYMS = {
     "val_fraction": "valfraction valratio valsize validationfraction holdout testsize",
     "num_channels": "channels bands inchans inputchannels numbands",
     "layout": "format datasettype datasetformat datatype annotationformat",
+    "extra_data": "extradatasets additionaldata auxiliarydata pseudolabels pseudolabeled unlabeled unlabeleddata",
+    "extra_data_share": "extraratio mixratio mixingratio unlabeledratio",
     "train_split": "split trainset splittrain trainsplitname",
     "eval_split": "val valsplit validationsplit testsplit validation evalset",
     "image_column": "imagecolumnname imagekey",

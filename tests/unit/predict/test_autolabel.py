@@ -1,0 +1,169 @@
+"""Pseudo labels: what is kept, what is counted, and what the folder holds after another run."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qlseg_hf import QLSegImageProcessor
+from qlseg_hf.model.image_io import NamedBytes
+from qlseg_hf.predict import autolabel as module
+from qlseg_hf.predict.autolabel import Teacher, autolabel, describe_report, keep_confident, place_image
+from qlseg_hf.predict.items import Item, LocalFile
+from qlseg_hf.predict.manifest import Manifest
+from qlseg_hf.predict.request import Request, Summary
+
+SIZE = (4, 6)
+
+
+def teacher(num_labels: int = 3) -> Teacher:
+    names = [f"label {label}" for label in range(num_labels)]
+    colors = np.full((num_labels, 3), 7, dtype=np.uint8)
+    return Teacher("a model", names, colors, QLSegImageProcessor())
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    for name in ("a.jpg", "train/b.png", "train/.c.png", "d.bmp"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", SIZE[::-1], "red").save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def predicted(monkeypatch, source):
+    """`run(confidence, steps)`: autolabel as if the network had said label 1 in the left half, else 2.
+
+    `steps`: confidence of the left and of the right half of each image, by name.
+    """
+
+    def run(confidence, steps, num_labels=3, sources=None):
+        def predict(request):
+            manifest = Manifest(request.output)
+            manifest.open({"weights_sha256": "0"})
+            for name, halves in steps.items():
+                left = np.arange(SIZE[1]) < SIZE[1] // 2
+                for kind, values in (("labels", (1, 2)), ("confidence", halves)):
+                    path = request.output / kind / f"{name}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(np.broadcast_to(np.where(left, *values), SIZE).astype(np.uint8)).save(path)
+                manifest.add(Item(name, name, (), LocalFile(name)), ("labels", "confidence"), *SIZE)
+            manifest.join()
+            return Summary(len(steps), 0, 0)
+
+        monkeypatch.setattr(module, "predict", predict)
+        monkeypatch.setattr(module, "read_teacher", lambda _: teacher(num_labels))
+        output = source.parent / "out"
+        _, report = autolabel(Request("m", sources or (str(source),), output, workers=1), confidence)
+        return output, report
+
+    return run
+
+
+def masks(output) -> dict[str, np.ndarray]:
+    return {path.stem: np.asarray(Image.open(path)) for path in (output / "masks").iterdir()}
+
+
+def test_pixels_below_the_threshold_are_void():
+    labels, steps = np.array([[0, 1, 2, 2]]), np.array([[229, 230, 255, 0]])
+    assert keep_confident(labels, steps, 230, 255).tolist() == [[255, 1, 2, 255]]
+
+
+@pytest.mark.parametrize("num_labels, void", [(2, 255), (255, 255), (256, 65535), (300, 65535)])
+def test_void_is_outside_the_labels(num_labels, void):
+    assert teacher(num_labels).void == void
+
+
+def test_what_is_sure_is_kept_and_the_rest_left_out(predicted, source):
+    """0.9 of 255 steps is 229.5, so 230 counts and 229 does not; folders and leading dots become part of names."""
+    output, report = predicted(0.9, {"a": (230, 229), "train/b": (10, 229), "d": (255, 255)})
+    found = masks(output)
+    assert sorted(found) == ["a", "d"] and sorted(os.listdir(output / "images")) == ["a.jpg", "d.bmp"]
+    assert found["a"][:, :3].tolist() == [[1] * 3] * 4 and found["a"][:, 3:].tolist() == [[255] * 3] * 4
+    assert os.path.samefile(output / "images" / "a.jpg", source / "a.jpg")
+    rows = report["labels"]
+    assert [row["predicted"] for row in rows] == [0, 36, 36] and [row["kept"] for row in rows] == [0, 24, 12]
+    assert [row["images"] for row in rows] == [0, 2, 1] and rows[0]["share_kept"] is None
+    assert (report["num_images"], report["num_left_out"], report["left_out"]) == (2, 1, ["train/b"])
+    assert report["share_kept"] == 0.5
+    assert report["warnings"] == ["1 of 3 labels are never predicted: label 0"]
+    assert json.loads((output / "autolabel.json").read_text()) == report
+    text = describe_report(report, output)
+    assert "2 images with labels in 50.0% of their pixels; 1 images without such a pixel are left out" in text
+
+
+def test_a_label_that_is_never_sure_is_named(predicted):
+    _, report = predicted(0.5, {"a": (200, 100)})
+    assert "1 of 3 labels have no pixel, because their predictions are all less sure: label 2" in report["warnings"][1]
+
+
+def test_another_threshold_makes_all_of_it_anew(predicted, source):
+    predicted(0.5, {"a": (200, 200), "train/b": (150, 0), "d": (255, 0)})
+    inode = (source.parent / "out" / "images" / "a.jpg").stat().st_ino
+    output, report = predicted(0.9, {"a": (200, 230), "train/b": (150, 0), "d": (0, 0)})
+    assert sorted(masks(output)) == ["a"] and os.listdir(output / "images") == ["a.jpg"]
+    assert (output / "images" / "a.jpg").stat().st_ino == inode and report["num_left_out"] == 2
+    assert (masks(output)["a"] == [255] * 3 + [2] * 3).all()
+    with pytest.raises(ValueError, match="no pixel of 3 images has a confidence of 1 or more, the highest is 0.90"):
+        predicted(1, {"a": (200, 230), "train/b": (0, 0), "d": (0, 0)})
+
+
+def test_labels_beyond_8_bits(predicted):
+    output, _ = predicted(0.5, {"a": (255, 0)}, num_labels=300)
+    assert Image.open(output / "masks" / "a.png").mode == "I;16"
+    assert masks(output)["a"][0].tolist() == [1] * 3 + [65535] * 3
+    assert "ignore_index: 65535" in (output / "data.yaml").read_text()
+
+
+def test_folders_of_others_are_left_alone(predicted, source):
+    mine = source.parent / "out" / "images"
+    mine.mkdir(parents=True)
+    (mine / "precious.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="holds images, which qlseg autolabel has not written"):
+        predicted(0.5, {"a": (255, 255)})
+    assert (mine / "precious.png").exists()
+
+
+def test_one_name_for_two_images_is_refused(predicted, source):
+    Image.new("RGB", SIZE[::-1]).save(source / "train__b.png")
+    with pytest.raises(ValueError, match="train/b and train__b would both be called train__b"):
+        predicted(0.5, {"train__b": (255, 255), "train/b": (255, 255)})
+
+
+@pytest.mark.parametrize("confidence", [0, -0.1, 1.01, float("nan")])
+def test_confidence_out_of_range(confidence, tmp_path):
+    with pytest.raises(ValueError, match="it must be above 0 and at most 1"):
+        autolabel(Request("m", ("x",), tmp_path), confidence)
+
+
+class _Reader:
+    def __init__(self, value):
+        self.value = value
+
+    def read(self):
+        return self.value
+
+
+def test_images_of_any_source(tmp_path, source, monkeypatch):
+    """Bytes stay as they are, arrays are kept without loss, and where no link can be made there is a copy."""
+    data = (source / "a.jpg").read_bytes()
+    array = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
+    bands = np.arange(120, dtype=np.uint16).reshape(4, 6, 5)
+    rgb = {"num_channels": 3, "keep_values": False}
+
+    def place(value, reading=rgb):
+        return tmp_path / "to" / place_image(Item("n", "n", (), _Reader(value)), tmp_path / "to", "n", reading)
+
+    assert place(NamedBytes(data, "x.JPG")).read_bytes() == data
+    assert np.array_equal(np.asarray(Image.open(place(array))), array)
+    stored = place(bands, {"num_channels": 5, "keep_values": True})
+    assert stored.name == "n.npy" and np.array_equal(np.load(stored), bands)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    link = tmp_path / "link.jpg"
+    link.symlink_to(source / "a.jpg")
+    name = place_image(Item("n", "n", (), LocalFile(str(link))), tmp_path / "to", "n", rgb)
+    copied = tmp_path / "to" / name
+    assert copied.read_bytes() == data and not copied.is_symlink() and not os.path.samefile(copied, source / "a.jpg")
