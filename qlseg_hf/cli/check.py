@@ -14,7 +14,7 @@ from .options import PATH, SETTINGS
 DATA_KEYS = (
     *("layout", "train_split", "eval_split", "val_fraction", "label_names", "label_colors", "label_map"),
     *("ignore_index", "do_reduce_labels", "num_channels", "image_column", "label_column", "dataset_config"),
-    *("streaming", "strict", "class_weights", "model"),
+    *("streaming", "strict", "class_weights", "model", "extra_data"),
 )
 
 
@@ -102,6 +102,16 @@ def make_request(values: dict[str, Any]):
     return data_request(check_values(values))
 
 
+def look_at_extra_data(values: dict[str, Any], survey) -> None:
+    """Read the sets of `extra_data` and tell what there is; ValueError if they cannot be trained on with the data."""
+    from ..training.extra import look_at_extra, open_extra
+    from ..training.recipe import check_values
+
+    recipe = check_values({key: values[key] for key in ("data", "extra_data")})
+    extra = open_extra(recipe, survey.processor, list(survey.rules.names))
+    look_at_extra(extra, survey, len(survey.training), bool(values.get("strict")))
+
+
 def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] | None]:
     """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels.
 
@@ -141,6 +151,8 @@ def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
         if output is not None:
             refuse_output(output, values["data"])
         survey = survey_data(make_request(values))
+        if values.get("extra_data"):
+            look_at_extra_data(values, survey)
     except (ImportError, OSError, TypeError, ValueError) as error:
         if as_object:
             click.echo(json_text(failure_as_json(str(source), sentence(error))))

@@ -29,7 +29,7 @@ from ..utils.files import partial_folder, replace_folder, write_atomically
 from ..utils.text import printable
 from ..utils.visualization import label_colors, label_map_picture, save_picture
 from .items import Item, LocalFile
-from .manifest import MANIFEST, read_entries
+from .manifest import MANIFEST, as_stored, read_entries
 from .request import Request, Summary, num_workers
 from .run import predict, source_options
 from .sources import find_items
@@ -84,7 +84,7 @@ def autolabel(request: Request, confidence: float) -> tuple[Summary, dict[str, A
 
     Raises:
         ValueError: `confidence` is out of range, no pixel reaches it, the folder holds images or label maps of
-            another origin, two images would have one name; or see `predict`.
+            another origin, two images would have one name, an image has changed meanwhile; or see `predict`.
         OSError: something cannot be written.
     """
     if not 0 < confidence <= 1:
@@ -103,8 +103,7 @@ def autolabel(request: Request, confidence: float) -> tuple[Summary, dict[str, A
         return summary, None
     teacher = read_teacher(request.model)
     settings, entries = read_entries(work)
-    items = [item for item in find_items(list(request.sources), source_options(inner))[0] if item.name in entries]
-    items = [item for item in items if "failed" not in entries[item.name]]
+    items = list_done(inner, entries)
     paths = make_paths(items, work)
     threads = max(1, num_workers(request))
     counts = count_confidences(list(paths.values()), len(teacher.names), threads)
@@ -121,6 +120,18 @@ def autolabel(request: Request, confidence: float) -> tuple[Summary, dict[str, A
     report["num_failed"] = summary.num_failed
     write_descriptions(request.output, teacher, confidence, report)
     return summary, report
+
+
+def list_done(request: Request, entries: dict[str, dict]) -> list[Item]:
+    """The images of a request that were segmented; ValueError if one is not what it was then."""
+    found = [item for item in find_items(list(request.sources), source_options(request))[0] if item.name in entries]
+    items = [item for item in found if "failed" not in entries[item.name]]
+    if changed := [item.source for item in items if entries[item.name]["stamp"] != as_stored(item.stamp)]:
+        raise ValueError(
+            f"{len(changed)} images have changed while others were segmented: {listed(changed)}; give the same "
+            "command again"
+        )
+    return items
 
 
 def check_output(output: Path) -> None:
@@ -199,7 +210,7 @@ def write_pairs(
         kept = np.bincount(pseudo[pseudo != teacher.void], minlength=len(teacher.names))
         if kept.any():
             save_picture(_mask_picture(pseudo, teacher), masks / f"{one.name}.png")
-            stamp = json.loads(json.dumps(item.stamp))
+            stamp = as_stored(item.stamp)
             file, was = placed_before.get(one.name, (None, None))
             if was != stamp or not (output / IMAGES / file).is_file():
                 file = place_image(item, output / IMAGES, one.name, reading)

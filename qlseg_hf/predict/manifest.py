@@ -55,7 +55,7 @@ class Manifest:
         Raises:
             ValueError: the results were made with other settings, or a file is damaged.
         """
-        settings = _as_stored(settings)
+        settings = as_stored(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
         lines = _read_lines(self.path) if self.path.exists() else []
@@ -104,7 +104,7 @@ class Manifest:
                 f"{self.folder} holds results of {printable(entry['source'])} called {printable(item.name)}, which "
                 f"{printable(item.source)} would overwrite; give another --output"
             )
-        if "failed" in entry or entry["stamp"] != _as_stored(item.stamp):
+        if "failed" in entry or entry["stamp"] != as_stored(item.stamp):
             return False
         return set(formats) <= set(entry["formats"]) and all(path.exists() for path in paths)
 
@@ -151,7 +151,7 @@ _ENCODING = ("utf-8", "surrogatepass")  # names of files may hold bytes that are
 
 
 def _line(item: Item) -> dict:
-    return {"name": item.name, "source": item.source, "stamp": _as_stored(item.stamp)}
+    return {"name": item.name, "source": item.source, "stamp": as_stored(item.stamp)}
 
 
 def _failure(line: dict) -> dict:
@@ -159,7 +159,7 @@ def _failure(line: dict) -> dict:
     return {"image": line["source"], "name": line["name"], "reason": line["failed"]}
 
 
-def _as_stored(value: Any) -> Any:
+def as_stored(value: Any) -> Any:
     """A value as it comes back from a file: tuples are lists."""
     return json.loads(json.dumps(value))
 
@@ -180,4 +180,4 @@ class Notes(Manifest):
         self.lines.append(line)
 
 
-__all__ = ["FAILURES", "MANIFEST", "Manifest", "Notes", "read_entries"]
+__all__ = ["FAILURES", "MANIFEST", "Manifest", "Notes", "as_stored", "read_entries"]

@@ -117,7 +117,7 @@ def _mixture(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
     """How much of a batch is of `extra_data`."""
     if recipe.extra_data and recipe.extra_data_share is None:
         extra, own = data.num_extra_images, data.num_images
-        share = max(0.001, round(min(MOST_EXTRA, extra / (extra + own)), 3))
+        share = MOST_EXTRA if own is None else max(0.001, round(min(MOST_EXTRA, extra / (extra + own)), 3))
         yield "extra_data_share", (share, f"of each batch, of {extra} extra images beside {own}")
 
 

@@ -211,6 +211,16 @@ def test_duplicates_and_leaks(qlseg, tmp_path):
     assert "label maps differ" in page and "in several splits" in page
 
 
+def test_extra_data_are_looked_at(qlseg, tmp_path):
+    """The same images again: they are validated on. A label of a set that the run lacks stops."""
+    data = make_folders(tmp_path / "data", [0, 1, 2])
+    said = qlseg(data, "--extra_data", data)
+    assert f"extra data {data}, " in said.err and "images are in the training split of the data too" in said.err
+    names = f"{{data: {data}, label_names: [sky, road, tram]}}"
+    said = qlseg(data, "--label_names", "[sky, road, car]", "--extra_data", names, status=1)
+    assert "labels that the run lacks: tram; labels of the run that the set lacks are car" in said.err
+
+
 def test_unreadable_images_are_named(qlseg, tmp_path):
     data = make_folders(tmp_path / "data", [0, 1, 2], counts=(10, 4))
     (data / "images" / "training" / "3.png").write_bytes(b"<html>")

@@ -14,6 +14,8 @@ from qlseg_hf.predict.autolabel import Teacher, autolabel, describe_report, keep
 from qlseg_hf.predict.items import Item, LocalFile
 from qlseg_hf.predict.manifest import Manifest
 from qlseg_hf.predict.request import Request, Summary
+from qlseg_hf.predict.run import source_options
+from qlseg_hf.predict.sources import find_items
 
 SIZE = (4, 6)
 
@@ -40,8 +42,9 @@ def predicted(monkeypatch, source):
     `steps`: confidence of the left and of the right half of each image, by name.
     """
 
-    def run(confidence, steps, num_labels=3, sources=None):
+    def run(confidence, steps, num_labels=3, meanwhile=None):
         def predict(request):
+            items = {item.name: item for item in find_items([str(source)], source_options(request))[0]}
             manifest = Manifest(request.output)
             manifest.open({"weights_sha256": "0"})
             for name, halves in steps.items():
@@ -50,14 +53,16 @@ def predicted(monkeypatch, source):
                     path = request.output / kind / f"{name}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(np.broadcast_to(np.where(left, *values), SIZE).astype(np.uint8)).save(path)
-                manifest.add(Item(name, name, (), LocalFile(name)), ("labels", "confidence"), *SIZE)
+                manifest.add(items[name], ("labels", "confidence"), *SIZE)
             manifest.join()
+            if meanwhile is not None:
+                meanwhile()
             return Summary(len(steps), 0, 0)
 
         monkeypatch.setattr(module, "predict", predict)
         monkeypatch.setattr(module, "read_teacher", lambda _: teacher(num_labels))
         output = source.parent / "out"
-        _, report = autolabel(Request("m", sources or (str(source),), output, workers=1), confidence)
+        _, report = autolabel(Request("m", (str(source),), output, workers=1), confidence)
         return output, report
 
     return run
@@ -125,6 +130,13 @@ def test_folders_of_others_are_left_alone(predicted, source):
     with pytest.raises(ValueError, match="holds images, which qlseg autolabel has not written"):
         predicted(0.5, {"a": (255, 255)})
     assert (mine / "precious.png").exists()
+
+
+def test_an_image_that_changes_meanwhile_stops(predicted, source):
+    """Its label map is of what it was."""
+    with pytest.raises(ValueError, match="1 images have changed while others were segmented: .*a.jpg; give the same"):
+        predicted(0.5, {"a": (255, 255), "d": (255, 0)}, meanwhile=lambda: (source / "a.jpg").write_bytes(b"x"))
+    assert not (source.parent / "out" / "masks").exists()
 
 
 def test_one_name_for_two_images_is_refused(predicted, source):
