@@ -197,7 +197,8 @@ class QLSegContestant(Contestant):
         self.setup = {"recipe": {key: value for key, value in vars(recipe).items() if key not in ("data", "backbone")}}
 
     def step(self, batch: dict, done: float) -> float:
-        self.run.state["step"] = int(done * self.study.recipe.max_steps)
+        steps = self.study.recipe.max_steps
+        self.run.state["step"] = min(round(done * steps), steps - 1)
         return float(make_step(self.run, iter([batch])).loss)
 
     def label_map(self, picture: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
