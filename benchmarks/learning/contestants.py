@@ -187,7 +187,10 @@ class QLSegContestant(Contestant):
     def __init__(self, name: str, study: Study):
         recipe = study.recipe
         if name == "qlseg-published":
-            recipe = replace(recipe, config={key: recipe.config[key] for key in recipe.config if key in PUBLISHED})
+            config = {key: value for key, value in recipe.config.items() if key in PUBLISHED}
+            if study.encoder.is_own_kind:
+                config["backbone_config"] = config["backbone_config"] | {"use_class_token": False}
+            recipe = replace(recipe, config=config)
         self.name, self.study, self.encoder = name, replace(study, recipe=recipe), "the same weights"
         self.run = build_run(recipe, StopSignals(), [])
         prepare_run(self.run)
