@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import set_seed
-from contestants import OWN, Contestant, Study
+from contestants import ABLATIONS, OWN, Contestant, Study
 from peers import PEERS
 from report import draw_figure, write_table
 from tqdm import tqdm
@@ -47,7 +47,7 @@ from qlseg_hf.training.recipe import load_recipe
 from qlseg_hf.utils.distributed import iterate_batches
 from qlseg_hf.utils.files import write_atomically
 
-CONTESTANTS = OWN | PEERS
+CONTESTANTS = OWN | PEERS | ABLATIONS
 QUARTERS = 4
 EARLY_STRIDE = 4  # the evaluations before the last one read every fourth image
 PILOT_STEPS = 8  # that say how many steps there will be in so many seconds; the first two are not timed
@@ -101,7 +101,7 @@ def parse_arguments() -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int)
     budget.add_argument("--seconds", type=float)
-    parser.add_argument("--only", type=lambda text: text.split(","), default=list(CONTESTANTS))
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(OWN | PEERS))
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
     parser.add_argument("--ignore_index", type=int)
     parser.add_argument("--short_side", type=int, default=240)

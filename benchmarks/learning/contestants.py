@@ -18,7 +18,9 @@ from qlseg_hf import segment
 from qlseg_hf.hub.saving import QLSegImageProcessor
 from qlseg_hf.model.configuration_qlseg import QLSegConfig
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe, encoder_rate
+from qlseg_hf.model.loss_qlseg import CompetingLosses
+from qlseg_hf.model.modeling_qlseg import QLSegDetail, QLSegLabelClassifier
+from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe
 from qlseg_hf.training.build import build_processor, read_label_names
 from qlseg_hf.training.encoder import Encoder, find_encoder
 from qlseg_hf.training.loop import make_step
@@ -42,6 +44,16 @@ PUBLISHED = {
     "num_decoder_layers",
     "dropout",
     "initializer_range",
+}
+
+
+# What fresh heads have, left out one by one: fields of the configuration, or the learning rate
+CHANGES = {
+    "qlseg-each-mask": {"mask_activation": "sigmoid", "mask_weight": 20.0, "dice_weight": 1.0},
+    "qlseg-no-classifier": {"use_label_classifier": False},
+    "qlseg-no-detail": {"num_detail_channels": 0},
+    "qlseg-no-class-token": {"use_class_token": False},
+    "qlseg-half-rate": {"learning_rate": 1.5e-4},
 }
 
 
@@ -163,6 +175,11 @@ class EncoderWithHead(nn.Module):
         return self.head(torch.cat([*maps, last], dim=1))
 
 
+def usual_rate(width: int) -> float:
+    """Learning rate of an encoder under heads that train with a cross-entropy: tuned for `linear` at width 192."""
+    return float(f"{1.5e-4 * min(1, 192 / width):.2g}")
+
+
 def build_on_encoder(name: str, study: Study) -> Contestant:
     """`linear`: one layer on the last level. `mlp`: two on the middle and the last one."""
     width, depth = study.encoder.width, study.encoder.depth
@@ -172,7 +189,7 @@ def build_on_encoder(name: str, study: Study) -> Contestant:
         layers = [nn.Conv2d(2 * width, width, 1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1), nn.GELU()]
         layers.append(nn.Conv2d(width, study.num_labels, 1))
         network = EncoderWithHead(study, [depth // 2, depth], nn.Sequential(*layers))
-    rate = encoder_rate(width)
+    rate = usual_rate(width)
     head = list(network.head.parameters())
     rest = [parameter for key, parameter in network.named_parameters() if not key.startswith("head.")]
     groups = [{"params": rest, "lr": rate}, {"params": head, "lr": 10 * rate}]
@@ -181,8 +198,44 @@ def build_on_encoder(name: str, study: Study) -> Contestant:
     return Contestant(name, study, network, groups, "the same weights", rates)
 
 
+class LinearDetail(nn.Module):
+    """What fresh heads of QLSeg have beside its decoder: a linear layer on the last level, and details."""
+
+    def __init__(self, study: Study):
+        super().__init__()
+        config = QLSegConfig(**study.recipe.config, num_labels=study.num_labels)
+        self.backbone = load_vit_weights(AutoBackbone.from_config(config.backbone_config), study.encoder.source)
+        self.classifier = QLSegLabelClassifier(config, study.encoder.width)
+        self.detail = QLSegDetail(config, study.encoder.width)
+        nn.init.zeros_(self.detail.classifier.weight)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        maps = self.backbone(pixel_values).feature_maps[-1]
+        return self.detail(pixel_values, maps, self.classifier(maps)[None])[0]
+
+
+class LinearDetailContestant(Contestant):
+    """`LinearDetail` with the loss and the rates of fresh heads of QLSeg."""
+
+    def __init__(self, study: Study):
+        network, rate = LinearDetail(study), study.recipe.learning_rate
+        head = [p for key, p in network.named_parameters() if not key.startswith("backbone.")]
+        groups = [{"params": network.backbone.parameters(), "lr": rate}, {"params": head, "lr": 10 * rate}]
+        rates = f"encoder {rate:g}, head {10 * rate:g}, decay 0.01"
+        groups = [group | {"weight_decay": 0.01} for group in groups]
+        super().__init__("linear-detail", study, network, groups, "the same weights", rates)
+
+    def loss(self, pixel_values: torch.Tensor, labels: torch.Tensor, done: float) -> torch.Tensor:
+        config = self.study.recipe.config
+        logits, weights = self.network(pixel_values).float(), torch.ones(self.study.num_labels, device=labels.device)
+        present = torch.stack([(labels == label).flatten(1).any(dim=1) for label in range(len(weights))], dim=1)
+        pixel, dice = CompetingLosses.apply(logits, labels, present, weights)
+        num_pixels = ((labels >= 0) & (labels < len(weights))).sum().clamp(min=1)
+        return config["mask_weight"] * pixel / num_pixels + config["dice_weight"] * dice / present.sum().clamp(min=1)
+
+
 class QLSegContestant(Contestant):
-    """QLSeg with optimiser, schedule and step of `qlseg train`."""
+    """QLSeg with optimiser, schedule and step of `qlseg train`, but for the changes that `CHANGES` has."""
 
     def __init__(self, name: str, study: Study):
         recipe = study.recipe
@@ -191,6 +244,15 @@ class QLSegContestant(Contestant):
             if study.encoder.is_own_kind:
                 config["backbone_config"] = config["backbone_config"] | {"use_class_token": False}
             recipe = replace(recipe, config=config)
+        if name in CHANGES:
+            changes = dict(CHANGES[name])
+            rate = changes.pop("learning_rate", recipe.learning_rate)
+            config = recipe.config | changes
+            if "use_class_token" in changes:
+                config["backbone_config"] = config["backbone_config"] | {
+                    "use_class_token": config.pop("use_class_token")
+                }
+            recipe = replace(recipe, config=config, learning_rate=rate)
         self.name, self.study, self.encoder = name, replace(study, recipe=recipe), "the same weights"
         self.run = build_run(recipe, StopSignals(), [])
         prepare_run(self.run)
@@ -215,8 +277,10 @@ class QLSegContestant(Contestant):
 OWN = {
     "linear": partial(build_on_encoder, "linear"),
     "mlp": partial(build_on_encoder, "mlp"),
+    "linear-detail": LinearDetailContestant,
     "qlseg": partial(QLSegContestant, "qlseg"),
     "qlseg-published": partial(QLSegContestant, "qlseg-published"),
 }
+ABLATIONS = {name: partial(QLSegContestant, name) for name in CHANGES}
 
-__all__ = ["OWN", "Contestant", "Study"]
+__all__ = ["ABLATIONS", "OWN", "Contestant", "Study", "usual_rate"]

@@ -10,13 +10,12 @@ import re
 from functools import partial
 
 import torch
-from contestants import Contestant, Study
+from contestants import Contestant, Study, usual_rate
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import EomtConfig, EomtForUniversalSegmentation, SegformerConfig, SegformerForSemanticSegmentation
 
-from qlseg_hf.training.auto import encoder_rate
 from qlseg_hf.weights import read_weights
 
 DPT_MULTIPLE = 32  # of which the sides of its input have to be multiples, with patches of 16 pixels
@@ -83,7 +82,7 @@ class DPT(nn.Module):
 
 
 def build_dpt(study: Study) -> Contestant:
-    network, rate = DPT(study), encoder_rate(study.encoder.width)
+    network, rate = DPT(study), usual_rate(study.encoder.width)
     encoder = list(network.network.encoder.parameters())
     head = [*network.network.decoder.parameters(), *network.network.segmentation_head.parameters()]
     groups = [{"params": encoder, "lr": rate}, {"params": head, "lr": 10 * rate}]
@@ -121,7 +120,7 @@ class EomtContestant(Contestant):
         new += ("embeddings.register_tokens",)  # there are none
         wrong = [key for key in missing if not key.startswith(new) and "layer_scale" not in key]
         assert not wrong and not unexpected, (wrong, unexpected)
-        rate = encoder_rate(encoder.width) if is_fast else 1e-4
+        rate = usual_rate(encoder.width) if is_fast else 1e-4
         groups = eomt_groups(network, set(weights), rate, is_fast)
         rates = f"encoder {rate:g}, head {10 * rate:g}, decay 0.01" if is_fast else "1e-4, layer decay 0.8, decay 0.05"
         name = "eomt-fast" if is_fast else "eomt"

@@ -80,7 +80,7 @@ class Recipe:
         rotation: turn each sample by an angle drawn from -rotation..rotation degrees; 0 for none.
         trivial_augment: change each sample by one more operation, of colour or place, as TrivialAugment does.
         warmup_steps: linear warm-up of the learning rate. auto: a twentieth of max_steps, at most 1500.
-        learning_rate: of the encoder. auto: 1.5e-4 x 192 / its width for a fresh head, 1e-5 for a model.
+        learning_rate: of the encoder. auto: 3e-4 x 192 / its width for a fresh head, 1e-5 for a model.
         head_lr_multiplier: times that rate for everything outside the encoder.
         layer_decay: factor on the rate from each encoder layer to the one before it; 1 in the paper.
         weight_decay: of all weights but the encoder's norms.
@@ -92,8 +92,8 @@ class Recipe:
         freeze_backbone: train the head alone.
         lora: rank of LoRA adapters on the encoder's attention (needs peft); the head is trained whole. They are merged
             when the model is saved. None if not given.
-        precision: fp32, bf16 or fp16, of the forward pass. auto: what accelerate's launcher was told, else bf16 on a
-            GPU that has it, else fp32.
+        precision: fp32, bf16 or fp16, of the forward pass. auto: what accelerate's launcher was told, else bf16
+            where the GPU or CPU has it, else fp32.
         gradient_checkpointing: less memory for more time.
         compile: torch.compile of encoder, pixel encoder and decoder.
         eval_steps: interval of evaluations. auto: an eighth of max_steps, at most 4000, and in

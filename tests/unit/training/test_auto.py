@@ -104,14 +104,14 @@ def test_large_encoders_have_the_released_head():
     config = QLSegConfig(**head_config(encoder(1024, 24), 640), num_labels=150)
     released = QLSegConfig.for_release("vit-l-ade20k").to_dict()
     own = {"initializer_range", "backbone_config", "id2label", "label2id", "palette"}
-    own |= {"mask_activation", "mask_weight", "use_label_classifier", "num_detail_channels"}
+    own |= {"mask_activation", "mask_weight", "dice_weight", "use_label_classifier", "num_detail_channels"}
     assert {k: v for k, v in config.to_dict().items() if k not in own} == {
         k: v for k, v in released.items() if k not in own
     }
 
 
 def test_rates_fall_with_the_width():
-    assert encoder_rate(192) == 1.5e-4 and encoder_rate(None) == 1e-5
+    assert encoder_rate(192) == 3e-4 and encoder_rate(None) == 1e-5
     rates = [encoder_rate(width) for width in (64, 192, 384, 768, 1024)]
     assert rates == sorted(rates, reverse=True)
 
