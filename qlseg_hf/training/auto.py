@@ -267,7 +267,7 @@ def head_config(encoder: Encoder, crop_size: int, num_channels: int = 3) -> dict
         head |= {
             "num_pixel_encoder_layers": 1,
             "pixel_encoder_intermediate_size": 256,
-            "num_decoder_blocks": 2,
+            "num_decoder_blocks": 1,
             "num_decoder_layers": 1,
             "dropout": 0.0,
         }
