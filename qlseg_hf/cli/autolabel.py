@@ -11,7 +11,7 @@ import click
 from . import predict
 from .options import PATH, subcommand
 
-CONFIDENCE = 0.9
+CONFIDENCE, LEAST_SHARE = 0.7, 0.2  # chosen by the table in docs/training.md
 AS_PREDICT = (
     *("scales", "flip", "do_resize", "batch_size", "batching", "max_windows", "max_memory_mb", "dtype", "device"),
     *("workers", "strict", "image_column", "split", "dataset_config"),
@@ -37,8 +37,14 @@ def options_of_predict(function: Callable) -> Callable:
     default=CONFIDENCE,
     help="Pixels below it do not count.",
 )
+@click.option(
+    "--least_share",
+    type=click.FloatRange(0, 1),
+    default=LEAST_SHARE,
+    help="Of each label's pixels, the surest that count even below it, or rare labels would vanish.",
+)
 @options_of_predict
-def command(confidence: float, **settings) -> None:
+def command(confidence: float, least_share: float, **settings) -> None:
     """Label images by a model: a data set of the pixels that it is sure of, to train on.
 
     SOURCE is what `qlseg predict` takes, but videos. DIR/images holds the images (hard links where possible),
@@ -51,7 +57,7 @@ def command(confidence: float, **settings) -> None:
     from ..predict.autolabel import PREDICTIONS, autolabel, describe_report
     from ..predict.request import Request, describe
 
-    summary, report = autolabel(Request(**settings), confidence)
+    summary, report = autolabel(Request(**settings), confidence, least_share)
     if os.environ.get("RANK", "0") == "0":
         print(describe(summary, settings["output"] / PREDICTIONS))
         print(describe_report(report, settings["output"]))

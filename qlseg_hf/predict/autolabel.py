@@ -68,7 +68,7 @@ class _Paths:
         return load_label_map(self.labels), load_label_map(self.confidence)
 
 
-def autolabel(request: Request, confidence: float) -> tuple[Summary, dict[str, Any] | None]:
+def autolabel(request: Request, confidence: float, least_share: float) -> tuple[Summary, dict[str, Any] | None]:
     """Segment all images of the sources, and write those that have pixels of enough confidence as a data set.
 
     `request.output` then holds `images` (hard links where that is possible, else copies), `masks` (PNG, a label per
@@ -78,17 +78,20 @@ def autolabel(request: Request, confidence: float) -> tuple[Summary, dict[str, A
     Args:
         request: what to segment, and how; its formats and labels do not count.
         confidence: the least of a pixel that counts, in (0, 1]; see `segment` for what it is, rounded to 1/255.
+        least_share: of each label's pixels, 0..1, the surest that count even below that.
 
     Returns:
         what was segmented; and the report that is written as JSON, see `make_report`, in the main process alone.
 
     Raises:
-        ValueError: `confidence` is out of range, no pixel reaches it, the folder holds images or label maps of
-            another origin, two images would have one name, an image has changed meanwhile; or see `predict`.
+        ValueError: `confidence` or `least_share` is out of range, no pixel counts, the folder holds images or label
+            maps of another origin, two images would have one name, an image has changed meanwhile; or see `predict`.
         OSError: something cannot be written.
     """
     if not 0 < confidence <= 1:
         raise ValueError(f"confidence is {confidence}; it must be above 0 and at most 1")
+    if not 0 <= least_share <= 1:
+        raise ValueError(f"least_share is {least_share}; it must be 0..1")
     work = request.output / PREDICTIONS
     check_output(request.output)
     inner = replace(
@@ -107,19 +110,25 @@ def autolabel(request: Request, confidence: float) -> tuple[Summary, dict[str, A
     paths = make_paths(items, work)
     threads = max(1, num_workers(request))
     counts = count_confidences(list(paths.values()), len(teacher.names), threads)
-    least = int(np.ceil(STEPS * confidence - 1e-9))
-    if not counts[:, least:].any():
-        highest = np.flatnonzero(counts.any(axis=0))
-        found = f"the highest is {highest[-1] / STEPS:.2f}" if highest.size else "none was segmented"
-        raise ValueError(
-            f"no pixel of {len(items)} images has a confidence of {confidence} or more, {found}; lower --confidence"
-        )
+    least = choose_steps(counts, confidence, least_share)
+    if not any(row[step:].any() for row, step in zip(counts, least)):
+        raise_without_pixels(counts, confidence, len(items))
     kept = write_pairs(request.output, items, paths, teacher, least, threads)
     report = make_report(teacher, counts, least, kept)
-    report = {"teacher": {"model": teacher.source} | settings, "confidence": confidence} | report
+    given = {"confidence": confidence, "least_share": least_share}
+    report = {"teacher": {"model": teacher.source} | settings} | given | report
     report["num_failed"] = summary.num_failed
-    write_descriptions(request.output, teacher, confidence, report)
+    write_descriptions(request.output, teacher, report)
     return summary, report
+
+
+def raise_without_pixels(counts: np.ndarray, confidence: float, num_images: int) -> None:
+    """ValueError that says how sure the surest pixel is. `counts`: see `count_confidences`."""
+    highest = np.flatnonzero(counts.any(axis=0))
+    found = f"the highest is {highest[-1] / STEPS:.2f}" if highest.size else "none was segmented"
+    raise ValueError(
+        f"no pixel of {num_images} images has a confidence of {confidence} or more, {found}; lower --confidence"
+    )
 
 
 def list_done(request: Request, entries: dict[str, dict]) -> list[Item]:
@@ -192,13 +201,29 @@ def count_confidences(paths: list[_Paths], num_labels: int, threads: int) -> np.
     return counts
 
 
-def keep_confident(labels: np.ndarray, steps: np.ndarray, least: int, void: int) -> np.ndarray:
-    """(H, W) int64 labels, `void` where the confidence is below `least` steps."""
-    return np.where(steps >= least, labels, void)
+def choose_steps(counts: np.ndarray, confidence: float, least_share: float) -> np.ndarray:
+    """(K,) int64: for each label, the step of confidence from which on its pixels count, 1 at least.
+
+    That of `confidence`, or the highest that keeps `least_share` of the label's pixels if that is lower: a network
+    gives rare labels less of the scores, also where it is right, so by one threshold they would vanish.
+
+    Args:
+        counts: (K, 256), see `count_confidences`.
+    """
+    wanted = int(np.ceil(STEPS * confidence - 1e-9))
+    at_least = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels of each step or more
+    needed = least_share * at_least[:, :1]
+    keeping = (at_least >= np.maximum(needed, 1)).sum(axis=1) - 1  # the number falls, so the highest step is the last
+    return np.clip(keeping, 1, wanted) if least_share > 0 else np.full(len(counts), wanted)
+
+
+def keep_confident(labels: np.ndarray, steps: np.ndarray, least: np.ndarray, void: int) -> np.ndarray:
+    """(H, W) int64 labels, `void` where the confidence is below `least` steps, (K,) by label."""
+    return np.where(steps >= least[labels], labels, void)
 
 
 def write_pairs(
-    output: Path, items: list[Item], paths: dict[str, _Paths], teacher: Teacher, least: int, threads: int
+    output: Path, items: list[Item], paths: dict[str, _Paths], teacher: Teacher, least: np.ndarray, threads: int
 ) -> dict[str, np.ndarray]:
     """Write `images` and `masks` of the images that keep a pixel; {name: (K,) pixels kept} of all."""
     reading, placed_before = teacher.processor.settings().reading, _read_placed(output)
@@ -280,29 +305,33 @@ def _link_or_copy(source: str, target: Path) -> None:
         os.replace(beside / target.name, target)
 
 
-def make_report(teacher: Teacher, counts: np.ndarray, least: int, kept: dict[str, np.ndarray]) -> dict[str, Any]:
+def make_report(
+    teacher: Teacher, counts: np.ndarray, least: np.ndarray, kept: dict[str, np.ndarray]
+) -> dict[str, Any]:
     """What was kept, as plain data.
 
     Args:
         teacher: names of the labels.
         counts: (K, 256), see `count_confidences`.
-        least: steps of confidence from which on pixels count.
+        least: (K,) steps of confidence from which on pixels of each label count.
         kept: {name: (K,) pixels kept} of every image.
 
     Returns:
         `num_images` written; `num_left_out` of them that keep no pixel and `left_out`, the first names;
-        `share_kept` of all pixels, 0..1; `labels`: of each `label`, `name`, `predicted` and `kept` pixels,
-        `share_kept` (None if none was predicted), mean `confidence` of the predicted ones, and `images` that keep
-        some; `warnings`.
+        `share_kept` of all pixels, 0..1; `labels`: of each `label`, `name`, `least` confidence that counts,
+        `predicted` and `kept` pixels, `share_kept` (None if none was predicted), mean `confidence` of the predicted
+        ones, and `images` that keep some; `warnings`.
     """
     left_out = [name for name, found in kept.items() if not found.any()]
-    predicted, num_kept = counts.sum(axis=1), counts[:, least:].sum(axis=1)
+    predicted = counts.sum(axis=1)
+    num_kept = np.array([row[step:].sum() for row, step in zip(counts, least)])
     in_images = sum((found > 0).astype(int) for found in kept.values())
     means = counts @ np.arange(STEPS + 1) / STEPS / np.maximum(predicted, 1)
     labels = [
         {
             "label": label,
             "name": name,
+            "least": int(least[label]) / STEPS,
             "predicted": int(predicted[label]),
             "kept": int(num_kept[label]),
             "share_kept": num_kept[label] / predicted[label] if predicted[label] else None,
@@ -316,7 +345,7 @@ def make_report(teacher: Teacher, counts: np.ndarray, least: int, kept: dict[str
     warnings = [f"{len(never)} of {len(labels)} labels are never predicted: {listed(never)}"] if never else []
     if unsure:
         text = f"{len(unsure)} of {len(labels)} labels have no pixel, because their predictions are all less sure"
-        warnings.append(f"{text}: {listed(unsure)}; lower --confidence")
+        warnings.append(f"{text}: {listed(unsure)}; lower --confidence or raise --least_share")
     return {
         "num_images": len(kept) - len(left_out),
         "num_left_out": len(left_out),
@@ -327,13 +356,16 @@ def make_report(teacher: Teacher, counts: np.ndarray, least: int, kept: dict[str
     }
 
 
-def write_descriptions(output: Path, teacher: Teacher, confidence: float, report: dict[str, Any]) -> None:
+def write_descriptions(output: Path, teacher: Teacher, report: dict[str, Any]) -> None:
     """`data.yaml`, `labels.json` and `autolabel.json`."""
     keys = {"data": ".", "layout": f"{IMAGES}:{MASKS}", "label_names": teacher.names, "do_reduce_labels": False}
     keys |= {"ignore_index": teacher.void, "label_map": {}}
     bands = teacher.processor.settings().num_channels
     keys |= {"num_channels": bands} if bands != 3 else {}
-    head = f"# Labels that {printable(teacher.source)} has predicted with a confidence of {confidence} or more.\n"
+    head = (
+        f"# Labels that {printable(teacher.source)} has predicted with a confidence of {report['confidence']} or "
+        f"more, and of each label the surest {report['least_share']:.0%}.\n"
+    )
     write_atomically(output / "data.yaml", (head + to_yaml(keys)).encode())
     palette = {"labels": teacher.names, "palette": teacher.colors.tolist()}
     write_atomically(output / "labels.json", json.dumps(palette).encode())
@@ -343,11 +375,11 @@ def write_descriptions(output: Path, teacher: Teacher, confidence: float, report
 def describe_report(report: dict[str, Any], output: Path) -> str:
     """A table of the labels, and sentences, for people."""
     width = max(5, *(len(printable(row["name"])) for row in report["labels"]))
-    lines = [f"{'label':{width}}  predicted pixels  confidence   kept  images"]
+    lines = [f"{'label':{width}}  predicted pixels  confidence  least   kept  images"]
     for row in report["labels"]:
-        numbers = "         -      -"
+        numbers = "         -      -      -"
         if row["predicted"]:
-            numbers = f"{row['confidence']:10.2f} {100 * row['share_kept']:5.1f}%"
+            numbers = f"{row['confidence']:10.2f}   {row['least']:.2f} {100 * row['share_kept']:5.1f}%"
         lines.append(f"{printable(row['name']):{width}}  {row['predicted']:16d}  {numbers}  {row['images']:6d}")
     lines += [f"warning: {printable(text)}" for text in report["warnings"]]
     left = f"; {report['num_left_out']} images without such a pixel are left out" if report["num_left_out"] else ""
@@ -356,4 +388,4 @@ def describe_report(report: dict[str, Any], output: Path) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["Teacher", "autolabel", "describe_report", "keep_confident", "make_report", "place_image"]
+__all__ = ["Teacher", "autolabel", "choose_steps", "describe_report", "keep_confident", "make_report", "place_image"]

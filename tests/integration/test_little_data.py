@@ -29,7 +29,7 @@ def pseudo(tmp_path) -> Path:
         coarse.resize((45, 36), Image.BICUBIC).save(tmp_path / "photos" / "train" / f"{number}.png")
     (tmp_path / "photos" / "broken.png").write_bytes(b"no picture")
     words = ["--model", tmp_path / "teacher", "--data", tmp_path / "photos", "--output", tmp_path / "pseudo"]
-    assert run(["autolabel", *words, "--confidence", 0.066, "--workers", 0, "--flip"]) == 3
+    assert run(["autolabel", *words, "--confidence", 0.066, "--least_share", 0, "--workers", 0, "--flip"]) == 3
     return tmp_path / "pseudo"
 
 

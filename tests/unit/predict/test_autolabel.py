@@ -10,7 +10,7 @@ from PIL import Image
 from qlseg_hf import QLSegImageProcessor
 from qlseg_hf.model.image_io import NamedBytes
 from qlseg_hf.predict import autolabel as module
-from qlseg_hf.predict.autolabel import Teacher, autolabel, describe_report, keep_confident, place_image
+from qlseg_hf.predict.autolabel import Teacher, autolabel, choose_steps, describe_report, keep_confident, place_image
 from qlseg_hf.predict.items import Item, LocalFile
 from qlseg_hf.predict.manifest import Manifest
 from qlseg_hf.predict.request import Request, Summary
@@ -42,7 +42,7 @@ def predicted(monkeypatch, source):
     `steps`: confidence of the left and of the right half of each image, by name.
     """
 
-    def run(confidence, steps, num_labels=3, meanwhile=None):
+    def run(confidence, steps, num_labels=3, meanwhile=None, least_share=0.0):
         def predict(request):
             items = {item.name: item for item in find_items([str(source)], source_options(request))[0]}
             manifest = Manifest(request.output)
@@ -62,7 +62,7 @@ def predicted(monkeypatch, source):
         monkeypatch.setattr(module, "predict", predict)
         monkeypatch.setattr(module, "read_teacher", lambda _: teacher(num_labels))
         output = source.parent / "out"
-        _, report = autolabel(Request("m", (str(source),), output, workers=1), confidence)
+        _, report = autolabel(Request("m", (str(source),), output, workers=1), confidence, least_share)
         return output, report
 
     return run
@@ -73,8 +73,36 @@ def masks(output) -> dict[str, np.ndarray]:
 
 
 def test_pixels_below_the_threshold_are_void():
-    labels, steps = np.array([[0, 1, 2, 2]]), np.array([[229, 230, 255, 0]])
-    assert keep_confident(labels, steps, 230, 255).tolist() == [[255, 1, 2, 255]]
+    labels, steps = np.array([[0, 1, 2, 2]]), np.array([[229, 230, 100, 99]])
+    assert keep_confident(labels, steps, np.array([230, 230, 100]), 255).tolist() == [[255, 1, 2, 255]]
+
+
+def counts_of(*labels: dict[int, int]) -> np.ndarray:
+    counts = np.zeros((len(labels), 256), dtype=np.int64)
+    for row, pixels in zip(counts, labels):
+        row[list(pixels)] = list(pixels.values())
+    return counts
+
+
+def test_rare_labels_keep_their_surest_pixels():
+    """A sure label goes by the threshold, an unsure one by its share, rounded up to a whole step of pixels."""
+    counts = counts_of({250: 8, 100: 2}, {200: 5, 60: 1, 50: 4, 40: 10}, {}, {0: 10}, {230: 1, 10: 9})
+    assert choose_steps(counts, 0.9, 0).tolist() == [230] * 5
+    assert choose_steps(counts, 0.9, 0.2)[:2].tolist() == [230, 200]
+    assert choose_steps(counts, 0.9, 0.3)[:2].tolist() == [230, 60]  # 6 of 20
+    assert choose_steps(counts, 0.9, 0.31).tolist() == [230, 50, 1, 1, 10]
+    assert choose_steps(counts, 0.2, 0.3)[1] == 51  # the threshold is lower
+    assert choose_steps(counts, 0.9, 1.0)[:2].tolist() == [100, 40]
+    assert choose_steps(counts, 0.9, 1e-9)[:2].tolist() == [230, 200]
+
+
+def test_a_share_keeps_labels_that_are_never_sure(predicted):
+    output, report = predicted(0.9, {"a": (255, 99), "d": (10, 100)}, least_share=0.4)
+    assert [row["kept"] for row in report["labels"]] == [0, 12, 12] and report["num_left_out"] == 0
+    assert [row["least"] for row in report["labels"][1:]] == [230 / 255, 100 / 255]
+    found = masks(output)
+    assert found["a"][0].tolist() == [1] * 3 + [255] * 3 and found["d"][0].tolist() == [255] * 3 + [2] * 3
+    assert "label 2" not in str(report["warnings"])
 
 
 @pytest.mark.parametrize("num_labels, void", [(2, 255), (255, 255), (256, 65535), (300, 65535)])
@@ -148,7 +176,9 @@ def test_one_name_for_two_images_is_refused(predicted, source):
 @pytest.mark.parametrize("confidence", [0, -0.1, 1.01, float("nan")])
 def test_confidence_out_of_range(confidence, tmp_path):
     with pytest.raises(ValueError, match="it must be above 0 and at most 1"):
-        autolabel(Request("m", ("x",), tmp_path), confidence)
+        autolabel(Request("m", ("x",), tmp_path), confidence, 0.2)
+    with pytest.raises(ValueError, match="least_share is"):
+        autolabel(Request("m", ("x",), tmp_path), 0.5, confidence - 1 if confidence < 1 else confidence)
 
 
 class _Reader:
@@ -173,9 +203,10 @@ def test_images_of_any_source(tmp_path, source, monkeypatch):
     assert np.array_equal(np.asarray(Image.open(place(array))), array)
     stored = place(bands, {"num_channels": 5, "keep_values": True})
     assert stored.name == "n.npy" and np.array_equal(np.load(stored), bands)
+    (tmp_path / "link.jpg").symlink_to("source/a.jpg")  # relative: as a link elsewhere it would lead nowhere
+    item = Item("n", "n", (), LocalFile(str(tmp_path / "link.jpg")))
+    placed = tmp_path / "to" / place_image(item, tmp_path / "to", "n", rgb)
+    assert not placed.is_symlink() and os.path.samefile(placed, source / "a.jpg")
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
-    link = tmp_path / "link.jpg"
-    link.symlink_to(source / "a.jpg")
-    name = place_image(Item("n", "n", (), LocalFile(str(link))), tmp_path / "to", "n", rgb)
-    copied = tmp_path / "to" / name
-    assert copied.read_bytes() == data and not copied.is_symlink() and not os.path.samefile(copied, source / "a.jpg")
+    place_image(item, tmp_path / "to", "n", rgb)
+    assert placed.read_bytes() == data and not placed.is_symlink() and not os.path.samefile(placed, source / "a.jpg")
