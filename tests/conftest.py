@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -22,9 +23,10 @@ import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
-pytest.register_assert_rewrite("training_runs", "programs")  # so that a failure in them says what differs
+# so that a failure in them says what differs
+pytest.register_assert_rewrite("training_runs", "programs", "evaluations")
 from networks import tiny_config, varied_model  # noqa: E402
-from programs import ROOT, make_data  # noqa: E402, F401
+from programs import ROOT, make_data, train, write_recipe  # noqa: E402, F401
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor  # noqa: E402
 from qlseg_hf.convert import convert_file  # noqa: E402
@@ -102,11 +104,44 @@ def tiny_model() -> QLSegForSemanticSegmentation:
     return varied_model(tiny_config())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_data(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def whole_run(data, tmp_path_factory) -> Path:
+    """A run that was never stopped: accumulation, workers, augmentation, dropout, moving average."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = train(write_recipe(folder, data))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As in a command's processes: the number of threads changes rounding. Busy cores are quicker with it, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def made_references(one_thread, stored, tmp_path_factory) -> Path:
+    from evaluations import make_references
+
+    root = tmp_path_factory.mktemp("ade20k")
+    make_references(root, stored)
+    return root
+
+
+@pytest.fixture
+def references(made_references, tmp_path) -> Path:
+    """Five pictures and their references, a copy that a test may spoil."""
+    return shutil.copytree(made_references, tmp_path / "data")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,137 @@
+"""What accelerate, DeepSpeed and torchrun start: the same curve, or a refusal."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, DistributedType
+from programs import STILL, train, write_recipe
+
+from qlseg_hf.training.distributed import check_batch, fit_to_recipe, launch_facts, start_accelerator
+from qlseg_hf.training.recipe import Recipe
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_do_not_change_the_curve(data, tmp_path, processes):
+    """The same total batch on one process and on several, dropout off: the same losses up to rounding."""
+    curves = []
+    for count in (1, processes):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        recipe = write_recipe(folder, data, config=STILL, per_device_batch_size=1, max_steps=6, num_workers=0)
+        done = train(recipe, processes=count)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = (folder / "run" / "losses.jsonl").read_text().splitlines()
+        curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
+    assert len(curves[0]) == 6
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate reads its environment anew, here and in the tests that follow."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "variables, sentence",
+    [
+        ({"MIXED_PRECISION": "fp16"}, "mixed_precision fp16 does nothing on a CPU, where fp32 would be used"),
+        ({"MIXED_PRECISION": "float16"}, "mixed_precision is 'float16'; give accelerate no, bf16 or fp16"),
+        ({"MIXED_PRECISION": "BF16"}, "mixed_precision is 'BF16'; give accelerate no, bf16 or fp16"),
+        ({"MIXED_PRECISION": "fp8"}, "fp8 has not been tried|Using `fp8` precision requires|FP8"),
+        ({"DYNAMO_BACKEND": "inductor"}, "dynamo_backend inductor wraps .* set compile: true in the recipe"),
+        ({"USE_FSDP": "true"}, "FSDP was asked for, but accelerate would run NO on 1 CPU"),
+        ({"USE_MEGATRON_LM": "true"}, "Megatron-LM does not know this network"),
+    ],
+)
+def test_what_accelerate_would_not_do_is_refused(monkeypatch, fresh_accelerate, tmp_path, variables, sentence):
+    for name, value in (variables | {"USE_CPU": "true"}).items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises((ImportError, ValueError), match=sentence):
+        start_accelerator(
+            Recipe(
+                data="-",
+                crop_size=32,
+                total_batch_size=4,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir=str(tmp_path / "run"),
+            )
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_precision_is_stated(monkeypatch, fresh_accelerate):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    accelerator = start_accelerator(
+        Recipe(data="-", crop_size=32, total_batch_size=4, per_device_batch_size=2, max_steps=10, output_dir="-")
+    )
+    assert launch_facts(accelerator)["precision"] == "bf16" and accelerator.gradient_accumulation_steps == 2
+
+
+def deepspeed(**config) -> SimpleNamespace:
+    """What accelerate is before `prepare` with DeepSpeed on two devices, which is not installed here."""
+    plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": 2}} | config if config else None)
+    state, said = SimpleNamespace(deepspeed_plugin=plugin), []
+    return SimpleNamespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        state=state,
+        num_processes=2,
+        gradient_accumulation_steps=1,
+        said=said,
+        print=lambda text, **options: said.append(text),
+    )
+
+
+def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
+    """`prepare` takes accumulation, batch and clipping from the plugin, whatever the recipe says."""
+    recipe = Recipe(
+        data="-",
+        crop_size=32,
+        total_batch_size=12,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir="-",
+        max_grad_norm=3.0,
+    )
+    wanted = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "train_batch_size": 12}
+    wanted["gradient_clipping"] = 3.0
+    for config in (
+        {},  # by flags, of which accelerate's launcher fills in an accumulation of 1
+        {"train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto"},
+        {"train_micro_batch_size_per_gpu": 8, "gradient_clipping": 1.0, "gradient_accumulation_steps": 5},
+    ):
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+        accelerator = deepspeed(**config)
+        fit_to_recipe(accelerator, recipe)
+        found = accelerator.state.deepspeed_plugin.deepspeed_config
+        assert {key: found[key] for key in wanted} == wanted and accelerator.gradient_accumulation_steps == 3
+        assert len(accelerator.said) == (config.get("gradient_clipping") == 1.0)
+        check_batch(accelerator, recipe)
+    assert "gradient_accumulation_steps 5 -> 3, train_micro_batch_size_per_gpu 8 -> 2" in accelerator.said[0]
+    found["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps = 1
+    with pytest.raises(ValueError, match="total_batch_size is 4 and not 12"):
+        check_batch(accelerator, recipe)
+    found |= wanted | {"gradient_clipping": 1.0}
+    accelerator.gradient_accumulation_steps = 3
+    with pytest.raises(ValueError, match="max_grad_norm is 1.0 and not 3.0"):
+        check_batch(accelerator, recipe)
+    for key in ("optimizer", "scheduler", "tensor_parallel"):
+        with pytest.raises(ValueError, match=f"configuration holds {key}, which the recipe decides"):
+            fit_to_recipe(deepspeed(**{key: {"type": "x"}}), recipe)
+
+
+def test_torchrun_joins_on_cpus(data, tmp_path):
+    """Without a word of accelerate's: one run of two processes, and not two runs."""
+    recipe = write_recipe(tmp_path, data, max_steps=2, eval_steps=2, num_workers=0)
+    done = train(recipe, processes=2, ACCELERATE_USE_CPU="false")
+    assert done.returncode == 0, done.stderr[-3000:]
+    card = (tmp_path / "run" / "last" / "README.md").read_text()
+    assert "- hardware: 2 x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
+    assert len((tmp_path / "run" / "losses.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,231 @@
+"""The models that recipes build, and what a run leaves."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from networks import tiny_config
+from PIL import Image
+from programs import NETWORK, train, write_recipe
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, pipeline
+
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.training.build import add_lora, build_model, build_processor, plain_model
+from qlseg_hf.training.recipe import Recipe, load_recipe
+
+
+def test_trained_folder(whole_run, data):
+    picture = data / "images" / "validation" / "0.png"
+    assert (whole_run / "best" / "segmentation.py").is_file()  # its code, for use without the package
+    pipe = pipeline("image-segmentation", model=str(whole_run / "best"))
+    assert {part["label"] for part in pipe(str(picture))} <= {"red", "green", "blue"}
+    card = (whole_run / "best" / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    value = front["model-index"][0]["results"][0]["metrics"][0]
+    assert value["type"] == "mean_iou" and 0 <= value["value"] <= 1
+    assert "| green |" in card and "max_steps: 24" in card and "mIoU" in card
+    published = load_recipe(whole_run / "recipe.yaml").published()
+    assert load_recipe(whole_run / "best" / "recipe.yaml") == published
+    assert len(list((whole_run / "overlays").glob("*.png"))) == 3
+
+
+def test_segment_after_training_uses_the_processor(whole_run):
+    processor = QLSegImageProcessor.from_pretrained(whole_run / "last")
+    model = QLSegForSemanticSegmentation.from_pretrained(whole_run / "last")
+    assert processor.window_size == 32
+    assert segment(model, processor, np.zeros((40, 50, 3), np.uint8))[0].shape == (40, 50)
+
+
+def test_lora_trains_and_merges(tmp_path):
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model = QLSegForSemanticSegmentation(tiny_config()).eval()
+    pixel_values = torch.randn(1, 3, 32, 48)
+    before = model(pixel_values).logits
+    add_lora(model, rank=2)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name for name in trained if name.startswith("backbone"))
+    assert sum("lora_" in name for name in trained) == 2 * 4 * 2  # A and B of q, k, v, o in two layers
+    torch.testing.assert_close(model(pixel_values).logits, before)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    adapted = model(pixel_values).logits
+    assert not torch.allclose(adapted, before)
+    plain = plain_model(model, model.state_dict())
+    torch.testing.assert_close(plain(pixel_values).logits, adapted, atol=1e-5, rtol=0)
+    plain.save_pretrained(tmp_path)
+    assert "lora" not in " ".join(load_file(tmp_path / "model.safetensors"))
+
+
+def test_models_that_recipes_build(stored, data, tmp_path):
+    names = {0: "class 3", 1: "something new"}
+    recipe = Recipe(
+        data=str(data),
+        crop_size=64,
+        total_batch_size=2,
+        per_device_batch_size=2,
+        max_steps=10,
+        output_dir=str(tmp_path),
+        model=str(stored.folder),
+        label_names=names,
+    )
+    recipe.do_reduce_labels = False
+    recipe.class_weights = {"something new": 3.0}
+    recipe.config, recipe.freeze_backbone = {"dropout": 0.0}, True
+    processor = build_processor(recipe)
+    assert processor.window_size == stored.processor.window_size
+    model = build_model(recipe, processor.ignore_index)
+    assert model.config.id2label == names and model.config.label_weights == [1.0, 3.0] and model.config.dropout == 0.0
+    assert torch.equal(model.decoder.queries[:, 0], stored.model().decoder.queries[:, 3])
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    with pytest.raises(ValueError, match="class_weights names .'nothing'."):
+        build_model(
+            Recipe(
+                data=str(data),
+                crop_size=64,
+                total_batch_size=2,
+                per_device_batch_size=2,
+                max_steps=10,
+                output_dir="-",
+                model=str(stored.folder),
+                class_weights={"nothing": 1},
+            ),
+            255,
+        )
+    with pytest.raises(ValueError, match="label_names is needed"):
+        build_model(
+            Recipe(
+                data=str(data), crop_size=64, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir="-"
+            ),
+            255,
+        )
+
+
+def shifted(stored, data, tmp_path, **settings) -> Recipe:
+    """A recipe of three labels of its own on a model that reduces labels."""
+    names = {0: "red", 1: "green", 2: "blue"}
+    sizes = {"crop_size": 64, "total_batch_size": 2, "per_device_batch_size": 2, "max_steps": 10}
+    places = {"data": str(data), "output_dir": str(tmp_path), "model": str(stored.folder), "label_names": names}
+    return Recipe(**(sizes | places | settings))
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_own_labels_on_a_model_that_reduces_labels(stored, data, tmp_path):
+    assert stored.processor.do_reduce_labels
+    both = (
+        "which may be wrong for them: set do_reduce_labels: false if 'red' is stored as 0, 'blue' as 2, or "
+        "do_reduce_labels: true if 0 is void and 'red' is stored as 1, 'blue' as 3"
+    )
+    with pytest.raises(ValueError, match=f"brings label_names, and {stored.folder} reduces labels, {both}$"):
+        build_processor(shifted(stored, data, tmp_path))
+    with pytest.raises(ValueError, match="brings label_names, .* 'sky' is stored as 0, 'sea' as 1, or"):
+        build_processor(shifted(stored, data, tmp_path, label_names=["sky", "sea"]))
+    for key, value in (("label_map", {10: 0, 20: 1}), ("label_colors", {0: [0, 0, 0]})):
+        with pytest.raises(ValueError, match=f"brings {key}, .*set do_reduce_labels: false if label 0 is 0, or"):
+            build_processor(shifted(stored, data, tmp_path, label_names=None, **{key: value}))
+    for said in ({"do_reduce_labels": False}, {"do_reduce_labels": True}, {"processor": {"do_reduce_labels": False}}):
+        wanted = said.get("processor", said)["do_reduce_labels"]
+        assert build_processor(shifted(stored, data, tmp_path, **said)).do_reduce_labels is wanted
+    assert build_processor(shifted(stored, data, tmp_path, label_names=None)).do_reduce_labels
+    with pytest.raises(ValueError, match="do_reduce_labels is True, but False in processor; give it once"):
+        build_processor(shifted(stored, data, tmp_path, do_reduce_labels=True, processor={"do_reduce_labels": False}))
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_own_labels_on_a_model_with_a_label_map(stored, data, tmp_path):
+    model = shutil.copytree(stored.folder, tmp_path / "model")
+    QLSegImageProcessor.from_pretrained(model, label_map={255: 1}, do_reduce_labels=False).save_pretrained(model)
+    recipe = shifted(stored, data, tmp_path)
+    recipe.model = str(model)
+    with pytest.raises(ValueError, match=r"translates stored values by label_map {255: 1}, .* set label_map: {} if"):
+        build_processor(recipe)
+    recipe.label_map = {}
+    assert not build_processor(recipe).label_map
+    recipe.label_map, recipe.label_names = None, None
+    assert build_processor(recipe).label_map == {255: 1}
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_ignored_value_that_is_a_label(stored, data, tmp_path):
+    remedy = "set do_reduce_labels: true and ignore_index: 255 if 0 is void and 'red' is stored as 1"
+    for changes in ({}, {"model": None}):
+        recipe = shifted(stored, data, tmp_path, **({"do_reduce_labels": False, "ignore_index": 0}))
+        recipe.model = changes.get("model", recipe.model)
+        with pytest.raises(ValueError, match=f"ignore_index: 0 is also label 0, 'red', of 3; {remedy}"):
+            build_model(recipe, build_processor(recipe).ignore_index)
+    with pytest.raises(ValueError, match="ignore_index: 4 is also label 4, 'class 4', of 20; set label_map: {4: 255}"):
+        build_model(shifted(stored, data, tmp_path, label_names=None), 4)
+    with pytest.raises(ValueError, match="config sets semantic_loss_ignore_index, which follows ignore_index"):
+        build_model(shifted(stored, data, tmp_path, config={"semantic_loss_ignore_index": 7}), 255)
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, tmp_path):
+    """Labels of the model's own names, stored from 0: 1..20 would be reduced rightly."""
+    for lowest in (0, 1):
+        for split in ("training", "validation"):
+            for part in ("images", "annotations"):
+                folder = tmp_path / f"{lowest}" / part / split
+                folder.mkdir(parents=True)
+                values = np.arange(20, dtype=np.uint8).repeat(40).reshape(20, 40) + lowest
+                Image.fromarray(values if split == "training" else values[::-1]).save(folder / "a.png")
+    reads = {"model": str(stored.folder), "label_names": None, "config": {}}
+    done = train(write_recipe(tmp_path, tmp_path / "0", **reads), command="check")
+    sentence = "0 is ignored, and 20 is 'class 19', but never occurs; set do_reduce_labels: false if 0 is 'wall"
+    assert done.returncode == 1 and "the data set cannot be trained on: with do_reduce_labels: true" in done.stderr
+    assert sentence in done.stderr
+    assert "reduced: do_reduce_labels: true (as set)" in done.stdout
+    said = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--do_reduce_labels", "true", command="check")
+    assert said.returncode == 0 and f"warning: with do_reduce_labels: true the stored value {sentence}" in said.stdout
+    done = train(write_recipe(tmp_path, tmp_path / "1", **reads), command="check")
+    assert done.returncode == 0 and "warning" not in done.stdout and "20 of 20 labels occur" in done.stdout
+
+
+def test_dinov3_recipe(data, tmp_path):
+    """recipes/dinov3-vit-l-ade20k.yaml, its sizes cut down, for two steps from stored weights, with LoRA."""
+    pytest.importorskip("peft")
+    pytest.importorskip("cv2")
+    path = ROOT / "qlseg_hf" / "recipes" / "dinov3-vit-l-ade20k.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    vit_l = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    backbone = recipe["config"]["backbone_config"]
+    assert vit_l.items() <= backbone.items() and backbone["out_indices"] == [8, 16, 24]
+    head = path.read_text(encoding="utf-8").split("\n\n")[0]
+    assert "HAS NOT BEEN RUN" in head and "Expected mIoU: unknown" in head
+    with torch.device("meta"):
+        whole = QLSegForSemanticSegmentation(QLSegConfig(**recipe["config"]))
+    assert whole.unused_weights == ["embeddings.mask_token"]
+
+    backbone |= {key: value for key, value in NETWORK["backbone_config"].items() if key in vit_l}
+    backbone |= {"out_indices": [1, 2]}
+    AutoModel.from_config(AutoConfig.for_model(**backbone)).save_pretrained(tmp_path / "weights")
+    small = {key: value for key, value in NETWORK.items() if key != "backbone_config"}
+    recipe["config"] |= small | {"backbone_config": backbone}
+    changes = recipe | {
+        "data": str(data),
+        "label_names": {0: "red", 1: "green", 2: "blue"},
+        "do_reduce_labels": False,
+        "backbone": str(tmp_path / "weights"),
+        "crop_size": 32,
+        "resize_box": None,
+        "processor": recipe["processor"] | {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20},
+        "max_steps": 2,
+        "num_workers": 0,
+        "lora": 2,
+        "output_dir": str(tmp_path / "run"),
+    }
+    done = train(write_recipe(tmp_path, data, **changes))
+    assert done.returncode == 0, done.stderr
+    trained = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "run" / "last").backbone
+    weights = load_file(tmp_path / "weights" / "model.safetensors")  # named as DINOv3's repositories have it
+    stored = {re.sub(r"^layer\.", "model.layer.", name): value for name, value in weights.items()}
+    moved = [name for name, value in trained.state_dict().items() if not torch.equal(value, stored[name])]
+    assert sorted(moved) == sorted(
+        f"model.layer.{i}.attention.{part}_proj.weight" for i in range(2) for part in ("q", "k", "v", "o")
+    )

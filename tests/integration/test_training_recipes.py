@@ -1,0 +1,191 @@
+"""Recipes from files and the command line, names of other trainers, and data in every layout."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from programs import train, write_recipe
+
+from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.synonyms import ADVICE, SYNONYMS
+
+
+def relaid(data: Path, root: Path, layout: str) -> dict:
+    """The same pictures in another layout; returns what the recipe must say of it."""
+    pairs = {
+        split: [(data / kind / split / f"{i}.png") for i in range(count) for kind in ("images", "annotations")]
+        for split, count in (("training", 9), ("validation", 3))
+    }
+    if layout == "coco-stuff":
+        for split, name in (("training", "train2014"), ("validation", "test2014")):
+            for kind, ending in (("images", ".jpg"), ("annotations", "_labelTrainIds.png")):
+                (root / kind / name).mkdir(parents=True)
+                for path in pairs[split][kind == "annotations" :: 2]:
+                    Image.open(path).save(root / kind / name / f"{path.stem}{ending}")
+        return {"data": str(root)}
+    if layout == "pascal-context":
+        for folder in ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"):
+            (root / folder).mkdir(parents=True)
+        for split, name in (("training", "train"), ("validation", "val")):
+            for picture, labels in zip(pairs[split][::2], pairs[split][1::2]):
+                stem = f"{name}_{picture.stem}"
+                Image.open(picture).save(root / "JPEGImages" / f"{stem}.jpg")
+                shutil.copy(labels, root / "SegmentationClassContext" / f"{stem}.png")
+            names = "".join(f"{name}_{path.stem}\n" for path in pairs[split][::2])
+            (root / "ImageSets" / "SegmentationContext" / f"{name}.txt").write_text(names)
+        return {"data": str(root)}
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    tables = {
+        name: datasets.Dataset.from_dict(
+            {
+                "image": [{"bytes": path.read_bytes(), "path": path.name} for path in pairs[split][::2]],
+                "annotation": [{"bytes": path.read_bytes(), "path": path.name} for path in pairs[split][1::2]],
+            },
+            features=features,
+        )
+        for split, name in (("training", "train"), ("validation", "validation"))
+    }
+    root.mkdir()
+    if layout == "save_to_disk":
+        datasets.DatasetDict(tables).save_to_disk(root)
+    else:
+        for name, table in tables.items():
+            table.to_parquet(root / f"{name}-00000-of-00001.parquet")
+    return {"data": str(root), "streaming": layout == "streaming"}
+
+
+SLOW_LAYOUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("coco-stuff", "save_to_disk", "parquet")]
+
+
+@pytest.mark.parametrize("layout", ["streaming", "pascal-context", *SLOW_LAYOUTS])
+def test_every_layout_trains(data, tmp_path, layout, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    changes = relaid(data, tmp_path / "set", layout) | {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
+    done = train(write_recipe(tmp_path, data, **changes))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "checked 9 pictures: 3 of 3 labels occur" in done.stderr
+    assert (tmp_path / "run" / "last" / "model.safetensors").is_file()
+    evaluation = json.loads((tmp_path / "run" / "evaluations.jsonl").read_text())
+    assert evaluation["step"] == 2 and 0 <= evaluation["miou"] <= 1
+
+
+def test_recipe_from_file_and_overrides(data, tmp_path):
+    path = write_recipe(tmp_path, data)
+    recipe = load_recipe(path, ["--learning_rate", "1e-4", "--max_steps=7", "--resume", "none"])
+    assert (recipe.learning_rate, recipe.max_steps, recipe.resume) == (1e-4, 7, "none")
+    (tmp_path / "again.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["--lerning_rate", "1"], "unknown key lerning_rate; did you mean learning_rate?"),
+        (["--max_steps", "many"], "max_steps wants int or null, got 'many'"),
+        (["--photometric", "1"], "photometric wants bool, got 1"),
+        (["--scale_range", "[1]"], "scale_range wants two numbers"),
+        (["--ema_decay", "1.5"], "ema_decay 1.5 must be between"),
+        (["--save_steps", "0"], "save_steps is 0"),
+        (["--max_steps"], "--max_steps has no value"),
+        (["max_steps", "3"], "max_steps is not an override"),
+        (["--config", "{"], "is not YAML"),
+        (["--dataset", "null"], "the recipe lacks data"),
+        (["--push_to_hub", "true"], "push_to_hub wants hub_model_id"),
+        (["--hub_private", "true"], "hub_private and hub_revision want push_to_hub"),
+        (["--model", "a", "--backbone", "b"], "exclude each other"),
+        (["--lora", "4", "--freeze_backbone", "true"], "exclude each other"),
+        (["--lr", "1e-4", "--learning_rate", "1e-3"], "lr is another name of learning_rate; give learning_rate alone"),
+        (["--epochs", "0"], "epochs is 0.0; it must be more than 0"),
+        (["--patience", "0"], "patience is 0; it must be at least 1"),
+        (["--rotation", "200"], "rotation 200.0 must be 0..180 degrees"),
+        (["--val_fraction", "1"], "val_fraction 1.0 must be at least 0 and below 1"),
+        (["--class_weights", "some"], "class_weights is 'some'; give .* or auto"),
+        (["--precision", "fp8"], "precision is 'fp8'; give one of fp32, bf16, fp16"),
+    ],
+)
+def test_wrong_recipes(data, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(write_recipe(tmp_path, data), overrides)
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [", "a: !!python/object/apply:os.system ['touch ran']\n"])
+def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ValueError, match="must hold `key: value` lines|is not a YAML file"):
+        load_recipe(tmp_path / "x.yaml")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "key, hint",
+    [
+        ("lr0", "learning_rate"),
+        ("numTrainEpochs", "epochs"),
+        ("train_batch_size", "total_batch_size"),
+        ("imgsz", "crop_size"),
+        ("image-size", "crop_size"),
+        ("mixed_precision", "precision"),
+        ("fp16", "precision"),
+        ("early_stopping_patience", "patience"),
+        ("degrees", "rotation"),
+        ("workers", "num_workers"),
+        ("pretrained", "model"),
+        ("data_dir", "data"),
+        ("classes", "label_names"),
+        ("gpus", "devices belong to the launcher"),
+        ("save_dir", "output_dir"),
+        ("optimizer", "AdamW"),
+        ("lr_scheduler_type", "polynomial"),
+        ("warmup", "warmup_steps"),
+        ("gradient_accumulation_steps", "accumulation follows"),
+        ("dice_weight", "config: {"),
+        ("window_size", "processor: {"),
+        ("check-data", "qlseg check RECIPE looks at the data alone"),
+        ("num_worker", "num_workers"),
+        ("maxsteps", "max_steps"),
+        ("lod", "keys are data, "),  # spelt somewhat like lora
+        ("banana", "keys are data, "),
+    ],
+)
+def test_names_of_other_trainers(data, tmp_path, key, hint):
+    hint = f"did you mean {hint}?" if hint in Recipe.__dataclass_fields__ else hint
+    with pytest.raises(ValueError, match=re.escape(f"unknown key {key}; ") + ".*" + re.escape(hint)):
+        load_recipe(write_recipe(tmp_path, data), [f"--{key}", "1"])
+
+
+def test_synonyms_are_of_keys():
+    assert SYNONYMS.keys() <= Recipe.__dataclass_fields__.keys()
+    words = " ".join([*SYNONYMS.values(), *ADVICE.values()]).split()
+    assert len(words) == len(set(words)) and all(re.fullmatch("[a-z0-9]+", word) for word in words)
+    assert not set(words) & Recipe.__dataclass_fields__.keys()
+
+
+def test_batch_that_does_not_divide():
+    with pytest.raises(
+        ValueError, match="total_batch_size 6 is not a multiple of per_device_batch_size 2 x 2 processes"
+    ):
+        Recipe(
+            data="-", crop_size=32, total_batch_size=6, per_device_batch_size=2, max_steps=10, output_dir="-"
+        ).accumulation_steps(2)
+    assert (
+        Recipe(
+            data="-", crop_size=32, total_batch_size=8, per_device_batch_size=2, max_steps=10, output_dir="-"
+        ).accumulation_steps(2)
+        == 2
+    )
+
+
+def test_sentences_of_the_command_line(data, tmp_path):
+    recipe = write_recipe(tmp_path, data)
+    for arguments, sentence in (
+        ([tmp_path / "none.yaml"], "there is no recipe"),
+        ([recipe, "--dataset", str(tmp_path / "nothing")], "is no folder"),
+        ([recipe, "--resume", str(tmp_path)], "is no checkpoint of a run"),
+    ):
+        done = train(*arguments)
+        assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr
