@@ -25,7 +25,7 @@ from safetensors.torch import load_file  # noqa: E402
 FIXTURES = Path(__file__).resolve().parent / "fixtures"
 # so that a failure in them says what differs
 pytest.register_assert_rewrite("training_runs", "programs", "evaluations")
-from networks import tiny_config, varied_model  # noqa: E402
+from networks import tiny_config, tiny_model_and_processor, varied_model  # noqa: E402
 from programs import ROOT, make_data, train, write_recipe  # noqa: E402, F401
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor  # noqa: E402
@@ -105,6 +105,15 @@ def tiny_model() -> QLSegForSemanticSegmentation:
 
 
 @pytest.fixture(scope="session")
+def network(tmp_path_factory) -> Path:
+    """The folder of a tiny network and its processor, see `tiny_model_and_processor`."""
+    folder = tmp_path_factory.mktemp("network")
+    for part in tiny_model_and_processor():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     make_data(root)
@@ -142,6 +151,28 @@ def made_references(one_thread, stored, tmp_path_factory) -> Path:
 def references(made_references, tmp_path) -> Path:
     """Five pictures and their references, a copy that a test may spoil."""
     return shutil.copytree(made_references, tmp_path / "data")
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A page of a headless Chromium with a fresh profile; `requests` holds addresses, `faults` and `said` text."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright: `make test-all` installs it")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync"
+    with playwright.sync_playwright() as driver:
+        context = driver.chromium.launch_persistent_context(
+            tmp_path / "profile", executable_path=browser, args=flags.split(), viewport={"width": 1280, "height": 800}
+        )
+        page = context.new_page()
+        page.requests, page.faults, page.said = [], [], []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.faults.append(str(error)))
+        yield page
+        context.close()
 
 
 @pytest.fixture(scope="module")

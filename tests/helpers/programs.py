@@ -36,19 +36,28 @@ NETWORK = {
 STILL = NETWORK | {"dropout": 0.0, "backbone_config": NETWORK["backbone_config"] | {"drop_path_rate": 0.0}}
 
 
-def make_data(root: Path, num_training: int = 9, num_validation: int = 3) -> None:
-    """Pictures whose colour tells the label, in ADE20K's layout."""
+def make_data(root: Path, num_training: int = 9, num_validation: int = 3, num_bands: int = 3) -> None:
+    """Images in ADE20K's layout: PNGs whose colour tells the label or, of five bands, TIFFs whose fifth band does.
+
+    The bands are reflectance, 0..10000 in 16 bits.
+    """
     rng = np.random.default_rng(0)
     for split, count in (("training", num_training), ("validation", num_validation)):
         for kind in ("images", "annotations"):
             (root / kind / split).mkdir(parents=True)
         for i in range(count):
             labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 9), dtype=int)).astype(np.uint8)
-            picture = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])[labels] + rng.integers(
-                -30, 30, (36, 45, 3)
-            )
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / split / f"{i}.png")
             Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
+            if num_bands == 3:
+                picture = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]])[labels]
+                picture = (picture + rng.integers(-30, 30, picture.shape)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(picture).save(root / "images" / split / f"{i}.png")
+            else:
+                import tifffile
+
+                picture = rng.integers(300, 3000, (*labels.shape, num_bands)).astype(np.uint16)
+                picture[..., -1] = np.array([500, 3500, 9000])[labels] + rng.integers(-300, 300, labels.shape)
+                tifffile.imwrite(root / "images" / split / f"{i}.tif", picture, photometric="minisblack")
 
 
 def write_recipe(folder: Path, data: Path, /, **changes) -> Path:
@@ -97,14 +106,18 @@ def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
     return done
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def launcher(processes: int) -> list[str]:
     """The start of a command for so many processes of this machine."""
     if processes == 1:
         return [sys.executable]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    return [*torchrun, f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
 def train(*arguments, processes: int = 1, command: str = "train", **variables: str) -> subprocess.CompletedProcess:

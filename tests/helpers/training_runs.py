@@ -4,13 +4,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from programs import ROOT, environment, write_recipe
+from programs import ROOT, environment, launcher, write_recipe
 
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
 from qlseg_hf.data.datasets import open_dataset
@@ -130,11 +129,7 @@ def half_written(run: Path) -> set[tuple[str, str, int]]:
 
 
 def launch_two(recipe: Path, log: Path, *arguments) -> subprocess.Popen:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    command += ["-m", "qlseg_hf.cli.train", str(recipe), *arguments]
+    command = [*launcher(2), "-m", "qlseg_hf.cli.train", str(recipe), *arguments]
     env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True)
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import torch
 from conftest import FIXTURES, ROOT
 from networks import tiny_config
 from PIL import Image
+from programs import free_port
 
 from qlseg_hf import QLSegImageProcessor, load_picture, segment
 from qlseg_hf.app import page as app
@@ -146,12 +146,6 @@ def test_wrong_arguments_are_a_sentence(capsys, monkeypatch):
     assert run(["app"]) == 2 and "Missing argument 'MODEL'" in capsys.readouterr().err
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def post(address: str, body: bytes, kind: str) -> dict | list:
     request = urllib.request.Request(address, body, {"Content-Type": kind})
     return json.loads(urllib.request.urlopen(request, timeout=60).read())
@@ -194,27 +188,6 @@ def server(stored, tmp_path):
     finally:
         process.terminate()
         process.wait(timeout=30)
-
-
-@pytest.fixture
-def page(tmp_path):
-    """A page of a headless Chromium with a fresh profile; `page.requests` collects addresses, `page.faults` errors."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright: `make test-all` installs it")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
-    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync"
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=browser, args=flags.split(), viewport={"width": 1280, "height": 800}
-        )
-        page = context.new_page()
-        page.requests, page.faults = [], []
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        yield page
-        context.close()
 
 
 def press(page) -> None:

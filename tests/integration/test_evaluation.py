@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import torch
 from conftest import ROOT
 from evaluations import SIZES, pretend_rank, strict, without_time
 from PIL import Image
+from programs import free_port
 
 from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.data.datasets import open_dataset
@@ -42,12 +42,9 @@ def slow_scores(stored, references, **settings) -> dict:
 
 def launch(num_processes: int, *arguments, code: str | None = None) -> list[subprocess.Popen]:
     """Start the script once per process, with the environment that torchrun sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     if num_processes > 1:
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
         shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
     processes = []
     for rank in range(num_processes):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from programs import NETWORK, run, train, write_recipe
+from programs import NETWORK, make_data, run, train, write_recipe
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, segment
@@ -19,25 +19,11 @@ from qlseg_hf.weights import set_num_channels
 tifffile = pytest.importorskip("tifffile")
 
 
-def make_five_bands(root: Path, num_training: int = 9, num_validation: int = 3) -> None:
-    """Reflectance of 0..10000 in ADE20K's layout; the label is told by the fifth band alone."""
-    rng = np.random.default_rng(0)
-    for split, count in (("training", num_training), ("validation", num_validation)):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for i in range(count):
-            labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((9, 9), dtype=int)).astype(np.uint8)
-            picture = rng.integers(300, 3000, (36, 45, 5))
-            picture[..., 4] = np.array([500, 3500, 9000])[labels] + rng.integers(-300, 300, (36, 45))
-            tifffile.imwrite(root / "images" / split / f"{i}.tif", picture.astype(np.uint16), photometric="minisblack")
-            Image.fromarray(labels).save(root / "annotations" / split / f"{i}.png")
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[Path, Path]:
     """Data and the run that was trained on it."""
     folder = tmp_path_factory.mktemp("five")
-    make_five_bands(folder / "data")
+    make_data(folder / "data", num_bands=5)
     found = measure_bands(open_dataset(folder / "data", "train"), progress=False)
     assert (found.num_channels, found.dtype, found.num_pictures) == (5, "uint16", 9)
     network = copy.deepcopy(NETWORK)

@@ -1,6 +1,5 @@
 """Data, training and results with a Hub on the loopback, and without any network."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 from cards import NASTY, WINDOW, assert_valid, convert, rendered, run_snippet, script, token
 from huggingface_hub import HfApi, ModelCard
 from programs import NETWORK, make_data, write_recipe
+from recipes import small_recipe
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, segment
@@ -19,7 +19,7 @@ from qlseg_hf.evaluation.evaluator import evaluate_samples
 from qlseg_hf.hub.card import add_result_to_card, inference_protocol
 from qlseg_hf.hub.loading import load_network
 from qlseg_hf.training.build import plain_model
-from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.recipe import load_recipe
 
 FORBID_CONNECTIONS = """
 import os, socket, sys
@@ -111,16 +111,16 @@ def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data/here").mkdir(parents=True)
     Path("link").symlink_to("data")
-    known = {"crop_size": 32, "total_batch_size": 1, "per_device_batch_size": 1, "max_steps": 1, "resume": "none"}
     names = {0: "/sky", 1: "a/b"}
     values = {"label_names": names, "dataset_config": "data/here", "report_to": "tensorboard", "train_split": "a/b"}
     values |= {"config": {"weights": [r"C:\Users\alice\x.pth", "file:///home/alice/y", "~/z/", 3, "~alice/u"]}}
-    recipe = Recipe(data="me/data", model="data/here", output_dir="runs/one", **known, **values).published()
+    values |= {"data": "me/data", "model": "data/here", "output_dir": "runs/one", "resume": "none"}
+    recipe = small_recipe(**values).published()
     assert (recipe.data, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
     assert (recipe.dataset_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
     assert recipe.config == {"weights": ["x.pth", "y", "z", 3, "u"]}
-    recipe = Recipe(data="link", backbone="../gone/v.pth", output_dir="./", label_names="me/names.txt", **known)
-    recipe = dataclasses.replace(recipe, resume=str(tmp_path / "run" / "step-1")).published()
+    values = {"data": "link", "backbone": "../gone/v.pth", "output_dir": "./", "label_names": "me/names.txt"}
+    recipe = small_recipe(**values, resume=str(tmp_path / "run" / "step-1")).published()
     assert (recipe.data, recipe.backbone, recipe.resume) == ("link", "v.pth", "step-1")
     assert (recipe.output_dir, recipe.label_names) == (tmp_path.name, "names.txt")
     Path("recipe.yaml").write_text(recipe.to_yaml())

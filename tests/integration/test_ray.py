@@ -22,14 +22,6 @@ NUM_IMAGES = 120
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("network")
-    for part in tiny_model_and_processor():
-        part.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(NUM_IMAGES):

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from networks import tiny_config
 from programs import STILL, environment, stats_of, train, write_recipe
+from recipes import small_recipe
 from safetensors.torch import load_file
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.training.average import MovingAverage
 from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
 from qlseg_hf.training.optimization import parameter_groups
-from qlseg_hf.training.recipe import Recipe
 from qlseg_hf.training.step import training_step
 from qlseg_hf.utils.files import recover_folder, replace_folder, write_beside
 
@@ -31,16 +31,13 @@ def test_training_trajectory(stored):
     """8 steps of the published implementation, through the trainer's own step; dropout off."""
     expected, numbers = stored.numbers["training"], stored.numbers
     model = stored.model().eval()
-    recipe = Recipe(
-        data="-",
+    recipe = small_recipe(
         crop_size=numbers["config"]["img"],
         total_batch_size=2,
-        per_device_batch_size=2,
         max_steps=expected["total_steps"],
         warmup_steps=expected["warmup_steps"],
         poly_power=expected["power"],
         learning_rate=expected["base_lr"],
-        output_dir="-",
     )
     accelerator = Accelerator(cpu=True)
     groups = parameter_groups(model, recipe.learning_rate, recipe.weight_decay, recipe.head_lr_multiplier)
@@ -70,15 +67,7 @@ def test_accumulation_does_not_change_the_step():
         accelerator.gradient_accumulation_steps = parts
         groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
         model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
-        recipe = Recipe(
-            data="-",
-            crop_size=32,
-            total_batch_size=4,
-            per_device_batch_size=4 // parts,
-            max_steps=10,
-            output_dir="-",
-            warmup_steps=0,
-        )
+        recipe = small_recipe(per_device_batch_size=4 // parts, warmup_steps=0)
         batches = [{"pixel_values": p, "labels": t} for p, t in zip(pixel_values.chunk(parts), labels.chunk(parts))]
         result = training_step(accelerator, model, optimizer, batches, recipe, 0)
         found.append([float(result.loss), float(result.norm), *result.terms.tolist()])
@@ -91,16 +80,7 @@ def test_step_without_any_label_is_finite():
     groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
     batch = {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.full((2, 32, 48), 255)}
-    recipe = Recipe(
-        data="-",
-        crop_size=32,
-        total_batch_size=2,
-        per_device_batch_size=2,
-        max_steps=10,
-        output_dir="-",
-        warmup_steps=0,
-        learning_rate=1e-5,
-    )
+    recipe = small_recipe(total_batch_size=2, warmup_steps=0, learning_rate=1e-5)
     loss, norm, _ = training_step(accelerator, model, optimizer, [batch], recipe, 0)
     assert torch.isfinite(loss) and torch.isfinite(norm) and loss > 0
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
@@ -239,9 +219,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
     accelerator = Accelerator(cpu=True)
     model = accelerator.prepare(model)
-    recipe = Recipe(
-        data="-", crop_size=32, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir=str(tmp_path)
-    )
+    recipe = small_recipe(output_dir=str(tmp_path))
     save_checkpoint(accelerator, tmp_path, 3, {}, None, recipe)
 
     def no_space(folder):

@@ -11,12 +11,13 @@ import torch
 import yaml
 from PIL import Image
 from programs import environment, make_data, stats_of, train, write_recipe
+from recipes import small_recipe
 from safetensors.torch import load_file, save_file
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.training.checkpoints import checkpoints
 from qlseg_hf.training.distributed import start_accelerator
-from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -147,21 +148,16 @@ def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
     assert "--backbone model.safetensors" in done.stderr.splitlines()[-1]
 
 
-def some_recipe(**more) -> Recipe:
-    sizes = {"crop_size": 32, "total_batch_size": 4, "per_device_batch_size": 2, "max_steps": 10}
-    return Recipe(data="-", output_dir="-", **sizes, **more)
-
-
 def test_precision_that_contradicts_the_launcher(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(ValueError, match="precision is fp32, but accelerate was told bf16 .*; make them the same"):
-        start_accelerator(some_recipe(precision="fp32"))
+        start_accelerator(small_recipe(precision="fp32"))
 
 
 def test_a_tracker_that_is_not_installed(monkeypatch):
     monkeypatch.setattr("qlseg_hf.training.distributed.get_available_trackers", lambda: ["tensorboard"])
     with pytest.raises(ImportError, match="report_to: wandb needs a package that is not installed; pip install wandb"):
-        start_accelerator(some_recipe(report_to=["tensorboard", "wandb"]))
+        start_accelerator(small_recipe(report_to=["tensorboard", "wandb"]))
 
 
 def write_bands(root: Path, count: int) -> Path:

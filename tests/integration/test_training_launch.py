@@ -8,9 +8,9 @@ import pytest
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from programs import STILL, train, write_recipe
+from recipes import small_recipe
 
 from qlseg_hf.training.distributed import check_batch, fit_to_recipe, launch_facts, start_accelerator
-from qlseg_hf.training.recipe import Recipe
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -53,25 +53,14 @@ def test_what_accelerate_would_not_do_is_refused(monkeypatch, fresh_accelerate, 
     for name, value in (variables | {"USE_CPU": "true"}).items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
     with pytest.raises((ImportError, ValueError), match=sentence):
-        start_accelerator(
-            Recipe(
-                data="-",
-                crop_size=32,
-                total_batch_size=4,
-                per_device_batch_size=2,
-                max_steps=10,
-                output_dir=str(tmp_path / "run"),
-            )
-        )
+        start_accelerator(small_recipe(output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
 def test_precision_is_stated(monkeypatch, fresh_accelerate):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
-    accelerator = start_accelerator(
-        Recipe(data="-", crop_size=32, total_batch_size=4, per_device_batch_size=2, max_steps=10, output_dir="-")
-    )
+    accelerator = start_accelerator(small_recipe())
     assert launch_facts(accelerator)["precision"] == "bf16" and accelerator.gradient_accumulation_steps == 2
 
 
@@ -91,15 +80,7 @@ def deepspeed(**config) -> SimpleNamespace:
 
 def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
     """`prepare` takes accumulation, batch and clipping from the plugin, whatever the recipe says."""
-    recipe = Recipe(
-        data="-",
-        crop_size=32,
-        total_batch_size=12,
-        per_device_batch_size=2,
-        max_steps=10,
-        output_dir="-",
-        max_grad_norm=3.0,
-    )
+    recipe = small_recipe(total_batch_size=12, max_grad_norm=3.0)
     wanted = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3, "train_batch_size": 12}
     wanted["gradient_clipping"] = 3.0
     for config in (

@@ -11,6 +11,7 @@ from conftest import ROOT
 from networks import tiny_config
 from PIL import Image
 from programs import NETWORK, train, write_recipe
+from recipes import small_recipe
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
@@ -63,21 +64,10 @@ def test_lora_trains_and_merges(tmp_path):
     assert "lora" not in " ".join(load_file(tmp_path / "model.safetensors"))
 
 
-def test_models_that_recipes_build(stored, data, tmp_path):
+def test_models_that_recipes_build(stored):
     names = {0: "class 3", 1: "something new"}
-    recipe = Recipe(
-        data=str(data),
-        crop_size=64,
-        total_batch_size=2,
-        per_device_batch_size=2,
-        max_steps=10,
-        output_dir=str(tmp_path),
-        model=str(stored.folder),
-        label_names=names,
-    )
-    recipe.do_reduce_labels = False
-    recipe.class_weights = {"something new": 3.0}
-    recipe.config, recipe.freeze_backbone = {"dropout": 0.0}, True
+    recipe = small_recipe(model=str(stored.folder), label_names=names, do_reduce_labels=False, freeze_backbone=True)
+    recipe.class_weights, recipe.config = {"something new": 3.0}, {"dropout": 0.0}
     processor = build_processor(recipe)
     assert processor.window_size == stored.processor.window_size
     model = build_model(recipe, processor.ignore_index)
@@ -85,64 +75,44 @@ def test_models_that_recipes_build(stored, data, tmp_path):
     assert torch.equal(model.decoder.queries[:, 0], stored.model().decoder.queries[:, 3])
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
     with pytest.raises(ValueError, match="class_weights names .'nothing'."):
-        build_model(
-            Recipe(
-                data=str(data),
-                crop_size=64,
-                total_batch_size=2,
-                per_device_batch_size=2,
-                max_steps=10,
-                output_dir="-",
-                model=str(stored.folder),
-                class_weights={"nothing": 1},
-            ),
-            255,
-        )
+        build_model(small_recipe(model=str(stored.folder), class_weights={"nothing": 1}), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
-        build_model(
-            Recipe(
-                data=str(data), crop_size=64, total_batch_size=2, per_device_batch_size=2, max_steps=10, output_dir="-"
-            ),
-            255,
-        )
+        build_model(small_recipe(), 255)
 
 
-def shifted(stored, data, tmp_path, **settings) -> Recipe:
+def shifted(stored, **settings) -> Recipe:
     """A recipe of three labels of its own on a model that reduces labels."""
     names = {0: "red", 1: "green", 2: "blue"}
-    sizes = {"crop_size": 64, "total_batch_size": 2, "per_device_batch_size": 2, "max_steps": 10}
-    places = {"data": str(data), "output_dir": str(tmp_path), "model": str(stored.folder), "label_names": names}
-    return Recipe(**(sizes | places | settings))
+    return small_recipe(**({"model": str(stored.folder), "label_names": names} | settings))
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
-def test_own_labels_on_a_model_that_reduces_labels(stored, data, tmp_path):
+def test_own_labels_on_a_model_that_reduces_labels(stored):
     assert stored.processor.do_reduce_labels
     both = (
         "which may be wrong for them: set do_reduce_labels: false if 'red' is stored as 0, 'blue' as 2, or "
         "do_reduce_labels: true if 0 is void and 'red' is stored as 1, 'blue' as 3"
     )
     with pytest.raises(ValueError, match=f"brings label_names, and {stored.folder} reduces labels, {both}$"):
-        build_processor(shifted(stored, data, tmp_path))
+        build_processor(shifted(stored))
     with pytest.raises(ValueError, match="brings label_names, .* 'sky' is stored as 0, 'sea' as 1, or"):
-        build_processor(shifted(stored, data, tmp_path, label_names=["sky", "sea"]))
+        build_processor(shifted(stored, label_names=["sky", "sea"]))
     for key, value in (("label_map", {10: 0, 20: 1}), ("label_colors", {0: [0, 0, 0]})):
         with pytest.raises(ValueError, match=f"brings {key}, .*set do_reduce_labels: false if label 0 is 0, or"):
-            build_processor(shifted(stored, data, tmp_path, label_names=None, **{key: value}))
+            build_processor(shifted(stored, label_names=None, **{key: value}))
     for said in ({"do_reduce_labels": False}, {"do_reduce_labels": True}, {"processor": {"do_reduce_labels": False}}):
         wanted = said.get("processor", said)["do_reduce_labels"]
-        assert build_processor(shifted(stored, data, tmp_path, **said)).do_reduce_labels is wanted
-    assert build_processor(shifted(stored, data, tmp_path, label_names=None)).do_reduce_labels
+        assert build_processor(shifted(stored, **said)).do_reduce_labels is wanted
+    assert build_processor(shifted(stored, label_names=None)).do_reduce_labels
     with pytest.raises(ValueError, match="do_reduce_labels is True, but False in processor; give it once"):
-        build_processor(shifted(stored, data, tmp_path, do_reduce_labels=True, processor={"do_reduce_labels": False}))
+        build_processor(shifted(stored, do_reduce_labels=True, processor={"do_reduce_labels": False}))
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
-def test_own_labels_on_a_model_with_a_label_map(stored, data, tmp_path):
+def test_own_labels_on_a_model_with_a_label_map(stored, tmp_path):
     model = shutil.copytree(stored.folder, tmp_path / "model")
     QLSegImageProcessor.from_pretrained(model, label_map={255: 1}, do_reduce_labels=False).save_pretrained(model)
-    recipe = shifted(stored, data, tmp_path)
-    recipe.model = str(model)
+    recipe = shifted(stored, model=str(model))
     with pytest.raises(ValueError, match=r"translates stored values by label_map {255: 1}, .* set label_map: {} if"):
         build_processor(recipe)
     recipe.label_map = {}
@@ -152,17 +122,16 @@ def test_own_labels_on_a_model_with_a_label_map(stored, data, tmp_path):
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
-def test_ignored_value_that_is_a_label(stored, data, tmp_path):
+def test_ignored_value_that_is_a_label(stored):
     remedy = "set do_reduce_labels: true and ignore_index: 255 if 0 is void and 'red' is stored as 1"
     for changes in ({}, {"model": None}):
-        recipe = shifted(stored, data, tmp_path, **({"do_reduce_labels": False, "ignore_index": 0}))
-        recipe.model = changes.get("model", recipe.model)
+        recipe = shifted(stored, do_reduce_labels=False, ignore_index=0, **changes)
         with pytest.raises(ValueError, match=f"ignore_index: 0 is also label 0, 'red', of 3; {remedy}"):
             build_model(recipe, build_processor(recipe).ignore_index)
     with pytest.raises(ValueError, match="ignore_index: 4 is also label 4, 'class 4', of 20; set label_map: {4: 255}"):
-        build_model(shifted(stored, data, tmp_path, label_names=None), 4)
+        build_model(shifted(stored, label_names=None), 4)
     with pytest.raises(ValueError, match="config sets semantic_loss_ignore_index, which follows ignore_index"):
-        build_model(shifted(stored, data, tmp_path, config={"semantic_loss_ignore_index": 7}), 255)
+        build_model(shifted(stored, config={"semantic_loss_ignore_index": 7}), 255)
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from programs import train, write_recipe
+from recipes import small_recipe
 
 from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.training.synonyms import ADVICE, SYNONYMS
@@ -169,15 +170,8 @@ def test_batch_that_does_not_divide():
     with pytest.raises(
         ValueError, match="total_batch_size 6 is not a multiple of per_device_batch_size 2 x 2 processes"
     ):
-        Recipe(
-            data="-", crop_size=32, total_batch_size=6, per_device_batch_size=2, max_steps=10, output_dir="-"
-        ).accumulation_steps(2)
-    assert (
-        Recipe(
-            data="-", crop_size=32, total_batch_size=8, per_device_batch_size=2, max_steps=10, output_dir="-"
-        ).accumulation_steps(2)
-        == 2
-    )
+        small_recipe(total_batch_size=6).accumulation_steps(2)
+    assert small_recipe(total_batch_size=8).accumulation_steps(2) == 2
 
 
 def test_sentences_of_the_command_line(data, tmp_path):

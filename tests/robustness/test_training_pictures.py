@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from networks import tiny_config
 from PIL import Image
 from programs import make_data, write_recipe
+from recipes import small_recipe
 from safetensors.torch import load_file
 from training_runs import launch_two, names_of_step, refused
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.data.datasets import Sample, SampleError
 from qlseg_hf.training.checkpoints import checkpoints
-from qlseg_hf.training.recipe import Recipe
 from qlseg_hf.training.step import NotFiniteError, check_finite, training_step
 
 pytestmark = [
@@ -77,15 +77,7 @@ def test_no_update_from_what_is_not_finite(broken):
     batches = [
         {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.randint(0, 20, (2, 32, 48))} for _ in range(2)
     ]
-    recipe = Recipe(
-        data="-",
-        crop_size=32,
-        total_batch_size=4,
-        per_device_batch_size=2,
-        max_steps=10,
-        output_dir="-",
-        warmup_steps=0,
-    )
+    recipe = small_recipe(warmup_steps=0)
     if broken == "loss":
         batches[0]["pixel_values"][1, 0, 3, 3] = torch.inf  # in the batch that is not the last
     else:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from programs import environment, stats_of, write_recipe
+from recipes import small_recipe
 from training_runs import assert_same_run, files_of, last_step, num_lines, refused
 
 from qlseg_hf.training.checkpoints import checkpoints, contents, read_state, save_checkpoint
-from qlseg_hf.training.recipe import Recipe
 
 pytestmark = [
     pytest.mark.faults,
@@ -93,21 +93,7 @@ def test_every_damage_to_a_checkpoint_is_seen(tmp_path):
     accelerator = Accelerator(cpu=True)
     model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     for step in (3, 6):
-        save_checkpoint(
-            accelerator,
-            tmp_path,
-            step,
-            {},
-            None,
-            Recipe(
-                data="-",
-                crop_size=32,
-                total_batch_size=2,
-                per_device_batch_size=2,
-                max_steps=10,
-                output_dir=str(tmp_path),
-            ),
-        )
+        save_checkpoint(accelerator, tmp_path, step, {}, None, small_recipe(output_dir=str(tmp_path)))
     older, newest = checkpoints(tmp_path)
     paths, tried = sorted(path for path in newest.rglob("*") if path.is_file()), 0
     assert len(paths) >= 6

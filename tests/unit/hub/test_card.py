@@ -6,11 +6,11 @@ import jinja2
 import pytest
 from jinja2 import StrictUndefined, meta
 from networks import tiny_config
+from recipes import small_recipe
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.hub import card
 from qlseg_hf.hub.results import inference_protocol
-from qlseg_hf.training.recipe import Recipe
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def make_card(kind: str, name: str = "net") -> str:
     }
     result["protocol"] = {"dataset": "d", "dataset_config": None, "split": "val"} | inference_protocol(processor)
     launch = {"num_processes": 1, "precision": "no", "distribution": "none"}
-    recipe = Recipe(data="d", output_dir="o", crop_size=8, total_batch_size=1, per_device_batch_size=1, max_steps=9)
+    recipe = small_recipe(max_steps=9)
     return card.trained_model_card(model, processor, name=name, recipe=recipe, step=7, launch=launch, result=result)
 
 

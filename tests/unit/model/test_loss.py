@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from networks import tiny_config
+from programs import free_port
 from slow import slow_loss
 from torch.nn import functional as F
 
@@ -102,14 +103,9 @@ def count_on_rank(rank, port, results):
 @pytest.mark.integration
 def test_mask_count_is_averaged_over_processes():
     """3 masks on one process and 1 on the other are divided by 2 on both."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(count_on_rank, (port, results), nprocs=2)
+        torch.multiprocessing.spawn(count_on_rank, (free_port(), results), nprocs=2)
         found = dict(results)
     # p = 1/2 everywhere: 1 - (n + 1) / (N / 2 + n + 1) for n foreground pixels of N
     assert found[0] == pytest.approx(3 * (1 - (16 + 1) / (24 + 16 + 1)) / 2)

@@ -174,7 +174,7 @@ def try_to_lock(folder: Path, answer) -> None:
 
 def ask_another_process(folder: Path) -> str:
     """What a process that has nothing to do with this one is told when it wants the folder."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # this process has no lock that could be inherited
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=try_to_lock, args=(folder, sender))
     process.start()
@@ -214,6 +214,7 @@ def test_runs_on_file_systems_without_locks(tmp_path, monkeypatch, code):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     lock_folder(tmp_path / "run")
+    assert (tmp_path / "run").is_dir()
 
 
 def test_a_lock_that_cannot_be_written_is_said(tmp_path, monkeypatch):
