@@ -13,7 +13,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not integration and not faults"
 
 test-integration: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "integration and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "integration and not slow and not gpu"
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest

@@ -1,7 +1,7 @@
 """Runs commands of `qlseg` in forked processes: a kill then costs a second, not another import of torch.
 
-A line on stdin is JSON, [log file, command, arguments...]; the answers are two lines, the process's id, which is also
-that of its group, and, when it has ended, its exit code as `subprocess` has it.
+A line on stdin is JSON, [folder to run in, file for stdout, file for stderr, [command, arguments...]]; the answers are
+two lines, the process's id, which is also its group's, and, when it has ended, its exit code as `subprocess` has it.
 """
 
 import json
@@ -16,11 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
-def run_and_exit(log: str, arguments: list[str]) -> None:
+def run_and_exit(folder: str, files: list[str], arguments: list[str]) -> None:
     os.setpgid(0, 0)
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    for path in files:
+        Path(path).write_text("")
+    for descriptor, path in zip((1, 2), files):
+        with open(path, "a") as file:  # they may be the same
+            os.dup2(file.fileno(), descriptor)
     status = 1
     try:
         status = run(arguments)
@@ -45,10 +48,10 @@ if __name__ == "__main__":
     opencv()
     evaluator.ROUND_SECONDS = 0.05  # state is written for nearly every picture
     for line in sys.stdin:
-        log, *arguments = json.loads(line)
+        folder, *files, arguments = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            run_and_exit(log, arguments)
+            run_and_exit(folder, files, arguments)
         os.setpgid(pid, pid)  # here too: whoever reads the id may kill at once
         print(pid, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

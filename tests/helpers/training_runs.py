@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from programs import ROOT, environment, launcher, write_recipe
 
@@ -28,12 +29,13 @@ class ForkServer:
         self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = None
 
-    def start(self, log: Path, *arguments) -> int:
-        """The id of a new process, and of its group."""
+    def start(self, log: Path, *arguments, errors: Path | None = None, folder: Path = ROOT) -> int:
+        """The id of a new process, and of its group; stderr goes into `log` as well if there is no file for it."""
         if self.pid is not None:  # a test that failed has left it
             os.killpg(self.pid, signal.SIGKILL)
             self.exit_code()
-        self.process.stdin.write(json.dumps([str(log), *map(str, arguments)]) + "\n")
+        line = [*map(str, (folder, log, errors or log)), [*map(str, arguments)]]
+        self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
         self.pid = int(self.process.stdout.readline())
         return self.pid
@@ -46,6 +48,13 @@ class ForkServer:
         """Exit code, and what was printed."""
         self.start(log, *arguments)
         return self.exit_code(), log.read_text()
+
+    def complete(self, *arguments, folder: Path = ROOT) -> subprocess.CompletedProcess:
+        """What `subprocess.run` gives of the command `qlseg ARGUMENTS`."""
+        with TemporaryDirectory() as place:
+            files = Path(place, "stdout"), Path(place, "stderr")
+            self.start(files[0], *arguments, errors=files[1], folder=folder)
+            return subprocess.CompletedProcess(arguments, self.exit_code(), *(file.read_text() for file in files))
 
     def close(self) -> None:
         if self.pid is not None:

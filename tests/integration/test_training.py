@@ -86,10 +86,10 @@ def test_step_without_any_label_is_finite():
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_it_learns(data, tmp_path):
+def test_it_learns(server, data, tmp_path):
     """Pictures whose colour tells the label: a minute of training knows them."""
     changes = {"max_steps": 60, "eval_steps": 60, "save_steps": 60, "ema_decay": None, "num_workers": 0}
-    done = train(write_recipe(tmp_path, data, **changes))
+    done = server.complete("train", write_recipe(tmp_path, data, **changes))
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line)["loss"] for line in (tmp_path / "run" / "losses.jsonl").read_text().splitlines()]
     assert np.mean(lines[-5:]) < 0.7 * np.mean(lines[:5])
@@ -151,7 +151,7 @@ def test_resume_is_exact_after_kills(whole_run, data, tmp_path):
     assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
 
 
-def test_resume_in_the_middle_of_saving(whole_run, data, tmp_path):
+def test_resume_in_the_middle_of_saving(whole_run, server, data, tmp_path):
     """What a kill during a save leaves behind: half a checkpoint beside, a model moved away, a torn last line."""
     shutil.copytree(whole_run, tmp_path / "run")
     newest = checkpoints(tmp_path / "run")[-1]
@@ -160,19 +160,19 @@ def test_resume_in_the_middle_of_saving(whole_run, data, tmp_path):
     with (tmp_path / "run" / "losses.jsonl").open("a") as file:
         file.write('{"step": 25, "lo')
     recipe = write_recipe(tmp_path, data)
-    done = train(recipe)
+    done = server.complete("train", recipe)
     assert done.returncode == 0 and "resuming at step 22" in done.stdout, done.stderr[-2000:]
     assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
     before = stats_of(tmp_path / "run")
-    again = train(recipe)
+    again = server.complete("train", recipe)
     assert again.returncode == 0 and "is finished: 24 of 24 steps are made" in again.stdout
     assert stats_of(tmp_path / "run") == before
 
 
-def test_starting_over_does_not_mix_runs(whole_run, data, tmp_path):
+def test_starting_over_does_not_mix_runs(whole_run, server, data, tmp_path):
     """Pruning keeps the highest steps, so an older run's checkpoints would outlive those of a new one."""
     shutil.copytree(whole_run, tmp_path / "run")
-    done = train(write_recipe(tmp_path, data), "--resume", "none")
+    done = server.complete("train", write_recipe(tmp_path, data), "--resume", "none")
     assert done.returncode == 1 and "holds step-00000024 of an earlier run" in done.stderr, done.stderr[-2000:]
     assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
 

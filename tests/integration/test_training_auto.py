@@ -1,8 +1,6 @@
 """`qlseg train --data FOLDER` without a recipe: what is decided, kept, and taken up again; early stopping."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from programs import environment, make_data, stats_of, train, write_recipe
+from programs import make_data, stats_of, train, write_recipe
 from recipes import small_recipe
 from safetensors.torch import load_file, save_file
 
@@ -40,18 +38,17 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def run(folder: Path, *words) -> subprocess.CompletedProcess:
-    """`qlseg train ...` in a folder."""
-    command = [sys.executable, "-m", "qlseg_hf.cli.train", *map(str, words)]
-    env = environment(ACCELERATE_USE_CPU="true")
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, cwd=folder)
+@pytest.fixture
+def run(server, tmp_path):
+    """Run `qlseg train ...` in `tmp_path`."""
+    return lambda *words: server.complete("train", *words, folder=tmp_path)
 
 
-def test_a_folder_is_enough(data, weights, tmp_path):
+def test_a_folder_is_enough(run, data, weights, tmp_path):
     """Decided, told and kept; the same command finds it finished, a longer one goes on by the same decisions."""
     own = make_own(tmp_path / "shapes", data)
     words = ["--data", own, "--backbone", weights, "--class_weights", "auto", "--num_workers", "1"]
-    done = run(tmp_path, *words, "--max_steps", "3")
+    done = run(*words, "--max_steps", "3")
     assert done.returncode == 0, done.stderr[-3000:]
     place = tmp_path / "runs" / "shapes"
     assert "decided, because the recipe leaves it open:" in done.stderr
@@ -73,16 +70,16 @@ def test_a_folder_is_enough(data, weights, tmp_path):
     assert [row["label"] for row in evaluation["per_label"]] == recipe.label_names
 
     before = stats_of(place / "checkpoints")
-    again = run(tmp_path, *words)
+    again = run(*words)
     assert again.returncode == 0 and "is finished: 3 of 3 steps are made" in again.stdout, again.stderr[-2000:]
     assert "decided" not in again.stderr and stats_of(place / "checkpoints") == before
-    longer = run(tmp_path, *words, "--max_steps", "4")
+    longer = run(*words, "--max_steps", "4")
     assert longer.returncode == 0, longer.stderr[-2000:]
     assert "the recipe has changed since step-00000003: max_steps: 3 -> 4\n" in longer.stderr
     assert vars(load_recipe(place / "recipe.yaml")) == vars(recipe) | {"max_steps": 4}
-    other = run(tmp_path, "--data", own, "--backbone", "small", "--max_steps", "5")
+    other = run("--data", own, "--backbone", "small", "--max_steps", "5")
     assert other.returncode == 0, other.stderr[-2000:]  # a size means what it was decided to be
-    other = run(tmp_path, "--data", own, "--backbone", tmp_path / "x.safetensors", "--max_steps", "6")
+    other = run("--data", own, "--backbone", tmp_path / "x.safetensors", "--max_steps", "6")
     assert other.returncode == 1 and "give that one or none, or choose another output_dir" in other.stderr
 
 
@@ -96,44 +93,44 @@ def make_own(root: Path, data: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_equals_one_that_was_not_stopped(data, weights, tmp_path):
+def test_a_resumed_run_equals_one_that_was_not_stopped(run, data, weights, tmp_path):
     words = ["--data", data, "--backbone", weights, "--num_workers", "1", "--max_steps", "6", "--save_steps", "2"]
     for name in ("whole", "cut"):
-        done = run(tmp_path, *words, "--output_dir", tmp_path / name, "--keep_checkpoints", "9")
+        done = run(*words, "--output_dir", tmp_path / name, "--keep_checkpoints", "9")
         assert done.returncode == 0, done.stderr[-2000:]
     for path in checkpoints(tmp_path / "cut")[1:]:
         for file in sorted(path.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         path.rmdir()
-    done = run(tmp_path, "--data", data, "--output_dir", tmp_path / "cut")  # nothing else is said again
+    done = run("--data", data, "--output_dir", tmp_path / "cut")  # nothing else is said again
     assert done.returncode == 0 and "resuming at step 1 " in done.stdout, done.stderr[-2000:]
     one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "cut"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     assert (tmp_path / "whole" / "losses.jsonl").read_text() == (tmp_path / "cut" / "losses.jsonl").read_text()
 
 
-def test_a_run_without_gain_ends(data, tmp_path):
+def test_a_run_without_gain_ends(server, data, tmp_path):
     """Nothing is learnt at a rate of 0, so no evaluation is better than the first."""
     changes = {"learning_rate": 0.0, "ema_decay": None, "eval_steps": 1, "save_steps": 10, "patience": 2}
     recipe = write_recipe(tmp_path, data, num_workers=0, vertical_flip=True, rotation=20, **changes)
-    done = train(recipe)
+    done = server.complete("train", recipe)
     assert done.returncode == 0, done.stderr[-2000:]
     said = "stopped after step 3 of 24: 2 evaluations in a row were not better than that of step 1 (patience)"
     assert said in done.stdout
     place = tmp_path / "run"
     assert json.loads((place / "last" / "training.json").read_text())["step"] == 3
     assert [path.name for path in checkpoints(place)][-1] == "step-00000003"
-    again = train(recipe)
+    again = server.complete("train", recipe)
     assert again.returncode == 0 and "is finished: 3 of 24 steps are made" in again.stdout and said in again.stdout
-    done = train(recipe, "--patience", "3")
+    done = server.complete("train", recipe, "--patience", "3")
     assert done.returncode == 0 and "stopped after step 4 of 24: 3 evaluations" in done.stdout, done.stderr[-2000:]
 
 
-def test_data_yaml_in_place_of_the_folder(data, weights, tmp_path):
+def test_data_yaml_in_place_of_the_folder(run, data, weights, tmp_path):
     settings = {"data": str(data), "label_names": ["red", "green", "blue"], "do_reduce_labels": False}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(settings))
     words = ["--data", tmp_path / "data.yaml", "--backbone", weights, "--max_steps", "1", "--num_workers", "1"]
-    done = run(tmp_path, *words, "--epochs", "100", "--output_dir", tmp_path / "run")
+    done = run(*words, "--epochs", "100", "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr[-2000:]
     recipe = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (recipe.data, recipe.max_steps, recipe.label_names) == (str(data), 1, ["red", "green", "blue"])
@@ -141,8 +138,8 @@ def test_data_yaml_in_place_of_the_folder(data, weights, tmp_path):
 
 def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
     make_data(tmp_path / "data")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = run(tmp_path, "--data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    done = train("--data", tmp_path / "data", HF_HUB_OFFLINE="1")  # which is read at an import
     assert done.returncode == 1 and not (tmp_path / "runs").exists()
     assert "https://huggingface.co/timm/vit_small_patch16_384.augreg_in21k_ft_in1k/resolve/main/model" in done.stderr
     assert "--backbone model.safetensors" in done.stderr.splitlines()[-1]
@@ -176,9 +173,9 @@ def write_bands(root: Path, count: int) -> Path:
 
 
 @pytest.mark.slow
-def test_five_bands_need_no_word(weights, tmp_path):
+def test_five_bands_need_no_word(run, weights, tmp_path):
     root = write_bands(tmp_path / "bands", 4)
-    done = run(tmp_path, "--data", root, "--backbone", weights, "--max_steps", "2", "--num_workers", "0")
+    done = run("--data", root, "--backbone", weights, "--max_steps", "2", "--num_workers", "0")
     assert done.returncode == 0, done.stderr[-2000:]
     best = tmp_path / "runs" / "bands" / "best"
     model = QLSegForSemanticSegmentation.from_pretrained(best)
@@ -187,18 +184,18 @@ def test_five_bands_need_no_word(weights, tmp_path):
     assert segment(model, processor, np.load(root / "images" / "val" / "0.npy"))[0].shape == (32, 32)
     # the bands of a model are not changed without mean and deviation of the others
     words = ["--data", root, "--model", best, "--num_channels", "4", "--output_dir", tmp_path / "four"]
-    done = run(tmp_path, *words)
+    done = run(*words)
     assert done.returncode == 1 and "num_channels is 4, but mean and deviation are those of 5 bands" in done.stderr
 
 
-def test_a_model_whose_labels_are_not_those_of_the_data(data, tiny_model, tmp_path):
+def test_a_model_whose_labels_are_not_those_of_the_data(run, data, tiny_model, tmp_path):
     own = make_own(tmp_path / "own", data)
     (own / "classes.txt").write_text("red\ngreen\nblue\n")
     tiny_model.save_pretrained(tmp_path / "model")
     QLSegImageProcessor(window_size=32, window_stride=32, size={"shortest_edge": 32}).save_pretrained(
         tmp_path / "model"
     )
-    done = run(tmp_path, "--data", own, "--model", tmp_path / "model", "--max_steps", "1")
+    done = run("--data", own, "--model", tmp_path / "model", "--max_steps", "1")
     assert done.returncode == 1 and not (tmp_path / "runs").exists()
     assert "the data call their labels red, green, blue, and " in done.stderr
     assert "set label_names to say which the label maps hold" in done.stderr.splitlines()[-1]

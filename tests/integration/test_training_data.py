@@ -45,19 +45,19 @@ def break_data(folder: Path, how: str) -> None:
         ("unreadable", r"1 of 9 label maps cannot be read; copy them again"),
     ],
 )
-def test_broken_data_gets_its_sentence(tmp_path, how, sentence):
+def test_broken_data_gets_its_sentence(server, tmp_path, how, sentence):
     make_data(tmp_path / "data")
     break_data(tmp_path / "data" / "annotations" / "training", how)
-    done = train(write_recipe(tmp_path, tmp_path / "data"), command="check")
+    done = server.complete("check", write_recipe(tmp_path, tmp_path / "data"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(f"the data set cannot be trained on: .*{sentence}", done.stderr), done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_training_refuses_broken_data(tmp_path):
+def test_training_refuses_broken_data(server, tmp_path):
     make_data(tmp_path / "data")
     break_data(tmp_path / "data" / "annotations" / "training", "out of range")
-    done = train(write_recipe(tmp_path, tmp_path / "data"))
+    done = server.complete("train", write_recipe(tmp_path, tmp_path / "data"))
     assert done.returncode == 1 and "the data set cannot be trained on" in done.stderr
     assert not (tmp_path / "run").exists()
 

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from networks import tiny_config
 from PIL import Image
-from programs import NETWORK, train, write_recipe
+from programs import NETWORK, write_recipe
 from recipes import small_recipe
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
@@ -135,7 +135,7 @@ def test_ignored_value_that_is_a_label(stored):
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
-def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, tmp_path):
+def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, server, tmp_path):
     """Labels of the model's own names, stored from 0: 1..20 would be reduced rightly."""
     for lowest in (0, 1):
         for split in ("training", "validation"):
@@ -145,18 +145,18 @@ def test_doubtful_reduction_stops_a_recipe_that_says_nothing(stored, tmp_path):
                 values = np.arange(20, dtype=np.uint8).repeat(40).reshape(20, 40) + lowest
                 Image.fromarray(values if split == "training" else values[::-1]).save(folder / "a.png")
     reads = {"model": str(stored.folder), "label_names": None, "config": {}}
-    done = train(write_recipe(tmp_path, tmp_path / "0", **reads), command="check")
+    done = server.complete("check", write_recipe(tmp_path, tmp_path / "0", **reads))
     sentence = "0 is ignored, and 20 is 'class 19', but never occurs; set do_reduce_labels: false if 0 is 'wall"
     assert done.returncode == 1 and "the data set cannot be trained on: with do_reduce_labels: true" in done.stderr
     assert sentence in done.stderr
     assert "reduced: do_reduce_labels: true (as set)" in done.stdout
-    said = train(write_recipe(tmp_path, tmp_path / "0", **reads), "--do_reduce_labels", "true", command="check")
+    said = server.complete("check", tmp_path / "recipe.yaml", "--do_reduce_labels", "true")
     assert said.returncode == 0 and f"warning: with do_reduce_labels: true the stored value {sentence}" in said.stdout
-    done = train(write_recipe(tmp_path, tmp_path / "1", **reads), command="check")
+    done = server.complete("check", write_recipe(tmp_path, tmp_path / "1", **reads))
     assert done.returncode == 0 and "warning" not in done.stdout and "20 of 20 labels occur" in done.stdout
 
 
-def test_dinov3_recipe(data, tmp_path):
+def test_dinov3_recipe(server, data, tmp_path):
     """recipes/dinov3-vit-l-ade20k.yaml, its sizes cut down, for two steps from stored weights, with LoRA."""
     pytest.importorskip("peft")
     pytest.importorskip("cv2")
@@ -189,7 +189,7 @@ def test_dinov3_recipe(data, tmp_path):
         "lora": 2,
         "output_dir": str(tmp_path / "run"),
     }
-    done = train(write_recipe(tmp_path, data, **changes))
+    done = server.complete("train", write_recipe(tmp_path, data, **changes))
     assert done.returncode == 0, done.stderr
     trained = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "run" / "last").backbone
     weights = load_file(tmp_path / "weights" / "model.safetensors")  # named as DINOv3's repositories have it

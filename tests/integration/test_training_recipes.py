@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from programs import train, write_recipe
+from programs import write_recipe
 from recipes import small_recipe
 
 from qlseg_hf.training.recipe import Recipe, load_recipe
@@ -63,10 +63,9 @@ SLOW_LAYOUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("coco-st
 
 
 @pytest.mark.parametrize("layout", ["streaming", "pascal-context", *SLOW_LAYOUTS])
-def test_every_layout_trains(data, tmp_path, layout, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+def test_every_layout_trains(server, data, tmp_path, layout):
     changes = relaid(data, tmp_path / "set", layout) | {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
-    done = train(write_recipe(tmp_path, data, **changes))
+    done = server.complete("train", write_recipe(tmp_path, data, **changes))
     assert done.returncode == 0, done.stderr[-2000:]
     assert "checked 9 pictures: 3 of 3 labels occur" in done.stderr
     assert (tmp_path / "run" / "last" / "model.safetensors").is_file()
@@ -174,12 +173,12 @@ def test_batch_that_does_not_divide():
     assert small_recipe(total_batch_size=8).accumulation_steps(2) == 2
 
 
-def test_sentences_of_the_command_line(data, tmp_path):
+def test_sentences_of_the_command_line(server, data, tmp_path):
     recipe = write_recipe(tmp_path, data)
     for arguments, sentence in (
         ([tmp_path / "none.yaml"], "there is no recipe"),
         ([recipe, "--dataset", str(tmp_path / "nothing")], "is no folder"),
         ([recipe, "--resume", str(tmp_path)], "is no checkpoint of a run"),
     ):
-        done = train(*arguments)
+        done = server.complete("train", *arguments)
         assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -1,17 +1,19 @@
 """Scenes drawn by `qlseg scenes`, and what the recipes say."""
 
+import io
 import json
 import sys
+from contextlib import redirect_stderr
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from PIL import Image
-from programs import run
 from transformers import AutoConfig
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegImageProcessor
+from qlseg_hf.cli.main import run
 from qlseg_hf.data import scenes as make_scenes
 from qlseg_hf.data.augmentation import TrainingTransform
 from qlseg_hf.data.datasets import open_dataset
@@ -32,8 +34,9 @@ PUBLISHED = {
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "new" / "drawn"
-    done = run("scenes", folder, "--train", 12, "--validation", 3, "--size", 48)
-    assert "15/15" in done.stderr  # progress bar
+    with redirect_stderr(io.StringIO()) as said:
+        assert run(["scenes", str(folder), "--train", "12", "--validation", "3", "--size", "48"]) == 0
+    assert "15/15" in said.getvalue()  # progress bar
     assert [path.name for path in folder.parent.iterdir()] == ["drawn"]  # nothing is left beside it
     return folder
 
@@ -85,13 +88,14 @@ def test_every_label_occurs_and_none_by_colour_alone():
     assert np.mean(right) < 0.6
 
 
-def test_make_scenes_refuses_in_one_sentence(tmp_path):
+def test_make_scenes_refuses_in_one_sentence(tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
     (tmp_path / "file").write_text("keep")
-    done = run("scenes", tmp_path / "full", expect=1)
-    assert "full exists and is not an empty folder; name another, or remove it first" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
+    assert run(["scenes", str(tmp_path / "full")]) == 1
+    stdout, stderr = capsys.readouterr()
+    assert "full exists and is not an empty folder; name another, or remove it first" in stderr
+    assert len(stderr.strip().splitlines()) == 1 and not stdout
     for name, train, size, seed, sentence in (
         ("file", 1, 96, 0, "file exists and is not an empty folder"),
         ("new", 0, 96, 0, r"seed 0 and \[0, 1\] scenes are given; at least 16 px, seed 0 and 1 scene of each split"),
