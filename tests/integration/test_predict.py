@@ -15,7 +15,7 @@ import pytest
 from conftest import FIXTURES
 from networks import tiny_model_and_processor
 from PIL import Image
-from programs import environment, launcher, run, stats_of
+from programs import environment, launcher, stats_of
 
 from qlseg_hf import segment
 from qlseg_hf.utils.hashing import file_sha256
@@ -39,8 +39,16 @@ def images(tmp_path_factory) -> Path:
     return folder
 
 
-def predict(network, *arguments, expect: int = 0):
-    return run("predict", network, *arguments, expect=expect)
+@pytest.fixture(scope="module")
+def predict(server):
+    """Run `qlseg predict`; its exit status must be `expect`."""
+
+    def run(*arguments, expect: int = 0) -> subprocess.CompletedProcess:
+        done = server.complete("predict", *arguments)
+        assert done.returncode == expect, done.stderr
+        return done
+
+    return run
 
 
 def maps(output: Path) -> dict[str, np.ndarray]:
@@ -56,7 +64,7 @@ def tree(output: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(network, images, tmp_path_factory) -> Path:
+def whole(predict, network, images, tmp_path_factory) -> Path:
     """What one undisturbed run leaves."""
     output = tmp_path_factory.mktemp("whole") / "out"
     done = predict(network, images, "--output", output, "--format", FORMATS, expect=3)
@@ -99,7 +107,7 @@ def test_tables_hold_each_image_once(whole):
     assert "cut.jpg cannot be read" in failures[0]["reason"] and "cannot identify image file" in failures[1]["reason"]
 
 
-def test_a_rerun_does_what_is_missing(whole, network, images, tmp_path):
+def test_a_rerun_does_what_is_missing(predict, whole, network, images, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(whole, output, copy_function=shutil.copy2)
     (output / "labels" / "000.png").unlink()
@@ -116,7 +124,7 @@ def test_a_rerun_does_what_is_missing(whole, network, images, tmp_path):
     assert tree(output) == tree(whole)
 
 
-def test_another_network_is_refused(whole, network, images, tmp_path):
+def test_another_network_is_refused(predict, whole, network, images, tmp_path):
     from safetensors.torch import load_file, save_file
 
     other = tmp_path / "other"
@@ -128,13 +136,13 @@ def test_another_network_is_refused(whole, network, images, tmp_path):
     assert "other settings (weights_sha256" in done.stderr
 
 
-def test_strict_stops_at_the_first_failure(network, images, tmp_path):
+def test_strict_stops_at_the_first_failure(predict, network, images, tmp_path):
     done = predict(network, images, "--output", tmp_path / "out", "--strict", expect=1)
     assert "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_one_by_one_as_in_workers(network, images, whole, tmp_path):
+def test_one_by_one_as_in_workers(predict, network, images, whole, tmp_path):
     output = tmp_path / "out"
     predict(network, images, "--output", output, "--format", FORMATS, "--workers", 0, expect=3)
     assert tree(output) == tree(whole)
@@ -149,7 +157,7 @@ def test_one_by_one_as_in_workers(network, images, whole, tmp_path):
 @pytest.mark.parametrize(
     "options", [("--scales", "1,1.5", "--flip"), ("--labels", "LABEL_3,7")], ids=["runs", "labels"]
 )
-def test_options(options, network, images, tmp_path):
+def test_options(predict, options, network, images, tmp_path):
     path = images / "000.png"
     predict(network, path, "--output", tmp_path / "out", *options)
     arguments = {"scales": (1, 1.5), "flip": True} if options[0] == "--scales" else {}
@@ -161,13 +169,13 @@ def test_options(options, network, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_do_resize(network, images, tmp_path):
+def test_do_resize(predict, network, images, tmp_path):
     predict(network, images / "000.png", "--output", tmp_path / "out", "--do_resize", "false")
     model, processor = tiny_model_and_processor(do_resize=False)
     assert np.array_equal(maps(tmp_path / "out")["000"], segment(model, processor, images / "000.png")[0].numpy())
 
 
-def test_rasters(network, tmp_path):
+def test_rasters(predict, network, tmp_path):
     """Block by block where nothing else is asked for, and the same map as beside other formats."""
     rasterio = pytest.importorskip("rasterio")
     place = rasterio.Affine(2, 0, 300, 0, -2, 700)
@@ -192,7 +200,7 @@ def test_rasters(network, tmp_path):
     assert "0 images segmented, 2 were done before" in done.stdout
 
 
-def test_videos(network, tmp_path):
+def test_videos(predict, network, tmp_path):
     """Beside pictures, each done once; one that fails leaves the others be."""
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "clip.mp4"), "w") as container:
@@ -261,7 +269,7 @@ def written(output: Path) -> list[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [[1, 30, 50], pytest.param([0, 1, 1, 2, 3] * 10, marks=pytest.mark.faults)], ids=len)
-def test_killed_and_resumed(steps, whole, network, images, tmp_path):
+def test_killed_and_resumed(predict, steps, whole, network, images, tmp_path):
     """Nothing is half-written, and the rerun ends as an undisturbed run does."""
     output = tmp_path / "out"
     counts = kill_and_resume(network, images, output, steps)
@@ -272,10 +280,10 @@ def test_killed_and_resumed(steps, whole, network, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_told(network, images, tmp_path):
+def test_a_worker_that_dies_is_told(predict, network, images, tmp_path):
     """And the same command goes on."""
     many, output = tmp_path / "many", tmp_path / "out"
-    for number in range(4):  # so that it is at work for seconds after its first label map
+    for number in range(2):  # so that it is at work for seconds after its first label map
         shutil.copytree(images, many / str(number))
     options = [many, "--output", output, "--workers", "2", "--scales", "1,1.5,2", "--flip"]
     command = [sys.executable, "-m", "qlseg_hf", "predict", network, *options]
@@ -297,14 +305,14 @@ def test_a_worker_that_dies_is_told(network, images, tmp_path):
     assert started.returncode == 1 and "a process that reads or writes images has died" in stderr
     assert "Traceback" not in stderr
     predict(network, *options, expect=3)
-    assert len(maps(output)) == 4 * NUM_IMAGES
+    assert len(maps(output)) == 2 * NUM_IMAGES
 
 
 def parent_of(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_what_is_refused_before_anything_is_written(network, tmp_path):
+def test_what_is_refused_before_anything_is_written(predict, network, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "a.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "a.jpg")
