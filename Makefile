@@ -58,10 +58,13 @@ $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 # gradio 6.31 wants Pillow below 13, so it lies apart with what it needs (340 MB); playwright drives the browser.
+# DeepSpeed (23 MB) lies apart, because accelerate and transformers behave otherwise where it is installed.
 $(VENV)/app-installed: $(VENV)/installed
 	sed 's/^pillow==[^;]*/pillow==12.3.0/' constraints.txt > $(VENV)/constraints-app.txt
 	$(BIN)/python -m pip install --quiet --upgrade --constraint $(VENV)/constraints-app.txt --target $(VENV)/app gradio
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt playwright
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --upgrade \
+		--constraint constraints.txt --target $(VENV)/deepspeed deepspeed einops hjson ninja py-cpuinfo
 	touch $@
 
 $(VENV)/docs-installed: $(VENV)/installed

@@ -9,27 +9,30 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from .sharding import held_weights
+
 
 class MovingAverage:
     """Exponential moving average of a model's weights, updated once per optimiser step.
 
     `weights`: {name in the model's state dict: fp32 tensor}, fp32 also where the model is bf16: steps of
     `1 - decay` would be rounded away there. `AveragedModel` keeps the model's precision, so only its update is used.
+    Of a model that is cut up over processes, they are the parts that this process holds (see `held_weights`).
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.weights = {name: value.detach().float().clone() for name, value in model.state_dict().items()}
+        self.weights = {name: value.detach().float().clone() for name, value in held_weights(model).items()}
         self._average = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the weights of `model` by `1 - decay`."""
-        current = [value.detach().float() for value in model.state_dict().values()]
+        current = [value.detach().float() for value in held_weights(model).values()]
         self._average(list(self.weights.values()), current, None)
 
     @contextmanager
     def swap_in(self, model: nn.Module) -> Iterator[None]:
-        """Put the averaged weights into the model inside the `with` block."""
+        """Put the averaged weights into the model, which is not cut up, inside the `with` block."""
         trained = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.weights)
         try:

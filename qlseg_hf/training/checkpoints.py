@@ -17,6 +17,7 @@ from pickle import UnpicklingError
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,7 @@ from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
 from .recipe import Recipe, rename_old_keys
+from .sharding import cut_weights, gather_weights, load_whole_state, save_whole_state
 from .yaml_text import read_mapping, read_yaml
 
 
@@ -54,13 +56,15 @@ def save_checkpoint(
     with made as folder:
         beside = Path(gather_objects(str(folder), accelerator.num_processes)[0])
         try:
-            accelerator.save_state(str(beside))
+            if accelerator.distributed_type == DistributedType.FSDP:
+                save_whole_state(accelerator, beside)
+            else:
+                accelerator.save_state(str(beside))
             torch.save(random_state(), beside / f"random-{accelerator.process_index}.pt")
             accelerator.wait_for_everyone()
+            if average is not None:
+                save_average(accelerator, average, beside)
             if accelerator.is_main_process:
-                if average is not None:
-                    weights = {name: value.cpu() for name, value in average.weights.items()}
-                    save_file(weights, beside / "average.safetensors")
                 (beside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
                 state = state | {"step": step} | launch_facts(accelerator)
                 (beside / "state.json").write_text(json.dumps(state), encoding="utf-8")
@@ -78,6 +82,16 @@ def save_checkpoint(
             before = f"; {kept[-1]} is still valid" if kept else ""
             raise OSError(f"checkpoint {place} cannot be written: {reason}{before}") from error
     accelerator.wait_for_everyone()
+
+
+def save_average(accelerator: Accelerator, average: MovingAverage, folder: Path) -> None:
+    """The whole moving average, as the first process writes it."""
+    network, weights = accelerator.unwrap_model(accelerator._models[0]), {}
+    for name, value in gather_weights(network, average.weights):
+        if accelerator.is_main_process:
+            weights[name] = value.cpu().contiguous()
+    if accelerator.is_main_process:
+        save_file(weights, folder / "average.safetensors")
 
 
 def contents(checkpoint: Path) -> dict[str, list[int]]:
@@ -163,13 +177,14 @@ def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
 def check_processes(accelerator: Accelerator, checkpoint: Path, state: dict, recipe: Recipe) -> None:
     """ValueError if a checkpoint of another number of processes, or kind of them, cannot go on in these."""
     facts, old_recipe = launch_facts(accelerator), read_recipe(checkpoint)
-    is_whole = (checkpoint / "optimizer.bin").is_file() and not any(checkpoint.glob("pytorch_model_fsdp*"))
-    is_sharded = accelerator.distributed_type in SHARDED
+    is_whole = (checkpoint / "optimizer.bin").is_file()  # all but DeepSpeed's are, which has files per process
+    is_sharded = accelerator.distributed_type == DistributedType.DEEPSPEED
     is_other_batch = old_recipe.get("total_batch_size", recipe.total_batch_size) != recipe.total_batch_size
     is_other_number = state["num_processes"] != facts["num_processes"]
     if is_whole and not is_sharded and not (is_other_number and is_other_batch):
         return
-    if not is_whole and is_sharded and not is_other_number:
+    is_other_layout = state.get("distribution") != facts["distribution"]
+    if not is_whole and is_sharded and not is_other_number and not is_other_layout:
         return
     was = f"{state['num_processes']} processes ({state.get('distribution', 'of unknown distribution')})"
     models = [name for name in ("last", "best") if (checkpoint.parent.parent / name).is_dir()]
@@ -235,9 +250,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
     if (average is not None) != (checkpoint / "average.safetensors").is_file():
         raise ValueError(f"{checkpoint} and the recipe disagree about ema_decay; resume with the recipe beside it")
     if average is not None:
-        stored = load_file(checkpoint / "average.safetensors")
-        for name, value in average.weights.items():
-            value.copy_(stored[name])
+        network = accelerator.unwrap_model(accelerator._models[0])
+        for name, value in cut_weights(network, load_file(checkpoint / "average.safetensors")).items():
+            average.weights[name].copy_(value)
     return state
 
 
@@ -264,7 +279,10 @@ def load_state(accelerator: Accelerator, checkpoint: Path, step: int) -> None:
         hook = accelerator.register_load_state_pre_hook(load_plain)
     try:
         accelerator.scaler = scaler if has_scale else None
-        accelerator.load_state(str(checkpoint))
+        if accelerator.distributed_type == DistributedType.FSDP:
+            load_whole_state(accelerator, checkpoint)
+        else:
+            accelerator.load_state(str(checkpoint))
     finally:
         accelerator.scaler = scaler
         if hook is not None:

@@ -8,6 +8,7 @@ import sys
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedType, DynamoBackend, LoggerType
+from transformers.integrations import unset_hf_deepspeed_config
 
 from ..utils.distributed import asks_for, fail_together, join_processes
 from .recipe import Recipe
@@ -66,6 +67,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir, mixed_precision=wanted)
         KEPT.append(accelerator)
         check_launch(accelerator, wanted)
+        build_whole_networks(accelerator)
         fit_to_recipe(accelerator, recipe)
     return accelerator
 
@@ -99,6 +101,13 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
                 f"{wanted.value} was asked for, but accelerate would run {kind.value} on {accelerator.num_processes} "
                 f"{device.upper()} process(es); start it on GPUs with accelerate launch, or leave it out"
             )
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ValueError(
+            "FSDP of version 1 flattens weights, which are then not those of the recipe's groups; set fsdp_version: 2 "
+            "in accelerate's configuration, or --fsdp_version 2"
+        )
+    if kind == DistributedType.DEEPSPEED:
+        check_deepspeed(accelerator.state.deepspeed_plugin.zero_stage, used)
     layout = getattr(accelerator, "parallelism_config", None)
     if too_many := [f"{name} {getattr(layout, name)}" for name in ALL_PARALLEL if getattr(layout, name, 1) > 1]:
         raise ValueError(
@@ -109,6 +118,29 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
             f"accelerate's dynamo_backend {backend.value.lower()} wraps the whole network, which could not be saved; "
             "leave it out (--dynamo_backend no) and set compile: true in the recipe"
         )
+
+
+def check_deepspeed(zero_stage: int, precision: str) -> None:
+    """ValueError if DeepSpeed was asked for something that it would do otherwise than the recipe says."""
+    if zero_stage == 0:
+        raise ValueError("DeepSpeed with ZeRO stage 0 cuts nothing up; take stage 2 or 3, or leave DeepSpeed out")
+    if precision == "fp16":
+        raise ValueError(
+            "fp16 with DeepSpeed would keep weights in fp16, and here they are fp32; choose bf16 or no, or leave "
+            "DeepSpeed out"
+        )
+
+
+def build_whole_networks(accelerator: Accelerator) -> None:
+    """Let every process build the whole network, which is cut up afterwards.
+
+    transformers would cut it up layer by layer while it is built (ZeRO-3), or leave it empty in all processes but the
+    first (FSDP, as its launcher has it by default), and either way weights could not be read, extended or copied.
+    """
+    unset_hf_deepspeed_config()
+    if accelerator.distributed_type == DistributedType.FSDP:
+        accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
 
 
 def fit_to_recipe(accelerator: Accelerator, recipe: Recipe) -> None:
@@ -170,13 +202,16 @@ def launch_facts(accelerator: Accelerator) -> dict[str, int | str]:
     """How a run is computed, as checkpoints and cards state it.
 
     Returns:
-        `num_processes`; `distribution`: accelerate's name (NO, MULTI_CPU, MULTI_GPU, FSDP, DEEPSPEED, ...);
+        `num_processes`; `distribution`: accelerate's name (NO, MULTI_CPU, MULTI_GPU, FSDP, ...), with ZeRO's stage
+        (DEEPSPEED ZeRO-3);
         `precision` of the forward pass: fp32, bf16 or fp16. Weights are updated and saved in fp32.
     """
-    precision = accelerator.mixed_precision
+    precision, distribution = accelerator.mixed_precision, accelerator.distributed_type.value
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        distribution += f" ZeRO-{accelerator.state.deepspeed_plugin.zero_stage}"
     return {
         "num_processes": accelerator.num_processes,
-        "distribution": accelerator.distributed_type.value,
+        "distribution": distribution,
         "precision": "fp32" if precision == "no" else precision,
     }
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training run from the first step to the last: data, model, steps, evaluations, what is saved and when.
 
-Precision, devices, FSDP and DeepSpeed come from `accelerate launch`; several CPU processes from torchrun. What the
+Precision, devices, FSDP2 and DeepSpeed come from `accelerate launch`; several CPU processes from torchrun. What the
 launcher was told and would not do, or the recipe says otherwise, is refused. A run goes on from its newest checkpoint,
-also on another number of processes. After SIGTERM or Ctrl-C the step is ended and saved; a second signal ends the run
-at once.
+also on another number of processes, and from one process, DDP or FSDP2 to any of them. After SIGTERM or Ctrl-C the
+step is ended and saved; a second signal ends the run at once.
 
 `output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for `from_pretrained`, with
 `training.json`: step, processes, distribution and precision; `checkpoints/step-N` for resuming; `losses.jsonl` and

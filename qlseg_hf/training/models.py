@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..hub.card import inference_protocol, trained_model_card
 from ..hub.loading import without_bars
+from ..hub.saving import QLSegForSemanticSegmentation
 from ..hub.upload import upload_folder
 from ..utils.distributed import gather_objects
 from ..utils.files import write_atomically, write_beside
@@ -21,16 +22,17 @@ TRAINING = "training.json"  # beside a model: its step, and how it was computed
 
 def save_models(run: Run, names: list[str]) -> None:
     """Save the weights of this step (their moving average, if there is one) under each of `names`."""
-    for name in names:
-        weights = run.accelerator.get_state_dict(run.model)
-        if run.is_main:
-            _save_model(run, run.output_dir / name, weights if run.average is None else run.average.weights)
+    if not names:
+        return
+    with run.measured_network() as network:
+        for name in names if run.is_main else ():
+            _save_model(run, run.output_dir / name, network)
 
 
-def _save_model(run: Run, place: Path, weights: dict) -> None:
+def _save_model(run: Run, place: Path, network: QLSegForSemanticSegmentation) -> None:
     recipe, facts = run.recipe, launch_facts(run.accelerator)
     with without_bars():
-        plain = plain_model(run.network, weights)
+        plain = plain_model(network, network.state_dict())
     measured = {"dataset": recipe.data, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
     card = trained_model_card(
         plain,

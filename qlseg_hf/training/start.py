@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a run begins: its parts are built, its folder is taken, and an earlier run is taken up where it stopped."""
 
+import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +22,14 @@ from .average import MovingAverage
 from .build import build_model, build_processor, read_label_names
 from .checkpoints import checkpoints, identity, load_checkpoint, read_recipe, read_state, step_of
 from .data import look_at_data, open_split
-from .distributed import check_batch, launched_precision, start_accelerator
+from .distributed import SHARDED, check_batch, launched_precision, start_accelerator
 from .extra import count_extra, look_at_extra, open_extra
 from .facts import data_facts, device_facts
 from .models import find_due_models, hub_place
 from .optimization import parameter_groups
 from .recipe import Recipe
 from .run import Run
+from .sharding import compute_in, prepare_sharded
 
 
 def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
@@ -148,7 +150,12 @@ def prepare_run(run: Run) -> None:
         run.model, recipe.learning_rate, recipe.weight_decay, recipe.head_lr_multiplier, recipe.layer_decay
     )
     optimizer = torch.optim.AdamW([group | {"initial_lr": group["lr"]} for group in groups], betas=(0.9, 0.999))
-    run.model, run.optimizer = run.accelerator.prepare(run.model, optimizer)
+    if run.accelerator.distributed_type in SHARDED:
+        run.whole = copy.deepcopy(run.model).requires_grad_(False)
+        compute_in(run.whole, run.accelerator)
+        run.model, run.optimizer = prepare_sharded(run.accelerator, run.model, optimizer)
+    else:
+        run.model, run.optimizer = run.accelerator.prepare(run.model, optimizer)
     check_batch(run.accelerator, recipe)
     run.average = MovingAverage(run.network, recipe.ema_decay) if recipe.ema_decay else None
     torch.manual_seed(recipe.seed + run.accelerator.process_index)

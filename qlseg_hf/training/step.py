@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..model.loss_qlseg import loss_normalizers
 from .optimization import learning_rate_factor
@@ -73,6 +74,8 @@ def training_step(
             terms.append(outputs.loss_terms)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+                if isinstance(norm, DTensor):  # of which the first process alone could not log the value
+                    norm = norm.full_tensor()
                 total = accelerator.reduce(torch.stack(losses).mean(), "mean")
                 check_finite(accelerator, float(total), float(norm))
                 parts = accelerator.reduce(torch.stack(terms).mean(dim=0), "mean")

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run does at every evaluation: mIoU on the validation split, overlays, curves, and which step is the best."""
 
-from contextlib import nullcontext
-
 import torch
 from tqdm import tqdm
 
 from ..evaluation.evaluator import evaluate_samples
 from ..evaluation.examples import Examples, draw_examples
+from ..hub.saving import QLSegForSemanticSegmentation
 from ..model.segmentation import segment
 from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
@@ -26,18 +25,18 @@ def evaluate_run(run: Run) -> None:
     Raises:
         StopRequestedError: a signal came meanwhile; nothing is entered.
     """
-    with run.average.swap_in(run.network) if run.average is not None else nullcontext():
+    with run.measured_network() as network:
         evaluation = evaluate_samples(
-            run.network,
+            network,
             run.processor,
             run.validation_samples,
             num_examples=NUM_EXAMPLES,
             progress=run.is_main,
             stop_signal=lambda: run.signals.number,
         )
-        examples = draw_examples(run.network, run.processor, run.validation_samples, evaluation)
+        examples = draw_examples(network, run.processor, run.validation_samples, evaluation)
         if run.is_main:
-            save_overlays(run)
+            save_overlays(run, network)
     result = {key: value for key, value in evaluation.result.items() if key not in TIMES}
     run.accelerator.log(tracker_values(result), step=run.step)
     run.state["result"] = {key: value for key, value in result.items() if key != "confusion"}  # which is large
@@ -61,9 +60,9 @@ def show_result(run: Run, result: dict, examples: Examples) -> None:
         tqdm.write(f"warning: {printable(warning)}")
 
 
-def save_overlays(run: Run) -> None:
+def save_overlays(run: Run, network: QLSegForSemanticSegmentation) -> None:
     """The first validation images with their predictions, as files and to the trackers that take images."""
-    network, colors, overlays = run.network, label_colors(run.network.config), []
+    colors, overlays = label_colors(network.config), []
     for number, sample in zip(range(run.recipe.log_pictures), run.validation_samples):
         picture = sample.read_picture(**run.processor.settings().reading)
         overlay = draw_overlay(picture, segment(network, run.processor, picture)[0], network.config.id2label, colors)
