@@ -7,7 +7,7 @@ import sys
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, DynamoBackend, LoggerType
+from accelerate.utils import DeepSpeedPlugin, DistributedType, DynamoBackend, LoggerType
 from transformers.integrations import unset_hf_deepspeed_config
 
 from ..utils.distributed import asks_for, fail_together, join_processes
@@ -107,7 +107,7 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
             "in accelerate's configuration, or --fsdp_version 2"
         )
     if kind == DistributedType.DEEPSPEED:
-        check_deepspeed(accelerator.state.deepspeed_plugin.zero_stage, used)
+        check_deepspeed(accelerator.state.deepspeed_plugin, used)
     layout = getattr(accelerator, "parallelism_config", None)
     if too_many := [f"{name} {getattr(layout, name)}" for name in ALL_PARALLEL if getattr(layout, name, 1) > 1]:
         raise ValueError(
@@ -120,9 +120,14 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
         )
 
 
-def check_deepspeed(zero_stage: int, precision: str) -> None:
+def check_deepspeed(plugin: DeepSpeedPlugin, precision: str) -> None:
     """ValueError if DeepSpeed was asked for something that it would do otherwise than the recipe says."""
-    if zero_stage == 0:
+    if plugin.offload_param_device not in (None, "none"):
+        raise ValueError(
+            f"DeepSpeed was told offload_param_device {plugin.offload_param_device}, and weights that no GPU holds "
+            "cannot be gathered to evaluate them; set it to none"
+        )
+    if plugin.zero_stage == 0:
         raise ValueError("DeepSpeed with ZeRO stage 0 cuts nothing up; take stage 2 or 3, or leave DeepSpeed out")
     if precision == "fp16":
         raise ValueError(

@@ -109,8 +109,10 @@ class Run:
         places = self.whole.state_dict()
         for name, value in gather_weights(self.network, held):
             places[name].copy_(value.detach())
-        yield self.whole.to(self.accelerator.device)
-        self.whole.cpu()
+        try:
+            yield self.whole.to(self.accelerator.device)
+        finally:
+            self.whole.cpu()
 
     def save_checkpoint(self) -> None:
         save_checkpoint(self.accelerator, self.output_dir, self.step, self.state, self.average, self.recipe)

@@ -9,6 +9,7 @@ import torch
 from accelerate.commands.config.config_args import ClusterConfig
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin
 from conftest import ROOT
 from layouts import HAS_DEEPSPEED, LAYOUTS, STILL, read_lines, recipe_for, train_in
 from programs import make_data
@@ -17,7 +18,7 @@ from sharded_cpu import take_for_gpus
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.training.checkpoints import checkpoints
-from qlseg_hf.training.distributed import start_accelerator
+from qlseg_hf.training.distributed import check_deepspeed, start_accelerator
 from qlseg_hf.training.recipe import Recipe
 
 CONFIGURATIONS = sorted((ROOT / "qlseg_hf" / "recipes" / "accelerate").glob("*.yaml"))
@@ -25,7 +26,7 @@ SHORT = {"max_steps": 6, "eval_steps": 3, "save_steps": 3}
 
 
 def assert_same_numbers(one: Path, other: Path, num_steps: int) -> None:
-    """Losses, gradients and every number of the evaluations, up to rounding."""
+    """Losses, gradients, every number of the evaluations, and the models' weights, up to rounding."""
     curves = [
         [[line[key] for key in ("loss", "grad_norm")] for line in read_lines(run / "losses.jsonl")]
         for run in (one, other)
@@ -39,6 +40,12 @@ def assert_same_numbers(one: Path, other: Path, num_steps: int) -> None:
     ]
     assert len(scores) == 4
     np.testing.assert_allclose(scores[:2], scores[2:], atol=2e-3)  # a pixel at the edge between labels
+    weights, expected = (load_file(run / "last" / "model.safetensors") for run in (one, other))
+    assert weights.keys() == expected.keys()
+    gaps = torch.cat([(value - expected[name]).abs().flatten() for name, value in weights.items()])
+    # of biases that a norm undoes Adam makes steps out of rounding; 0.3 % of all numbers, and of the weights that are
+    # trained 64 % differ so much from their average
+    assert (gaps > 1e-4).float().mean() < 0.01
 
 
 def assert_same_weights(one: Path, other: Path) -> None:
@@ -74,10 +81,6 @@ def test_fsdp2_is_one_process(data, tmp_path):
         train_and_check(layout, recipe_for(tmp_path / name, data, **changes))
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
     assert_same_numbers(one, two, num_steps=6)
-    weights, expected = load_file(two / "last" / "model.safetensors"), load_file(one / "last" / "model.safetensors")
-    assert weights.keys() == expected.keys()
-    for name, value in weights.items():
-        torch.testing.assert_close(value, expected[name], atol=5e-3, rtol=0)
     QLSegForSemanticSegmentation.from_pretrained(two / "last")
     assert len(list((two / "overlays").glob("*.png"))) == 2
     assert "distribution: FSDP" in (two / "last" / "README.md").read_text()
@@ -152,7 +155,7 @@ def test_lora_in_layouts(tmp_path, layout, precision):
         assert_same_numbers(*runs, num_steps=6)
     else:  # sums in another order, rounded to 8 bits
         losses = [[line["loss"] for line in read_lines(run / "losses.jsonl")] for run in runs]
-        np.testing.assert_allclose(*losses, rtol=2e-2)
+        np.testing.assert_allclose(*losses, rtol=2e-3)
         assert "forward pass: bf16" in (runs[1] / "last" / "README.md").read_text()
     found = [load_file(run / "last" / "model.safetensors") for run in runs]
     assert found[0].keys() == found[1].keys() and {value.dtype for value in found[1].values()} == {torch.float32}
@@ -186,6 +189,20 @@ def test_fsdp_of_version_1_is_refused(monkeypatch, fresh_accelerate):
     recipe = Recipe(data="-", crop_size=32, total_batch_size=2, per_device_batch_size=2, max_steps=2, output_dir="-")
     with pytest.raises(ValueError, match="FSDP of version 1 .* set fsdp_version: 2"):
         start_accelerator(recipe)
+
+
+@pytest.mark.parametrize(
+    "settings, precision, sentence",
+    [
+        ({"zero_stage": 0}, "no", "ZeRO stage 0 cuts nothing up; take stage 2 or 3"),
+        ({"zero_stage": 3}, "fp16", "fp16 with DeepSpeed .* choose bf16 or no"),
+        ({"zero_stage": 3, "offload_param_device": "cpu"}, "bf16", "offload_param_device cpu, .* set it to none"),
+    ],
+)
+def test_deepspeed_is_refused(settings, precision, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_deepspeed(DeepSpeedPlugin(**settings), precision)
+    check_deepspeed(DeepSpeedPlugin(zero_stage=2, offload_optimizer_device="cpu"), "bf16")
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
