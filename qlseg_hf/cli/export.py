@@ -1,6 +1,6 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""`qlseg export MODEL FILE.onnx`"""
+"""`qlseg export MODEL FILE.onnx` and `qlseg export MODEL FOLDER --format web`"""
 
 from pathlib import Path
 
@@ -11,15 +11,55 @@ from .options import PATH, subcommand
 
 @subcommand("export")
 @click.argument("model")
-@click.argument("output", type=PATH, metavar="FILE.onnx")
+@click.argument("place", type=PATH, required=False, metavar="FILE.onnx|FOLDER")
+@click.option("--output", type=PATH, help="The file or folder, if it is not the second argument.")
+@click.option("--format", type=click.Choice(["onnx", "web"]), default="onnx", help="A file, or a page for a browser.")
+@click.option(
+    "--outputs",
+    type=click.Choice(["scores", "labels"]),
+    default="scores",
+    help="What the graph of a file ends in; `labels` is one label per pixel.",
+)
 @click.option("--without_logits", is_flag=True, help="Leave out the output `logits`, which `segment` does not need.")
-def command(model: str, output: Path, without_logits: bool) -> None:
-    """Write a network as an ONNX file, and compare onnxruntime with PyTorch before it is put in place.
+@click.option(
+    "--weights", type=click.Choice(["fp32", "fp16", "int8"]), help="How a page stores the weights.  [default: fp16]"
+)
+@click.option("--runtime", type=PATH, help="Folder with the files of onnxruntime-web for a page, instead of npm's.")
+def command(
+    model: str,
+    place: Path | None,
+    output: Path | None,
+    format: str,
+    outputs: str,
+    without_logits: bool,
+    weights: str | None,
+    runtime: Path | None,
+) -> None:
+    """Write a network as an ONNX file or as a page that runs in a browser, compared with PyTorch before it is put
+    in place.
 
     MODEL is a folder or a Hub id. The file takes any batch, height and width, and holds the settings of the processor
     too: `qlseg_hf.export.OnnxQLSeg.from_pretrained` takes the model's place in `qlseg_hf.segment`. The report is
     printed and written to FILE_report.json.
-    """
-    from ..export.compare import export
 
-    export(model, output, with_logits=not without_logits)
+    With `--format web` a new FOLDER holds everything a static host needs: the page segments images in the browser and
+    asks nothing of another host. onnxruntime-web is fetched from the npm registry once, and kept.
+    """
+    if (place is None) == (output is None):
+        raise click.UsageError("give one place to write to: FILE.onnx, FOLDER or --output")
+    path = place or output
+    given = {"--weights": weights, "--runtime": runtime}
+    if format == "onnx":
+        if unused := [name for name, value in given.items() if value is not None]:
+            raise click.UsageError(f"{unused[0]} is for --format web")
+        if outputs == "labels" and without_logits:
+            raise click.UsageError("--without_logits is for --outputs scores; a graph of labels has no logits")
+        from ..export.compare import export
+
+        export(model, path, with_logits=not without_logits, labels_only=outputs == "labels")
+    else:
+        if outputs == "labels" or without_logits:
+            raise click.UsageError("--outputs labels and --without_logits are for --format onnx; a page needs scores")
+        from ..export.web import export_page
+
+        export_page(model, path, weights=weights or "fp16", runtime=runtime)

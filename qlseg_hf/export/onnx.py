@@ -11,19 +11,28 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig, as_pair
+from ..model.image_io import resize_picture
 from ..model.modeling_qlseg import QLSegOutput
 from ..model.runtime import eval_mode
-from ..model.scores import combine
+from ..model.scores import combine, first_maximum
+from ..model.segmentation import Request
+from ..model.windows import window_layout
 from ..utils.files import partial_folder
 from ..utils.optional import import_package
 
+if TYPE_CHECKING:
+    import onnx_ir
+
 OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits")
+LABELS = "labels"  # the one output of a graph that ends in labels
 AXES = {0: "batch", 2: "height", 3: "width"}
 CONFIG, PROCESSOR = "qlseg_config", "qlseg_image_processor"  # keys of the file's metadata
 OPSET = 20  # the first with Gelu
@@ -35,15 +44,24 @@ def optional(name: str) -> ModuleType:
     return import_package(name, "__version__", "ONNX", "'qlseg-hf[export]'")
 
 
+def label_dtype(num_labels: int) -> torch.dtype:
+    """The smallest of uint8, uint16 and int32 that holds every label."""
+    return torch.uint8 if num_labels <= 2**8 else torch.uint16 if num_labels <= 2**16 else torch.int32
+
+
 class GraphOutputs(nn.Module):
-    """A network whose forward returns a tuple of outputs."""
+    """A network whose forward returns a tuple of outputs; `labels` is the best label of each pixel, the first of equal
+    ones, in `label_dtype`."""
 
     def __init__(self, model: QLSegForSemanticSegmentation, names: tuple[str, ...]):
         super().__init__()
         self.model, self.names = model, names
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = self.model(pixel_values=pixel_values, output_logits="logits" in self.names, return_dict=True)
+        with_logits = self.names != OUTPUTS[:2]
+        outputs = self.model(pixel_values=pixel_values, output_logits=with_logits, return_dict=True)
+        if self.names == (LABELS,):
+            return (outputs.logits.argmax(dim=1).to(label_dtype(self.model.config.num_labels)),)  # (B, H, W)
         return tuple(outputs[name] for name in self.names)
 
 
@@ -77,6 +95,7 @@ def write_onnx(
     path: str | Path,
     with_logits: bool = True,
     check: Callable[[Path], None] = lambda path: None,
+    labels_only: bool = False,
 ) -> None:
     """Write a network as an ONNX file. It is written beside `path` and moved there, so `path` is never half a model.
 
@@ -87,29 +106,15 @@ def write_onnx(
         with_logits: has the graph the output `logits` too? onnxruntime computes it whether asked for or not, and
             `segment` has no use for it.
         check: called with the finished file before it is moved; if it raises, nothing is moved.
+        labels_only: the graph has one output instead, `labels`: (B, H, W) in `label_dtype`. See `OnnxQLSeg` for what
+            cannot be done with it.
 
     Raises:
         ImportError: an optional package is missing.
         ValueError: the network is not in fp32 on a CPU, or the processor's settings do not go together.
     """
-    for name in ("onnx", "onnxscript"):
-        optional(name)
-    processor.settings()  # checked before minutes are spent
-    if (model.dtype, model.device.type) != (torch.float32, "cpu"):
-        raise ValueError(f"the model is {model.dtype} on {model.device}; call model.float().cpu() before the export")
     path = Path(path)
-    program = onnx_program(model, OUTPUTS if with_logits else OUTPUTS[:2]).model
-    for part in (program.graph, *program.graph, *program.graph.inputs, *program.graph.outputs):
-        part.metadata_props.clear()  # the exporter's notes: stack traces, with the paths of this machine
-    for value in (value for node in program.graph for value in node.outputs):
-        value.metadata_props.clear()
-    for node in program.graph:
-        if node.op_type == "Resize":  # torch 2.11 writes pytorch_half_pixel, which is not PyTorch's where a side is 1
-            mode = optional("onnx_ir").AttrString("coordinate_transformation_mode", "half_pixel")
-            node.attributes[mode.name] = mode
-    program.metadata_props.clear()
-    program.metadata_props[CONFIG] = model.config.to_json_string(use_diff=False)
-    program.metadata_props[PROCESSOR] = processor.to_json_string()
+    program = make_program(model, processor, (LABELS,) if labels_only else OUTPUTS if with_logits else OUTPUTS[:2])
     data = f"{path.name}.data" if sum(weights.nbytes for weights in model.parameters()) > MOST_BYTES else None
     with partial_folder(path.name, path.parent) as folder:
         beside = folder / path.name
@@ -121,10 +126,38 @@ def write_onnx(
         os.replace(beside, path)
 
 
+def make_program(
+    model: QLSegForSemanticSegmentation, processor: QLSegImageProcessor, outputs: tuple[str, ...]
+) -> "onnx_ir.Model":
+    """The graph that `write_onnx` stores, with the configurations as metadata; raises as that does."""
+    for name in ("onnx", "onnxscript"):
+        optional(name)
+    processor.settings().check_network(model.config)  # before minutes are spent
+    if (model.dtype, model.device.type) != (torch.float32, "cpu"):
+        raise ValueError(f"the model is {model.dtype} on {model.device}; call model.float().cpu() before the export")
+    program = onnx_program(model, outputs).model
+    for part in (program.graph, *program.graph, *program.graph.inputs, *program.graph.outputs):
+        part.metadata_props.clear()  # the exporter's notes: stack traces, with the paths of this machine
+    for value in (value for node in program.graph for value in node.outputs):
+        value.metadata_props.clear()
+    for node in program.graph:
+        if node.op_type == "Resize":  # torch 2.11 writes pytorch_half_pixel, which is not PyTorch's where a side is 1
+            mode = optional("onnx_ir").AttrString("coordinate_transformation_mode", "half_pixel")
+            node.attributes[mode.name] = mode
+    program.metadata_props.clear()
+    program.metadata_props[CONFIG] = model.config.to_json_string(use_diff=False)
+    program.metadata_props[PROCESSOR] = processor.to_json_string()
+    return program
+
+
 class OnnxQLSeg:
     """An exported network in place of the PyTorch one: for `segment`, and called like it. On a CPU, in fp32.
 
     `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
+
+    A file of `labels_only` has no scores: `label_maps` gives its labels, and `segment` takes it for images that are one
+    window at their own size, in one run, without `labels`, scores or confidence. All else is refused, because scores
+    are what is averaged over windows and runs and resized.
     """
 
     device, dtype, training = torch.device("cpu"), torch.float32, False
@@ -132,6 +165,7 @@ class OnnxQLSeg:
     def __init__(self, session, config: QLSegConfig, processor: QLSegImageProcessor):
         self.session, self.config, self.processor = session, config, processor
         self.outputs = [output.name for output in session.get_outputs()]
+        self.gives_labels = self.outputs == [LABELS]
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "OnnxQLSeg":
@@ -171,12 +205,17 @@ class OnnxQLSeg:
         window_offsets: torch.Tensor | None = None,
         output_logits: bool | None = None,
     ) -> QLSegOutput:
-        """As `QLSegForSemanticSegmentation.forward`; ValueError if `pixel_values` has the wrong shape."""
-        channels = self.config.backbone_config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {channels}, H, W) is wanted")
-        found = self.session.run(self.outputs, {"pixel_values": pixel_values.numpy()})
-        outputs = {name: torch.from_numpy(array) for name, array in zip(self.outputs, found)}
+        """As `QLSegForSemanticSegmentation.forward`.
+
+        Raises:
+            ValueError: `pixel_values` has the wrong shape, or the file gives labels and no scores.
+        """
+        if self.gives_labels:
+            raise ValueError(
+                "this file gives labels and no scores: call model.label_maps(pixel_values), or export it with "
+                "--outputs scores"
+            )
+        outputs = self._run(pixel_values)
         logits = outputs.pop("logits", None)
         if output_logits is False:
             logits = None
@@ -184,6 +223,50 @@ class OnnxQLSeg:
             size = tuple(pixel_values.shape[-2:])
             logits = combine(outputs["class_queries_logits"], outputs["masks_queries_logits"], size)
         return QLSegOutput(logits=logits, window_offsets=window_offsets, **outputs)
+
+    def label_maps(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, H, W) int64: the best label of every pixel of each window, by itself.
+
+        Args:
+            pixel_values: (B, channels, H, W) fp32, normalised as the processor does.
+
+        Raises:
+            ValueError: `pixel_values` has the wrong shape.
+        """
+        if self.gives_labels:
+            return self._run(pixel_values)[LABELS].long()
+        return torch.stack([first_maximum(scores) for scores in self(pixel_values).logits])
+
+    def label_map(self, picture: np.ndarray, request: Request) -> torch.Tensor:
+        """The (H, W) int64 label map of an (H, W, channels) image, for `segment` and a file that gives labels.
+
+        Raises:
+            ValueError: scores would be needed: the image is not one window at its own size, or `request` asks for more
+                than labels.
+        """
+        size = tuple(picture.shape[:2])
+        layout = window_layout(request.settings, size, request.scales, request.flip, request.max_windows)
+        resized, num_windows = layout[0][0], sum(len(places) for *_, places in layout)
+        reasons = {
+            f"the average of {num_windows} windows": num_windows > 1,
+            f"the resize from {resized[0]} x {resized[1]} to the image's {size[0]} x {size[1]}": resized != size,
+            "a choice of labels": request.wanted is not None,
+            "return_scores": request.return_scores,
+            "return_confidence": request.return_confidence,
+        }
+        if needing := [what for what, needs_scores in reasons.items() if needs_scores]:
+            raise ValueError(
+                f"the network gives labels and no scores, which {needing[0]} needs; export it with --outputs scores"
+            )
+        return self.label_maps(request.settings.normalized(resize_picture(picture, size))[None])[0]
+
+    def _run(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs of the graph by name; ValueError if `pixel_values` has the wrong shape."""
+        channels = self.config.backbone_config.num_channels
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {channels}, H, W) is wanted")
+        found = self.session.run(self.outputs, {"pixel_values": pixel_values.numpy()})
+        return {name: torch.from_numpy(array) for name, array in zip(self.outputs, found)}
 
 
 __all__ = ["OnnxQLSeg", "write_onnx"]

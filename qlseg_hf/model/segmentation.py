@@ -229,6 +229,9 @@ class _Work:
         picture = load_picture(image, **self.request.settings.reading)
         target = Target(picture.shape[:2])
         self.targets.append(target)
+        if getattr(self.model, "gives_labels", False):  # see `OnnxQLSeg`: there are no scores to average
+            target.label_map = self.model.label_map(picture, self.request)
+            return
         self.memory.pixel_bytes = picture.shape[-1] * picture.itemsize
         for strip in cut_strips(self.request, target, self.memory):
             self.strips.append(strip)
