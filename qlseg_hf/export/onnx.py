@@ -155,9 +155,9 @@ class OnnxQLSeg:
 
     `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
 
-    A file of `labels_only` has no scores: `label_maps` gives its labels, and `segment` takes it for images that are one
-    window at their own size, in one run, without `labels`, scores or confidence. All else is refused, because scores
-    are what is averaged over windows and runs and resized.
+    A file of `labels_only` has no scores: `label_maps` gives its labels, and `segment` takes it for images that are
+    one window at their own size, in one run, without `labels`, scores or confidence. All else is refused, because
+    scores are what is averaged over windows and runs and resized.
     """
 
     device, dtype, training = torch.device("cpu"), torch.float32, False

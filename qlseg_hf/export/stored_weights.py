@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of an ONNX graph in fewer bytes, computed with in fp32.
 
-The graph turns them into fp32 when it is loaded (onnxruntime folds what depends on weights alone), so files get smaller
-and every runtime and processor computes the same. Time and memory stay those of fp32.
+The graph turns them into fp32 when it is loaded (onnxruntime folds what depends on weights alone), so files get
+smaller and every runtime and processor computes the same. Time and memory stay those of fp32.
 """
 
 import numpy as np

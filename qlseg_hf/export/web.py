@@ -31,7 +31,7 @@ from .web_runtime import VERSION, copy_runtime
 PAGE = Path(__file__).parent / "web_page"
 # larger images are shrunk, larger files and longer strips refused, as `qlseg app` does
 LIMITS = {"max_pixels": 4_000_000, "max_file_pixels": 64_000_000, "max_aspect": 8}
-LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}  # share of the pixels of noise and of the examples
+LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.999, "int8": 0.99}  # share of the pixels of each example
 MOST_BYTES = 2**31 - 2**24  # of one file, see `onnx`
 NUM_EXAMPLES, EXAMPLE_SIZE = 3, 320
 NUM_CHECKED = 64  # scores that the page compares before it shows any
@@ -69,8 +69,8 @@ def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Pa
 
     Raises:
         ImportError: an optional package is missing.
-        ValueError: `output` exists, the model takes no RGB of 8 bits or is too large, its labels differ from PyTorch's,
-            or the runtime cannot be had. Nothing is written then.
+        ValueError: `output` exists, the model takes no RGB of 8 bits or is too large, its labels differ from
+            PyTorch's, or the runtime cannot be had. Nothing is written then.
     """
     if output.exists():
         raise ValueError(f"{output} exists; name another folder, or remove it first")
@@ -107,7 +107,7 @@ def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Pa
         readme = HEAD.format(title=json.dumps(title)) + TEXT.format(weights=weights)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
-    print(f"labels: {agreement:.2%} of the pixels of noise and examples as PyTorch's, weights as {weights}")
+    print(f"labels: {agreement:.2%} of the pixels of the worst example as PyTorch's, weights as {weights}")
     print(f"wrote {output}, {size:.0f} MB; try it with `python -m http.server --directory {output}`")
 
 
@@ -142,7 +142,7 @@ def _draw_examples(folder: Path) -> list[str]:
 
 @torch.inference_mode()
 def _compare(model: QLSegForSemanticSegmentation, exported: OnnxQLSeg, folder: Path, examples: list[str]) -> float:
-    """The lowest share of equal labels, of the kinds of noise and of each example."""
+    """The share of equal labels of the example that has the lowest."""
     images = [folder / name for name in examples]
     maps = [segment(network, exported.processor, images) for network in (model, exported)]
     shares = [float((one == other).float().mean()) for one, other in zip(*maps)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from networks import tiny_config
+from networks import tiny_config, varied_model
 from programs import run
 from torch.nn import functional as F
 from transformers import Dinov2Config
@@ -17,7 +17,7 @@ from transformers import Dinov2Config
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.export import onnx as onnx_model
-from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, write_onnx
+from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, label_dtype, write_onnx
 from qlseg_hf.model.deformable_attention import sample_levels, sum_gathered
 from qlseg_hf.model.modeling_qlseg import QLSegOutput
 
@@ -144,6 +144,55 @@ def test_other_backbone(tmp_path):
         expected, found = network(pixel_values=smooth(*size)), model(smooth(*size))
         for name in OUTPUTS:
             torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
+
+
+def test_labels_alone(tmp_path):
+    """One output, the best label of each pixel in the smallest integers; what scores are needed for is refused."""
+    model = varied_model(tiny_config())
+    processor = QLSegImageProcessor(size={"shortest_edge": 32}, window_size=32, window_stride=20)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    path = tmp_path / "labels.onnx"
+    assert run_command(["export", tmp_path / "model", path, "--outputs", "labels"]) == 0
+    report = json.loads(path.with_name("labels_report.json").read_text())
+    assert report["outputs"] == ["labels"] and all(row["labels_seen"] > 1 for row in report["inputs"])
+    assert all(row["label_agreement"] >= 0.999 for row in report["inputs"])
+    for size in SIZES:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"pixel_values": smooth(*size).numpy()})
+        with torch.no_grad():
+            expected = model(pixel_values=smooth(*size)).logits.argmax(dim=1).numpy()
+        assert found.dtype == np.uint8 and found.shape == expected.shape
+        assert (found == expected).mean() >= 0.999 and (size == SIZES[3] or len(np.unique(expected)) > 1)
+
+    exported = OnnxQLSeg.from_pretrained(path)
+    pictures = [np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8) for number in range(2)]
+    expected = segment(model, processor, pictures)
+    for found, labels in zip(segment(exported, exported.processor, pictures), expected, strict=True):
+        assert found.dtype == torch.int64 and (found == labels).float().mean() >= 0.999 and len(labels.unique()) > 1
+    for options, what in (
+        ({"flip": True}, "the average of 2 windows"),
+        ({"scales": (1, 2)}, "the average of 10 windows"),
+        ({"labels": [3, 4]}, "a choice of labels"),
+        ({"return_scores": True}, "return_scores"),
+        ({"return_confidence": True}, "return_confidence"),
+    ):
+        with pytest.raises(ValueError, match=f"no scores, which {what} needs; export it with --outputs scores"):
+            segment(exported, processor, pictures, **options)
+    with pytest.raises(ValueError, match="the average of 2 windows"):
+        segment(exported, processor, np.zeros((32, 50, 3), np.uint8))
+    with pytest.raises(ValueError, match="the resize from 32 x 32 to the image's 40 x 40"):
+        segment(exported, processor, np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(ValueError, match="gives labels and no scores: call model.label_maps"):
+        exported(smooth(1, 32, 32))
+    with pytest.raises(ValueError, match=r"shape \(1, 4, 32, 32\)"):
+        exported.label_maps(torch.zeros(1, 4, 32, 32))
+
+
+def test_label_types():
+    assert [label_dtype(n) for n in (2, 256, 257, 65536, 65537)] == [
+        torch.uint8, torch.uint8, torch.uint16, torch.uint16, torch.int32
+    ]  # fmt: skip
 
 
 @networks

@@ -76,7 +76,7 @@ async function segment(id, source) {
   if (factor < 1) remarks.push(`shrunk from ${width} × ${height}`);
   for (let i = 3; i < rgba.length; i += 4)
     if (rgba[i] < 255) {
-      remarks.push('transparent parts are taken as nearly black');
+      remarks.push('transparent parts are taken as black');
       break;
     }
   view = { id, width: canvas.width, height: canvas.height, remarks };
