@@ -26,9 +26,9 @@ from .sharding import gather_weights, held_weights
 class Run:
     """Everything that a training run works with, the same in every process but for its share of the images.
 
-    `extra`: sets beside the training samples. `model`: prepared by accelerate, as is `optimizer`. `whole`: where weights
-    are cut up over processes, an ordinary network on the CPU beside it, which is given whole weights to evaluate and to
-    save them; else None.
+    `extra`: sets beside the training samples. `model`: prepared by accelerate, as is `optimizer`. `whole`: where
+    weights are cut up over processes, an ordinary network on the CPU beside it, which is given whole weights to
+    evaluate and to save them; else None.
 
     `state`: what a checkpoint holds beside weights: `step`, `result` of the evaluation after that step (None if it was
     not measured), `best` mIoU and its `best_step`, `num_without_gain`: evaluations since the best one, `unreadable`
