@@ -147,6 +147,7 @@ def test_lora_in_layouts(tmp_path, layout, precision):
     pytest.importorskip("peft")
     make_data(tmp_path / "data", num_validation=1)
     changes = SHORT | {"lora": 2, "ema_decay": None, "total_batch_size": 2}
+    changes["precision"] = "fp32" if precision == "no" else precision
     for name, of in (("one", "one process"), ("two", layout)):
         recipe = recipe_for(tmp_path / name, tmp_path / "data", **changes)
         train_and_check(of, recipe, ACCELERATE_MIXED_PRECISION=precision)
