@@ -59,8 +59,8 @@ class ForkServer:
     def close(self) -> None:
         if self.pid is not None:
             os.killpg(self.pid, signal.SIGKILL)
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        with self.process:  # waits, and closes the pipes
+            self.process.kill()
 
 
 def status_of(pid: int) -> list[str]:
