@@ -19,6 +19,7 @@ from .auto import RULES
 from .build import read_label_names
 from .recipe import Recipe, convert_value, is_data_file, read_data_file, rename_old_keys
 from .synonyms import hint_for
+from .yaml_text import read_mapping
 
 READING = ("layout", "dataset_config", "val_fraction", "image_column", "label_column", "label_colors")
 KEYS = ("data", "train_split", "label_names", *READING, *RULES)
@@ -37,7 +38,7 @@ def read_entries(recipe: Recipe) -> list[dict[str, Any]]:
     for entry in given if isinstance(given, list) else [given] if given else []:
         values = rename_old_keys({"data": entry} if isinstance(entry, str) else entry)
         place = values.get("data")
-        if isinstance(place, str) and (Path(place).expanduser() / "data.yaml").is_file():
+        if isinstance(place, str) and is_described(Path(place).expanduser() / "data.yaml"):
             place = str(Path(place) / "data.yaml")
         if is_data_file(place):
             described = read_data_file(Path(place))
@@ -52,6 +53,11 @@ def read_entries(recipe: Recipe) -> list[dict[str, Any]]:
             raise ValueError("a set of extra_data lacks data")
         entries.append({key: convert_value(f"extra_data: {key}", value, hints[key]) for key, value in values.items()})
     return entries
+
+
+def is_described(path: Path) -> bool:
+    """Whether a file is a `data.yaml` of ours; others write files of this name too, with the folders of splits."""
+    return path.is_file() and "data" in rename_old_keys(read_mapping(path))
 
 
 def open_samples(entry: dict[str, Any]) -> Samples:

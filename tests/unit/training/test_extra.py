@@ -129,6 +129,13 @@ def test_rules_are_the_sets_or_the_runs(tmp_path):
     assert mapped.names == ["a", "b"] and mapped.labels == (0, 1)
 
 
+def test_a_data_yaml_of_others_describes_nothing(tmp_path):
+    """As exports for YOLO hold one, beside the images."""
+    folder = make_set(tmp_path / "extra", names=["blue", "red", "green"])
+    (folder / "data.yaml").write_text("nc: 3\nnames: [blue, red, green]\n")
+    assert open_one(str(folder)).labels == (2, 0, 1)
+
+
 def test_names_that_differ_are_named(tmp_path):
     folder = str(make_set(tmp_path / "extra", names=["red", "verdigris", "blue"]))
     with pytest.raises(ValueError, match="labels that the run lacks: verdigris; labels of the run that the set lacks"):
