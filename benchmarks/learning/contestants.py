@@ -243,7 +243,7 @@ class QLSegContestant(Contestant):
             config = {key: value for key, value in recipe.config.items() if key in PUBLISHED}
             if study.encoder.is_own_kind:
                 config["backbone_config"] = config["backbone_config"] | {"use_class_token": False}
-            recipe = replace(recipe, config=config)
+            recipe = replace(recipe, config=config, learning_rate=usual_rate(study.encoder.width))
         if name in CHANGES:
             changes = dict(CHANGES[name])
             rate = changes.pop("learning_rate", recipe.learning_rate)
