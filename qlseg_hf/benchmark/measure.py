@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -102,8 +103,11 @@ def take_turns(variants: dict[str, Callable], baseline: str, repeats: int, devic
 
 
 def multiplications(function: Callable) -> int:
-    """Multiplications of matrix products and convolutions (half of PyTorch's count of floating-point operations)."""
-    with FlopCounterMode(display=False) as counter:
+    """Multiplications of matrix products and convolutions (half of PyTorch's count of floating-point operations).
+
+    Attention is computed as products: those inside a fused kernel for CPUs are not counted.
+    """
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops() // 2
 
@@ -145,9 +149,17 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [head, [" --- "] + [" ---: "] * (len(head) - 1)]
+    lines = [lines[0], lines[1]] + [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+
+
 __all__ = [
     "keep_freed_memory",
     "machine",
+    "markdown",
     "multiplications",
     "peak_memory",
     "seconds",

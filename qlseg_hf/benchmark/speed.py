@@ -1,13 +1,11 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed against what: encoder and whole network, tricks taken back, a picture, a training step, peers."""
+"""What is timed against what: encoder and whole network, tricks taken back, a picture, a training step."""
 
 import json
 import statistics
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -17,32 +15,14 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
-from ..model.configuration_qlseg import QLSegConfig
+from ..hub.saving import QLSegImageProcessor
 from ..model.image_io import load_picture, resize_picture
 from ..model.segmentation import segment
 from ..utils.files import write_atomically
 from .measure import machine, multiplications, seconds, table, take_turns
-
-
-@dataclass
-class Settings:
-    """What all modes share; `size` is the side of the square input in pixels."""
-
-    release: str
-    size: int
-    batch_sizes: tuple[int, ...]
-    training_batch_sizes: tuple[int, ...]
-    repeats: int
-    compile: bool
-    device: torch.device
-
-
-def build(settings, dtype=torch.float32, device=None) -> QLSegForSemanticSegmentation:
-    torch.manual_seed(0)
-    with torch.device(device or settings.device):
-        model = QLSegForSemanticSegmentation(QLSegConfig.for_release(settings.release))
-    return model.to(dtype).eval()
+from .peers import run_peers
+from .settings import DTYPES, build, inference, make_settings
+from .training import run_training
 
 
 def floor(settings, mode: str) -> dict:
@@ -54,25 +34,25 @@ def floor(settings, mode: str) -> dict:
     return {f"{mode} floor": {"encoder_multiplications": encoder, "multiplications": whole, "ratio": whole / encoder}}
 
 
-def inference(function: Callable) -> Callable:
-    return torch.inference_mode()(function)
-
-
 def run_forward(settings) -> dict:
-    """Encoder and whole network take turns; fp32 and bf16 one after the other, as nobody mixes them."""
+    """Encoder and whole network take turns; dtypes one after the other, as nobody mixes them."""
     rows = floor(settings, "forward")
-    for dtype in (torch.float32, torch.bfloat16):
-        model, kind = build(settings, dtype), {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    for kind in settings.dtypes or ("fp32", "bf16"):
+        dtype = DTYPES[kind]
+        model = build(settings, dtype)
         for batch in settings.batch_sizes:
             pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
             networks = {"encoder": model.backbone, "whole": model}
             if settings.compile:
-                networks |= {f"{name} compiled": torch.compile(network) for name, network in networks.items()}
+                networks |= {
+                    f"{name} compiled": torch.compile(network, backend=settings.backend)
+                    for name, network in networks.items()
+                }
             variants = {name: inference(lambda n=network, x=pixels: n(x)) for name, network in networks.items()}
             found = take_turns(variants, "encoder", settings.repeats, settings.device)
             for name, row in found.items():
-                eager = rows.get(f"forward b{batch} fp32 {name}", row)
-                row["to_fp32"] = row["seconds"] / eager["seconds"]
+                if "fp32" in (kind, *settings.dtypes[:1]) or not settings.dtypes:
+                    row["to_fp32"] = row["seconds"] / rows.get(f"forward b{batch} fp32 {name}", row)["seconds"]
                 row["pictures_per_s"] = batch / row["seconds"]
                 rows[f"forward b{batch} {kind} {name}"] = row
             if settings.compile:
@@ -148,7 +128,7 @@ def run_tricks(settings) -> dict:
     return {f"tricks {name}": row for name, row in rows.items()}
 
 
-# ----------------------------------------------------------------------------------------------- picture and training
+# ------------------------------------------------------------------------------------------------ picture and loading
 
 
 def drawn_picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -180,67 +160,6 @@ def run_picture(settings) -> dict:
         found = take_turns(variants, "forward passes", settings.repeats, settings.device)
     for name, row in found.items():
         rows[f"picture {name}"] = row | ({"outside_network": row["ratio"] - 1} if "label map" in name else {})
-    return rows
-
-
-def training_labels(batch: int, size: int, num_labels: int, device: torch.device) -> torch.Tensor:
-    """(B, size, size) with ten labels in each picture, in blocks, about as many as a picture of ADE20K has."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.stack([torch.randperm(num_labels, generator=generator)[:10] for _ in range(batch)])  # (B, 10)
-    blocks = torch.randint(0, 10, (batch, 64), generator=generator)
-    blocks = labels.gather(1, blocks).view(batch, 1, 8, 8).float()
-    return F.interpolate(blocks, size=(size, size), mode="nearest")[:, 0].long().to(device)
-
-
-def loss_by_autograd(logits, labels, picture, label, alpha, gamma):
-    """The mask losses with every mask upsampled at once and the gradient left to autograd."""
-    from ..model.loss_qlseg import mask_losses
-
-    maps = F.interpolate(logits[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False)[:, 0]
-    return mask_losses(maps, labels[picture] == label[:, None, None], alpha, gamma)[:2]
-
-
-def run_training(settings) -> dict:
-    """Encoder: forward and backward from the sum of its maps. Whole network: forward, loss, backward."""
-    from ..model.loss_qlseg import MaskLosses
-
-    rows = {}
-    model = build(settings).train()
-    half = torch.autocast(settings.device.type, torch.bfloat16) if settings.device.type == "cuda" else nullcontext()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
-    for batch in settings.training_batch_sizes:
-        pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device)
-        labels = training_labels(batch, settings.size, model.config.num_labels, settings.device)
-
-        def encoder(pixels=pixels):
-            model.zero_grad()
-            with half:
-                loss = sum(maps.float().mean() for maps in model.backbone(pixels).feature_maps)
-            loss.backward()
-
-        def whole(pixels=pixels, labels=labels):
-            model.zero_grad()
-            with half:
-                loss = model(pixels, labels=labels).loss
-            loss.backward()
-
-        def plain_loss(whole=whole):
-            with mock.patch.object(MaskLosses, "apply", loss_by_autograd):
-                whole()
-
-        def with_optimizer(whole=whole):
-            whole()
-            optimizer.step()
-
-        variants = {
-            "encoder": encoder,
-            "whole": whole,
-            "whole, gradient of the mask losses by autograd": plain_loss,
-            "whole and AdamW": with_optimizer,
-        }
-        kind = "bf16 autocast" if settings.device.type == "cuda" else "fp32"
-        found = take_turns(variants, "encoder", settings.repeats, settings.device)
-        rows |= {f"training b{batch} {kind} {name}": row for name, row in found.items()}
     return rows
 
 
@@ -291,80 +210,6 @@ def run_loading(settings) -> dict:
     return rows
 
 
-# --------------------------------------------------------------------------------------------------------------- peers
-
-
-def peers(size: int) -> dict[str, Callable]:
-    """Constructors of the usual large networks for ADE20K, random weights."""
-    from transformers import (
-        BeitConfig,
-        EomtConfig,
-        EomtForUniversalSegmentation,
-        Mask2FormerConfig,
-        Mask2FormerForUniversalSegmentation,
-        SegformerConfig,
-        SegformerForSemanticSegmentation,
-        SwinConfig,
-        UperNetConfig,
-        UperNetForSemanticSegmentation,
-    )
-
-    def mask2former():
-        swin = SwinConfig(
-            image_size=384,
-            embed_dim=192,
-            depths=[2, 2, 18, 2],
-            num_heads=[6, 12, 24, 48],
-            window_size=12,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        )
-        return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(backbone_config=swin, num_labels=150))
-
-    def upernet():
-        beit = BeitConfig(
-            image_size=size,
-            hidden_size=1024,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            intermediate_size=4096,
-            use_relative_position_bias=True,
-            layer_scale_init_value=0.1,
-            out_features=["stage7", "stage11", "stage15", "stage23"],
-            add_fpn=True,
-            reshape_hidden_states=True,
-        )
-        return UperNetForSemanticSegmentation(UperNetConfig(backbone_config=beit, num_labels=150))
-
-    b5 = {"hidden_sizes": [64, 128, 320, 512], "depths": [3, 6, 40, 3], "decoder_hidden_size": 768, "num_labels": 150}
-    return {
-        "EoMT-L": lambda: EomtForUniversalSegmentation(
-            EomtConfig(image_size=size, num_labels=150)  # type: ignore[call-arg]  # a property of the base class
-        ),
-        "Mask2Former Swin-L": mask2former,
-        "UperNet-BEiT-L": upernet,
-        "SegFormer-B5": lambda: SegformerForSemanticSegmentation(SegformerConfig(**b5)),
-    }
-
-
-def run_peers(settings) -> dict:
-    """Forward passes only; QLSeg's includes scores at input size, the peers' end with their own small outputs."""
-    dtype = torch.bfloat16 if settings.device.type == "cuda" else torch.float32
-    rows = {}
-    for batch in settings.batch_sizes:
-        pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
-        makers = {f"QLSeg {settings.release}": lambda: build(settings, dtype)} | peers(settings.size)
-        models = {name: make().to(settings.device, dtype).eval() for name, make in makers.items()}
-        if settings.compile:
-            models = {name: torch.compile(model) for name, model in models.items()}
-        variants = {
-            name: inference(lambda model=model, x=pixels: model(pixel_values=x)) for name, model in models.items()
-        }
-        found = take_turns(variants, f"QLSeg {settings.release}", settings.repeats, settings.device)
-        for name, row in found.items():
-            rows[f"peers b{batch} {name}"] = row | {"pictures_per_s": batch / row["seconds"]}
-    return rows
-
-
 # -------------------------------------------------------------------------------------------------------------- report
 
 MODES = {
@@ -377,42 +222,22 @@ MODES = {
 }
 
 
-def benchmark(
-    modes: tuple[str, ...] = (),
-    *,
-    release: str = "vit-b-ade20k",
-    size: int | None = None,
-    batch_sizes: tuple[int, ...] = (1,),
-    training_batch_sizes: tuple[int, ...] = (2,),
-    repeats: int = 7,
-    compile: bool = False,
-    device: str | None = None,
-    threads: int | None = None,
-    output: Path | None = None,
-) -> None:
-    """Run modes and print a table; see `qlseg benchmark --help`. ValueError for an unknown mode or release."""
+def benchmark(modes: tuple[str, ...] = (), *, output: Path | None = None, **given) -> None:
+    """Run modes and print a table; `given` as in `make_settings`. ValueError for an unknown mode."""
     if unknown := set(modes) - set(MODES):
-        raise ValueError(f"no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}")
-    if threads:
-        torch.set_num_threads(threads)
-    settings = Settings(
-        release=release,
-        size=size or QLSegConfig.for_release(release).backbone_config.image_size,
-        batch_sizes=batch_sizes,
-        training_batch_sizes=training_batch_sizes,
-        repeats=repeats,
-        compile=compile,
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-    )
+        alone = "; limit and gpu run alone" if unknown & {"limit", "gpu"} else ""
+        raise ValueError(f"no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}{alone}")
+    settings = make_settings(**given)
     rows = {}
     for mode in modes or ("forward", "picture", "training"):
         rows |= MODES[mode](settings)
-    result = {"machine": machine(settings.device), "release": release, "size": settings.size, "results": rows}
+    release, size = settings.release, settings.size
+    result = {"machine": machine(settings.device), "release": release, "size": size, "results": rows}
     print(json.dumps(result["machine"]))
-    print(f"{release}, {settings.size} x {settings.size}, {repeats} turns")
+    print(f"{release}, {size} x {size}, {settings.repeats} turns")
     print(table(rows))
     if output:
         write_atomically(output, (json.dumps(result, indent=1) + "\n").encode())
 
 
-__all__ = ["MODES", "Settings", "benchmark"]
+__all__ = ["MODES", "benchmark"]

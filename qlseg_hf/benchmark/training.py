@@ -1,0 +1,95 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""A training step of encoder and whole network, on made labels."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from unittest import mock
+
+import torch
+from torch.nn import functional as F
+
+from .measure import take_turns
+from .settings import DTYPES, build
+
+
+def training_labels(batch: int, size: int, num_labels: int, device: torch.device) -> torch.Tensor:
+    """(B, size, size) with ten labels in each picture, in blocks, about as many as a picture of ADE20K has."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.stack([torch.randperm(num_labels, generator=generator)[:10] for _ in range(batch)])  # (B, 10)
+    blocks = torch.randint(0, 10, (batch, 64), generator=generator)
+    blocks = labels.gather(1, blocks).view(batch, 1, 8, 8).float()
+    return F.interpolate(blocks, size=(size, size), mode="nearest")[:, 0].long().to(device)
+
+
+def loss_by_autograd(logits, labels, picture, label, alpha, gamma):
+    """The mask losses with every mask upsampled at once and the gradient left to autograd."""
+    from ..model.loss_qlseg import mask_losses
+
+    maps = F.interpolate(logits[:, None], size=labels.shape[1:], mode="bilinear", align_corners=False)[:, 0]
+    return mask_losses(maps, labels[picture] == label[:, None, None], alpha, gamma)[:2]
+
+
+def run_training(settings) -> dict:
+    """Encoder: forward and backward from the sum of its maps. Whole network: forward, loss, backward.
+
+    bf16 and fp16 are autocast over fp32 weights, without a scaler; compiled parts are those of a recipe's `compile`.
+    """
+    rows, on_gpu = {}, settings.device.type == "cuda"
+    model = build(settings).train()
+    networks = {"": model}
+    if settings.compile:
+        networks[" compiled"] = build(settings).train()
+        for part in ("backbone", "pixel_encoder", "decoder"):
+            getattr(networks[" compiled"], part).compile(backend=settings.backend)
+    for kind, batch in itertools.product(
+        settings.dtypes or ("bf16" if on_gpu else "fp32",), settings.training_batch_sizes
+    ):
+        half = nullcontext() if kind == "fp32" else torch.autocast(settings.device.type, DTYPES[kind])
+        pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device)
+        labels = training_labels(batch, settings.size, model.config.num_labels, settings.device)
+
+        def encoder(pixels=pixels, half=half):
+            model.zero_grad()
+            with half:
+                loss = sum(maps.float().mean() for maps in model.backbone(pixels).feature_maps)
+            loss.backward()
+
+        variants = {"encoder": encoder}
+        for suffix, network in networks.items():
+            variants |= {f"{name}{suffix}": step for name, step in whole_steps(network, pixels, labels, half).items()}
+        name = kind if kind == "fp32" else f"{kind} autocast"
+        found = take_turns(variants, "encoder", settings.repeats, settings.device)
+        rows |= {f"training b{batch} {name} {variant}": row for variant, row in found.items()}
+    return rows
+
+
+def whole_steps(model, pixels: torch.Tensor, labels: torch.Tensor, half) -> dict[str, Callable]:
+    """Forward, loss and backward; the same with autograd's gradient of the mask losses; with an optimiser's update."""
+    from ..model.loss_qlseg import MaskLosses
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+
+    def whole():
+        model.zero_grad()
+        with half:
+            loss = model(pixels, labels=labels).loss
+        loss.backward()
+
+    def plain_loss():
+        with mock.patch.object(MaskLosses, "apply", loss_by_autograd):
+            whole()
+
+    def with_optimizer():
+        whole()
+        optimizer.step()
+
+    return {
+        "whole": whole,
+        "whole, gradient of the mask losses by autograd": plain_loss,
+        "whole and AdamW": with_optimizer,
+    }
+
+
+__all__ = ["loss_by_autograd", "run_training", "training_labels"]
