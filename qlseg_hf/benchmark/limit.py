@@ -1,0 +1,266 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""Time against the machine's limit: how long the network's operations would take at the rate of a matrix product.
+
+The rate is measured in the same run, by dtype. What is above the limit is no matrix product, or one that is slower
+than the fastest: a table says by stage of the network how much, and another one by kind of operation.
+"""
+
+import json
+import re
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from ..utils.files import write_atomically
+from .measure import machine, markdown, seconds, take_turns
+from .settings import DTYPES, TINY, Settings, build, inference, make_settings
+
+# First match of a module's name in the network; what a module does outside of its own modules counts for its stage.
+STAGES = (
+    ("patches and positions", r"backbone\.embeddings(\..+)?"),
+    ("encoder: norms", r"backbone\.layers\.\d+\.layernorm_\w+"),
+    ("encoder: queries, keys, values", r"backbone\.layers\.\d+\.attention\.[qkv]_proj"),
+    ("encoder: attention", r"backbone\.layers\.\d+\.attention"),
+    ("encoder: output of attention", r"backbone\.layers\.\d+\.attention\.o_proj"),
+    ("encoder: first product of the MLP", r"backbone\.layers\.\d+\.mlp\.fc1"),
+    ("encoder: GELU", r"backbone\.layers\.\d+\.mlp"),
+    ("encoder: second product of the MLP", r"backbone\.layers\.\d+\.mlp\.fc2"),
+    ("encoder: residuals, and the rest", r"backbone(\..+)?"),
+    ("pixel encoder: products", r"pixel_encoder\.(projections\.\d+|layers\.\d+\.(self_attn\.\w+|fc[12]))"),
+    ("pixel encoder: sampling", r"pixel_encoder\.layers\.\d+\.self_attn"),
+    ("pixel encoder: norms", r"pixel_encoder\.(norms\.\d+|layers\.\d+\.norm\d)"),
+    ("pixel encoder: ReLU, residuals, copies", r"pixel_encoder(\..+)?"),
+    ("decoder: products", r"decoder\.(projections\.\d+|.+\.(\w_proj|fc[12]|weights))|class_head"),
+    ("decoder: norms", r"decoder\.(norms\.\d+|.+\.norm\d)"),
+    ("decoder: attention, masks, query fusion", r"decoder(\..+)?"),
+    ("scores", r""),
+)
+# Kinds of operation by their name in the profiler, first match. A copy below a cast is a cast.
+KINDS = (
+    ("attention", r"scaled_dot_product|flash|efficient_attention"),
+    ("matrix products", r"(addmm|mm|bmm|linear|convolution|conv2d)(_|$)|^_?mkldnn|mkldnn_convolution|cudnn_conv"),
+    ("GELU", r"gelu"),
+    ("norms", r"_norm"),
+    ("softmax", r"softmax"),
+    ("sampling", r"embedding_bag"),
+    ("casts", r"^(cast|_to_copy|to)$"),
+    ("copies", r"copy|clone|cat$|stack|index|gather|contiguous"),
+    ("memory", r"empty|resize|zeros|ones|fill|zero_"),
+    (
+        "additions and other arithmetic",
+        r"add|sub|mul|div|relu|sigmoid|floor|clamp|where|eq|ge|lt|any|amax|sum",
+    ),
+    ("the rest", r""),
+)
+
+
+def stage_of(name: str) -> str:
+    """Stage of a module, by its name in the network ("" for the network itself)."""
+    return next(stage for stage, pattern in STAGES if re.fullmatch(pattern, name))
+
+
+def count_operations(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
+    """Floating-point operations of a forward pass by stage, two per multiplication, attention as matrix products.
+
+    Args:
+        model: with frozen weights, on any device; on "meta" nothing is computed, and scores are their formula.
+        pixels: (B, 3, H, W) on its device.
+    """
+    # mkldnn's and the CPU's fused attention are unknown to the counter
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(pixels)
+    counts = {
+        name.partition(".")[2]: sum(found.values())
+        for name, found in counter.get_flop_counts().items()
+        if name != "Global"
+    }
+    operations = dict.fromkeys((stage for stage, _ in STAGES), 0)
+    for name, count in counts.items():
+        operations[stage_of(name)] += count
+        parent = name
+        while parent:  # the nearest module around it that was called
+            parent = parent.rpartition(".")[0]
+            if parent in counts:
+                operations[stage_of(parent)] -= count
+                break
+    assert sum(operations.values()) == counter.get_total_flops(), "a part of the network belongs to no stage"
+    return operations
+
+
+def product_rate(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], repeats: int = 5) -> float:
+    """Floating-point operations per second of the fastest product of two square matrices."""
+    rates = []
+    for size in sizes:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for _ in range(2):
+            torch.mm(a, b)
+        rates += [2 * size**3 / seconds(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(repeats)]
+    return max(rates)
+
+
+@contextmanager
+def timed_stages(model: nn.Module, device: torch.device) -> Iterator[Callable[[], dict[str, float]]]:
+    """Inside the block every forward pass is timed; call the result after each for its seconds by stage."""
+    spans, stack = [], []  # (stage, stage around it, start, stop)
+
+    def now():
+        if device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def enter(stage, *_):
+        stack.append((stage, now()))
+
+    def leave(*_):
+        stage, start = stack.pop()
+        spans.append((stage, stack[-1][0] if stack else None, start, now()))
+
+    def collect() -> dict[str, float]:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times = dict.fromkeys((stage for stage, _ in STAGES), 0.0)
+        for stage, around, start, stop in spans:
+            taken = start.elapsed_time(stop) / 1000 if device.type == "cuda" else stop - start
+            times[stage] += taken
+            if around is not None:
+                times[around] -= taken
+        spans.clear()
+        return times
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks += [
+            module.register_forward_pre_hook(partial(enter, stage_of(name))),
+            module.register_forward_hook(leave),
+        ]
+    try:
+        yield collect
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def kinds_of_operation(function: Callable, device: torch.device) -> dict[str, float]:
+    """Seconds of one call by kind of operation, on a GPU those of its kernels, the longest first."""
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    found = {}
+    for event in profiler.events():
+        if event.device_type != DeviceType.CPU or not event.name.startswith(("aten::", "mkldnn::", "qlseg::")):
+            continue
+        taken = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        name, parent = event.name.partition("::")[2], event.cpu_parent
+        if name == "copy_" and parent is not None and parent.name == "aten::_to_copy":
+            name = "cast"
+        kind = next(kind for kind, pattern in KINDS if re.search(pattern, name))
+        found[kind] = found.get(kind, 0.0) + taken / 1e6
+    return dict(sorted(found.items(), key=lambda entry: -entry[1]))
+
+
+def page_faults(function: Callable) -> int:
+    """Pages of memory that the kernel hands out (or back again) during one call."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    function()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
+    """One dtype and batch size: rate, operations, time and their ratio, whole and by stage; the kinds of operation."""
+    device, dtype = settings.device, DTYPES[kind]
+    sizes = (256,) if settings.release == TINY else (4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
+    rate = partial(product_rate, dtype, device, sizes)
+    rates, model = [rate()], build(settings, dtype).requires_grad_(False)
+    shape = (batch, 3, settings.size, settings.size)
+    counted = build(settings, device="meta").requires_grad_(False)
+    operations = count_operations(counted, torch.empty(shape, device="meta"))
+    pixels = torch.randn(shape, device=device, dtype=dtype)
+    variants = {"whole": inference(lambda: model(pixels))}
+    if settings.compile:
+        compiled = torch.compile(model, backend=settings.backend)
+        variants["whole compiled"] = inference(lambda: compiled(pixels))
+    whole = take_turns(variants, "whole", settings.repeats, device)
+    rates.append(rate())
+    turns = []
+    with timed_stages(model, device) as collect:
+        for _ in tqdm(range(settings.repeats + 1), "stages", leave=False):
+            variants["whole"]()
+            turns.append(collect())
+    rates.append(rate())
+    best, total = max(rates), sum(operations.values())
+    limit = total / best
+    for row in whole.values():
+        row |= {"to_limit": row["seconds"] / limit, "lowest_to_limit": row["range"][0] / limit}
+    stages = {}
+    for stage, count in operations.items():
+        taken = statistics.median(turn[stage] for turn in turns[1:])
+        stages[stage] = {"seconds": taken, "operations": count, "limit_seconds": count / best}
+    return {
+        "operations": total,
+        "products_per_s": {"best": best, "each": rates},
+        "limit_seconds": limit,
+        "whole": whole,
+        "stages": stages,
+        "kinds": kinds_of_operation(variants["whole"], device),
+        "page_faults": page_faults(variants["whole"]),
+    }
+
+
+def tables(name: str, found: dict) -> str:
+    """Markdown of what `measure_limit` returns."""
+    best, limit = found["products_per_s"]["best"], found["limit_seconds"]
+    head = f"{found['operations'] / 1e9:.0f} GFLOP at {best / 1e9:.0f} GFLOP/s: limit {limit * 1e3:.4g} ms"
+    rows = [
+        [f"**{variant}**", row["seconds"], 1, found["operations"], limit, row["to_limit"]]
+        for variant, row in found["whole"].items()
+    ]
+    sum_of_stages = sum(row["seconds"] for row in found["stages"].values())
+    for stage, row in found["stages"].items():
+        floor = row["limit_seconds"]
+        ratio = row["seconds"] / floor if floor else None
+        rows.append([stage, row["seconds"], row["seconds"] / sum_of_stages, row["operations"], floor, ratio])
+    cells = [
+        [text, f"{taken * 1e3:.4g}", f"{share:.1%}", f"{count / 1e9:.4g}", f"{floor * 1e3:.4g}"]
+        + ["" if ratio is None else f"{ratio:.2f}"]
+        for text, taken, share, count, floor, ratio in rows
+    ]
+    stages = markdown(["stage", "ms", "share", "GFLOP", "limit ms", "time / limit"], cells)
+    total = sum(found["kinds"].values())
+    kinds = [[kind, f"{taken * 1e3:.4g}", f"{taken / total:.1%}"] for kind, taken in found["kinds"].items()]
+    where = markdown(["operations of one profiled pass", "ms", "share"], kinds)
+    return f"## {name}\n\n{head}\n\n{stages}\n\n{where}\n\npage faults: {found['page_faults']}\n"
+
+
+def report_limit(*, output: Path | None = None, **given) -> None:
+    """Print Markdown tables for every dtype and batch size; see `qlseg benchmark --help` and `make_settings`."""
+    settings = make_settings(**given)
+    kinds = settings.dtypes or ("fp32", "bf16") + ("fp16",) * (settings.device.type == "cuda")
+    result = {"machine": machine(settings.device), "release": settings.release, "size": settings.size, "results": {}}
+    print(f"# {settings.release}, {settings.size} x {settings.size}\n\n{json.dumps(result['machine'])}\n")
+    for batch in settings.batch_sizes:
+        for kind in kinds:
+            name = f"limit b{batch} {kind}"
+            result["results"][name] = measure_limit(settings, kind, batch)
+            print(tables(name, result["results"][name]))
+    if output:
+        write_atomically(output, (json.dumps(result, indent=1) + "\n").encode())
+
+
+__all__ = ["count_operations", "measure_limit", "page_faults", "product_rate", "report_limit", "stage_of", "tables"]
