@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-integration test-all conformance properties faults versions docs lint format clean
+.PHONY: demo test test-integration test-all gpu conformance properties faults versions docs lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,16 @@ test-integration: $(VENV)/installed
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest
+
+# On a machine with a GPU, within 25 minutes: its tests, and all measurements into build/gpu.json and build/gpu.md.
+# PYTHON needs a PyTorch for that GPU and pytest; nothing is installed. The first line is for machines without one.
+gpu:
+	@$(PYTHON) -m qlseg_hf benchmark gpu --minutes 0 --output build/gpu.json > /dev/null
+	status=0; \
+	QLSEG_SAMPLER=triton timeout --kill-after=10 270 \
+		$(PYTHON) -m pytest -m gpu $$(grep -rl "mark\.gpu" tests --include="test_*.py") || status=1; \
+	$(PYTHON) -m qlseg_hf benchmark gpu --minutes 19 --output build/gpu.json || status=1; \
+	exit $$status
 
 # transformers' own common tests, fetched from PyPI into build/conformance, without and with torchvision
 conformance: $(VENV)/installed

@@ -15,10 +15,13 @@ from .options import PATH, Numbers, subcommand
 @click.option("--training_batch_sizes", type=Numbers(int), default="2")
 @click.option("--repeats", type=int, default=7, help="Turns.")
 @click.option("--compile", is_flag=True, help="Also torch.compile, in forward and peers.")
+@click.option("--dtype", "dtypes", type=Numbers(str), metavar="fp32,bf16,fp16", help="By default what suits the mode.")
 @click.option("--device", help="A GPU if there is one.")
 @click.option("--threads", type=int, help="CPU threads; PyTorch's if not given.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Also write the results to this file.")
-def command(**settings) -> None:
+@click.option("--minutes", type=float, default=20, help="Of gpu: what would start later is left out.")
+@click.option("--tiny", is_flag=True, help="Of gpu: tiny networks, to try the program.")
+def command(modes: tuple[str, ...], minutes: float, tiny: bool, **settings) -> None:
     """Time and memory as ratios against baselines of the same run: encoder alone, eager, fp32, peers.
 
     \b
@@ -29,12 +32,24 @@ def command(**settings) -> None:
       training  forward, loss and backward of encoder and whole network, and the whole step with AdamW
       loading   augmented training pictures per second and worker
       peers     EoMT-L, Mask2Former Swin-L (these need scipy), UperNet-BEiT-L, SegFormer-B5, same size
+    or one of these alone:
+      limit     times the limit: the operations at the rate of a matrix product of this machine, by stage and kind
+      gpu       all that wants measuring on a GPU, each part for itself, within --minutes; status 1 if one failed
     Without a mode: forward, picture, training. Weights are random; results do not depend on them.
 
     Everything that is compared takes turns, so that a slow minute of the machine meets all alike; a ratio is the
     median over the turns. On a GPU times are those of CUDA events after warm-up, memory that of the allocator; on a
     CPU memory is the peak of resident memory above what the process held before (Linux).
     """
-    from ..benchmark.speed import benchmark
+    if modes == ("gpu",):
+        from ..benchmark.gpu import report_gpu
 
-    benchmark(**settings)
+        report_gpu(device=settings["device"], output=settings["output"], minutes=minutes, tiny=tiny)
+    elif modes == ("limit",):
+        from ..benchmark.limit import report_limit
+
+        report_limit(**settings)
+    else:
+        from ..benchmark.speed import benchmark
+
+        benchmark(modes, **settings)

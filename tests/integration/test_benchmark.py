@@ -1,7 +1,9 @@
 """The benchmark: its modes run, what it compares computes the same, and its measures measure."""
 
 import json
+import os
 import sys
+import time
 
 import pytest
 import torch
@@ -9,15 +11,19 @@ from networks import tiny_config
 from programs import run
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation
-from qlseg_hf.benchmark import measure
+from qlseg_hf.benchmark import gpu, limit, measure, sampler
 from qlseg_hf.benchmark import speed as benchmark
+from qlseg_hf.benchmark.parts import Part, run_parts, write_report
+from qlseg_hf.benchmark.peers import peers
+from qlseg_hf.benchmark.settings import Settings, build, make_settings
+from qlseg_hf.benchmark.training import loss_by_autograd
 from qlseg_hf.model.deformable_attention import sample_levels
 from qlseg_hf.model.loss_qlseg import MaskLosses
 from qlseg_hf.model.scores import combine, label_map_from_scores
 
 
-def settings(device=torch.device("cpu")) -> benchmark.Settings:  # noqa: B008
-    return benchmark.Settings(
+def settings(device=torch.device("cpu")) -> Settings:  # noqa: B008
+    return Settings(
         release="vit-b-ade20k",
         size=32,
         batch_sizes=(1, 2),
@@ -80,7 +86,7 @@ def test_what_is_compared_computes_the_same():
     assert (found == benchmark.label_map_at_once(scores[0], (70, 100))).float().mean() > 0.999
     labels = torch.randint(0, 3, (2, 16, 24))
     masks = (torch.randn(4, 2, 3), labels, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 2]), 0.25, 2.0)
-    for mine, expected in zip(MaskLosses.apply(*masks), benchmark.loss_by_autograd(*masks)):
+    for mine, expected in zip(MaskLosses.apply(*masks), loss_by_autograd(*masks)):
         torch.testing.assert_close(mine, expected)
 
 
@@ -93,6 +99,207 @@ def test_peak_memory_sees_what_is_freed_again():
 
 def test_multiplications():
     assert measure.multiplications(lambda: torch.zeros(3, 5) @ torch.zeros(5, 7)) == 3 * 5 * 7
+    q = torch.zeros(2, 3, 11, 8)  # PyTorch's counter passes over attention that is fused on a CPU
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert measure.multiplications(lambda: attend(q, q, q)) == 2 * 2 * 3 * 11 * 11 * 8
+
+
+def test_dtypes(arguments):
+    """Only the dtypes that are asked for; a ratio to fp32 only where fp32 was timed."""
+    arguments.dtypes = ("bf16",)
+    rows = benchmark.run_forward(arguments) | benchmark.MODES["training"](arguments)
+    timed = {name: row for name, row in rows.items() if "range" in row}
+    assert timed and all(" bf16 " in name for name in timed) and not any("to_fp32" in row for row in timed.values())
+    with pytest.raises(ValueError, match="no dtype float32; there are fp32, bf16, fp16"):
+        make_settings(dtypes=("float32",))
+    with pytest.raises(ValueError, match="no mode limit; there are forward, .*; limit and gpu run alone"):
+        benchmark.benchmark(("limit", "forward"))
+
+
+# --------------------------------------------------------------------------------------------------------------- limit
+
+
+def test_operations_by_stage():
+    """Against formulas, for ViT-B at 512 px: N tokens of width C, 12 layers; two operations per multiplication."""
+    model = build(settings(device=torch.device("meta"))).requires_grad_(False)
+    found = limit.count_operations(model, torch.empty(2, 3, 512, 512, device="meta"))
+    tokens, width, layers, batch = 32 * 32, 768, 12, 2
+    square = 2 * batch * layers * tokens * width**2
+    assert found["patches and positions"] == 2 * batch * tokens * width * 3 * 16**2
+    assert found["encoder: queries, keys, values"] == 3 * square and found["encoder: output of attention"] == square
+    assert found["encoder: attention"] == 2 * batch * layers * 2 * tokens**2 * width
+    assert found["encoder: first product of the MLP"] == found["encoder: second product of the MLP"] == 4 * square
+    assert found["scores"] == 2 * batch * 150 * 150 * 512**2
+    nothing = [stage for stage, count in found.items() if not count]
+    assert len(nothing) == 7 and all(any(k in s for k in ("norms", "GELU", "residuals", "sampling")) for s in nothing)
+    assert 381 < sum(found.values()) / batch / 1e9 < 383
+
+
+def test_stages_of_every_module():
+    """Every stage but the last of its part is met by name, so no pattern is stale."""
+    model = build(settings(device=torch.device("meta")))
+    met = {limit.stage_of(name) for name, _ in model.named_modules()}
+    assert met == {stage for stage, _ in limit.STAGES}
+
+
+def test_limit(tmp_path, capsys):
+    output = tmp_path / "limit.json"
+    limit.report_limit(
+        release="tiny", batch_sizes=(2,), dtypes=("fp32", "bf16"), repeats=2, device="cpu", compile=True, output=output
+    )
+    text, results = capsys.readouterr().out, json.loads(output.read_text())["results"]
+    assert set(results) == {"limit b2 fp32", "limit b2 bf16"} and all(f"## {name}\n" in text for name in results)
+    for found in results.values():
+        rate = found["products_per_s"]
+        assert rate["best"] == max(rate["each"]) > 0
+        assert found["limit_seconds"] == pytest.approx(found["operations"] / rate["best"])
+        assert set(found["whole"]) == {"whole", "whole compiled"}
+        for row in found["whole"].values():
+            assert row["to_limit"] == pytest.approx(row["seconds"] / found["limit_seconds"])
+        assert sum(row["operations"] for row in found["stages"].values()) == found["operations"]
+        assert all(row["seconds"] > 0 for row in found["stages"].values())
+        assert {"matrix products", "GELU", "norms", "softmax", "sampling", "copies"} <= set(found["kinds"])
+        assert f"{found['operations'] / 1e9:.0f} GFLOP" in text
+    assert text.count("| encoder: GELU |") == 2
+
+
+def test_kinds_of_operation():
+    x = torch.randn(200, 200)
+    found = limit.kinds_of_operation(lambda: torch.nn.functional.gelu(x.to(torch.bfloat16)), torch.device("cpu"))
+    assert {"casts", "GELU"} <= set(found) and "copies" not in found and "matrix products" not in found
+    assert "copies" in limit.kinds_of_operation(lambda: x.t().contiguous(), torch.device("cpu"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- gpu
+
+
+def measure_one():
+    yield "one", {"seconds": 0.5, "range": [0.25, 1.0], "ratio": 1.0, "peak_mib": 3.0, "loss": 0.125}
+
+
+def measure_and_fail():
+    yield from measure_one()
+    raise ArithmeticError("the loss | has not fallen")
+
+
+def measure_and_die():
+    yield from measure_one()
+    os._exit(11)
+
+
+def measure_for_ever():
+    yield from measure_one()
+    while True:
+        time.sleep(1)
+
+
+def test_parts_fail_for_themselves():
+    """An error, a death and a hang end one part each, and what it has measured before is kept."""
+    saved = []
+    functions = (measure_and_fail, measure_and_die, measure_for_ever, measure_one)
+    parts = [Part(function.__name__, function, {}, 2) for function in functions]
+    parts.append(Part("absent", measure_one, {}, 2, ("no_such_package",)))
+    run_parts(parts, 600, "fork", lambda outcomes: saved.append(len(outcomes)) or saved.append(list(outcomes)))
+    assert saved[::2] == [1, 2, 3, 4, 5]
+    found = {outcome.part: (outcome.status, outcome.reason) for outcome in saved[-1]}
+    assert found == {
+        "measure_and_fail": ("failed", "ArithmeticError: the loss | has not fallen"),
+        "measure_and_die": ("failed", "ChildProcessError: ended with status 11"),
+        "measure_for_ever": ("failed", "TimeoutError: stopped after 2 s"),
+        "measure_one": ("done", ""),
+        "absent": ("skipped", "no_such_package is not installed"),
+    }
+    assert [len(outcome.rows) for outcome in saved[-1]] == [1, 1, 1, 1, 0]
+    text = write_report("Title", {"device": "none"}, saved[-1])
+    assert r"| failed | ArithmeticError: the loss \| has not fallen |" in text
+    assert text.count(" | one | 0.5 | 0.25 .. 1 | 1 | 3 | loss 0.125 |") == 4
+
+
+def test_parts_after_the_clock_has_run_out(capsys):
+    outcomes = []
+    parts = [Part("long", measure_for_ever, {}, 600), Part("late", measure_one, {}, 600)]
+    run_parts(parts, 2, "fork", lambda found: outcomes.extend(found[len(outcomes) :]))
+    assert [outcome.status for outcome in outcomes] == ["failed", "skipped"]
+    assert "[2/2] late: skipped after 0 s: the clock of 0.0333 minutes had run out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("status", ["done", "failed", "skipped"])
+def test_failed_parts_fail_the_command(status, tmp_path, monkeypatch):
+    function = {"done": measure_one, "failed": measure_and_fail, "skipped": measure_one}[status]
+    needs = ("no_such_package",) if status == "skipped" else ()
+    part = Part("mine", function, {}, 60, needs)
+    monkeypatch.setattr(gpu, "plan_parts", lambda device, tiny: [part])
+    monkeypatch.setattr(gpu, "run_parts", lambda parts, seconds, method, save: run_parts(parts, seconds, "fork", save))
+    output = tmp_path / "new" / "gpu.json"
+    if status == "failed":
+        with pytest.raises(ChildProcessError, match="1 of 1 parts failed: mine"):
+            gpu.report_gpu(device="cpu", output=output)
+    else:
+        gpu.report_gpu(device="cpu", output=output)
+    assert [part["status"] for part in json.loads(output.read_text())["parts"]] == [status]
+    assert f"| {status} |" in output.with_suffix(".md").read_text()
+
+
+def test_gpu_program_on_a_cpu(tmp_path):
+    """All parts but the kernels, on tiny networks."""
+    pytest.importorskip("accelerate")
+    output = tmp_path / "gpu.json"
+    run("benchmark", "gpu", "--device", "cpu", "--tiny", "--output", output)
+    result, text = json.loads(output.read_text()), output.with_suffix(".md").read_text()
+    assert result["tiny"] and result["machine"]["device"] == "cpu" and "no measurement" in text
+    rows = {}
+    for part in result["parts"]:
+        assert part["status"] == "done" and part["rows"], part
+        rows |= part["rows"]
+    assert all(f"| {name} |" in text for name in rows)
+    for name in (
+        "sampler b2 fp32 forward and backward: transformers' layer",
+        "limit b2 bf16 encoder: GELU",
+        "forward b2 bf16 whole",
+        "forward b2 bf16 whole compiled",
+        "training b2 fp32 whole and AdamW",
+        "training b2 bf16 autocast whole compiled",
+        "network b2 bf16 training step: plain again",
+        "peers b2 bf16 SegFormer tiny",
+        "FSDP2 step with AdamW: sharded",
+    ):
+        assert rows[name]["seconds"] > 0
+    assert rows["FSDP2 step with AdamW: sharded"]["largest_difference"] < 1e-5
+    fp16 = rows["fp16 with a scaler, 40 steps of batch 2: tiny"]
+    assert fp16["last_loss"] < fp16["first_loss"]
+    recipe = rows["recipe vit-b-ade20k fp32, batch 8, 2 at once: tiny"]
+    assert recipe["projected_hours"] == pytest.approx(recipe["seconds"] * 160000 / 3600)
+
+
+def test_gpu_without_a_gpu():
+    done = run("benchmark", "gpu", expect=1)
+    assert done.stderr.startswith("qlseg benchmark: gpu measures on a CUDA GPU, and PyTorch sees none here: run it on")
+    assert done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_sampler_that_is_wrong(monkeypatch):
+    """What differs by more than rounding, or is not a number, fails the part after its rows."""
+    tiny = make_settings(release="tiny", device="cpu", repeats=1)
+    assert len(list(sampler.run_sampler(tiny, "fp32"))) == 2 + 4
+    for change in (lambda out: out * 1.001, lambda out: out * float("nan")):
+        broken = {"plain": sampler.sample_plain, "broken": lambda *i, c=change: c(sampler.sample_plain(*i))}
+        monkeypatch.setattr(sampler, "contestants", lambda device, broken=broken: broken)
+        with pytest.raises(ArithmeticError, match="larger errors than rounding: broken at batch 1"):
+            list(sampler.run_sampler(tiny, "fp32"))
+
+
+@pytest.mark.parametrize(
+    "scale, reason", [(float("nan"), "a loss or a weight is not finite"), (0.0, "the loss has not fallen")]
+)
+def test_fp16_that_does_not_learn(scale, reason, monkeypatch):
+    def broken(settings):
+        model = build(settings)
+        model.register_forward_hook(lambda module, inputs, out: setattr(out, "loss", out.loss * scale))
+        return model
+
+    monkeypatch.setattr(gpu, "build", broken)
+    with pytest.raises(ArithmeticError, match=reason):
+        list(gpu.train_in_fp16(make_settings(release="tiny", device="cpu"), steps=5))
 
 
 @pytest.mark.slow
@@ -100,7 +307,7 @@ def test_peers():
     """Built on the meta device: the right networks, by their number of parameters in millions."""
     pytest.importorskip("scipy", reason="EoMT and Mask2Former ask for scipy")
     with torch.device("meta"):
-        found = {name: make().num_parameters() / 1e6 for name, make in benchmark.peers(640).items()}
+        found = {name: make().num_parameters() / 1e6 for name, make in peers(640).items()}
     expected = {"EoMT-L": 317, "Mask2Former Swin-L": 216, "UperNet-BEiT-L": 355, "SegFormer-B5": 85}
     assert found == pytest.approx(expected, rel=0.05)
 
@@ -124,6 +331,6 @@ def test_command_line(tmp_path):
 
 
 def test_model_is_of_the_release_and_size():
-    model = benchmark.build(settings(device=torch.device("meta")))
+    model = build(settings(device=torch.device("meta")))
     assert isinstance(model, QLSegForSemanticSegmentation) and not model.training
     assert round(model.num_parameters() / 1e6, 1) == 171.1
