@@ -55,7 +55,7 @@ def test_a_folder_is_enough(run, data, weights, tmp_path):
     assert "crop_size              32: the images' short side is 36, patches are 8 pixels wide" in done.stderr
     recipe = load_recipe(place / "recipe.yaml")
     assert recipe.label_names == ["label_0", "label_1", "label_2"] and recipe.max_steps == 3
-    assert set(recipe.class_weights) == set(recipe.label_names) 
+    assert set(recipe.class_weights) == set(recipe.label_names)
     assert recipe.precision == ("bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32")
     open_keys = [key for key, value in vars(recipe).items() if value is None]
     assert not {"crop_size", "total_batch_size", "learning_rate", "eval_steps", "ignore_index"} & set(open_keys)
