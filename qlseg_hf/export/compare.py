@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -58,7 +59,8 @@ def label_maps(model: QLSegForSemanticSegmentation | OnnxQLSeg, pixel_values: to
 def compare(model: QLSegForSemanticSegmentation, exported: OnnxQLSeg, pixel_values: torch.Tensor) -> dict:
     """Differences of all outputs, agreement of the labels and times of one input."""
     labels, expected = label_maps(model, pixel_values), model(pixel_values=pixel_values)
-    found = {"shape": list(pixel_values.shape)}
+    found: dict[str, Any] = {"shape": list(pixel_values.shape)}
+    times: list[Callable[[], Any]]
     if exported.gives_labels:
         num_equal = int((exported.label_maps(pixel_values) == labels).sum())
         times = [lambda: label_maps(model, pixel_values), lambda: exported.label_maps(pixel_values)]
