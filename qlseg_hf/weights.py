@@ -188,8 +188,11 @@ def set_num_channels(model: nn.Module, num_channels: int) -> nn.Module:
             f"a network of {was} bands cannot be given {num_channels}: only the patch projection of an RGB network "
             "can be extended, to one band or more"
         )
-    found[0].weight = nn.Parameter(extend_projection(found[0].weight, num_channels), found[0].weight.requires_grad)
-    found[0].in_channels = num_channels
+    if getattr(model, "detail", None) is not None:
+        found.append(model.detail.stem[0])
+    for part in found:
+        part.weight = nn.Parameter(extend_projection(part.weight, num_channels), part.weight.requires_grad)
+        part.in_channels = num_channels
     for part in backbone.modules():
         if getattr(part, "num_channels", None) == was:
             part.num_channels = num_channels

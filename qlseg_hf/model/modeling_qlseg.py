@@ -159,7 +159,7 @@ class QLSegViTEmbeddings(nn.Module):
         positions = resize_positions(self.position_embeddings, self.grid, grid)
         tokens = torch.add(positions, patches.flatten(2).transpose(1, 2))  # (B, N, D), D innermost in memory
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, 1 + N, D)
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)  # (B, 1 + N, D)
         return tokens, grid
 
 
@@ -569,8 +569,9 @@ class QLSegDetail(nn.Module):
         size = tuple(details.shape[-2:])
         coarse = F.interpolate(self.projection(maps), size=size, mode="bilinear", align_corners=False)
         logits = self.classifier(self.mix(details + coarse))  # (B, K, ...)
-        finer = F.interpolate(mask_logits.flatten(0, 1), size=size, mode="bilinear", align_corners=False)
-        return finer.unflatten(0, tuple(mask_logits.shape[:2])) + logits
+        # block by block: an exported graph would be bound to the number of images if they were joined
+        finer = [F.interpolate(block, size=size, mode="bilinear", align_corners=False) for block in mask_logits]
+        return torch.stack(finer) + logits
 
 
 def compete(mask_logits: torch.Tensor) -> torch.Tensor:
@@ -691,6 +692,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             check_maps(self.backbone, features.feature_maps, tuple(side // patch for side, patch in sides))
         levels = self.pixel_encoder(features.feature_maps, grid)  # L x (B, N, D)
         queries, mask_logits = self.decoder(levels, grid)  # (T, B, K, C), (T, B, K, h, w)
+        if labels is None:  # only the last block is the result
+            queries, mask_logits = queries[-1:], mask_logits[-1:]
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
         if self.label_classifier is not None:
             mask_logits = mask_logits + self.label_classifier(features.feature_maps[-1])

@@ -146,6 +146,21 @@ def test_other_backbone(tmp_path):
             torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_fresh_head(tmp_path):
+    """Competing masks, label classifier, details and class token, for any number of images of any size."""
+    added = {"mask_activation": "softmax", "use_label_classifier": True, "num_detail_channels": 8}
+    config = tiny_config(num_labels=5, **added)
+    config.backbone_config.use_class_token = True
+    network = varied_model(config).eval()
+    write_onnx(network, QLSegImageProcessor(), tmp_path / "fresh.onnx")
+    model = OnnxQLSeg.from_pretrained(tmp_path / "fresh.onnx")
+    for size in ((1, 32, 48), (2, 70, 45), (3, 29, 126)):
+        expected, found = network(pixel_values=smooth(*size)), model(smooth(*size))
+        for name in OUTPUTS:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-3)
+
+
 def test_labels_alone(tmp_path):
     """One output, the best label of each pixel in the smallest integers; what scores are needed for is refused."""
     model = varied_model(tiny_config())

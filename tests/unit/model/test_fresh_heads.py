@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
 from qlseg_hf.model.loss_qlseg import CompetingLosses, loss_normalizers, segmentation_loss
 from qlseg_hf.model.modeling_qlseg import QLSegViTBackbone, compete
-from qlseg_hf.weights import load_vit_weights
+from qlseg_hf.weights import load_vit_weights, set_num_channels
 
 FRESH = {"mask_activation": "softmax", "use_label_classifier": True, "num_detail_channels": 8}
 
@@ -99,7 +99,7 @@ def test_details_begin_as_the_masks_are():
         coarse = model(pixel_values).masks_queries_logits
     assert fine.shape == (2, 5, 12, 16)  # of 48 x 64, whole patches
     torch.testing.assert_close(fine, F.interpolate(coarse, size=(12, 16), mode="bilinear", align_corners=False))
-    assert all(float(part.weight.std()) > 0.01 for part in (detail.stem[0], detail.stem[3], detail.mix[2]))
+    assert all(part.weight.detach().std() > 0.01 for part in (detail.stem[0], detail.stem[3], detail.mix[2]))
 
 
 @pytest.mark.parametrize("kind", ["qlseg_vit", "dinov2", "dinov3", "beit"])
@@ -173,6 +173,25 @@ def test_reusing_labels(tmp_path):
             torch.testing.assert_close(found.bias[row], old.bias[was])
         assert not found.weight[[1, 3]].any() and found.weight.shape[0] == 4
     assert new(torch.randn(1, 3, 32, 48), labels=torch.randint(0, 4, (1, 32, 48))).loss.isfinite()
+
+
+def test_more_bands():
+    """A network for RGB that is given five bands computes the same where the new ones are zero."""
+    model = fresh_model()
+    rgb, others = torch.randn(2, 3, 32, 48), torch.randn(2, 2, 32, 48)
+    with torch.inference_mode():
+        expected = model(rgb).logits
+        five = set_num_channels(copy.deepcopy(model), 5)
+        torch.testing.assert_close(five(torch.cat([rgb, 0 * others], dim=1)).logits, expected)
+        assert not torch.allclose(five(torch.cat([rgb, others], dim=1)).logits, expected)
+
+
+def test_compile_without_graph_breaks():
+    model = fresh_model()
+    pixel_values = torch.randn(2, 3, 45, 60)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(pixel_values).logits, model(pixel_values).logits)
 
 
 @pytest.mark.parametrize(
