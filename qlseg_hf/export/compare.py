@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -50,7 +49,7 @@ def seconds(function: Callable) -> float:
     return min(times)
 
 
-def label_maps(model: QLSegForSemanticSegmentation | OnnxQLSeg, pixel_values: torch.Tensor) -> torch.Tensor:
+def label_maps(model: QLSegForSemanticSegmentation, pixel_values: torch.Tensor) -> torch.Tensor:
     """(B, H, W) the best label of each pixel."""
     return torch.stack([first_maximum(scores) for scores in model(pixel_values=pixel_values).logits])
 
@@ -59,8 +58,8 @@ def label_maps(model: QLSegForSemanticSegmentation | OnnxQLSeg, pixel_values: to
 def compare(model: QLSegForSemanticSegmentation, exported: OnnxQLSeg, pixel_values: torch.Tensor) -> dict:
     """Differences of all outputs, agreement of the labels and times of one input."""
     labels, expected = label_maps(model, pixel_values), model(pixel_values=pixel_values)
-    found: dict[str, Any] = {"shape": list(pixel_values.shape)}
-    times: list[Callable[[], Any]]
+    times: list[Callable]
+    found: dict = {"shape": list(pixel_values.shape)}
     if exported.gives_labels:
         num_equal = int((exported.label_maps(pixel_values) == labels).sum())
         times = [lambda: label_maps(model, pixel_values), lambda: exported.label_maps(pixel_values)]
