@@ -155,20 +155,25 @@ def references(made_references, tmp_path) -> Path:
 
 @pytest.fixture
 def page(tmp_path):
-    """A page of a headless Chromium with a fresh profile; `requests` holds addresses, `faults` and `said` text."""
+    """A page of a headless Chromium with a fresh profile and a camera that is drawn.
+
+    `requests` holds the addresses that all its threads ask for, `faults` and `said` text.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright: `make test-all` installs it")
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
+        pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")  # pip has none
     flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync"
+    flags += " --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
     with playwright.sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
             tmp_path / "profile", executable_path=browser, args=flags.split(), viewport={"width": 1280, "height": 800}
         )
         page = context.new_page()
+        page.set_default_timeout(120_000)  # machines may be busy
         page.requests, page.faults, page.said = [], [], []
-        page.on("request", lambda request: page.requests.append(request.url))
+        context.on("request", lambda request: page.requests.append(request.url))
         page.on("console", lambda message: page.said.append(message.text))
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         yield page

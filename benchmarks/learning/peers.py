@@ -115,6 +115,7 @@ class EomtContestant(Contestant):
         )
         network = EomtForUniversalSegmentation(config)
         weights = eomt_weights(read_timm_weights(study), self.grid)
+        # not strict: the head is new; whatever else is missing or left over fails below
         missing, unexpected = network.load_state_dict(weights, strict=False)
         new = ("query.", "upscale_block.", "mask_head.", "class_predictor.", "criterion.", "attn_mask_probs")
         new += ("embeddings.register_tokens",)  # there are none

@@ -151,7 +151,7 @@ class _StoredConfig(PreTrainedConfig):
 @_raise_value_errors
 @strict
 class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
-    r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no class token, no final norm; ViT-L/16.
+    r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no final norm; ViT-L/16.
 
     Args:
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, MLP width.

@@ -107,15 +107,12 @@ class MemoryPlan:
         hidden = max(4 * width + 8 * width, levels * (8 * width + self.config.pixel_encoder_intermediate_size))
         heads = getattr(backbone, "num_attention_heads", None) or 16
         attention = _count_attention_matrices(backbone) * heads * self.num_tokens(window_pixels)
-        detail = self.config.num_detail_channels
-        if (
-            detail
-        ):  # at half the sides: two maps of half the width; at a quarter: four, and twice the masks of all blocks
-            masks = 2 * self.config.num_decoder_blocks * self.config.num_labels
-            detail = ceil(window_pixels / 4) * detail + ceil(window_pixels / 16) * (4 * detail + masks)
-        return 4 * self.num_tokens(window_pixels) * (hidden + levels * width + attention) + 4 * (
-            self.num_channels * window_pixels + detail
-        )
+        channels, details = self.config.num_detail_channels, 0
+        if channels:  # at half the sides two maps of half the width; at a quarter four, and the masks five times
+            details = ceil(window_pixels / 4) * channels
+            details += ceil(window_pixels / 16) * (4 * channels + 5 * self.config.num_labels)
+        tokens = self.num_tokens(window_pixels) * (hidden + levels * width + attention)
+        return 4 * (tokens + self.num_channels * window_pixels + details)
 
 
 def _count_attention_matrices(backbone) -> int:

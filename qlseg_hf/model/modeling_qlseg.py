@@ -6,6 +6,8 @@ Source: Xie et al., "Multi-query and multi-level enhanced network for semantic s
 Letters: B batch, L levels (= decoder branches), T decoder blocks, K labels (= queries; query i belongs to label i),
 D encoder width, C decoder width, h x w patch grid, N = h * w tokens, H x W pixels.
 
+One file, long as it is, because a model of transformers is read from top to bottom in one.
+
 The pipeline is imported though nothing here uses it: of a model's folder transformers fetches this module and what it
 imports, and a model that is saved again takes its code from there.
 """

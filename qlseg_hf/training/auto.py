@@ -18,7 +18,7 @@ from .recipe import Recipe
 from .yaml_text import write_on_one_line
 
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
-CPU_STEPS = 800  # about ten minutes with a ViT-Tiny on two cores
+CPU_STEPS = 800  # seven minutes with a ViT-Tiny on two cores, see docs/comparison.md
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
 CPU_CROP = 320  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
 CPU_BATCH, GPU_BATCH = 4, 16

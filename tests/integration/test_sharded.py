@@ -102,6 +102,7 @@ def whole(data, tmp_path_factory) -> Path:
 
 def needs(layout: str) -> None:
     if "ZeRO" in layout and not HAS_DEEPSPEED:
+        # it wants other versions than the rest, so it lies apart
         pytest.skip("DeepSpeed is not installed; `make test-all` installs it")
 
 

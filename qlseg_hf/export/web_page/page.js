@@ -188,7 +188,7 @@ function fit() { // small images are enlarged, all stay within the column and 70
   const stage = find('stage'), style = getComputedStyle(find('result')).gridTemplateColumns;
   const scale = Math.min(parseFloat(style) / view.width, 0.7 * innerHeight / view.height);
   stage.style.width = `${Math.round(scale * view.width)}px`;
-  stage.style.height = `${Math.round(scale * view.height)}px`;
+  stage.style.aspectRatio = `${view.width} / ${view.height}`; // the height, also in a column that is narrower
 }
 
 // label and confidence of a pixel, beside it; the cross is for the keyboard
