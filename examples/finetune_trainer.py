@@ -21,7 +21,7 @@ names = json.loads((Path(data) / "labels.json").read_text())
 id2label = {int(label): name for label, name in names.items()}
 model = AutoModelForSemanticSegmentation.from_pretrained(source, id2label=id2label, reuse_labels=True)
 # label rules do not depend on each other: stored values, an offset by one, and the label that does not count
-processor = AutoImageProcessor.from_pretrained(source, do_reduce_labels=False, ignore_index=255, label_map=None)
+processor = AutoImageProcessor.from_pretrained(source, do_reduce_labels=False, ignore_index=255, label_mapping=None)
 
 
 class Pictures(Dataset):

@@ -12,7 +12,7 @@ from .options import PATH, SETTINGS
 
 # keys of a recipe that describe data, in the order of the help; others are taken, and say nothing here
 DATA_KEYS = (
-    *("layout", "train_split", "eval_split", "val_fraction", "label_names", "label_colors", "label_map"),
+    *("layout", "train_split", "eval_split", "val_fraction", "label_names", "label_colors", "label_mapping"),
     *("ignore_index", "do_reduce_labels", "num_channels", "image_column", "label_column", "dataset_config"),
     *("streaming", "strict", "class_weights", "model", "extra_data"),
 )

@@ -23,7 +23,9 @@ from .options import PATH, dtype, scales, subcommand
 @scales
 @click.option("--do_reduce_labels", type=bool, help="Label 0 is void and the others are lowered by one.")
 @click.option("--ignore_index", type=int, help="Label of pixels that do not count.")
-@click.option("--label_map", type=PATH, metavar="FILE.json", help='{"stored value": label}')
+@click.option(
+    "--label_mapping", "--label_map", "label_mapping", type=PATH, metavar="FILE.json", help='{"stored value": label}'
+)
 @click.option("--max_samples", type=int, help="The first so many pictures only.")
 @click.option("--skip_unreadable", is_flag=True, help="Name pictures that cannot be read instead of refusing them.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Scores and protocol.")
@@ -47,7 +49,7 @@ def command(**settings) -> None:
 # what a data.yaml says that an evaluation asks for
 DATA_KEYS = (
     *("data", "dataset_config", "image_column", "label_column", "layout", "val_fraction", "label_colors"),
-    *("do_reduce_labels", "ignore_index", "label_map"),
+    *("do_reduce_labels", "ignore_index", "label_mapping"),
 )
 
 

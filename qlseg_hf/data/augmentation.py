@@ -35,7 +35,7 @@ class TrainingTransform:
     """Sample to augmented, normalised training sample. Can be pickled, so that DataLoader workers can have it.
 
     Args:
-        processor: gives normalisation, `label_map`, `do_reduce_labels` and `ignore_index`.
+        processor: gives normalisation, `label_mapping`, `do_reduce_labels` and `ignore_index`.
         num_labels: labels must be 0..num_labels - 1 or `ignore_index`.
         crop_size: side of the square result, pixels.
         resize_box: (long side, short side) that the picture is fitted into at ratio 1, pixels; (2048, `crop_size`) if

@@ -69,7 +69,7 @@ def match_names(theirs: list[str], names: list[str], data: str) -> tuple[int, ..
         others = f"; labels of the run that the set lacks are {listed(unused)}" if unused else ""
         raise ValueError(
             f"extra_data {data} has labels that the run lacks: {listed(lacking)}{others}; call the set's labels in "
-            "their order by its label_names, or give it a label_map {stored value: label of the run}"
+            "their order by its label_names, or give it a label_mapping {stored value: label of the run}"
         )
     return tuple(names.index(name) for name in theirs)
 

@@ -81,7 +81,7 @@ def evaluate_samples(
 
     Args:
         model: on its device, not wrapped for training.
-        processor: gives windows and the label rules `label_map`, `do_reduce_labels` and `ignore_index`.
+        processor: gives windows and the label rules `label_mapping`, `do_reduce_labels` and `ignore_index`.
         samples: what `open_dataset` gives. A stream is read in full by every process, but not decoded.
         scales, flip, window_batch_size: see `segment`.
         max_samples: the first so many only.

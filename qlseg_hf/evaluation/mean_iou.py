@@ -78,7 +78,8 @@ class MeanIoU(evaluate.Metric):  # type: ignore[name-defined]  # a module found 
             predictions: of further pictures; see `add_batch`.
             references: of further pictures.
             nan_to_num: takes the place of NaN in the result; the means are taken before.
-            label_map: {stored reference: label}, applied first and at once; other values stay.
+            label_map: {stored reference: label}, applied first and at once; other values stay. The name is
+                that of `evaluate`'s `mean_iou`; the processor calls it `label_mapping`.
             reduce_labels: in the references, 0 becomes `ignore_index` and the others are lowered by one.
 
         Returns:

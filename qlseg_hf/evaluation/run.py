@@ -46,7 +46,7 @@ class Request:
             `open_dataset`.
         scales, flip, window_batch_size: see `segment`.
         do_reduce_labels, ignore_index: label rules instead of the processor's.
-        label_map: {stored value: label}, or a JSON file of it, instead of the processor's; where neither says one,
+        label_mapping: {stored value: label}, or a JSON file of it, instead of the processor's; where neither says one,
             that of the layout.
         label_names: of the data, in order, if they are known; they have to be the model's.
         max_samples: the first so many pictures only.
@@ -72,7 +72,7 @@ class Request:
     flip: bool = False
     do_reduce_labels: bool | None = None
     ignore_index: int | None = None
-    label_map: Path | dict | None = None
+    label_mapping: Path | dict | None = None
     label_names: list[str] | None = None
     max_samples: int | None = None
     skip_unreadable: bool = False
@@ -179,14 +179,14 @@ def label_rules(args: Request) -> dict:
         rules["do_reduce_labels"] = args.do_reduce_labels
     if args.ignore_index is not None:
         rules["ignore_index"] = args.ignore_index
-    if isinstance(args.label_map, dict):
-        rules["label_map"] = args.label_map
-    elif args.label_map is not None:
+    if isinstance(args.label_mapping, dict):
+        rules["label_mapping"] = args.label_mapping
+    elif args.label_mapping is not None:
         try:
-            table = json.loads(args.label_map.read_text(encoding="utf-8-sig"))
-            rules["label_map"] = {int(value): int(label) for value, label in table.items()}
+            table = json.loads(args.label_mapping.read_text(encoding="utf-8-sig"))
+            rules["label_mapping"] = {int(value): int(label) for value, label in table.items()}
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f'{args.label_map} must be JSON like {{"255": 1}}, stored value to label') from error
+            raise ValueError(f'{args.label_mapping} must be JSON like {{"255": 1}}, stored value to label') from error
     return rules
 
 
@@ -204,7 +204,7 @@ def apply_layout(args: Request, model, processor, samples: Samples) -> tuple[QLS
         number = next(i for i, (theirs, mine) in enumerate(zip(plain, wanted)) if theirs != mine)
         raise ValueError(
             f"the data call label {number} {own[number]!r}, and the model {names[number]!r}: its labels stand in "
-            "another order; set label_map so that stored values become the model's labels"
+            "another order; set label_mapping so that stored values become the model's labels"
         )
     notes = []
     if plain != wanted:
@@ -212,9 +212,9 @@ def apply_layout(args: Request, model, processor, samples: Samples) -> tuple[QLS
             f"the data call their labels {listed(list(own))}, and the model {listed(names)}; the scores mean "
             "something only if these are the same"
         )
-    if layout is None or not layout.label_map or args.label_map is not None or processor.label_map:
+    if layout is None or not layout.label_mapping or args.label_mapping is not None or processor.label_mapping:
         return processor, notes
-    settings = processor.to_dict() | {"label_map": layout.label_map}
+    settings = processor.to_dict() | {"label_mapping": layout.label_mapping}
     if layout.ignore_index is not None and args.ignore_index is None:
         settings["ignore_index"] = layout.ignore_index
     notes.append(f"stored values become labels as {layout.name} has them; nobody else says how")

@@ -27,7 +27,7 @@ def inference_protocol(processor, scales=(1.0,), flip: bool = False) -> dict:
         "window_stride": settings.window_stride if settings.do_sliding_window else None,
         "do_reduce_labels": settings.do_reduce_labels,
         "ignore_index": settings.ignore_index,
-        "label_map": settings.label_map,
+        "label_mapping": settings.label_mapping,
     }
 
 
@@ -35,8 +35,8 @@ def eval_results(result: dict) -> list[EvalResult]:
     """Entries of `model-index`, fractions. `result`: see `add_result_to_card`."""
     protocol = result["protocol"]
     arguments = {name: protocol[name] for name in PROTOCOL} | {"num_pictures": result["num_pictures"]}
-    if protocol["label_map"] is not None:
-        arguments["label_map"] = {str(value): label for value, label in protocol["label_map"].items()}
+    if protocol["label_mapping"] is not None:  # by the name that the metric of `evaluate` has for it
+        arguments["label_map"] = {str(value): label for value, label in protocol["label_mapping"].items()}
     return [
         EvalResult(
             task_type="image-segmentation",
@@ -70,7 +70,7 @@ def measured_line(result: dict) -> str:
         window if protocol["window_size"] else "in one piece",
         f"label {protocol['ignore_index']} ignored",
         "first label is void" if protocol["do_reduce_labels"] else "",
-        f"labels translated by {as_code(json.dumps(protocol['label_map']))}" if protocol["label_map"] else "",
+        f"labels translated by {as_code(json.dumps(protocol['label_mapping']))}" if protocol["label_mapping"] else "",
     ]
     low, high = (percent(bound) for bound in result["miou_interval"])
     return (

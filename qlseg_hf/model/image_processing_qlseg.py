@@ -24,10 +24,12 @@ from .processor_settings import (
     SETTINGS,
     QLSegImageProcessorKwargs,
     Settings,
-    as_label_map,
+    as_label_mapping,
     as_size,
     check_names,
     check_types,
+    rename_label_map,
+    warn_of_label_map,
 )
 from .scores import label_map_from_scores
 from .windows import average_logits, place_windows
@@ -59,7 +61,8 @@ class QLSegImageProcessor(BaseImageProcessor):
             is that of the bands that pictures must have, 3 (RGB) by default; a single number is for all of 3.
         do_reduce_labels: label 0 becomes `ignore_index` and every other label is lowered by one; `ignore_index` stays.
         ignore_index: label of pixels that do not count.
-        label_map: {stored value: label}, applied first and at once; other values stay. Independent of the two above.
+        label_mapping: {stored value: label}, applied first and at once; other values stay. Independent of the two
+            above.
     """
 
     model_input_names = ["pixel_values"]
@@ -77,9 +80,11 @@ class QLSegImageProcessor(BaseImageProcessor):
     image_mean, image_std = MEAN_STD_HALF
     do_reduce_labels = False
     ignore_index = 255
-    label_map = None
+    label_mapping = None
 
     def __init__(self, **kwargs):
+        warn_of_label_map(kwargs)
+        kwargs = rename_label_map(kwargs)
         check_names(kwargs, {*SERVICE_KEYS, *self.valid_kwargs.__annotations__})
         own = {key: value for key, value in kwargs.items() if key not in SERVICE_KEYS}
         check_types(own)
@@ -96,12 +101,25 @@ class QLSegImageProcessor(BaseImageProcessor):
                 raise AttributeError(str(error)) from error
         super().__setattr__(name, value)
 
+    @property
+    def label_map(self) -> dict[int, int] | None:
+        """The old name of `label_mapping`."""
+        warn_of_label_map(["label_map"])
+        return self.label_mapping
+
+    @label_map.setter
+    def label_map(self, value: dict[int, int] | None) -> None:
+        warn_of_label_map(["label_map"])
+        self.label_mapping = value
+
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
         """As that of transformers, but TypeError for a keyword that is neither a setting nor its own.
 
         With `return_unused_kwargs` the unknown ones are returned, as transformers promises.
         """
+        warn_of_label_map(kwargs)  # and not of what an older version has saved
+        image_processor_dict, kwargs = rename_label_map(image_processor_dict), rename_label_map(kwargs)
         if not kwargs.get("return_unused_kwargs"):
             check_names(
                 [name for name in kwargs if name[0] != "_"], {*cls.valid_kwargs.__annotations__, *LOADING_KEYWORDS}
@@ -123,6 +141,8 @@ class QLSegImageProcessor(BaseImageProcessor):
             TypeError: one of `changes` is no setting.
             ValueError: a setting has a wrong type or value, or does not go with another.
         """
+        warn_of_label_map(changes)
+        changes = rename_label_map(changes)
         check_names(changes, SETTINGS)
         values = {name: getattr(self, name) for name in SETTINGS} | changes
         check_types(values)
@@ -140,12 +160,12 @@ class QLSegImageProcessor(BaseImageProcessor):
         self.auto_map = {"AutoImageProcessor": "image_processing_qlseg.QLSegImageProcessor"}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
-    def _standardize_kwargs(self, size=None, default_to_square=None, label_map=None, **kwargs) -> dict:
+    def _standardize_kwargs(self, size=None, default_to_square=None, label_mapping=None, **kwargs) -> dict:
         kwargs = {key: value for key, value in kwargs.items() if key in self.valid_kwargs.__annotations__}
         for name in ("image_mean", "image_std"):
             if isinstance(kwargs.get(name), list):
                 kwargs[name] = tuple(kwargs[name])
-        return kwargs | {"size": as_size(size, default_to_square), "label_map": as_label_map(label_map)}
+        return kwargs | {"size": as_size(size, default_to_square), "label_mapping": as_label_mapping(label_mapping)}
 
     def preprocess(self, images: Picture | list[Picture], segmentation_maps=None, **kwargs) -> BatchFeature:
         """
@@ -223,7 +243,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         return self.settings().normalized(picture)
 
     def reduce_labels(self, labels: torch.Tensor, **changes) -> torch.Tensor:
-        """Apply `label_map`, then `do_reduce_labels`, to integer labels of any shape. Returns int64.
+        """Apply `label_mapping`, then `do_reduce_labels`, to integer labels of any shape. Returns int64.
 
         `changes` are settings for this call.
         """

@@ -8,6 +8,7 @@ Letters: H x W a picture's own size, h x w its resized size, both in pixels.
 import difflib
 import operator
 import reprlib
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -54,7 +55,7 @@ class QLSegImageProcessorKwargs(TypedDict, total=False):
     image_std: float | int | list[float | int] | tuple[float | int, ...] | None
     do_reduce_labels: bool | None
     ignore_index: int | None
-    label_map: dict | None
+    label_mapping: dict | None
     return_tensors: Any
 
 
@@ -67,6 +68,25 @@ def check_names(names, known) -> None:
         near = [match for name in unknown for match in difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.8)]
         hint = f"did you mean {' and '.join(near)}?" if near else f"it has {', '.join(sorted(SETTINGS))}"
         raise TypeError(f"QLSegImageProcessor has no setting {unknown}; {hint}")
+
+
+def rename_label_map(settings: dict) -> dict:
+    """`settings` with `label_mapping` by this name; TypeError if it is also given by its old one, `label_map`."""
+    if "label_map" not in settings:
+        return settings
+    if "label_mapping" in settings:
+        raise TypeError("label_map is the old name of label_mapping; give label_mapping alone")
+    return {"label_mapping" if name == "label_map" else name: value for name, value in settings.items()}
+
+
+def warn_of_label_map(names) -> None:
+    """FutureWarning if the old name of `label_mapping` is among `names`."""
+    if "label_map" in names:
+        warnings.warn(
+            "label_map of QLSegImageProcessor is now called label_mapping; the next version drops the old name",
+            FutureWarning,
+            stacklevel=3,
+        )
 
 
 def check_types(settings: dict) -> None:
@@ -106,21 +126,23 @@ def as_size(size: dict[str, int] | SizeDict | int | None, default_to_square: boo
     return None if sides is None else SizeDict(**sides)
 
 
-def as_label_map(label_map: dict | None) -> dict[int, int] | None:
-    """A `label_map` of integers, of which JSON makes the keys strings; always a new object."""
-    if label_map is None:
+def as_label_mapping(label_mapping: dict | None) -> dict[int, int] | None:
+    """A `label_mapping` of integers, of which JSON makes the keys strings; always a new object."""
+    if label_mapping is None:
         return None
-    wanted = f"label_map must be {{stored value: label}} of integers; got {reprlib.repr(label_map)}"
+    wanted = f"label_mapping must be {{stored value: label}} of integers; got {reprlib.repr(label_mapping)}"
     try:
-        values = [value for pair in label_map.items() for value in pair]
+        values = [value for pair in label_mapping.items() for value in pair]
         if any(isinstance(value, bool) for value in values):
             raise ValueError(wanted)
         integers = [int(value) if isinstance(value, str) else operator.index(value) for value in values[::2]]
         found = dict(zip(integers, map(operator.index, values[1::2])))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(wanted) from error
-    if len(found) < len(label_map):
-        raise ValueError(f"label_map names a stored value twice, as a number and as text: {reprlib.repr(label_map)}")
+    if len(found) < len(label_mapping):
+        raise ValueError(
+            f"label_mapping names a stored value twice, as a number and as text: {reprlib.repr(label_mapping)}"
+        )
     return found
 
 
@@ -144,7 +166,7 @@ class Settings:
     image_std: float | tuple[float, ...] | None
     do_reduce_labels: bool | None
     ignore_index: int | None
-    label_map: dict[int, int] | None
+    label_mapping: dict[int, int] | None
 
     def __post_init__(self):
         for switch, names in NEEDED_BY.items():
@@ -247,11 +269,11 @@ class Settings:
         return picture
 
     def reduce_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Apply `label_map`, then `do_reduce_labels`, to integer labels of any shape. Returns int64."""
+        """Apply `label_mapping`, then `do_reduce_labels`, to integer labels of any shape. Returns int64."""
         labels = stored = labels.long()
-        if self.label_map:
+        if self.label_mapping:
             labels = stored.clone()
-            for value, label in self.label_map.items():
+            for value, label in self.label_mapping.items():
                 labels[stored == value] = label
         if self.do_reduce_labels:
             void = (labels == 0) | (labels == self.ignore_index)

@@ -359,7 +359,7 @@ def make_report(
 def write_descriptions(output: Path, teacher: Teacher, report: dict[str, Any]) -> None:
     """`data.yaml`, `labels.json` and `autolabel.json`."""
     keys = {"data": ".", "layout": f"{IMAGES}:{MASKS}", "label_names": teacher.names, "do_reduce_labels": False}
-    keys |= {"ignore_index": teacher.void, "label_map": {}}
+    keys |= {"ignore_index": teacher.void, "label_mapping": {}}
     bands = teacher.processor.settings().num_channels
     keys |= {"num_channels": bands} if bands != 3 else {}
     head = (

@@ -26,7 +26,7 @@ CPU_BATCH, GPU_BATCH = 4, 16
 GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}
 GPU_SHARE = 0.8  # of its memory that a step may take
 MOST_EXTRA = 0.5  # of a batch
-RULES = ("do_reduce_labels", "ignore_index", "label_map")
+RULES = ("do_reduce_labels", "ignore_index", "label_mapping")
 
 Decision = tuple[str, tuple[Any, str]]  # key, (value, why)
 

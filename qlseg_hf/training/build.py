@@ -48,9 +48,9 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
 
     Raises:
         ValueError: the recipe brings labels of its own, and leaves it to the model whether stored 0 is one of them or
-            what `label_map` makes of the values; or `processor` contradicts another key.
+            what `label_mapping` makes of the values; or `processor` contradicts another key.
     """
-    rules = {key: getattr(recipe, key) for key in ("do_reduce_labels", "ignore_index", "label_map")}
+    rules = {key: getattr(recipe, key) for key in ("do_reduce_labels", "ignore_index", "label_mapping")}
     rules = {key: value for key, value in rules.items() if value is not None}
     for key, value in rules.items():
         if recipe.processor.get(key, value) != value:
@@ -73,7 +73,7 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
 
 def check_inherited_rules(recipe: Recipe, processor: QLSegImageProcessor, given: dict) -> None:
     """See `build_processor`. `given`: the processor's settings that the recipe states."""
-    own = [key for key in ("label_names", "label_colors", "label_map") if getattr(recipe, key)]
+    own = [key for key in ("label_names", "label_colors", "label_mapping") if getattr(recipe, key)]
     if own and processor.do_reduce_labels and not sets_reduction(recipe):
         names = list((read_label_names(recipe.label_names)[0] or {}).values())
         first, last = (f"{names[0]!r} is stored as", f"{names[-1]!r} as") if names else ("label 0 is", "the last as")
@@ -82,11 +82,11 @@ def check_inherited_rules(recipe: Recipe, processor: QLSegImageProcessor, given:
             f"the recipe brings {own[0]}, and {recipe.model} reduces labels, which may be wrong for them: set "
             f"do_reduce_labels: false if {zero}, or do_reduce_labels: true if 0 is void and {one}"
         )
-    if recipe.label_names and processor.label_map and "label_map" not in given:
+    if recipe.label_names and processor.label_mapping and "label_mapping" not in given:
         raise ValueError(
-            f"the recipe brings label_names, and {recipe.model} translates stored values by label_map "
-            f"{processor.label_map}, which may be wrong for them: set label_map: {{}} if they are stored as they are, "
-            "or write the label_map that holds for them"
+            f"the recipe brings label_names, and {recipe.model} translates stored values by label_mapping "
+            f"{processor.label_mapping}, which may be wrong for them: set label_mapping: {{}} if they are stored as "
+            "they are, or write the label_mapping that holds for them"
         )
 
 

@@ -138,7 +138,7 @@ def identity(samples: Samples, *extra: Samples) -> str:
 def read_recipe(checkpoint: Path) -> dict:
     """The keys of the recipe beside a checkpoint. ValueError if the checkpoint is damaged or none."""
     try:
-        return rename_old_keys(read_mapping(checkpoint / "recipe.yaml"))
+        return rename_old_keys(read_mapping(checkpoint / "recipe.yaml"), warn=False)
     except (OSError, ValueError):
         read_state(checkpoint)  # says what is wrong with it
         raise

@@ -78,8 +78,8 @@ def open_extra(recipe: Recipe, processor: QLSegImageProcessor, names: list[str])
     """The extra sets of a recipe.
 
     A set's label rules are those that it says, or its layout; if neither says any, the run's. Its labels are called as
-    it says; else, without a `label_map` of its own, as its layout says; else they are the run's. They are matched by
-    name.
+    it says; else, without a `label_mapping` of its own, as its layout says; else they are the run's. They are matched
+    by name.
 
     Args:
         recipe: with or without `extra_data`.
@@ -93,12 +93,12 @@ def open_extra(recipe: Recipe, processor: QLSegImageProcessor, names: list[str])
         samples = open_samples(entry)
         layout = getattr(samples, "layout", None)
         theirs = list((read_label_names(entry.get("label_names"))[0] or {}).values())
-        if not theirs and not entry.get("label_map"):
+        if not theirs and not entry.get("label_mapping"):
             theirs = list(getattr(layout, "label_names", None) or [])
-        rules = {key: getattr(layout, key, None) for key in ("ignore_index", "label_map")}
+        rules = {key: getattr(layout, key, None) for key in ("ignore_index", "label_mapping")}
         rules = {key: value for key, value in (rules | entry).items() if key in RULES and value is not None}
         own = copy.deepcopy(processor)
-        for key, value in ({"do_reduce_labels": False, "ignore_index": 255, "label_map": None} | rules).items():
+        for key, value in ({"do_reduce_labels": False, "ignore_index": 255, "label_mapping": None} | rules).items():
             if rules:
                 setattr(own, key, value)
         own.settings()

@@ -6,15 +6,17 @@ import os
 import re
 import types
 import typing
+import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from ..hub.card import last_part, public_name
+from ..model.processor_settings import rename_label_map
 from .synonyms import hint_for
 from .yaml_text import read_mapping, read_value, write_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-OLD_NAMES = {"dataset": "data"}  # of keys, which are still read
+OLD_NAMES = {"dataset": "data", "label_map": "label_mapping"}  # of keys, which are still read
 OTHER_NAMES = {"batch_size": "total_batch_size", "lr": "learning_rate"}  # that stand for a key
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
@@ -71,7 +73,7 @@ class Recipe:
         do_reduce_labels: stored 0 is void and every other label is lowered by one. auto: the model's, else what the
             values leave no doubt of.
         ignore_index: label of pixels that do not count. auto: as do_reduce_labels.
-        label_map: {stored value: label}, applied before the two above. auto: as do_reduce_labels.
+        label_mapping: {stored value: label}, applied before the two above. auto: as do_reduce_labels.
         resize_box: [long side, short side] that an image is fitted into at ratio 1; [2048, crop_size] if not given.
         scale_range: lowest and highest ratio of the random resize.
         cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more; 1 takes any.
@@ -140,7 +142,7 @@ class Recipe:
     label_colors: dict | None = None
     do_reduce_labels: bool | None = None
     ignore_index: int | None = None
-    label_map: dict | None = None
+    label_mapping: dict | None = None
     resize_box: list[int] | None = None
     scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
     cat_max_ratio: float = 0.75
@@ -273,8 +275,8 @@ def load_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
     Args:
         path: see `find_recipe`; a YAML file with one mapping, in which only `config`, `processor`, `label_names`,
-            `label_colors`, `label_map`, `class_weights` and `extra_data` may hold mappings. None if overrides say it
-            all.
+            `label_colors`, `label_mapping`, `class_weights` and `extra_data` may hold mappings. None if overrides say
+            it all.
         overrides: `--key value` pairs (or `--key=value`), values in YAML.
 
     Where `data` is a YAML file as `qlseg check` writes it, its keys count more than the recipe's, and the overrides
@@ -359,13 +361,24 @@ def number_label_colors(values: dict) -> dict:
     return values | {"label_colors": dict(enumerate(colors.values())), "label_names": names}
 
 
-def rename_old_keys(values: dict) -> dict:
-    """Values by the full and present names of their keys; ValueError if one is given by two names."""
+def rename_old_keys(values: dict, warn: bool = True) -> dict:
+    """Values by the full and present names of their keys; ValueError if one is given by two names.
+
+    FutureWarning for an old name, unless `warn` is false, as for what an older version has written.
+    """
     for other, name in (OLD_NAMES | OTHER_NAMES).items():
         if other in values:
             if name in values:
                 raise ValueError(f"{other} is another name of {name}; give {name} alone")
+            if warn and other in OLD_NAMES:
+                warnings.warn(
+                    f"the key {other} is now called {name}; the next version drops the old name",
+                    FutureWarning,
+                    stacklevel=2,
+                )
             values = {name if key == other else key: value for key, value in values.items()}
+    if isinstance(values.get("processor"), dict):
+        values = values | {"processor": rename_label_map(values["processor"])}
     return values
 
 

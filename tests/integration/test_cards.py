@@ -177,8 +177,8 @@ def test_a_result_in_any_card(tmp_path, monkeypatch):
     result = {"miou": 0.5, "macc": None, "aacc": 0.75, "miou_interval": [0.4, None], "num_pictures": 2}
     monkeypatch.chdir(tmp_path)
     Path("build/scenes").mkdir(parents=True)  # a folder, though it could be an id
-    protocol = {"dataset": "build/scenes", "dataset_config": None, "split": "val|x", "label_map": {7: 1}}
-    result["protocol"] = protocol | inference_protocol(WINDOW) | {"label_map": {7: 1}}
+    protocol = {"dataset": "build/scenes", "dataset_config": None, "split": "val|x", "label_mapping": {7: 1}}
+    result["protocol"] = protocol | inference_protocol(WINDOW) | {"label_mapping": {7: 1}}
     (tmp_path / "hand").mkdir()
     (tmp_path / "hand" / "README.md").write_text("# Mine\n\nText.\n")
     for name in ("out", "hand"):

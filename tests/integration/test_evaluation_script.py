@@ -34,16 +34,16 @@ def test_label_rules_from_the_command_line(stored, references, tmp_path, script)
         labels = np.asarray(Image.open(path)).astype(np.int64)
         Image.fromarray(np.select([labels == 0, labels == 1], [200, 100], labels - 1).astype(np.uint8)).save(path)
     (tmp_path / "map.json").write_text('{"100": 0}')
-    rules = ["--do_reduce_labels", "false", "--ignore_index", "200", "--label_map", tmp_path / "map.json"]
+    rules = ["--do_reduce_labels", "false", "--ignore_index", "200", "--label_mapping", tmp_path / "map.json"]
     status, stdout, _ = script(*basic, *rules, "--dtype", "float32", "--window_batch_size", "2")
     found = strict(tmp_path / "out.json")
     assert status == 0 and found["miou"] == expected["miou"] and found["per_label"] == expected["per_label"]
     assert f"mIoU {100 * expected['miou']:6.2f} %" in stdout
     protocol = found["protocol"]
     assert protocol["do_reduce_labels"] is False and protocol["ignore_index"] == 200
-    assert protocol["label_map"] == {"100": 0}
+    assert protocol["label_mapping"] == {"100": 0}
     status, _, stderr = script(*basic, *rules[:4])
-    assert status == 1 and "100 in " in stderr and "label_map: {100: 200}" in stderr
+    assert status == 1 and "100 in " in stderr and "label_mapping: {100: 200}" in stderr
 
 
 def test_scores_that_mean_nothing_are_told(stored, references, tmp_path, script):
@@ -96,8 +96,8 @@ def test_wrong_input_is_one_sentence(stored, references, tmp_path, script):
         ({"model": tmp_path / "none"}, "none"),
         ({"--data": tmp_path / "none"}, "is no folder"),
         ({"--split": "holdout"}, "has no split 'holdout'; it has validation"),
-        ({"--label_map": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
-        ({"--label_map": tmp_path / "none.json"}, "No such file"),
+        ({"--label_mapping": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
+        ({"--label_mapping": tmp_path / "none.json"}, "No such file"),
         ({"--output": tmp_path}, "must be a file in a folder that exists"),
         ({"--output": tmp_path / "none" / "o.json"}, "must be a file in a folder that exists"),
         ({"--report": tmp_path / "map.json"}, "is a file; give a folder, or a file that ends with .html"),

@@ -32,7 +32,8 @@ def break_data(folder: Path, how: str) -> None:
     [
         (
             "out of range",
-            r"77 in 1620 pixels of 1 label maps; in images/training/4.png. Translate them, as in label_map: {77: 255}",
+            r"77 in 1620 pixels of 1 label maps; in images/training/4.png. "
+            "Translate them, as in label_mapping: {77: 255}",
         ),
         (
             "from one",

@@ -97,7 +97,7 @@ def test_own_labels_on_a_model_that_reduces_labels(stored):
         build_processor(shifted(stored))
     with pytest.raises(ValueError, match="brings label_names, .* 'sky' is stored as 0, 'sea' as 1, or"):
         build_processor(shifted(stored, label_names=["sky", "sea"]))
-    for key, value in (("label_map", {10: 0, 20: 1}), ("label_colors", {0: [0, 0, 0]})):
+    for key, value in (("label_mapping", {10: 0, 20: 1}), ("label_colors", {0: [0, 0, 0]})):
         with pytest.raises(ValueError, match=f"brings {key}, .*set do_reduce_labels: false if label 0 is 0, or"):
             build_processor(shifted(stored, label_names=None, **{key: value}))
     for said in ({"do_reduce_labels": False}, {"do_reduce_labels": True}, {"processor": {"do_reduce_labels": False}}):
@@ -111,14 +111,16 @@ def test_own_labels_on_a_model_that_reduces_labels(stored):
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
 def test_own_labels_on_a_model_with_a_label_map(stored, tmp_path):
     model = shutil.copytree(stored.folder, tmp_path / "model")
-    QLSegImageProcessor.from_pretrained(model, label_map={255: 1}, do_reduce_labels=False).save_pretrained(model)
+    QLSegImageProcessor.from_pretrained(model, label_mapping={255: 1}, do_reduce_labels=False).save_pretrained(model)
     recipe = shifted(stored, model=str(model))
-    with pytest.raises(ValueError, match=r"translates stored values by label_map {255: 1}, .* set label_map: {} if"):
+    with pytest.raises(
+        ValueError, match=r"translates stored values by label_mapping {255: 1}, .* set label_mapping: {} if"
+    ):
         build_processor(recipe)
-    recipe.label_map = {}
-    assert not build_processor(recipe).label_map
-    recipe.label_map, recipe.label_names = None, None
-    assert build_processor(recipe).label_map == {255: 1}
+    recipe.label_mapping = {}
+    assert not build_processor(recipe).label_mapping
+    recipe.label_mapping, recipe.label_names = None, None
+    assert build_processor(recipe).label_mapping == {255: 1}
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
@@ -128,7 +130,9 @@ def test_ignored_value_that_is_a_label(stored):
         recipe = shifted(stored, do_reduce_labels=False, ignore_index=0, **changes)
         with pytest.raises(ValueError, match=f"ignore_index: 0 is also label 0, 'red', of 3; {remedy}"):
             build_model(recipe, build_processor(recipe).ignore_index)
-    with pytest.raises(ValueError, match="ignore_index: 4 is also label 4, 'class 4', of 20; set label_map: {4: 255}"):
+    with pytest.raises(
+        ValueError, match="ignore_index: 4 is also label 4, 'class 4', of 20; set label_mapping: {4: 255}"
+    ):
         build_model(shifted(stored, label_names=None), 4)
     with pytest.raises(ValueError, match="config sets semantic_loss_ignore_index, which follows ignore_index"):
         build_model(shifted(stored, config={"semantic_loss_ignore_index": 7}), 255)

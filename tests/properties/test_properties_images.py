@@ -266,19 +266,19 @@ def test_arrays_are_read_or_refused(shape, kind, high, low, seed):
 
 @holds(
     100,
-    label_map=st.one_of(st.none(), st.dictionaries(st.integers(-2, 9), st.integers(-2, 9), max_size=5)),
+    label_mapping=st.one_of(st.none(), st.dictionaries(st.integers(-2, 9), st.integers(-2, 9), max_size=5)),
     reduce=st.booleans(),
     ignore=st.sampled_from([255, -100, 9, 3, 0]),
     seed=SEEDS,
 )
-def test_label_rules_pixel_by_pixel(label_map, reduce, ignore, seed):
+def test_label_rules_pixel_by_pixel(label_mapping, reduce, ignore, seed):
     assume(not (reduce and ignore == 0))
-    processor = QLSegImageProcessor(label_map=label_map, do_reduce_labels=reduce, ignore_index=ignore)
+    processor = QLSegImageProcessor(label_mapping=label_mapping, do_reduce_labels=reduce, ignore_index=ignore)
     again = QLSegImageProcessor(**json.loads(processor.to_json_string()))
     stored = np.random.default_rng(seed).choice([-2, -1, *range(10), 255, -100], (5, 7))
     expected = []
     for value in stored.flat:
-        label = (label_map or {}).get(value, value)
+        label = (label_mapping or {}).get(value, value)
         if reduce:
             label = ignore if label in (0, ignore) else label - 1
         expected.append(label)

@@ -145,7 +145,7 @@ NO_SETTING = {
     "image_mean": [[0.5] * 2, [0.5] * 4, [], "a", [math.nan] * 3, math.inf, [None] * 3],
     "image_std": [0, 0.0, [0.5, 0.5, 0], -1, [0.5] * 2, math.nan, "a"],
     "ignore_index": [2.5, "a", True, [255]],
-    "label_map": [{0: "a"}, {0: 1.5}, {"x": 1}, {0.5: 1}, {0: None}, {None: 0}, [1, 2], "a"],
+    "label_mapping": [{0: "a"}, {0: 1.5}, {"x": 1}, {0.5: 1}, {0: None}, {None: 0}, [1, 2], "a"],
     "do_resize": ["yes", 1, 0.5],
     "do_rescale": ["yes", 1],
     "do_normalize": ["yes", 1],
@@ -171,9 +171,9 @@ def test_invalid_processor_settings_are_refused(wrong):
     numbers=st.lists(st.one_of(st.floats(0.01, 9), st.integers(1, 9)), min_size=3, max_size=3),
     switches=st.lists(st.booleans(), min_size=5, max_size=5),
     ignore=st.integers(-300, 300),
-    label_map=st.one_of(st.none(), st.dictionaries(st.integers(-300, 300), st.integers(-300, 300), max_size=4)),
+    label_mapping=st.one_of(st.none(), st.dictionaries(st.integers(-300, 300), st.integers(-300, 300), max_size=4)),
 )
-def test_processor_round_trip(size, window, numbers, switches, ignore, label_map):
+def test_processor_round_trip(size, window, numbers, switches, ignore, label_mapping):
     names = ("do_resize", "do_sliding_window", "do_rescale", "do_normalize", "do_reduce_labels")
     assume(not (switches[4] and ignore == 0))
     processor = QLSegImageProcessor(
@@ -184,7 +184,7 @@ def test_processor_round_trip(size, window, numbers, switches, ignore, label_map
         image_std=numbers[0],
         rescale_factor=numbers[1],
         ignore_index=ignore,
-        label_map=label_map,
+        label_mapping=label_mapping,
         **dict(zip(names, switches)),
     )
     again = QLSegImageProcessor.from_dict(json.loads(processor.to_json_string()))

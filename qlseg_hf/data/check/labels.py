@@ -63,7 +63,7 @@ def check_labels_of_dataset(
 
     Args:
         samples: what `open_dataset` gives.
-        processor: gives `label_map`, `do_reduce_labels` and `ignore_index`.
+        processor: gives `label_mapping`, `do_reduce_labels` and `ignore_index`.
         label_names: names of the K labels, in order or by label.
         max_samples: how many to look at.
         strict, doubts_are_errors: see `report_on_labels`.
@@ -72,8 +72,8 @@ def check_labels_of_dataset(
     Returns:
         errors: pictures or label maps that cannot be read, colour masks, sizes that differ, values outside 0..K-1,
         label maps that are ignored throughout, if all are, an `ignore_index` that is a label, one label in all.
-        warnings: some label maps that are ignored throughout, labels and keys of `label_map` that never occur, a label
-        0 that `do_reduce_labels` seems to remove by mistake, files of a folder that belong to no sample.
+        warnings: some label maps that are ignored throughout, labels and keys of `label_mapping` that never occur, a
+        label 0 that `do_reduce_labels` seems to remove by mistake, files of a folder that belong to no sample.
 
     Raises:
         ValueError: there is no sample.
@@ -121,7 +121,7 @@ def report_on_labels(
 
     Args:
         findings: of the samples of a split.
-        processor: gives `label_map`, `do_reduce_labels` and `ignore_index`.
+        processor: gives `label_mapping`, `do_reduce_labels` and `ignore_index`.
         names: of the K labels.
         strict: whether pictures that cannot be read are an error; else a warning, up to one in ten.
         doubts_are_errors: whether it is an error that `do_reduce_labels` seems to be set by mistake; for settings that
@@ -199,7 +199,7 @@ def add_ignored_throughout(result: LabelReport, findings: list[Finding], process
     ]
     if ignored:
         is_all = len(ignored) == len(read)
-        remedy = "check do_reduce_labels, label_map and ignore_index" if is_all else "they teach nothing"
+        remedy = "check do_reduce_labels, label_mapping and ignore_index" if is_all else "they teach nothing"
         text = f"{len(ignored)} of {len(read)} label maps are ignored throughout: {listed(ignored)}; {remedy}"
         (result.errors if is_all else result.warnings).append(text)
 
@@ -212,15 +212,15 @@ def add_absent_labels(
     processor: QLSegImageProcessor,
     is_whole: bool,
 ) -> None:
-    """Labels and keys of `label_map` that never occur."""
+    """Labels and keys of `label_mapping` that never occur."""
     occurring = [name for name, count in zip(names, result.label_counts) if count]
     if len(occurring) == 1 < len(names) and not wrong_values(stored, names, processor).size:
         (result.errors if is_whole else result.warnings).append(one_label_text(occurring, names, set(values)))
     absent = [name for name, count in zip(names, result.label_counts) if count == 0]
     if absent:
         result.warnings.append(f"{len(absent)} of {len(names)} labels never occur: {listed(absent)}")
-    if is_whole and (unused := sorted(set(processor.label_map or {}) - set(values))):
-        result.warnings.append(f"label_map translates {listed(list(map(str, unused)))}, which never occur")
+    if is_whole and (unused := sorted(set(processor.label_mapping or {}) - set(values))):
+        result.warnings.append(f"label_mapping translates {listed(list(map(str, unused)))}, which never occur")
 
 
 def reduction_doubts(stored: np.ndarray, names: list[str], processor: QLSegImageProcessor) -> list[str]:

@@ -36,11 +36,11 @@ def readings_of(
         keys = f"do_reduce_labels: false, ignore_index: {num_labels}"
         if outside in mapped:  # two values are ignored
             given = {"do_reduce_labels": False, "ignore_index": outside}
-            table = (processor.label_map or {}) | {
+            table = (processor.label_mapping or {}) | {
                 int(value): outside for value, label in zip(stored, mapped) if label == num_labels
             }
-            given["label_map"] = table
-            keys = f"do_reduce_labels: false, label_map: {table}"
+            given["label_mapping"] = table
+            keys = f"do_reduce_labels: false, label_mapping: {table}"
         readings["last is void"] = (keys, given)
     return readings
 

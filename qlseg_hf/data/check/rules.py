@@ -47,7 +47,7 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
     Args:
         findings: of all samples that labels are learnt or measured on.
         names: of the labels, if they are known; else labels are called by their stored values, "label_7".
-        given: those of `do_reduce_labels`, `ignore_index` and `label_map` that someone has set.
+        given: those of `do_reduce_labels`, `ignore_index` and `label_mapping` that someone has set.
 
     What names and values leave open is left to `report_on_labels`, which refuses it.
     """
@@ -58,7 +58,7 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
     if "ignore_index" not in given:
         set_plain_void(rules, sorted(tallies))
     if names is None:
-        if "label_map" in given or "do_reduce_labels" in given:
+        if "label_mapping" in given or "do_reduce_labels" in given:
             rules.names = names_by_value(sorted(tallies), rules)
         else:
             find_labels(rules, findings, tallies)
@@ -70,13 +70,13 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
 
 def set_plain_void(rules: Rules, values: list[int]) -> None:
     """Negative numbers and the largest ones of a type can be nothing but void."""
-    table = rules.settings.get("label_map") or {}
+    table = rules.settings.get("label_mapping") or {}
     void = [value for value in values if (value < 0 or value in ONLY_VOID) and value not in table]
     others = [value for value in values if value not in void and value != 255]
     if not void or not others or (rules.names and max(others) > len(rules.names)):
         return
     if 255 in values or len(void) > 1:
-        rules.settings |= {"label_map": table | {value: 255 for value in void}, "ignore_index": 255}
+        rules.settings |= {"label_mapping": table | {value: 255 for value in void}, "ignore_index": 255}
     else:
         rules.settings["ignore_index"] = void[0]
     rules.notes.append(
@@ -112,7 +112,7 @@ def show_values(rules: Rules, tallies: dict[int, Tally]) -> None:
     shown = sorted(value for value in tallies if is_region(tallies[value]))[:MOST_LABELS] or sorted(tallies)[:1]
     table = numbered(shown) | {value: -100 for value in tallies if value not in shown}
     rules.names, rules.is_open = [f"label_{value}" for value in shown], True
-    rules.settings |= {"label_map": table, "ignore_index": -100, "do_reduce_labels": False}
+    rules.settings |= {"label_mapping": table, "ignore_index": -100, "do_reduce_labels": False}
 
 
 def is_dense(values: list[int]) -> bool:
@@ -133,8 +133,10 @@ def is_255_a_label(others: list[int]) -> bool | None:
 def ask_about_255(rules: Rules, others: list[int], tallies: dict[int, Tally]) -> None:
     """The problem of a 255 that may be void or a label."""
     share = tallies[255].num_pixels / sum(tally.num_pixels for tally in tallies.values())
-    as_void = {"ignore_index": 255} | ({} if others == list(range(len(others))) else {"label_map": numbered(others)})
-    as_label = {"label_map": numbered([*others, 255])}
+    as_void: dict[str, Any] = {"ignore_index": 255}
+    if others != list(range(len(others))):
+        as_void["label_mapping"] = numbered(others)
+    as_label = {"label_mapping": numbered([*others, 255])}
     rules.proposals += [("255 is void", as_void), ("255 is a label", as_label)]
     rules.problems.append(
         f"255, {share:.1%} of the pixels beside {listed(list(map(str, others)))}, may be void or a label: set "
@@ -149,12 +151,12 @@ def number_values(rules: Rules, values: list[int]) -> None:
     if values == list(range(len(values))):
         if len(values) > 2:
             rules.notes.append(f"labels 0..{last} are as stored; set do_reduce_labels: true if 0 is void")
-    elif values == list(range(1, last + 1)) and "label_map" not in rules.settings:
+    elif values == list(range(1, last + 1)) and "label_mapping" not in rules.settings:
         rules.settings["do_reduce_labels"] = True
         rules.notes.append("values begin at 1 and 0 never occurs, so 1 is the first label: do_reduce_labels: true")
     else:
-        rules.settings["label_map"] = (rules.settings.get("label_map") or {}) | numbered(values)
-        rules.notes.append(f"the values {text} are numbered: label_map: {rules.settings['label_map']}")
+        rules.settings["label_mapping"] = (rules.settings.get("label_mapping") or {}) | numbered(values)
+        rules.notes.append(f"the values {text} are numbered: label_mapping: {rules.settings['label_mapping']}")
 
 
 def numbered(values: list[int]) -> dict[int, int]:
@@ -214,7 +216,7 @@ def propose_for_names(rules: Rules, tallies: dict[int, Tally]) -> None:
     stored = np.array(sorted(tallies))
     labels = labels_of(stored, processor)
     kept = stored[labels != processor.ignore_index].tolist()
-    if not kept or "label_map" in rules.settings or rules.settings.get("do_reduce_labels"):
+    if not kept or "label_mapping" in rules.settings or rules.settings.get("do_reduce_labels"):
         return
     if kept[0] >= 0 and kept[-1] == len(names):
         readings = readings_of(stored, names, processor)
@@ -224,16 +226,16 @@ def propose_for_names(rules: Rules, tallies: dict[int, Tally]) -> None:
         ]
     elif len(names) == 2 and stored.tolist() == [0, 255]:
         rules.proposals += [
-            (f"0 is {names[a]!r} and 255 is {names[1 - a]!r}", {"label_map": {0: a, 255: 1 - a}}) for a in (0, 1)
+            (f"0 is {names[a]!r} and 255 is {names[1 - a]!r}", {"label_mapping": {0: a, 255: 1 - a}}) for a in (0, 1)
         ]
     elif len(kept) == len(names) and kept[-1] > len(names) and not smoothed_text(tallies):
         table = numbered(kept)
         pairs = [f"{value} is {name!r}" for value, name in zip(kept, names)]
-        rules.proposals.append((listed(pairs), {"label_map": table}))
+        rules.proposals.append((listed(pairs), {"label_mapping": table}))
         rules.problems.append(
             f"{len(kept)} values, {listed(list(map(str, kept)))}, stand beside {len(names)} names and are no labels "
-            f"0..{len(names) - 1}: set label_map: {table} if they are in the order of the names ({listed(pairs)}), or "
-            "write the label_map that is right"
+            f"0..{len(names) - 1}: set label_mapping: {table} if they are in the order of the names "
+            f"({listed(pairs)}), or write the label_mapping that is right"
         )
 
 
@@ -244,7 +246,7 @@ def note_void_names(rules: Rules) -> None:
         if "".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES and label != processor.ignore_index:
             rules.notes.append(
                 f"label {label} is called {name!r} and is learnt as a label; if its pixels shall not count, set "
-                f"label_map: {{{label}: {processor.ignore_index}}}"
+                f"label_mapping: {{{label}: {processor.ignore_index}}}"
             )
 
 

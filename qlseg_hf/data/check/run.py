@@ -43,8 +43,8 @@ def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
         for use, split in uses.items()
     }
     for use, samples in opened.items():
-        if request.processor is None and rules.settings.get("label_map") != request.rules.get("label_map"):
-            reports[use].warnings = [t for t in reports[use].warnings if not t.startswith("label_map translates")]
+        if request.processor is None and rules.settings.get("label_mapping") != request.rules.get("label_mapping"):
+            reports[use].warnings = [t for t in reports[use].warnings if not t.startswith("label_mapping translates")]
         reports[use].warnings += getattr(samples, "notes", [])
     counts = ", ".join(f"{name} {len(found)}" for name, found in findings.items())
     survey = Survey(
@@ -70,7 +70,7 @@ def rules_of(request: DataRequest, layout, used: list[Finding]) -> Rules:
         return Rules(list(names or []), given)
     if layout is not None:
         names = list(layout.label_names) if names is None and layout.label_names else names
-        for key in ("ignore_index", "label_map"):
+        for key in ("ignore_index", "label_mapping"):
             if getattr(layout, key) is not None:
                 given.setdefault(key, getattr(layout, key))
     return decide_rules(used, names, given)

@@ -31,18 +31,18 @@ ONE_REASON = ("colour mask", "lossy label map")  # of which the files alone are 
 def one_label_text(occurring: list[str], names: list[str], values: set[int]) -> str:
     """The sentence on data that measure nothing, because there is one label in all."""
     what = f"there is one label, {names[0]!r}" if len(names) == 1 else f"only one label occurs, {occurring[0]!r}"
-    remedy = "give what is around it a label and a name too, and check do_reduce_labels, label_map and ignore_index"
+    remedy = "give what is around it a label and a name, and check do_reduce_labels, label_mapping and ignore_index"
     if 255 in values and values <= {0, 255}:
         pair = " and ".join(map(repr, names)) if len(names) == 2 else "background and object"
         more = "" if len(names) == 2 else ", and give these two label_names"
-        remedy = f"if 0 and 255 are {pair}, set label_map: {{0: 0, 255: 1}} and do_reduce_labels: false{more}"
+        remedy = f"if 0 and 255 are {pair}, set label_mapping: {{0: 0, 255: 1}} and do_reduce_labels: false{more}"
     return f"{what}, so every answer is right and a score of 100 % means nothing; {remedy}"
 
 
 def ignored_label_error(ignore_index: int, names: list[str]) -> str:
     """The sentence on an `ignore_index` that is also one of the labels."""
     outside = value_outside(len(names))
-    remedies = [f"set label_map: {{{ignore_index}: {outside}}} and ignore_index: {outside} if it shall not count"]
+    remedies = [f"set label_mapping: {{{ignore_index}: {outside}}} and ignore_index: {outside} if it shall not count"]
     if ignore_index == 0:
         remedies.insert(
             0, f"set do_reduce_labels: true and ignore_index: {outside} if 0 is void and {names[0]!r} is stored as 1"
@@ -70,7 +70,7 @@ def range_error(
     text = f"values that are no labels 0..{num_labels - 1}: {', '.join(counted)}{more}; in {listed(offending)}"
     is_black_and_white = {0, 255} <= set(stored.tolist()) and num_labels == 2
     if is_smoothed(wrong, values, num_labels):
-        afterwards = " and set label_map: {255: 1}" if is_black_and_white else ""
+        afterwards = " and set label_mapping: {255: 1}" if is_black_and_white else ""
         return (
             f"{text}. They lie along edges, as JPEG compression or smoothing (antialiasing) leaves them: store the "
             "label maps as PNG, made without smoothing and resized with nearest neighbour, or round each value to its "
@@ -88,17 +88,17 @@ def range_error(
             f"set {void} if {num_labels} is void, 0 is {first} and {before_last} is {last}; "
             f"or give {num_labels + 1} label names if none is void"
         )
-    if translated := [v for v in wrong.tolist() if v in (processor.label_map or {})]:
-        return f"{text}. label_map makes {translated[0]} to {processor.label_map[translated[0]]}; correct it"
+    if translated := [v for v in wrong.tolist() if v in (processor.label_mapping or {})]:
+        return f"{text}. label_mapping makes {translated[0]} to {processor.label_mapping[translated[0]]}; correct it"
     if stored.tolist() == [0, 255] and is_black_and_white:
         return (
-            f"{text}. If 0 is {names[0]!r} and 255 is {names[1]!r}, set label_map: {{255: 1}}; if it is the other way "
-            "round, label_map: {0: 1, 255: 0}"
+            f"{text}. If 0 is {names[0]!r} and 255 is {names[1]!r}, set label_mapping: {{255: 1}}; if it is the other "
+            "way round, label_mapping: {0: 1, 255: 0}"
         )
     if wrong.tolist() == [255]:
         return f"{text}. If 255 means unlabelled, set ignore_index: 255"
     translation = f"{{{wrong[0]}: {processor.ignore_index}}}"
-    return f"{text}. Translate them, as in label_map: {translation} to ignore {wrong[0]}, or give more label names"
+    return f"{text}. Translate them, as in label_mapping: {translation} to ignore {wrong[0]}, or give more label names"
 
 
 def score_warnings(counts: torch.Tensor, names: list[str], processor: QLSegImageProcessor) -> list[str]:
@@ -112,7 +112,7 @@ def score_warnings(counts: torch.Tensor, names: list[str], processor: QLSegImage
     total = int(counts.sum())
     occurring = [name for name, count in zip(names, counts.sum(dim=1).tolist()) if count]
     if total == 0:
-        return ["no pixel counts: all references are ignored; check do_reduce_labels, label_map and ignore_index"]
+        return ["no pixel counts: all references are ignored; check do_reduce_labels, label_mapping and ignore_index"]
     if len(occurring) == 1:
         return [one_label_text(occurring, names, set())]
     for offset, is_mended in ((1, processor.do_reduce_labels), (-1, not processor.do_reduce_labels)):

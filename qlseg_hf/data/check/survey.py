@@ -25,9 +25,9 @@ class DataRequest:
     """What to look at, and what is known of it.
 
     `data`: folder or Hub id. `reading`: keywords of `open_dataset`. `label_names`: of the labels, in order; None where
-    nobody has named them. `rules`: those of `do_reduce_labels`, `ignore_index` and `label_map` that someone has set.
-    `processor`: of a model that goes on from here, whose rules hold; nothing is decided then. `doubts_are_errors`,
-    `strict`: see `report_on_labels`. `weighs_labels`: whether `class_weights` was set to "auto".
+    nobody has named them. `rules`: those of `do_reduce_labels`, `ignore_index` and `label_mapping` that someone has
+    set. `processor`: of a model that goes on from here, whose rules hold; nothing is decided then.
+    `doubts_are_errors`, `strict`: see `report_on_labels`. `weighs_labels`: whether `class_weights` was set to "auto".
     `patch_size`: of the encoder, pixels. `num_channels`: bands to read the images with; what is found if not given.
     `reads_all_splits`: whether splits that are neither trained nor validated on are read too.
     """
@@ -147,7 +147,7 @@ class Survey:
         """The label rules as keys of a recipe, the plain ones too: a model that training starts from has its own."""
         if self.rules.is_open:
             return {}
-        names = ("do_reduce_labels", "ignore_index", "label_map")
+        names = ("do_reduce_labels", "ignore_index", "label_mapping")
         values = {key: getattr(self.processor, key) for key in names}
         return {key: value for key, value in values.items() if value is not None}
 

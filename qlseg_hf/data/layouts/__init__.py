@@ -82,7 +82,7 @@ def find_layout(
         names,
         colors,
         found.ignore_index,
-        found.label_map,
+        found.label_mapping,
         notes,
     )
 

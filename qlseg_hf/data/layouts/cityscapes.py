@@ -28,7 +28,7 @@ NAMES = [
 VOID = 255
 # label ids of the 19 training ids, in their order; the other ids 0..33 do not count
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-LABEL_MAP = {value: LABEL_IDS.index(value) if value in LABEL_IDS else VOID for value in range(34)}
+LABEL_MAPPING = {value: LABEL_IDS.index(value) if value in LABEL_IDS else VOID for value in range(34)}
 IMAGE_ENDING = "_leftImg8bit.png"
 TREES = {
     "cityscapes": "leftImg8bit/{train,val}/CITY/a_leftImg8bit.png  gtFine/{train,val}/CITY/a_gtFine_labelIds.png  "
@@ -37,7 +37,7 @@ TREES = {
 
 
 def find_cityscapes(source: Source) -> Found | None:
-    """Splits of leftImg8bit. Training ids count where there are some, else label ids with their `label_map`."""
+    """Splits of leftImg8bit. Training ids count where there are some, else label ids with their `label_mapping`."""
     pictures = defaultdict(list)
     for path in source.files:
         parts = PurePosixPath(path).parts
@@ -61,9 +61,16 @@ def find_cityscapes(source: Source) -> Found | None:
             f"{len(strange)} files in leftImg8bit do not end with {IMAGE_ENDING} and are left out: {listed(strange)}"
         )
     first = next(source.root / path for path in fine if path.endswith(f"_{kind}.png"))
-    label_map = LABEL_MAP if kind == "labelIds" else None
     return Found(
-        "cityscapes", f"leftImg8bit and gtFine ({kind})", openers, NAMES, "Cityscapes", VOID, label_map, notes, first
+        "cityscapes",
+        f"leftImg8bit and gtFine ({kind})",
+        openers,
+        label_names=NAMES,
+        names_from="Cityscapes",
+        ignore_index=VOID,
+        label_mapping=LABEL_MAPPING if kind == "labelIds" else None,
+        notes=notes,
+        first_mask=first,
     )
 
 

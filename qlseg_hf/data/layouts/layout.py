@@ -52,7 +52,7 @@ class Layout:
     label_names: of labels 0..K-1, where the layout carries names or a names file lies beside the data.
     label_colors: {label: [red, green, blue]}, where a table of colours lies beside masks that are colour pictures.
     ignore_index: the label that the layout says does not count.
-    label_map: {stored value: label}, where the layout stores other values than labels.
+    label_mapping: {stored value: label}, where the layout stores other values than labels.
     notes: sentences on what was decided and left out. Each split has its own too.
     """
 
@@ -62,7 +62,7 @@ class Layout:
     label_names: list[str] | None = None
     label_colors: dict[int, list[int]] | None = None
     ignore_index: int | None = None
-    label_map: dict[int, int] | None = None
+    label_mapping: dict[int, int] | None = None
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -111,7 +111,7 @@ class Found:
     label_names: list[str] | None = None
     names_from: str = ""  # where `label_names` come from
     ignore_index: int | None = None
-    label_map: dict[int, int] | None = None
+    label_mapping: dict[int, int] | None = None
     notes: list[str] = field(default_factory=list)
     first_mask: Path | None = None  # one of the label maps, if they are pictures
 

@@ -62,9 +62,10 @@ def find_pairs(source: Source) -> Found | None:
         raise ValueError(f"{listed(classes)} in {source.root} name different classes; export the splits together")
     rows = next(iter(classes.values()))
     values = [value for value, _ in rows]
-    label_map = None if values == list(range(len(values))) else {value: label for label, value in enumerate(values)}
+    numbers = list(range(len(values)))
+    label_mapping = None if values == numbers else dict(zip(values, numbers))
     found = divide(source, "roboflow", f"Roboflow's masks, as {example}", pictures, masks)
-    return replace(found, label_names=[name for _, name in rows], names_from=tables[0], label_map=label_map)
+    return replace(found, label_names=[name for _, name in rows], names_from=tables[0], label_mapping=label_mapping)
 
 
 def read_classes(source: Source, name: str) -> list[tuple[int, str]]:

@@ -99,7 +99,7 @@ def test_data_yaml_is_taken_in_place_of_the_folder(qlseg, tmp_path):
     qlseg(data, "--output", tmp_path / "out", "--class_weights", "auto")
     written = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
     assert written["label_names"] == ["label_0", "label_50", "label_100"]
-    assert written["label_map"] == {0: 0, 50: 1, 100: 2} and written["ignore_index"] == 255
+    assert written["label_mapping"] == {0: 0, 50: 1, 100: 2} and written["ignore_index"] == 255
     assert written["data"] == str(data) and written["train_split"] == "training"
     assert written["do_reduce_labels"] is False and list(written["class_weights"]) == written["label_names"]
     assert {"processor", "crop_size", "num_channels", "label_colors"}.isdisjoint(written)
@@ -303,7 +303,7 @@ def test_recipes_are_sources_too(qlseg, tmp_path):
         (["DATA", "--ignore_index"], "--ignore_index has no value"),
         (["DATA", "--ignore_index", "eleven"], "ignore_index wants int or null, got 'eleven'"),
         (["DATA", "11"], "one source is wanted"),
-        (["DATA", "--label_map", "{0: [}"], "is not YAML"),
+        (["DATA", "--label_mapping", "{0: [}"], "is not YAML"),
         (["DATA", "--label_names", "[a, a]"], "label_names: labels [0, 1] are all called 'a'"),
     ],
 )

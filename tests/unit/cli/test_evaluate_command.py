@@ -29,11 +29,11 @@ def test_data_file_stands_below_the_command_line(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "data.yaml").write_text(
         "data: photos\neval_split: held\nlayout: pairs\nval_fraction: 0.4\nignore_index: 11\nlabel_names: [a, b]\n"
-        "label_map: {0: 1}\nclass_weights: {a: 2.0}\n"
+        "label_mapping: {0: 1}\nclass_weights: {a: 2.0}\n"
     )
     found = with_data_file(SETTINGS | {"data": str(tmp_path / "data.yaml")})
     assert found["data"] == str(tmp_path / "photos") and found["split"] == "held" and found["layout"] == "pairs"
-    assert (found["val_fraction"], found["ignore_index"], found["label_map"]) == (0.4, 11, {0: 1})
+    assert (found["val_fraction"], found["ignore_index"], found["label_mapping"]) == (0.4, 11, {0: 1})
     assert found["label_names"] == ["a", "b"] and "class_weights" not in found
     given = {"data": str(tmp_path / "data.yaml"), "split": "test", "ignore_index": 7}
     found = with_data_file(SETTINGS | given)
@@ -57,9 +57,9 @@ def test_layout_says_how_values_become_labels(tmp_path):
     processor = QLSegImageProcessor(do_reduce_labels=False)
     request = Request("m", str(tmp_path))
     applied, notes = apply_layout(request, model, processor, samples)
-    assert applied.label_map == samples.layout.label_map and "as cityscapes has them" in notes[0]
-    for own in (QLSegImageProcessor(label_map={8: 3}), processor):  # somebody has said other rules
-        stated = replace(request, label_map={8: 3}) if own is processor else request
+    assert applied.label_mapping == samples.layout.label_mapping and "as cityscapes has them" in notes[0]
+    for own in (QLSegImageProcessor(label_mapping={8: 3}), processor):  # somebody has said other rules
+        stated = replace(request, label_mapping={8: 3}) if own is processor else request
         assert apply_layout(stated, model, own, samples) == (own, [])
     model.config.id2label = dict(enumerate([*names[1:], names[0]]))
     with pytest.raises(ValueError, match="the data call label 0 'road', and the model 'sidewalk'"):

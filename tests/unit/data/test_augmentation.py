@@ -269,7 +269,7 @@ def test_settings_out_of_range(settings, message):
 
 
 def test_label_rules_and_range():
-    processor = QLSegImageProcessor(do_reduce_labels=True, label_map={9: 0})
+    processor = QLSegImageProcessor(do_reduce_labels=True, label_mapping={9: 0})
     sample = Sample(np.zeros((4, 4, 3), np.uint8), np.array([[1, 2, 9, 255]] * 4), "a.png")
     steps = transform(processor, num_labels=2, crop_size=4, resize_box=(4, 4), scale_range=(1, 1))
     assert sorted(steps(sample, 0, 0)["labels"][0].tolist()) == [0, 1, 255, 255]

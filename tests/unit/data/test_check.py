@@ -57,7 +57,7 @@ def test_good_data():
 def test_good_data_by_rules():
     report = check(samples_of([0, 1, 2, 3]), do_reduce_labels=True)
     assert report.errors == report.warnings == [] and report.label_counts.tolist() == [2, 2, 2]
-    report = check(samples_of([10, 20, 30, -1]), label_map={10: 0, 20: 1, 30: 2}, ignore_index=-1)
+    report = check(samples_of([10, 20, 30, -1]), label_mapping={10: 0, 20: 1, 30: 2}, ignore_index=-1)
     assert report.errors == report.warnings == [] and report.num_ignored == 2
     assert check(samples_of([0, 1, 2]), names={2: "c", 0: "a", 1: "b"}).errors == []
 
@@ -104,13 +104,13 @@ stored values, their share of the pixels, and what they become:
     assert "last is void: do_reduce_labels: false, ignore_index: 3 (as set)" in str(as_void)
     assert "reduced: do_reduce_labels: true, ignore_index: 255\n" in str(as_void)
     # two ignored values
-    both = "do_reduce_labels: false, label_map: {3: 255}"
+    both = "do_reduce_labels: false, label_mapping: {3: 255}"
     assert f"last is void: {both}\n" in str(check(samples_of([0, 1, 2, 3, 255])))
     assert both.replace(",", " and") in only_error(samples_of([0, 1, 2, 3, 255]))
-    assert check(samples_of([0, 1, 2, 3, 255]), label_map={3: 255}).errors == []
+    assert check(samples_of([0, 1, 2, 3, 255]), label_mapping={3: 255}).errors == []
     # translated values
-    text = only_error(samples_of([10, 1, 2, 9, 255]), label_map={10: 0, 9: 3})
-    assert "do_reduce_labels: false and label_map: {10: 0, 9: 255}" in text
+    text = only_error(samples_of([10, 1, 2, 9, 255]), label_mapping={10: 0, 9: 3})
+    assert "do_reduce_labels: false and label_mapping: {10: 0, 9: 255}" in text
     # many values, and names that would move a cursor
     text = str(check(samples_of(list(range(101))), names=[f"n{i}\n" for i in range(100)]))
     rows = text[text.index("  value") :].splitlines()
@@ -124,7 +124,7 @@ def test_values_out_of_range():
     text = only_error(samples_of([0, 1, 2, 70000], [0, -5, 0, 7]))
     assert "-5 in 2 pixels of 1 label maps, 7 in 2 pixels of 1 label maps, 70000 in 2 pixels" in text
     assert text.endswith(
-        "in s1, s0. Translate them, as in label_map: {-5: 255} to ignore -5, or give more label names"
+        "in s1, s0. Translate them, as in label_mapping: {-5: 255} to ignore -5, or give more label names"
     )
     text = only_error(samples_of(list(range(20))))
     assert "and 12 more values; in s0." in text
@@ -155,32 +155,32 @@ def test_black_and_white_masks():
     text = only_error(samples, names=names, ignore_index=255)
     assert text.startswith("only one label occurs, 'background', so every answer is right and a score of 100 % means")
     assert text.endswith(
-        "if 0 and 255 are 'background' and 'cat', set label_map: {0: 0, 255: 1} and do_reduce_labels: false"
+        "if 0 and 255 are 'background' and 'cat', set label_mapping: {0: 0, 255: 1} and do_reduce_labels: false"
     )
     text = only_error(samples, names=names, ignore_index=100)
     assert text.endswith(
-        "If 0 is 'background' and 255 is 'cat', set label_map: {255: 1}; if it is the other way round, "
-        "label_map: {0: 1, 255: 0}"
+        "If 0 is 'background' and 255 is 'cat', set label_mapping: {255: 1}; if it is the other way round, "
+        "label_mapping: {0: 1, 255: 0}"
     )
-    for label_map in ({255: 1}, {0: 0, 255: 1}):
-        assert check(samples, names=names, label_map=label_map).errors == []
+    for label_mapping in ({255: 1}, {0: 0, 255: 1}):
+        assert check(samples, names=names, label_mapping=label_mapping).errors == []
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {},  # 255 is ignored
-        {"label_map": {255: 0, 0: 255}},
-        {"do_reduce_labels": True, "label_map": {255: 1}},
-        {"label_map": {255: 0}},
+        {"label_mapping": {255: 0, 0: 255}},
+        {"do_reduce_labels": True, "label_mapping": {255: 1}},
+        {"label_mapping": {255: 0}},
     ],
 )
 def test_one_label_measures_nothing(settings):
     text = only_error(samples_of([0, 255, 0, 255]), names=["cat"], **settings)
     assert text.startswith("there is one label, 'cat', so every answer is right and a score of 100 % means nothing; ")
     assert text.endswith(
-        "if 0 and 255 are background and object, set label_map: {0: 0, 255: 1} and do_reduce_labels: false, and give "
-        "these two label_names"
+        "if 0 and 255 are background and object, set label_mapping: {0: 0, 255: 1} and do_reduce_labels: false, and "
+        "give these two label_names"
     )
 
 
@@ -203,14 +203,15 @@ def test_ignored_value_that_is_a_label():
     text = check(samples, ignore_index=0).errors[-1]
     assert text == (
         "ignore_index: 0 is also label 0, 'wall', of 3; set do_reduce_labels: true and ignore_index: 255 if 0 is void "
-        "and 'wall' is stored as 1, or set label_map: {0: 255} and ignore_index: 255 if it shall not count"
+        "and 'wall' is stored as 1, or set label_mapping: {0: 255} and ignore_index: 255 if it shall not count"
     )
     text = only_error(samples, ignore_index=3, names=[*NAMES, "void"])
     assert (
-        "'void', of 4; take 'void', the last of label_names, out if it is no label, or set label_map: {3: 255}" in text
+        "'void', of 4; take 'void', the last of label_names, out if it is no label, or set label_mapping: {3: 255}"
+        in text
     )
     text = only_error(samples_of([0, 1, 2, 256]), ignore_index=1, names=[f"n{i}" for i in range(300)])
-    assert text.endswith("'n1', of 300; set label_map: {1: -100} and ignore_index: -100 if it shall not count")
+    assert text.endswith("'n1', of 300; set label_mapping: {1: -100} and ignore_index: -100 if it shall not count")
 
 
 def edges(values, how, size=(120, 160)):
@@ -234,10 +235,10 @@ def edges(values, how, size=(120, 160)):
 @pytest.mark.parametrize(
     "values, settings",
     [
-        ([0, 255], {"label_map": {255: 1}}),
+        ([0, 255], {"label_mapping": {255: 1}}),
         ([0, 255], {"ignore_index": 100}),
-        ([0, 127, 255], {"label_map": {127: 1, 255: 2}}),
-        ([10, 60, 200], {"label_map": {10: 0, 60: 1, 200: 2}}),
+        ([0, 127, 255], {"label_mapping": {127: 1, 255: 2}}),
+        ([10, 60, 200], {"label_mapping": {10: 0, 60: 1, 200: 2}}),
     ],
 )
 def test_smoothed_label_maps(values, settings, how):
@@ -246,7 +247,7 @@ def test_smoothed_label_maps(values, settings, how):
         "They lie along edges, as JPEG compression or smoothing (antialiasing) leaves them: store the label maps"
         in text
     )
-    assert "label_map" not in text or text.endswith("its nearest label and set label_map: {255: 1}")
+    assert "label_mapping" not in text or text.endswith("its nearest label and set label_mapping: {255: 1}")
 
 
 def test_label_maps_of_too_many_labels_are_not_smoothed():
@@ -260,10 +261,10 @@ def test_label_maps_of_too_many_labels_are_not_smoothed():
 
 
 def test_keys_of_label_map_that_never_occur():
-    report = check(samples_of([0, 1, 2, 9]), label_map={9: 255, 8: 1, 7: 1})
-    assert report.errors == [] and report.warnings == ["label_map translates 7, 8, which never occur"]
-    text = only_error(samples_of([0, 1, 2, 9]), label_map={9: 8})
-    assert text.endswith("label_map makes 9 to 8; correct it")
+    report = check(samples_of([0, 1, 2, 9]), label_mapping={9: 255, 8: 1, 7: 1})
+    assert report.errors == [] and report.warnings == ["label_mapping translates 7, 8, which never occur"]
+    text = only_error(samples_of([0, 1, 2, 9]), label_mapping={9: 8})
+    assert text.endswith("label_mapping makes 9 to 8; correct it")
 
 
 def test_scores_that_mean_nothing():
@@ -362,7 +363,7 @@ def test_ignored_throughout():
     assert report.warnings == ["2 of 3 label maps are ignored throughout: s0, s2; they teach nothing"]
     text = only_error(samples_of([255, 255], [0]), do_reduce_labels=True)
     assert text == (
-        "2 of 2 label maps are ignored throughout: s0, s1; check do_reduce_labels, label_map and ignore_index"
+        "2 of 2 label maps are ignored throughout: s0, s1; check do_reduce_labels, label_mapping and ignore_index"
     )
 
 

@@ -23,22 +23,27 @@ def decide(values, names=None, **given):
     [
         ([0, 1], ["label_0", "label_1"], {}, None),
         ([0, 1, 2], ["label_0", "label_1", "label_2"], {}, "labels 0..2 are as stored; set do_reduce_labels: true if"),
-        ([0, 255], ["label_0", "label_255"], {"label_map": {0: 0, 255: 1}}, "the values 0, 255 are numbered"),
+        ([0, 255], ["label_0", "label_255"], {"label_mapping": {0: 0, 255: 1}}, "the values 0, 255 are numbered"),
         ([0, 1, 2, 255], ["label_0", "label_1", "label_2"], {}, "labels 0..2 are as stored"),
         ([1, 2, 3], ["label_1", "label_2", "label_3"], {"do_reduce_labels": True}, "0 never occurs"),
         ([1, 2, 3, 255], ["label_1", "label_2", "label_3"], {"do_reduce_labels": True}, "0 never occurs"),
-        ([0, 50, 100], ["label_0", "label_50", "label_100"], {"label_map": {0: 0, 50: 1, 100: 2}}, "are numbered"),
-        ([0, 127, 255], ["label_0", "label_127", "label_255"], {"label_map": {0: 0, 127: 1, 255: 2}}, "are numbered"),
-        ([0, 1, 4], ["label_0", "label_1", "label_4"], {"label_map": {0: 0, 1: 1, 4: 2}}, "0, 1, 4 are numbered"),
+        ([0, 50, 100], ["label_0", "label_50", "label_100"], {"label_mapping": {0: 0, 50: 1, 100: 2}}, "are numbered"),
+        (
+            [0, 127, 255],
+            ["label_0", "label_127", "label_255"],
+            {"label_mapping": {0: 0, 127: 1, 255: 2}},
+            "are numbered",
+        ),
+        ([0, 1, 4], ["label_0", "label_1", "label_4"], {"label_mapping": {0: 0, 1: 1, 4: 2}}, "0, 1, 4 are numbered"),
         ([0, 1, -1], ["label_0", "label_1"], {"ignore_index": -1}, "-1 can be no label, and is ignored"),
         ([0, 1, 65535], ["label_0", "label_1"], {"ignore_index": 65535}, "65535 can be no label"),
         (
             [0, 1, 255, 65535],
             ["label_0", "label_1"],
-            {"ignore_index": 255, "label_map": {65535: 255}},
-            "65535 can be no label, and is ignored: label_map: {65535: 255} and ignore_index: 255",
+            {"ignore_index": 255, "label_mapping": {65535: 255}},
+            "65535 can be no label, and is ignored: label_mapping: {65535: 255} and ignore_index: 255",
         ),
-        ([3], ["label_3"], {"label_map": {3: 0}}, "the values 3 are numbered"),
+        ([3], ["label_3"], {"label_mapping": {3: 0}}, "the values 3 are numbered"),
     ],
 )
 def test_decided_and_told(values, names, settings, note):
@@ -52,12 +57,12 @@ def test_decided_and_told(values, names, settings, note):
     [
         (
             [0, 50, 100, 255],
-            "may be void or a label: set ignore_index: 255 and label_map: {0: 0, 50: 1, 100: 2} if it is void, or "
-            "label_map: {0: 0, 50: 1, 100: 2, 255: 3} if it is a label",
+            "may be void or a label: set ignore_index: 255 and label_mapping: {0: 0, 50: 1, 100: 2} if it is void, or "
+            "label_mapping: {0: 0, 50: 1, 100: 2, 255: 3} if it is a label",
         ),
         (
             [255, 0, 1],
-            "may be void or a label: set ignore_index: 255 if it is void, or label_map: {0: 0, 1: 1, 255: 2}",
+            "may be void or a label: set ignore_index: 255 if it is void, or label_mapping: {0: 0, 1: 1, 255: 2}",
         ),
         ([0, 24001, 24002, 26000], "24001, 24002, 26000 seem to be 1000 x label + number of an object (instance ids)"),
         (lambda i: list(range(2 + 2 * i)), "nearly gapless, to 1 in one and to 11 in another, so they seem to count"),
@@ -69,7 +74,7 @@ def test_asked(values, problem):
 
 
 def test_a_large_255_is_settled_by_whoever_says_so():
-    for settings in ({"ignore_index": 255}, {"label_map": {0: 0, 1: 1, 255: 2}}):
+    for settings in ({"ignore_index": 255}, {"label_mapping": {0: 0, 1: 1, 255: 2}}):
         assert decide([255, 0, 1], **settings).problems == []
     proposals = decide([255, 0, 1]).proposals
     assert len(proposals) > 1
@@ -97,8 +102,8 @@ def test_given_settings_hold():
     assert rules.names == ["label_0", "label_1", "label_2"] and rules.settings == {"ignore_index": 11}
     rules = decide([0, 1, 2], do_reduce_labels=True)
     assert rules.names == ["label_1", "label_2"]
-    rules = decide([0, 7, 9], label_map={7: 1, 9: 255})
-    assert rules.names == ["label_0", "label_7"] and rules.settings == {"label_map": {7: 1, 9: 255}}
+    rules = decide([0, 7, 9], label_mapping={7: 1, 9: 255})
+    assert rules.names == ["label_0", "label_7"] and rules.settings == {"label_mapping": {7: 1, 9: 255}}
     rules = decide([0, 255], ignore_index=255)
     assert rules.names == ["label_0"] and rules.settings == {"ignore_index": 255}
 
@@ -117,11 +122,11 @@ def test_proposals_for_names():
     ]
     rules = decide([0, 255], ["ground", "cat"])
     assert [settings for _, settings in rules.proposals] == [
-        {"label_map": {0: 0, 255: 1}},
-        {"label_map": {0: 1, 255: 0}},
+        {"label_mapping": {0: 0, 255: 1}},
+        {"label_mapping": {0: 1, 255: 0}},
     ]
     rules = decide([0, 50, 100], ["a", "b", "c"])
-    assert rules.proposals[0][1] == {"label_map": {0: 0, 50: 1, 100: 2}}
+    assert rules.proposals[0][1] == {"label_mapping": {0: 0, 50: 1, 100: 2}}
     assert "if they are in the order of the names (0 is 'a', 50 is 'b', 100 is 'c')" in rules.problems[0]
     assert decide([0, 1, 2, -1], ["a", "b", "c"]).settings == {"ignore_index": -1}
 
@@ -132,7 +137,7 @@ def test_a_label_that_is_called_void():
         'label 1 is called "Don\'t care"',
         "label 2 is called 'void'",
     ]
-    assert "set label_map: {2: 255}" in rules.notes[1]
+    assert "set label_mapping: {2: 255}" in rules.notes[1]
     assert decide([0, 1, 2], ["a", "b", "void"], ignore_index=2).notes == []
 
 

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -358,9 +359,9 @@ def test_normalisation_as_set():
         ({"ignore_index": 7}, [0, 1, 2, 255]),
         ({"do_reduce_labels": True}, [255, 0, 1, 255]),
         ({"do_reduce_labels": True, "ignore_index": -100}, [-100, 0, 1, 254]),
-        ({"label_map": {1: 2, 2: 1}}, [0, 2, 1, 255]),
-        ({"label_map": {0: 255}}, [255, 1, 2, 255]),
-        ({"label_map": {1: 2, 2: 0}, "do_reduce_labels": True}, [255, 1, 255, 255]),
+        ({"label_mapping": {1: 2, 2: 1}}, [0, 2, 1, 255]),
+        ({"label_mapping": {0: 255}}, [255, 1, 2, 255]),
+        ({"label_mapping": {1: 2, 2: 0}, "do_reduce_labels": True}, [255, 1, 255, 255]),
     ],
 )
 def test_label_rules_are_independent(settings, expected, tmp_path):
@@ -401,7 +402,7 @@ def test_windows_of_labels_follow_the_picture():
         ({"image_std": [0.5, 0.5, 0.0]}, ValueError, "image_std is .0.5, 0.5, 0.0.; pixels are divided by it"),
         ({"image_mean": [0.5, 0.5]}, ValueError, "both must have one entry per band, or be a single number"),
         ({"rescale_factor": float("nan")}, ValueError, "rescale_factor is nan"),
-        ({"label_map": {0: 1.5}}, ValueError, "label_map must be {stored value: label} of integers"),
+        ({"label_mapping": {0: 1.5}}, ValueError, "label_mapping must be {stored value: label} of integers"),
         ({"windowsize": 3}, TypeError, "no setting .'windowsize'"),
     ],
 )
@@ -411,6 +412,32 @@ def test_settings_are_checked(settings, error, message):
     if error is ValueError:
         with pytest.raises(error, match=message):
             QLSegImageProcessor()(RAMP, **settings)
+
+
+def test_the_old_name_of_label_mapping(tmp_path):
+    """Wherever a setting can be given, with a warning; and without one in what an older version has saved."""
+    labels, expected = torch.tensor([0, 7]), torch.tensor([0, 1])
+    with pytest.warns(FutureWarning, match="is now called label_mapping"):
+        processor = QLSegImageProcessor(label_map={7: 1})
+    with pytest.warns(FutureWarning):
+        assert processor.label_map == processor.label_mapping == {7: 1}
+    assert "label_map" not in processor.to_dict() and torch.equal(processor.reduce_labels(labels), expected)
+    with pytest.warns(FutureWarning):
+        assert torch.equal(QLSegImageProcessor().reduce_labels(labels, label_map={7: 1}), expected)
+    plain = QLSegImageProcessor()
+    with pytest.warns(FutureWarning):
+        plain.label_map = {7: 1}
+    assert plain.settings() == processor.settings()
+    with pytest.raises(TypeError, match="label_map is the old name of label_mapping"):
+        QLSegImageProcessor(label_map={7: 1}, label_mapping={7: 1})
+    plain.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(path.read_text().replace('"label_mapping"', '"label_map"'))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert QLSegImageProcessor.from_pretrained(tmp_path).settings() == processor.settings()
+    with pytest.warns(FutureWarning):
+        assert QLSegImageProcessor.from_pretrained(tmp_path, label_map={7: 2}).label_mapping == {7: 2}
 
 
 def test_none_is_kept_and_switches_off(tmp_path):

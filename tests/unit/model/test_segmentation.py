@@ -183,8 +183,8 @@ PATHS = {
         ("image_std", 1e-300, "image_std is 1e-300; pixels are divided by it"),
         ("rescale_factor", 0, "rescale_factor is 0; pixels are multiplied by it"),
         ("ignore_index", "255", "Field 'ignore_index' is '255'"),
-        ("label_map", {True: 1}, "label_map must be .stored value: label. of integers"),
-        ("label_map", {"1": 2, 1: 3}, "label_map names a stored value twice"),
+        ("label_mapping", {True: 1}, "label_mapping must be .stored value: label. of integers"),
+        ("label_mapping", {"1": 2, 1: 3}, "label_mapping names a stored value twice"),
     ],
 )
 def test_settings_set_afterwards_are_checked(tiny_model, path, name, value, message):
@@ -206,7 +206,7 @@ def test_settings_set_afterwards_are_checked(tiny_model, path, name, value, mess
         {"size": {"height": 40, "width": 17}},
         {"image_mean": [0.4, 0.5, 0.6], "image_std": 0.3},
         {"do_sliding_window": None, "window_size": None, "window_stride": None},
-        {"label_map": {"0": 3}},
+        {"label_mapping": {"0": 3}},
     ],
 )
 def test_settings_set_afterwards_work(tiny_model, settings, tmp_path):
@@ -224,10 +224,10 @@ def test_settings_set_afterwards_work(tiny_model, settings, tmp_path):
 
 
 def test_settings_are_a_snapshot():
-    processor = small_processor(label_map={1: 2})
+    processor = small_processor(label_mapping={1: 2})
     settings = processor.settings()
-    processor.size.shortest_edge, processor.label_map[1], processor.window_size = 7, 7, 7
-    assert settings == small_processor(label_map={1: 2}).settings()
+    processor.size.shortest_edge, processor.label_mapping[1], processor.window_size = 7, 7, 7
+    assert settings == small_processor(label_mapping={1: 2}).settings()
     with pytest.raises(AttributeError):
         settings.window_size = 7
 

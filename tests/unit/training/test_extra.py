@@ -125,7 +125,7 @@ def test_rules_are_the_sets_or_the_runs(tmp_path):
     bare, own = open_one(folder, **run).processor, open_one({"data": folder, "ignore_index": 255}, **run).processor
     assert (bare.do_reduce_labels, bare.ignore_index) == (True, 11)
     assert (own.do_reduce_labels, own.ignore_index) == (False, 255)
-    mapped = open_one({"data": folder, "label_map": {2: 255}}, names=["a", "b"])
+    mapped = open_one({"data": folder, "label_mapping": {2: 255}}, names=["a", "b"])
     assert mapped.names == ["a", "b"] and mapped.labels == (0, 1)
 
 

@@ -53,6 +53,18 @@ def test_epochs_of_the_command_line_count_more_than_steps_of_the_file(folder):
     assert (recipe.epochs, recipe.max_steps) == (3.0, 5)
 
 
+def test_old_names_of_keys(tmp_path):
+    with pytest.warns(FutureWarning, match="the key label_map is now called label_mapping"):
+        recipe = load_recipe(None, ["--data", "d", "--label-map", "{7: 1}"])
+    assert recipe.label_mapping == {7: 1}
+    (tmp_path / "old.yaml").write_text("dataset: d\nlabel_map: {7: 1}\nprocessor: {label_map: {7: 1}}\n")
+    with pytest.warns(FutureWarning, match="the key dataset is now called data"):
+        recipe = load_recipe(tmp_path / "old.yaml", ["--label_mapping", "{7: 2}"])
+    assert (recipe.data, recipe.label_mapping, recipe.processor) == ("d", {7: 2}, {"label_mapping": {7: 1}})
+    with pytest.raises(ValueError, match="label_map is another name of label_mapping; give label_mapping alone"):
+        load_recipe(None, ["--data", "d", "--label_map", "{7: 1}", "--label_mapping", "{7: 1}"])
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_colors_by_name(tmp_path, as_file):
     colors = "{road: [1, 2, 3], sky: [4, 5, 6]}"

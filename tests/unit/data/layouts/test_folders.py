@@ -286,10 +286,10 @@ def test_roboflow(tmp_path):
         (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
     layout = find_layout(tmp_path)
     assert layout.name == "roboflow" and layout.label_names == ["background", "cat", "dog", "cow"]
-    assert layout.label_map is None and len(read_all(open_dataset(tmp_path, "train"))) == 2
+    assert layout.label_mapping is None and len(read_all(open_dataset(tmp_path, "train"))) == 2
     for split in ("train", "valid"):
         (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n7, cat\n")
-    assert find_layout(tmp_path).label_map == {0: 0, 7: 1}
+    assert find_layout(tmp_path).label_mapping == {0: 0, 7: 1}
     (tmp_path / "valid/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, dog\n")
     with pytest.raises(ValueError, match="name different classes"):
         find_layout(tmp_path)
@@ -326,12 +326,12 @@ def test_cityscapes(tmp_path, kind):
     put(tmp_path / "leftImg8bit/test/bonn/a_leftImg8bit.png", 3)
     layout = find_layout(tmp_path)
     assert layout.name == "cityscapes" and len(layout.label_names) == 19 and layout.ignore_index == 255
-    assert (layout.label_map is None) == (kind == "labelTrainIds")
-    if layout.label_map:
-        assert layout.label_map[0] == 255
+    assert (layout.label_mapping is None) == (kind == "labelTrainIds")
+    if layout.label_mapping:
+        assert layout.label_mapping[0] == 255
         known = {7: "road", 11: "building", 23: "sky", 24: "person", 26: "car", 33: "bicycle"}
-        assert {value: layout.label_names[layout.label_map[value]] for value in known} == known
-        assert sorted(set(layout.label_map.values())) == [*range(19), 255]
+        assert {value: layout.label_names[layout.label_mapping[value]] for value in known} == known
+        assert sorted(set(layout.label_mapping.values())) == [*range(19), 255]
     assert len(read_all(open_dataset(tmp_path, "train"))) == 2 and list(layout.splits) == ["train", "val"]
     (tmp_path / f"gtFine/val/bonn/a_gtFine_{kind}.png").unlink()
     with pytest.raises(ValueError, match="1 of 2 label maps are missing"):
