@@ -14,7 +14,7 @@ from .options import PATH, SETTINGS
 DATA_KEYS = (
     *("layout", "train_split", "eval_split", "val_fraction", "label_names", "label_colors", "label_mapping"),
     *("ignore_index", "do_reduce_labels", "num_channels", "image_column", "label_column", "dataset_config"),
-    *("streaming", "strict", "class_weights", "model", "extra_data"),
+    *("streaming", "strict", "label_weights", "model", "extra_data"),
 )
 
 

@@ -321,7 +321,7 @@ def never_predicted_warnings(names: list[str]) -> list[str]:
     shown = ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [
         f"{len(names)} labels of the references are never predicted: {shown}; train longer, give them a larger factor "
-        "in class_weights, or add pictures that show them"
+        "in label_weights, or add pictures that show them"
     ]
 
 

@@ -38,7 +38,7 @@ class DataFacts:
     `num_images`: of the training split that can be read; None if nobody has counted them. `short_side`: median of the
     short sides of its images, pixels. `label_names`: of the layout or found by value, or None. `num_channels`: bands
     of an image. `band_settings`: of a processor for these bands; {} for 8-bit RGB. `rules`: how stored values become
-    labels. `class_weights`: suggested, by name. `num_eval_images`: of the split to evaluate on. `window_size`: of the
+    labels. `label_weights`: suggested, by name. `num_eval_images`: of the split to evaluate on. `window_size`: of the
     model that training starts from, if it does. `num_extra_images`: of the sets of `extra_data`.
     """
 
@@ -48,7 +48,7 @@ class DataFacts:
     num_channels: int = 3
     band_settings: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Any] = field(default_factory=dict)
-    class_weights: dict[str, float] | None = None
+    label_weights: dict[str, float] | None = None
     window_size: int | None = None
     num_eval_images: int = 0
     num_extra_images: int = 0
@@ -94,12 +94,12 @@ def _short(value: Any) -> str:
 
 def _labels(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
     """What the labels are called and how they are stored. A model has its own names, rules and bands."""
-    if recipe.class_weights == "auto":
-        if data.class_weights is None:
+    if recipe.label_weights == "auto":
+        if data.label_weights is None:
             raise ValueError(
-                "class_weights: auto looks at the data when a run starts, and this one goes on; give the factors"
+                "label_weights: auto looks at the data when a run starts, and this one goes on; give the factors"
             )
-        yield "class_weights", (data.class_weights, "more for rare labels")
+        yield "label_weights", (data.label_weights, "more for rare labels")
     if recipe.model:
         return
     if recipe.label_names is None:
@@ -307,8 +307,8 @@ def take_decisions(recipe: Recipe, stored: dict) -> Recipe:
         bands = ("image_mean", "image_std", "do_rescale", "rescale_factor")
         kept = {key: value for key, value in stored["processor"].items() if key in bands}
         taken["processor"] = kept | recipe.processor
-    if recipe.class_weights == "auto" and stored.get("class_weights") is not None:
-        taken["class_weights"] = stored["class_weights"]
+    if recipe.label_weights == "auto" and stored.get("label_weights") is not None:
+        taken["label_weights"] = stored["label_weights"]
     return replace(recipe, **taken)
 
 

@@ -118,21 +118,21 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
             load_vit_weights(model.backbone, recipe.backbone)
     if palette is not None:
         model.config.palette = palette
-    if recipe.class_weights is not None:
-        model.config.label_weights = label_weights(recipe.class_weights, model.config)
+    if recipe.label_weights is not None:
+        model.config.label_weights = order_label_weights(recipe.label_weights, model.config)
     prepare_for_training(model, recipe)
     return model
 
 
-def label_weights(class_weights: list[float] | dict, config: QLSegConfig) -> list[float]:
-    """Factor of every label, in their order, from a recipe's `class_weights`; ValueError if they do not fit."""
-    if isinstance(class_weights, dict):
-        if unknown := set(class_weights) - set(config.label2id):
-            raise ValueError(f"class_weights names {sorted(unknown)}, which are no labels")
-        return [float(class_weights.get(name, 1.0)) for name in config.label2id]
-    if len(class_weights) != config.num_labels:
-        raise ValueError(f"{len(class_weights)} class_weights for {config.num_labels} labels")
-    return class_weights
+def order_label_weights(label_weights: list[float] | dict, config: QLSegConfig) -> list[float]:
+    """Factor of every label, in their order, from a recipe's `label_weights`; ValueError if they do not fit."""
+    if isinstance(label_weights, dict):
+        if unknown := set(label_weights) - set(config.label2id):
+            raise ValueError(f"label_weights names {sorted(unknown)}, which are no labels")
+        return [float(label_weights.get(name, 1.0)) for name in config.label2id]
+    if len(label_weights) != config.num_labels:
+        raise ValueError(f"{len(label_weights)} label_weights for {config.num_labels} labels")
+    return label_weights
 
 
 def prepare_for_training(model: QLSegForSemanticSegmentation, recipe: Recipe) -> None:

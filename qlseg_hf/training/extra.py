@@ -24,7 +24,7 @@ from .yaml_text import read_mapping
 READING = ("layout", "dataset_config", "val_fraction", "image_column", "label_column", "label_colors")
 KEYS = ("data", "train_split", "label_names", *READING, *RULES)
 # of a data.yaml, which are settled by the run
-OF_THE_RUN = ("eval_split", "num_channels", "processor", "class_weights", "streaming")
+OF_THE_RUN = ("eval_split", "num_channels", "processor", "label_weights", "streaming")
 
 
 def read_entries(recipe: Recipe) -> list[dict[str, Any]]:

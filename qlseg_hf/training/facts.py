@@ -37,7 +37,7 @@ def data_request(recipe: Recipe) -> DataRequest:
         processor=processor,
         doubts_are_errors=not sets_reduction(recipe),
         strict=recipe.strict,
-        weighs_labels=recipe.class_weights == "auto",
+        weighs_labels=recipe.label_weights == "auto",
         num_channels=recipe.num_channels,
     )
 
@@ -67,7 +67,7 @@ def data_facts(survey: Survey) -> DataFacts:
         num_channels=bands.num_channels if bands else 3,
         band_settings=bands.processor_settings if bands else {},
         rules=survey.settings,
-        class_weights=survey.class_weights,
+        label_weights=survey.label_weights,
         num_eval_images=len(survey.findings[survey.uses["validation"]]),
         window_size=processor.window_size if processor else None,
     )

@@ -16,7 +16,7 @@ from .synonyms import hint_for
 from .yaml_text import read_mapping, read_value, write_yaml
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-OLD_NAMES = {"dataset": "data", "label_map": "label_mapping"}  # of keys, which are still read
+OLD_NAMES = {"dataset": "data", "label_map": "label_mapping", "class_weights": "label_weights"}  # still read
 OTHER_NAMES = {"batch_size": "total_batch_size", "lr": "learning_rate"}  # that stand for a key
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
@@ -89,8 +89,8 @@ class Recipe:
         poly_power: power of the learning rate's decay.
         max_grad_norm: L2 norm that gradients are clipped at.
         ema_decay: of the exponential moving average of the weights that is evaluated and saved; none if not given.
-        class_weights: factor of each label in the loss, {label: factor}, a list of all, or auto: more for rare labels
-            (see `suggest_class_weights`); 1 if not given.
+        label_weights: factor of each label in the loss, {label: factor}, a list of all, or auto: more for rare labels
+            (see `suggest_label_weights`); 1 if not given.
         freeze_backbone: train the head alone.
         lora: rank of LoRA adapters on the encoder's attention (needs peft); the head is trained whole. They are merged
             when the model is saved. None if not given.
@@ -158,7 +158,7 @@ class Recipe:
     poly_power: float = 1.0
     max_grad_norm: float = 35.0
     ema_decay: float | None = None
-    class_weights: list[float] | dict | str | None = None
+    label_weights: list[float] | dict | str | None = None
     freeze_backbone: bool = False
     lora: int | None = None
     precision: str | None = None
@@ -193,8 +193,8 @@ class Recipe:
         if self.extra_data_share is not None and not self.extra_data:
             raise ValueError("extra_data_share wants extra_data, the sets that make this share of a batch")
         self._check_numbers()
-        if isinstance(self.class_weights, str) and self.class_weights != "auto":
-            raise ValueError(f"class_weights is {self.class_weights!r}; give {{label: factor}}, a list, or auto")
+        if isinstance(self.label_weights, str) and self.label_weights != "auto":
+            raise ValueError(f"label_weights is {self.label_weights!r}; give {{label: factor}}, a list, or auto")
         if self.precision not in (None, *PRECISIONS):
             raise ValueError(f"precision is {self.precision!r}; give one of {', '.join(PRECISIONS)}")
 
@@ -275,7 +275,7 @@ def load_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 
     Args:
         path: see `find_recipe`; a YAML file with one mapping, in which only `config`, `processor`, `label_names`,
-            `label_colors`, `label_mapping`, `class_weights` and `extra_data` may hold mappings. None if overrides say
+            `label_colors`, `label_mapping`, `label_weights` and `extra_data` may hold mappings. None if overrides say
             it all.
         overrides: `--key value` pairs (or `--key=value`), values in YAML.
 

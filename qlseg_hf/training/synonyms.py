@@ -22,7 +22,7 @@ SYNONYMS = {
     "batchpergpu perdeviceevalbatchsize trainmicrobatchsizepergpu batchsizepergpu",
     "max_grad_norm": "gradclip gradientclipping gradnorm clipgrad clipgradnorm gradientclipval clipnorm",
     "ema_decay": "ema modelema emarate useema",
-    "class_weights": "classweight labelweights weightsperclass",
+    "label_weights": "classweight labelweight weightsperclass",
     "freeze_backbone": "freeze freezeencoder frozenstages frozen",
     "lora": "lorarank lorar peft",
     "precision": "mixedprecision fp16 bf16 fp8 amp useamp half autocast dtype torchdtype tf32",

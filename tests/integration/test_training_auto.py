@@ -47,7 +47,7 @@ def run(server, tmp_path):
 def test_a_folder_is_enough(run, data, weights, tmp_path):
     """Decided, told and kept; the same command finds it finished, a longer one goes on by the same decisions."""
     own = make_own(tmp_path / "shapes", data)
-    words = ["--data", own, "--backbone", weights, "--class_weights", "auto", "--num_workers", "1"]
+    words = ["--data", own, "--backbone", weights, "--label_weights", "auto", "--num_workers", "1"]
     done = run(*words, "--max_steps", "3")
     assert done.returncode == 0, done.stderr[-3000:]
     place = tmp_path / "runs" / "shapes"
@@ -55,7 +55,7 @@ def test_a_folder_is_enough(run, data, weights, tmp_path):
     assert "crop_size              32: the images' short side is 36, patches are 8 pixels wide" in done.stderr
     recipe = load_recipe(place / "recipe.yaml")
     assert recipe.label_names == ["label_0", "label_1", "label_2"] and recipe.max_steps == 3
-    assert set(recipe.class_weights) == set(recipe.label_names)
+    assert set(recipe.label_weights) == set(recipe.label_names)
     assert recipe.precision == ("bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32")
     open_keys = [key for key, value in vars(recipe).items() if value is None]
     assert not {"crop_size", "total_batch_size", "learning_rate", "eval_steps", "ignore_index"} & set(open_keys)

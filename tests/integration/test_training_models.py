@@ -67,15 +67,15 @@ def test_lora_trains_and_merges(tmp_path):
 def test_models_that_recipes_build(stored):
     names = {0: "class 3", 1: "something new"}
     recipe = small_recipe(model=str(stored.folder), label_names=names, do_reduce_labels=False, freeze_backbone=True)
-    recipe.class_weights, recipe.config = {"something new": 3.0}, {"dropout": 0.0}
+    recipe.label_weights, recipe.config = {"something new": 3.0}, {"dropout": 0.0}
     processor = build_processor(recipe)
     assert processor.window_size == stored.processor.window_size
     model = build_model(recipe, processor.ignore_index)
     assert model.config.id2label == names and model.config.label_weights == [1.0, 3.0] and model.config.dropout == 0.0
     assert torch.equal(model.decoder.queries[:, 0], stored.model().decoder.queries[:, 3])
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
-    with pytest.raises(ValueError, match="class_weights names .'nothing'."):
-        build_model(small_recipe(model=str(stored.folder), class_weights={"nothing": 1}), 255)
+    with pytest.raises(ValueError, match="label_weights names .'nothing'."):
+        build_model(small_recipe(model=str(stored.folder), label_weights={"nothing": 1}), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
         build_model(small_recipe(), 255)
 

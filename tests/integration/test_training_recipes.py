@@ -103,7 +103,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--patience", "0"], "patience is 0; it must be at least 1"),
         (["--rotation", "200"], "rotation 200.0 must be 0..180 degrees"),
         (["--val_fraction", "1"], "val_fraction 1.0 must be at least 0 and below 1"),
-        (["--class_weights", "some"], "class_weights is 'some'; give .* or auto"),
+        (["--label_weights", "some"], "label_weights is 'some'; give .* or auto"),
         (["--precision", "fp8"], "precision is 'fp8'; give one of fp32, bf16, fp16"),
     ],
 )

@@ -6,7 +6,7 @@ from .counting import add_to_tallies, count_values, is_no_label
 from .labels import LabelReport, check_labels_of_dataset
 from .run import survey_data
 from .sentences import ignored_label_error, range_error, score_warnings
-from .suggestions import suggest_class_weights, suggest_crop_size
+from .suggestions import suggest_crop_size, suggest_label_weights
 from .survey import DataRequest, Survey
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "is_no_label",
     "range_error",
     "score_warnings",
-    "suggest_class_weights",
+    "suggest_label_weights",
     "suggest_crop_size",
     "survey_data",
 ]

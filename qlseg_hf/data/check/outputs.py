@@ -55,7 +55,7 @@ def as_json(survey: Survey) -> dict[str, Any]:
         "duplicates": groups[:MOST_LISTED],
         "overlap": groups[: min(num_overlaps, MOST_LISTED)],
         "colors": [{"color": list(c), "pixels": p, "images": n} for c, (p, n) in survey.colors.items()],
-        "class_weights": survey.class_weights,
+        "label_weights": survey.label_weights,
         "crop_size": survey.crop_size,
         "rare": survey.rare,
         "settings": survey.settings,
@@ -88,7 +88,7 @@ def data_keys(survey: Survey) -> dict[str, Any]:
     if bands := survey.bands:
         keys |= {"num_channels": bands.num_channels if bands.num_channels != 3 else None}
         keys |= {"processor": bands.processor_settings or None}
-    keys |= {"class_weights": survey.class_weights if request.weighs_labels else None}
+    keys |= {"label_weights": survey.label_weights if request.weighs_labels else None}
     return {key: value for key, value in keys.items() if value is not None}
 
 
@@ -102,9 +102,9 @@ def data_yaml(survey: Survey) -> str:
             lines += [f"# if {meaning}:", *(f"#{line}" for line in to_yaml(settings).splitlines())]
     keys = data_keys(survey)
     text = "\n".join(map(printable, lines)) + "\n\n" + to_yaml(keys)
-    suggested = {key: getattr(survey, key) for key in ("crop_size", "class_weights") if key not in keys}
+    suggested = {key: getattr(survey, key) for key in ("crop_size", "label_weights") if key not in keys}
     if not survey.rules.names or survey.rules.is_open:
-        suggested.pop("class_weights", None)
+        suggested.pop("label_weights", None)
     hints = ["", "# Suggested for a network that starts from scratch or from an encoder alone:"]
     return text + "\n".join([*hints, *(f"#{line}" for line in to_yaml(suggested).splitlines())]) + "\n"
 

@@ -101,7 +101,7 @@ def labels_section(survey: Survey) -> Section:
     """Pixels and images of every label."""
     if not survey.rules.names:
         return Section("Labels")
-    counts, weights = survey.label_counts, survey.class_weights
+    counts, weights = survey.label_counts, survey.label_weights
     total, num_images = max(int(counts.sum()), 1), max(len(survey.used), 1)
     columns = ["label", "name", "stored as", "pixels", "share of pixels", "images", "share of images", "weight", ""]
     rows: list[list[Any]] = []
@@ -203,9 +203,9 @@ def suggestions_section(survey: Survey) -> Section:
     """What to set, as it stands in data.yaml."""
     texts = [f"If {meaning}: {settings_text(settings)}" for meaning, settings in survey.rules.proposals]
     if survey.rules.names:
-        weights = ", ".join(f"{printable(name)}: {weight}" for name, weight in survey.class_weights.items())
+        weights = ", ".join(f"{printable(name)}: {weight}" for name, weight in survey.label_weights.items())
         texts.append(
-            "class_weights, where rare labels matter as much as frequent ones (square root of median frequency over "
+            "label_weights, where rare labels matter as much as frequent ones (square root of median frequency over "
             f"frequency, 1/10 to 10): {{{weights}}}"
         )
     texts.append(f"crop_size: {survey.crop_size} (the median short side in whole patches, 512 at most)")

@@ -12,7 +12,7 @@ FEW_IMAGES, FEW_OF_IMAGES = 5, 0.2  # a label in fewer training images, and in a
 FEW_PIXELS = 2e-5  # share of the pixels below which a label is rare
 
 
-def suggest_class_weights(counts: Mapping[str, int]) -> dict[str, float]:
+def suggest_label_weights(counts: Mapping[str, int]) -> dict[str, float]:
     """Factors of the labels in the loss, by name: 1 for a label of median frequency, more for a rarer one.
 
     Args:
@@ -67,4 +67,4 @@ def rare_labels(names: list[str], pixels: np.ndarray, images: list[int], num_ima
     return found
 
 
-__all__ = ["rare_labels", "suggest_class_weights", "suggest_crop_size"]
+__all__ = ["rare_labels", "suggest_label_weights", "suggest_crop_size"]

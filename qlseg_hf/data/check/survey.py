@@ -17,7 +17,7 @@ from .counting import Finding, labels_of, tally_values
 from .duplicates import Group
 from .labels import LabelReport
 from .rules import Rules
-from .suggestions import suggest_class_weights, suggest_crop_size
+from .suggestions import suggest_crop_size, suggest_label_weights
 
 
 @dataclass
@@ -27,7 +27,7 @@ class DataRequest:
     `data`: folder or Hub id. `reading`: keywords of `open_dataset`. `label_names`: of the labels, in order; None where
     nobody has named them. `rules`: those of `do_reduce_labels`, `ignore_index` and `label_mapping` that someone has
     set. `processor`: of a model that goes on from here, whose rules hold; nothing is decided then.
-    `doubts_are_errors`, `strict`: see `report_on_labels`. `weighs_labels`: whether `class_weights` was set to "auto".
+    `doubts_are_errors`, `strict`: see `report_on_labels`. `weighs_labels`: whether `label_weights` was set to "auto".
     `patch_size`: of the encoder, pixels. `num_channels`: bands to read the images with; what is found if not given.
     `reads_all_splits`: whether splits that are neither trained nor validated on are read too.
     """
@@ -122,10 +122,10 @@ class Survey:
         return found
 
     @property
-    def class_weights(self) -> dict[str, float]:
+    def label_weights(self) -> dict[str, float]:
         """Suggested, by name."""
         counts = self.reports["training"].label_counts.tolist()
-        return suggest_class_weights(dict(zip(self.rules.names, counts)))
+        return suggest_label_weights(dict(zip(self.rules.names, counts)))
 
     @property
     def crop_size(self) -> int:

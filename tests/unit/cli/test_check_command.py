@@ -53,7 +53,7 @@ def test_json_holds_everything(qlseg, tmp_path):
     assert found["problems"] == found["warnings"] == found["notes"] == [] and found["can_train"] is True
     assert found["sizes"] == [{"height": 48, "width": 64, "images": 12}]
     assert found["unreadable"] == found["duplicates"] == found["overlap"] == found["colors"] == []
-    assert found["crop_size"] == 48 and list(found["class_weights"]) == ["sky", "road", "car"]
+    assert found["crop_size"] == 48 and list(found["label_weights"]) == ["sky", "road", "car"]
     assert found["settings"] == {"do_reduce_labels": False, "ignore_index": 255}
     pixels = np.concatenate([np.asarray(Image.open(p)).reshape(-1, 3) for p in sorted(data.glob("images/training/*"))])
     assert found["bands"]["mean"] == pytest.approx(pixels.mean(0)) and found["bands"]["dtype"] == "uint8"
@@ -96,16 +96,16 @@ def test_void_first_or_last_is_asked(qlseg, tmp_path):
 
 def test_data_yaml_is_taken_in_place_of_the_folder(qlseg, tmp_path):
     data = make_folders(tmp_path / "data", [0, 50, 100])
-    qlseg(data, "--output", tmp_path / "out", "--class_weights", "auto")
+    qlseg(data, "--output", tmp_path / "out", "--label_weights", "auto")
     written = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())
     assert written["label_names"] == ["label_0", "label_50", "label_100"]
     assert written["label_mapping"] == {0: 0, 50: 1, 100: 2} and written["ignore_index"] == 255
     assert written["data"] == str(data) and written["train_split"] == "training"
-    assert written["do_reduce_labels"] is False and list(written["class_weights"]) == written["label_names"]
+    assert written["do_reduce_labels"] is False and list(written["label_weights"]) == written["label_names"]
     assert {"processor", "crop_size", "num_channels", "label_colors"}.isdisjoint(written)
     first = as_object(qlseg(data, "--json"))
     again = as_object(qlseg(tmp_path / "out" / "data.yaml", "--json"))
-    for key in ("labels", "images", "settings", "ignored", "problems", "class_weights"):
+    for key in ("labels", "images", "settings", "ignored", "problems", "label_weights"):
         assert first[key] == again[key], key
     recipe = ("demo", "--model", "null", "--data", tmp_path / "out" / "data.yaml")
     assert as_object(qlseg(*recipe, "--label_names", "[a, b, c]", "--json"))["labels"][2]["values"] == [100]
@@ -134,7 +134,7 @@ def test_report_is_one_page_without_requests(qlseg, tmp_path):
     )
     for title in ("Contact sheet", "Labels", "Readings of the stored values", "Sizes", "Suggestions"):
         assert f"<h2>{title}" in page
-    assert page.count("<img") == 12 and "crop_size: 48" in page and "class_weights" in page
+    assert page.count("<img") == 12 and "crop_size: 48" in page and "label_weights" in page
     assert Image.open(tmp_path / "out" / "report.png").size[0] == 1240
 
 

@@ -34,7 +34,7 @@ def test_data_file_stands_below_the_command_line(tmp_path):
     found = with_data_file(SETTINGS | {"data": str(tmp_path / "data.yaml")})
     assert found["data"] == str(tmp_path / "photos") and found["split"] == "held" and found["layout"] == "pairs"
     assert (found["val_fraction"], found["ignore_index"], found["label_mapping"]) == (0.4, 11, {0: 1})
-    assert found["label_names"] == ["a", "b"] and "class_weights" not in found
+    assert found["label_names"] == ["a", "b"] and "label_weights" not in found
     given = {"data": str(tmp_path / "data.yaml"), "split": "test", "ignore_index": 7}
     found = with_data_file(SETTINGS | given)
     assert (found["split"], found["ignore_index"], found["layout"]) == ("test", 7, "pairs")

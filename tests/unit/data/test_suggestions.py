@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from qlseg_hf.data.check.suggestions import rare_labels, suggest_class_weights, suggest_crop_size
+from qlseg_hf.data.check.suggestions import rare_labels, suggest_crop_size, suggest_label_weights
 
 
 def test_class_weights():
-    assert suggest_class_weights({"a": 400, "b": 100, "c": 25}) == {"a": 0.5, "b": 1.0, "c": 2.0}
-    assert suggest_class_weights({"a": 10**9, "b": 10**5, "c": 1, "none": 0}) == {
+    assert suggest_label_weights({"a": 400, "b": 100, "c": 25}) == {"a": 0.5, "b": 1.0, "c": 2.0}
+    assert suggest_label_weights({"a": 10**9, "b": 10**5, "c": 1, "none": 0}) == {
         "a": 0.1,
         "b": 1.0,
         "c": 10.0,
         "none": 1,
     }
-    assert suggest_class_weights({"a": 0}) == {"a": 1.0}
+    assert suggest_label_weights({"a": 0}) == {"a": 1.0}
 
 
 def test_crop_size():

@@ -163,13 +163,13 @@ def test_other_epochs_are_counted_anew():
 
 
 def test_weights_of_labels_are_kept_or_refused():
-    recipe = open_recipe(class_weights="auto")
-    kept = take_decisions(recipe, STORED | {"class_weights": {"road": 0.5}})
-    assert kept.class_weights == {"road": 0.5}
-    with pytest.raises(ValueError, match="class_weights: auto looks at the data when a run starts, and this one goes"):
+    recipe = open_recipe(label_weights="auto")
+    kept = take_decisions(recipe, STORED | {"label_weights": {"road": 0.5}})
+    assert kept.label_weights == {"road": 0.5}
+    with pytest.raises(ValueError, match="label_weights: auto looks at the data when a run starts, and this one goes"):
         complete_recipe(take_decisions(recipe, STORED), DataFacts(5, 100, ["a", "b"]), DeviceFacts("cpu"))
-    found = complete_recipe(recipe, dataclasses.replace(DATA, class_weights={"road": 2.0}), DeviceFacts("cpu"))[0]
-    assert found.class_weights == {"road": 2.0}
+    found = complete_recipe(recipe, dataclasses.replace(DATA, label_weights={"road": 2.0}), DeviceFacts("cpu"))[0]
+    assert found.label_weights == {"road": 2.0}
 
 
 def test_a_model_keeps_its_names_rules_and_windows():

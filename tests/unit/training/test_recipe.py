@@ -14,7 +14,7 @@ def folder(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (tmp_path / "set").mkdir()
     processor = {"image_mean": [0.1, 0.2, 0.3], "window_size": 64}
-    data = {"data": "set", "label_names": ["a", "b", "c"], "ignore_index": 11, "class_weights": {"a": 2}}
+    data = {"data": "set", "label_names": ["a", "b", "c"], "ignore_index": 11, "label_weights": {"a": 2}}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data | {"processor": processor}))
     return tmp_path
 
@@ -30,7 +30,7 @@ def test_no_recipe_is_needed():
 def test_data_file_counts_more_than_the_recipe_and_less_than_the_command_line(folder):
     recipe = load_recipe(folder / "recipe.yaml", ["--data", str(folder / "data.yaml"), "--ignore_index", "7"])
     assert recipe.data == str(folder / "set") and recipe.label_names == ["a", "b", "c"]
-    assert recipe.max_steps == 9 and recipe.ignore_index == 7 and recipe.class_weights == {"a": 2}
+    assert recipe.max_steps == 9 and recipe.ignore_index == 7 and recipe.label_weights == {"a": 2}
     assert recipe.processor == {"window_size": 64, "image_mean": [0.1, 0.2, 0.3]}
     more = ["--processor", "{window_size: 96}"]
     recipe = load_recipe(folder / "recipe.yaml", ["--data", str(folder / "data.yaml"), *more])
