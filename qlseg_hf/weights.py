@@ -126,7 +126,7 @@ def load_our_weights(
         for key, value in target.items()
         if key in renamed and renamed[key].shape != value.shape
     ]
-    refuse(source, missing, unexpected, misshapen)
+    check_keys(source, missing, unexpected, misshapen)
     for key, parameter in backbone.named_parameters():
         parameter.copy_(renamed[key])
     logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
@@ -201,7 +201,7 @@ def set_num_channels(model: nn.Module, num_channels: int) -> nn.Module:
     return model
 
 
-def refuse(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+def check_keys(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
     """ValueError that names what does not fit, if anything does not."""
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     if any(problems.values()):
@@ -237,7 +237,7 @@ def load_transformers_weights(
     fit_bands(weights, target)
     misshapen = sorted(report["mismatched_keys"])
     misshapen += [(k, value.shape, target[k].shape) for k, value in weights.items() if value.shape != target[k].shape]
-    refuse(
+    check_keys(
         source,
         missing=sorted(set(report["missing_keys"]) - set(unused_weights(backbone))),
         unexpected=sorted(key for key in report["unexpected_keys"] if not re.fullmatch(OTHER_UNUSED_KEYS, key)),
@@ -260,7 +260,7 @@ def load_timm_weights(backbone: nn.Module, source: str | Path, revision: str | N
         )
     }
     fit_bands(weights, target)
-    refuse(
+    check_keys(
         source,
         missing=[key for key in target if key not in weights],
         unexpected=[key for key in weights if key not in target],

@@ -130,7 +130,7 @@ def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] 
     return {names.index(label) if isinstance(label, str) else label: color for label, color in values.items()}, names
 
 
-def refuse_output(output: Path, data: str) -> None:
+def check_output(output: Path, data: str) -> None:
     """ValueError for an output inside the data, where its pictures would be taken for some of the data."""
     place = Path(data).expanduser()
     if place.is_dir() and output.resolve().is_relative_to(place.resolve()):
@@ -149,7 +149,7 @@ def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
         source, pairs = split_words(words)
         values = read_source(source, pairs)
         if output is not None:
-            refuse_output(output, values["data"])
+            check_output(output, values["data"])
         survey = survey_data(make_request(values))
         if values.get("extra_data"):
             look_at_extra_data(values, survey)

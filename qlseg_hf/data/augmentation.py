@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from ..model.image_io import resize_picture
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from .datasets import FolderSamples, Sample, SampleError, StreamedSamples, TableSamples
-from .distortion import COLOR_OPERATIONS, MOVES, distort, distort_bands, move, opencv, recolor, rotation_matrix
+from .distortion import COLOR_OPERATIONS, MOVES, distort, distort_bands, import_opencv, move, recolor, rotation_matrix
 
 # first word of every seed: the order of samples, that of extra ones, and their augmentation are unrelated
 ORDER, AUGMENTATION, EXTRA_ORDER = 1, 2, 3
@@ -83,7 +83,7 @@ class TrainingTransform:
             raise ValueError(f"rotation {self.rotation} must be 0..180 degrees")
         if self.trivial_augment and not self.is_rgb:
             raise ValueError("trivial_augment is for images of 8-bit RGB; leave it out for other bands")
-        if self.photometric and self.is_rgb and opencv() is None:
+        if self.photometric and self.is_rgb and import_opencv() is None:
             raise ImportError("photometric needs OpenCV: pip install 'qlseg-hf[train]', or set photometric: false")
 
     @property
@@ -133,7 +133,7 @@ class TrainingTransform:
         size = self.resized_size(height, width, rng.uniform(*self.scale_range))
         rows, columns, crop = self.draw_crop(labels, size, rng)
         is_rgb = picture.dtype == np.uint8 and picture.shape[-1] == 3
-        picture = resized(picture, size)[rows, columns]  # (h, w, n), h and w at most c
+        picture = resize_sample(picture, size)[rows, columns]  # (h, w, n), h and w at most c
         if rng.random() < 0.5:
             picture, crop = picture[:, ::-1], crop[:, ::-1]
         if self.vertical_flip and rng.random() < 0.5:
@@ -194,17 +194,18 @@ def nearest(old: int, new: int) -> np.ndarray:
     return np.minimum((np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
 
 
-def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_sample(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(H, W, n) -> (h, w, n) uint8, or fp32 of other types. OpenCV if it is there: 100 times as fast.
 
     Of uint8 it gives the same bits as `resize_picture`; in fp32 that rounds weights to 1/2048, and OpenCV does not.
     """
-    if opencv() is None:
+    cv2 = import_opencv()
+    if cv2 is None:
         return resize_picture(picture, size).permute(1, 2, 0).numpy()
     if picture.dtype != np.uint8:
         picture = picture.astype(np.float32, copy=False)
     parts = [
-        opencv().resize(picture[..., first : first + MOST_CHANNELS], size[::-1], interpolation=opencv().INTER_LINEAR)
+        cv2.resize(picture[..., first : first + MOST_CHANNELS], size[::-1], interpolation=cv2.INTER_LINEAR)
         for first in range(0, picture.shape[-1], MOST_CHANNELS)
     ]
     parts = [part.reshape(*size, -1) for part in parts]  # it drops the axis of a single band
@@ -340,12 +341,12 @@ class StreamingTrainingDataset(IterableDataset):
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         # the DataLoader takes whole batches from its workers in turn
         own = (p for number, positions in enumerate(self.batches) if number % step == first for p in positions)
-        stream = enumerate(self.shuffled())
+        stream = enumerate(self.read_shuffled())
         for wanted in own:
             sample, epoch, index = next(entry for position, entry in stream if position == wanted)
             yield self.transform(sample, epoch, index)
 
-    def shuffled(self) -> Iterator[tuple[Sample, int, int]]:
+    def read_shuffled(self) -> Iterator[tuple[Sample, int, int]]:
         """Endless (sample, epoch, index in the stream), from position 0."""
         for epoch in count():
             rng, buffer, is_empty = np.random.default_rng([ORDER, self.transform.seed, epoch]), [], True
@@ -353,14 +354,14 @@ class StreamingTrainingDataset(IterableDataset):
                 is_empty = False
                 buffer.append((sample, epoch, index))
                 if len(buffer) == self.buffer_size:
-                    yield taken_out(buffer, rng)
+                    yield pop_at_random(buffer, rng)
             if is_empty:
                 raise ValueError("the data set is empty")
             while buffer:
-                yield taken_out(buffer, rng)
+                yield pop_at_random(buffer, rng)
 
 
-def taken_out(buffer: list, rng: np.random.Generator):
+def pop_at_random(buffer: list, rng: np.random.Generator):
     """A random entry of `buffer`, which loses it."""
     place = rng.integers(len(buffer))
     buffer[place], buffer[-1] = buffer[-1], buffer[place]

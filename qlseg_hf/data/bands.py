@@ -59,7 +59,7 @@ def read_tiff(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
             check_end(tiff, file)
             pages = [page for page in tiff.pages if not int(page.subfiletype) & SMALLER_OR_MASK]
             check_pages(pages, size)
-            array = np.stack([page.asarray() for page in pages], axis=-1) if len(pages) > 1 else one_page(pages[0])
+            array = np.stack([page.asarray() for page in pages], axis=-1) if len(pages) > 1 else read_page(pages[0])
             page = pages[0]
             if page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
                 array = np.iinfo(array.dtype).max - array
@@ -67,7 +67,7 @@ def read_tiff(file: BinaryIO, name: str) -> tuple[np.ndarray, int, bool]:
             orientation = int(page.tags.valueof("Orientation", 1))
     except Exception as error:  # tifffile's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
-    return turned(array, orientation), num_alpha, len(pages) > 1
+    return turn(array, orientation), num_alpha, len(pages) > 1
 
 
 def check_end(tiff, file: BinaryIO) -> None:
@@ -107,7 +107,7 @@ def check_pages(pages: list, size: int) -> None:
         raise ValueError(f"it has {len(pages)} pages of several bands each; save one picture per file")
 
 
-def one_page(page) -> np.ndarray:
+def read_page(page) -> np.ndarray:
     """(H, W, bands) of a page, which stores its bands together or one after the other."""
     array = page.asarray()
     if array.ndim == 2:
@@ -117,7 +117,7 @@ def one_page(page) -> np.ndarray:
     return np.moveaxis(array, 0, -1) if page.axes == "SYX" else array
 
 
-def turned(array: np.ndarray, orientation: int) -> np.ndarray:
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
     """(H, W, bands) as the orientation tag says it is to be seen."""
     is_transposed, flips_rows, flips_columns = ORIENTATIONS.get(orientation, (False, False, False))
     array = array.swapaxes(0, 1) if is_transposed else array

@@ -18,7 +18,7 @@ from ..utils.optional import import_package
 
 
 @cache
-def opencv():
+def import_opencv():
     """The module cv2, or None if it is not installed. ImportError if it is, but another module or broken."""
     try:
         cv2 = import_package("cv2", "setNumThreads", "augmentation", "'qlseg-hf[train]'")
@@ -28,7 +28,7 @@ def opencv():
     return cv2
 
 
-def scaled(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
+def scale_values(values: np.ndarray, factor: float = 1.0, offset: float = 0.0) -> np.ndarray:
     """`values * factor + offset` of uint8, clipped to 0..255 and cut to uint8."""
     return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)[values]
 
@@ -39,26 +39,26 @@ def distort(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     Brightness + U(-32, 32); contrast x U(0.5, 1.5), by a coin before or after the next two; saturation x U(0.5, 1.5);
     hue + an integer in -18..17 of 180.
     """
-    cv2 = opencv()
+    cv2 = import_opencv()
 
-    def in_hsv(channel: int, table: np.ndarray) -> np.ndarray:
+    def translate_channel(channel: int, table: np.ndarray) -> np.ndarray:
         hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
         hsv[..., channel] = table[hsv[..., channel]]
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
     levels = np.arange(256)
     if rng.random() < 0.5:
-        picture = scaled(picture, offset=rng.uniform(-32, 32))
+        picture = scale_values(picture, offset=rng.uniform(-32, 32))
     contrast_first = rng.random() < 0.5
     contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else None
     if contrast is not None and contrast_first:
-        picture = scaled(picture, contrast)
+        picture = scale_values(picture, contrast)
     if rng.random() < 0.5:
-        picture = in_hsv(1, scaled(levels, rng.uniform(0.5, 1.5)))
+        picture = translate_channel(1, scale_values(levels, rng.uniform(0.5, 1.5)))
     if rng.random() < 0.5:
-        picture = in_hsv(0, ((levels + rng.integers(-18, 18)) % 180).astype(np.uint8))
+        picture = translate_channel(0, ((levels + rng.integers(-18, 18)) % 180).astype(np.uint8))
     if contrast is not None and not contrast_first:
-        picture = scaled(picture, contrast)
+        picture = scale_values(picture, contrast)
     return picture
 
 
@@ -144,7 +144,7 @@ __all__ = [
     "distort",
     "distort_bands",
     "move",
-    "opencv",
+    "import_opencv",
     "recolor",
     "rotation_matrix",
 ]

@@ -36,7 +36,7 @@ class SampleError(ValueError):
 
 
 @contextmanager
-def naming(name: str, kind: str) -> Iterator[None]:
+def name_in_errors(name: str, kind: str) -> Iterator[None]:
     """Turn whatever a loader says into a `SampleError` that names the sample."""
     try:
         yield
@@ -84,12 +84,12 @@ class Sample:
             SampleError: of kind "picture".
         """
         reading = {"num_channels": None} | reading
-        with naming(self.name, "picture"):
+        with name_in_errors(self.name, "picture"):
             return load_picture(picture_source(self.picture, self.name), **reading)
 
     def read_label_map(self) -> np.ndarray:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
-        with naming(self.name, "label map"):
+        with name_in_errors(self.name, "label map"):
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()

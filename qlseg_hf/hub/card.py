@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..utils.text import as_code, escaped, fenced
+from ..utils.text import as_code, escape_markdown, fence_code
 from .results import (
     MEASURED,
     NOT_MEASURED,
@@ -43,8 +43,8 @@ def _render(license_fields: dict[str, Any], facts: dict[str, Any], **metadata) -
     tags = ["qlseg", "semantic-segmentation", "vision"]
     shared = {"library_name": "transformers", "pipeline_tag": "image-segmentation", "tags": tags}
     data = ModelCardData(**license_fields, **shared, **metadata)
-    tools = {"text": escaped, "code": as_code, "percent": percent, "measured_title": MEASURED}
-    tools["fence"] = lambda text, language: "\n".join(fenced(text, language))
+    tools = {"text": escape_markdown, "code": as_code, "percent": percent, "measured_title": MEASURED}
+    tools["fence"] = lambda text, language: "\n".join(fence_code(text, language))
     return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **tools, **facts))
 
 
@@ -61,7 +61,7 @@ def _licence_sentence(source: Source | None) -> str:
         return f"The licence of these weights, which started from {_origin(source)}, is unknown. {why}"
     name = stated.get("license_name") or stated["license"]
     link = f" ({as_code(stated['license_link'])})" if stated.get("license_link") else ""
-    shown = escaped(name if isinstance(name, str) else ", ".join(name))
+    shown = escape_markdown(name if isinstance(name, str) else ", ".join(name))
     return f"These weights started from {_origin(source)}, whose licence applies: {shown}{link}."
 
 
@@ -176,7 +176,7 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, launch
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     facts = {
         "kind": "trained",
-        "title": f"QLSeg, trained on {escaped(public_name(recipe.data))}",
+        "title": f"QLSeg, trained on {escape_markdown(public_name(recipe.data))}",
         "network": network_sentence(model),
         "processing": processor_sentence(processor),
         "origin": _origin(source),
@@ -184,7 +184,7 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, launch
         "model_argument": model_argument(name),
         "step": step,
         "recipe": recipe,
-        "recipe_yaml": recipe.published().to_yaml(),
+        "recipe_yaml": recipe.to_public().to_yaml(),
         "measured": measured_line(result),
         "per_label": result["per_label"],
         "launch": launch,

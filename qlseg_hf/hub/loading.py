@@ -19,7 +19,7 @@ from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
+def hide_bars() -> Iterator[None]:
     """No progress bars of transformers, which would break into one that is there."""
     were_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -46,15 +46,15 @@ def load_network(
         OSError, ValueError: something is missing, damaged or of another network; names `source`.
     """
     where = {"trust_remote_code": False}
-    with naming(f"config.json of {source}"):
-        refuse_misspelt(PreTrainedConfig.get_config_dict(source)[0])
+    with name_in_errors(f"config.json of {source}"):
+        check_spelling(PreTrainedConfig.get_config_dict(source)[0])
         config = AutoConfig.from_pretrained(source, **where)
-    with naming(f"preprocessor_config.json of {source}"):
+    with name_in_errors(f"preprocessor_config.json of {source}"):
         processor = AutoImageProcessor.from_pretrained(source, **where, **(settings or {}))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # what the report on weights says is said below, in a sentence
     try:
-        with naming(f"weights of {source}"):
+        with name_in_errors(f"weights of {source}"):
             model, report = AutoModelForSemanticSegmentation.from_pretrained(
                 source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **where
             )
@@ -71,7 +71,7 @@ def load_network(
 
 
 @contextmanager
-def naming(what: str) -> Iterator[None]:
+def name_in_errors(what: str) -> Iterator[None]:
     """Whatever is raised because of damaged or wrong files says which; OSError of transformers does already."""
     try:
         yield
@@ -81,7 +81,7 @@ def naming(what: str) -> Iterator[None]:
         raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
 
 
-def refuse_misspelt(values: dict) -> None:
+def check_spelling(values: dict) -> None:
     """ValueError if a key nearly is one that is missing: transformers keeps any, and takes the default."""
     known = [name for name in (*QLSegConfig().to_dict(), "num_labels") if name not in values]
     for key in values.keys() - set(QLSegConfig().to_dict()):
@@ -89,4 +89,4 @@ def refuse_misspelt(values: dict) -> None:
             raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
-__all__ = ["load_network", "without_bars"]
+__all__ = ["load_network", "hide_bars"]

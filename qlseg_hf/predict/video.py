@@ -19,7 +19,7 @@ from ..model.image_io import load_picture
 from ..utils.files import partial_folder, sync
 from ..utils.optional import import_package
 from ..utils.text import first_line
-from ..utils.visualization import tint_picture, visible
+from ..utils.visualization import tint_picture, to_visible_rgb
 from .items import Camera, Item, VideoFile
 from .queue import Result, WindowQueue
 from .sinks import Output
@@ -201,7 +201,7 @@ def _write_frame(writers: dict[str, _Writer], output: Output, frame: _Frame, res
     labels = output.select(result.label_map.numpy())
     for kind, writer in writers.items():
         if kind == "overlay":
-            writer.add(np.asarray(tint_picture(visible(frame.picture), labels, output.colors)), frame)
+            writer.add(np.asarray(tint_picture(to_visible_rgb(frame.picture), labels, output.colors)), frame)
         else:
             writer.add(labels if writer.format == "gray" else labels.astype(np.uint16), frame)
 

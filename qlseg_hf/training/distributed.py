@@ -10,7 +10,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DeepSpeedPlugin, DistributedType, DynamoBackend, LoggerType
 from transformers.integrations import unset_hf_deepspeed_config
 
-from ..utils.distributed import asks_for, fail_together, join_processes
+from ..utils.distributed import fail_together, is_switched_on, join_processes
 from .recipe import Recipe
 
 # Accelerators with their networks, kept to the end of the process: DistributedDataParallel's destructor waits for
@@ -54,7 +54,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         ValueError: it was told something that it would not do here, or that contradicts the recipe.
     """
     with fail_together(join_processes().num_processes):
-        if asks_for("ACCELERATE_USE_MEGATRON_LM"):
+        if is_switched_on("ACCELERATE_USE_MEGATRON_LM"):
             raise ValueError("Megatron-LM does not know this network; leave it out of accelerate's settings")
         check_trackers(recipe.report_to)
         launched = launched_precision()
@@ -96,7 +96,7 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
         ("ACCELERATE_USE_DEEPSPEED", DistributedType.DEEPSPEED),
         ("ACCELERATE_USE_FSDP", DistributedType.FSDP),
     ):
-        if asks_for(variable) and kind != wanted:
+        if is_switched_on(variable) and kind != wanted:
             raise ValueError(
                 f"{wanted.value} was asked for, but accelerate would run {kind.value} on {accelerator.num_processes} "
                 f"{device.upper()} process(es); start it on GPUs with accelerate launch, or leave it out"

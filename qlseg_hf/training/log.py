@@ -84,7 +84,7 @@ class StepLog:
             self.losses = LossLog(output_dir / "losses.jsonl", start_step)
             self.evaluations = LineLog(output_dir / "evaluations.jsonl", last_evaluated)
         if recipe.report_to:
-            settings = vars(recipe.published()).items()
+            settings = vars(recipe.to_public()).items()
             flat = {key: value for key, value in settings if isinstance(value, (int, float, str, bool))}
             accelerator.init_trackers("qlseg", config=flat)
         disable = not accelerator.is_main_process

@@ -56,10 +56,10 @@ def train(recipe: Recipe, signals: StopSignals) -> None:
     run.log = StepLog(run.accelerator, recipe, run.step, last_evaluated=run.step - (not run.is_measured))
     run.model.train()
     with signals.waiting(), run.log.bar:
-        make_up(run)
+        finish_last_step(run)
         while not run.is_over:
             result = make_step(run, batches)
-            number = signals.agreed(run.num_processes, run.accelerator.device)
+            number = signals.agree(run.num_processes, run.accelerator.device)
             evaluates, saves = run.is_due(recipe.eval_steps), run.is_due(recipe.save_steps)
             run.log.add(run.step, result, run.optimizer, write=evaluates or saves or number is not None)
             if evaluates and number is None:
@@ -86,7 +86,7 @@ def open_batches(run: Run) -> Iterator[dict]:
     )
 
 
-def make_up(run: Run) -> None:
+def finish_last_step(run: Run) -> None:
     """Do what the run before could not end: evaluate its last step, and save the models of it."""
     if run.step == 0:
         return

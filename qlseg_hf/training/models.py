@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..hub.card import inference_protocol, trained_model_card
-from ..hub.loading import without_bars
+from ..hub.loading import hide_bars
 from ..hub.saving import QLSegForSemanticSegmentation
 from ..hub.upload import upload_folder
 from ..utils.distributed import gather_objects
@@ -31,7 +31,7 @@ def save_models(run: Run, names: list[str]) -> None:
 
 def _save_model(run: Run, place: Path, network: QLSegForSemanticSegmentation) -> None:
     recipe, facts = run.recipe, launch_facts(run.accelerator)
-    with without_bars():
+    with hide_bars():
         plain = plain_model(network, network.state_dict())
     measured = {"dataset": recipe.data, "dataset_config": recipe.dataset_config, "split": recipe.eval_split}
     card = trained_model_card(
@@ -43,10 +43,10 @@ def _save_model(run: Run, place: Path, network: QLSegForSemanticSegmentation) ->
         launch=facts,
         result=run.state["result"] | {"protocol": measured | inference_protocol(run.processor)},
     )
-    with without_bars(), write_beside(place) as folder:
+    with hide_bars(), write_beside(place) as folder:
         plain.save_pretrained(folder)
         run.processor.save_pretrained(folder)
-        (folder / "recipe.yaml").write_text(recipe.published().to_yaml(), encoding="utf-8")
+        (folder / "recipe.yaml").write_text(recipe.to_public().to_yaml(), encoding="utf-8")
         (folder / TRAINING).write_text(json.dumps({"step": run.step} | facts), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         add_results(run.output_dir, folder)

@@ -227,7 +227,7 @@ class Recipe:
             )
         return self.total_batch_size // per_pass
 
-    def published(self) -> "Recipe":
+    def to_public(self) -> "Recipe":
         """The recipe as it lies beside weights and in cards: of what lies on this machine the names, not the paths."""
         values = asdict(self)
         names = {"label_names": values.pop("label_names")} if isinstance(self.label_names, dict) else {}

@@ -90,7 +90,7 @@ class StopSignals:
         finally:
             self.is_waiting = False
 
-    def agreed(self, world_size: int, device: torch.device) -> int | None:
+    def agree(self, world_size: int, device: torch.device) -> int | None:
         """The signal that any of the processes has got, the same in all of them. Every process has to come here."""
         if world_size == 1 or not dist.is_initialized():
             return self.number
@@ -143,7 +143,7 @@ def report_deaths() -> Iterator[None]:
         raise
 
 
-def asks_for(variable: str) -> bool:
+def is_switched_on(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
@@ -153,10 +153,10 @@ def join_processes() -> Any:
     Raises:
         ValueError: fewer processes have joined than were launched; in all but the first of them OtherProcessError.
     """
-    is_without_gpu = not torch.accelerator.is_available() and not asks_for("ACCELERATE_USE_DEEPSPEED")
+    is_without_gpu = not torch.accelerator.is_available() and not is_switched_on("ACCELERATE_USE_DEEPSPEED")
     from accelerate import PartialState  # an optional package
 
-    state = PartialState(cpu=asks_for("ACCELERATE_USE_CPU") or is_without_gpu)
+    state = PartialState(cpu=is_switched_on("ACCELERATE_USE_CPU") or is_without_gpu)
     if state.num_processes != (launched := int(os.environ.get("WORLD_SIZE", 1))):
         if os.environ.get("RANK", "0") != "0":
             raise OtherProcessError("process 0 says why")
@@ -168,7 +168,7 @@ __all__ = [
     "OtherProcessError",
     "StopRequestedError",
     "StopSignals",
-    "asks_for",
+    "is_switched_on",
     "iterate_batches",
     "report_deaths",
     "gather_objects",

@@ -13,7 +13,7 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in " ".join(str(text).split()))
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Any text as one line of Markdown that shows it and nothing else, in a table too."""
     return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", html.escape(printable(text), quote=False))
 
@@ -25,7 +25,7 @@ def as_code(text: str) -> str:
     return f"{ticks} {text} {ticks}" if len(ticks) > 1 else f"`{text}`"
 
 
-def fenced(text: str, language: str) -> list[str]:
+def fence_code(text: str, language: str) -> list[str]:
     """Any text as a code block."""
     ticks = "`" * max(3, longest_run(text) + 1)
     return [f"{ticks}{language}", text.rstrip("\n"), ticks]
@@ -43,4 +43,4 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["as_code", "escaped", "fenced", "first_line", "printable"]
+__all__ = ["as_code", "escape_markdown", "fence_code", "first_line", "printable"]

@@ -40,7 +40,7 @@ def draw_overlay(
     """Picture tinted by label with white borders, and a legend beside it, largest label first.
 
     Args:
-        picture: (H, W, n), uint8 or another type; shown as `visible` makes it.
+        picture: (H, W, n), uint8 or another type; shown as `to_visible_rgb` makes it.
         label_map: (H, W) integers; values without a name (an ignore index) stay untinted and are left out of the
             legend.
         id2label: names.
@@ -55,7 +55,7 @@ def draw_overlay(
     """
     tinted = tint_picture(picture, label_map, colors, opacity)
     lines = [(label, f"{legend_name(id2label[label])} ({text})") for label, text in label_shares(label_map, colors)]
-    return beside_legend(tinted, lines, colors)
+    return add_legend(tinted, lines, colors)
 
 
 def tint_picture(
@@ -65,7 +65,7 @@ def tint_picture(
     labels = np.asarray(label_map)
     if labels.shape != picture.shape[:2]:
         raise ValueError(f"the label map has size {labels.shape}, its picture {picture.shape[:2]}")
-    picture = visible(picture)
+    picture = to_visible_rgb(picture)
     named = (labels >= 0) & (labels < len(colors))
     tint = colors[np.where(named, labels, 0)]
     blend = np.where(named[..., None], (1 - opacity) * picture + opacity * tint, picture)
@@ -84,7 +84,7 @@ def label_shares(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) -> li
     return [(int(values[i]), share(counts[i] / labels.size)) for i in order]
 
 
-def visible(picture: np.ndarray) -> np.ndarray:
+def to_visible_rgb(picture: np.ndarray) -> np.ndarray:
     """(H, W, n) of any type -> (H, W, 3) uint8 for people: the first three bands, or the first one as grey.
 
     8-bit values stay. Others are stretched band by band, from their 2nd percentile (black) to their 98th (white).
@@ -107,7 +107,7 @@ def share(fraction: float) -> str:
     return f"{100 * fraction:.0f} %" if fraction >= 0.01 else "< 1 %"
 
 
-def beside_legend(picture: Image.Image, lines: list[tuple[int, str]], colors: np.ndarray) -> Image.Image:
+def add_legend(picture: Image.Image, lines: list[tuple[int, str]], colors: np.ndarray) -> Image.Image:
     """The picture on white with one legend line per (label, text), in as many columns as its height asks for."""
     font = ImageFont.load_default(FONT_SIZE)
     height = max(picture.height, 12 * LINE_HEIGHT)
@@ -152,5 +152,5 @@ __all__ = [
     "legend_name",
     "save_picture",
     "tint_picture",
-    "visible",
+    "to_visible_rgb",
 ]

@@ -42,10 +42,10 @@ if __name__ == "__main__":
     import qlseg_hf.cli.errors  # noqa: F401
     import qlseg_hf.training.loop  # noqa: F401
     from qlseg_hf.cli.main import run
-    from qlseg_hf.data.distortion import opencv
+    from qlseg_hf.data.distortion import import_opencv
     from qlseg_hf.evaluation import evaluator
 
-    opencv()
+    import_opencv()
     evaluator.ROUND_SECONDS = 0.05  # state is written for nearly every picture
     for line in sys.stdin:
         folder, *files, arguments = json.loads(line)

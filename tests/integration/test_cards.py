@@ -18,7 +18,7 @@ from transformers import AutoModelForSemanticSegmentation, Dinov2Config, ViTConf
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_vit_weights
 from qlseg_hf.hub.card import add_result_to_card, inference_protocol
 from qlseg_hf.training.build import plain_model
-from qlseg_hf.utils.text import as_code, fenced
+from qlseg_hf.utils.text import as_code, fence_code
 
 
 def test_cards_of_models_saved_by_hand(hub, tmp_path, monkeypatch, capsys):
@@ -167,7 +167,7 @@ def test_names_are_escaped(tmp_path):
     page = rendered(text.split("---\n", 2)[2])
     assert "<script" not in page and "<td>&lt;script&gt;alert(1)&lt;/script&gt; a|b ``` *c* [d](e)</td>" in page
     assert page.count("<tr>") == 3 and page.count("<details>") == page.count("</details>") == 1
-    assert rendered("\n".join(fenced("a\n```\n<b>", "yaml"))).count("&lt;b&gt;\n</code></pre>") == 1
+    assert rendered("\n".join(fence_code("a\n```\n<b>", "yaml"))).count("&lt;b&gt;\n</code></pre>") == 1
     assert rendered(as_code("`a` ``b\n``")) == "<p><code>`a` ``b ``</code></p>\n"
 
 

@@ -115,12 +115,12 @@ def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
     values = {"label_names": names, "dataset_config": "data/here", "report_to": "tensorboard", "train_split": "a/b"}
     values |= {"config": {"weights": [r"C:\Users\alice\x.pth", "file:///home/alice/y", "~/z/", 3, "~alice/u"]}}
     values |= {"data": "me/data", "model": "data/here", "output_dir": "runs/one", "resume": "none"}
-    recipe = small_recipe(**values).published()
+    recipe = small_recipe(**values).to_public()
     assert (recipe.data, recipe.model, recipe.output_dir, recipe.label_names) == ("me/data", "here", "one", names)
     assert (recipe.dataset_config, recipe.train_split, recipe.resume) == ("here", "a/b", "none")
     assert recipe.config == {"weights": ["x.pth", "y", "z", 3, "u"]}
     values = {"data": "link", "backbone": "../gone/v.pth", "output_dir": "./", "label_names": "me/names.txt"}
-    recipe = small_recipe(**values, resume=str(tmp_path / "run" / "step-1")).published()
+    recipe = small_recipe(**values, resume=str(tmp_path / "run" / "step-1")).to_public()
     assert (recipe.data, recipe.backbone, recipe.resume) == ("link", "v.pth", "step-1")
     assert (recipe.output_dir, recipe.label_names) == (tmp_path.name, "names.txt")
     Path("recipe.yaml").write_text(recipe.to_yaml())

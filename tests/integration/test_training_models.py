@@ -30,7 +30,7 @@ def test_trained_folder(whole_run, data):
     value = front["model-index"][0]["results"][0]["metrics"][0]
     assert value["type"] == "mean_iou" and 0 <= value["value"] <= 1
     assert "| green |" in card and "max_steps: 24" in card and "mIoU" in card
-    published = load_recipe(whole_run / "recipe.yaml").published()
+    published = load_recipe(whole_run / "recipe.yaml").to_public()
     assert load_recipe(whole_run / "best" / "recipe.yaml") == published
     assert len(list((whole_run / "overlays").glob("*.png"))) == 3
 

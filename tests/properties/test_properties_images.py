@@ -21,7 +21,7 @@ from qlseg_hf import (
     load_label_map,
     load_picture,
 )
-from qlseg_hf.data.augmentation import resized
+from qlseg_hf.data.augmentation import resize_sample
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import MemoryPlan
 from qlseg_hf.model.windows import window_layout, window_starts
@@ -136,7 +136,7 @@ def test_resizing_is_opencv_s(old, new, part, seed):
     expected = cv2.resize(picture, new[::-1], interpolation=cv2.INTER_LINEAR)
     found = resize_picture(picture, new)
     assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
-    assert np.array_equal(resized(picture, new), expected)
+    assert np.array_equal(resize_sample(picture, new), expected)
     (top, bottom), (left, right) = (
         sorted(int(p * side) for p in pair) for pair, side in zip((part[:2], part[2:]), new)
     )

@@ -110,7 +110,7 @@ def find_labels(rules: Rules, findings: list[Finding], tallies: dict[int, Tally]
 def show_values(rules: Rules, tallies: dict[int, Tally]) -> None:
     """Give each value that fills regions a label, so that the maps can be shown; nothing is decided by that."""
     shown = sorted(value for value in tallies if is_region(tallies[value]))[:MOST_LABELS] or sorted(tallies)[:1]
-    table = numbered(shown) | {value: -100 for value in tallies if value not in shown}
+    table = number_in_order(shown) | {value: -100 for value in tallies if value not in shown}
     rules.names, rules.is_open = [f"label_{value}" for value in shown], True
     rules.settings |= {"label_mapping": table, "ignore_index": -100, "do_reduce_labels": False}
 
@@ -135,8 +135,8 @@ def ask_about_255(rules: Rules, others: list[int], tallies: dict[int, Tally]) ->
     share = tallies[255].num_pixels / sum(tally.num_pixels for tally in tallies.values())
     as_void: dict[str, Any] = {"ignore_index": 255}
     if others != list(range(len(others))):
-        as_void["label_mapping"] = numbered(others)
-    as_label = {"label_mapping": numbered([*others, 255])}
+        as_void["label_mapping"] = number_in_order(others)
+    as_label = {"label_mapping": number_in_order([*others, 255])}
     rules.proposals += [("255 is void", as_void), ("255 is a label", as_label)]
     rules.problems.append(
         f"255, {share:.1%} of the pixels beside {listed(list(map(str, others)))}, may be void or a label: set "
@@ -155,11 +155,11 @@ def number_values(rules: Rules, values: list[int]) -> None:
         rules.settings["do_reduce_labels"] = True
         rules.notes.append("values begin at 1 and 0 never occurs, so 1 is the first label: do_reduce_labels: true")
     else:
-        rules.settings["label_mapping"] = (rules.settings.get("label_mapping") or {}) | numbered(values)
+        rules.settings["label_mapping"] = (rules.settings.get("label_mapping") or {}) | number_in_order(values)
         rules.notes.append(f"the values {text} are numbered: label_mapping: {rules.settings['label_mapping']}")
 
 
-def numbered(values: list[int]) -> dict[int, int]:
+def number_in_order(values: list[int]) -> dict[int, int]:
     """{stored value: label} that makes `values` 0..K-1."""
     return {value: label for label, value in enumerate(values)}
 
@@ -229,7 +229,7 @@ def propose_for_names(rules: Rules, tallies: dict[int, Tally]) -> None:
             (f"0 is {names[a]!r} and 255 is {names[1 - a]!r}", {"label_mapping": {0: a, 255: 1 - a}}) for a in (0, 1)
         ]
     elif len(kept) == len(names) and kept[-1] > len(names) and not smoothed_text(tallies):
-        table = numbered(kept)
+        table = number_in_order(kept)
         pairs = [f"{value} is {name!r}" for value, name in zip(kept, names)]
         rules.proposals.append((listed(pairs), {"label_mapping": table}))
         rules.problems.append(

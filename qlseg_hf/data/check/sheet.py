@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ...utils.text import printable
-from ...utils.visualization import draw_overlay, label_colors, visible
+from ...utils.visualization import draw_overlay, label_colors, to_visible_rgb
 from ..datasets import Sample
 from .counting import Finding, labels_of
 from .survey import Survey
@@ -34,7 +34,7 @@ def choose_samples(survey: Survey, most: int = NUM_IMAGES) -> list[tuple[str, Fi
         for found in survey.findings[split]
         if found.size is not None
     ]
-    shown = [labels_seen(found, survey) for _, found in usable]
+    shown = [find_visible_labels(found, survey) for _, found in usable]
     images = np.array(survey.images_of_labels)
     wanted = [label for label in np.argsort(images, kind="stable").tolist() if images[label]]
     chosen: list[int] = []
@@ -51,7 +51,7 @@ def choose_samples(survey: Survey, most: int = NUM_IMAGES) -> list[tuple[str, Fi
     return [usable[place] for place in sorted(chosen)]
 
 
-def labels_seen(found: Finding, survey: Survey) -> dict[int, float]:
+def find_visible_labels(found: Finding, survey: Survey) -> dict[int, float]:
     """{label: share of the image} of those that are large enough to be seen, or else of all."""
     if found.stored is None:
         return {}
@@ -87,9 +87,8 @@ def draw_tile(
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
     rows, columns = (((np.arange(n) + 0.5) * full / n).astype(int) for n, full in zip(size[::-1], labels.shape))
     small = labels[rows[:, None], columns]
-    photo = np.asarray(
-        Image.fromarray(visible(picture)).resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
-    )
+    way = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    photo = np.asarray(Image.fromarray(to_visible_rgb(picture)).resize(size, way))
     tile = draw_overlay(photo, small, dict(enumerate(names)), colors, opacity=0.45).crop((0, 0, *size))
     values, counts = np.unique(small[(small >= 0) & (small < len(names))], return_counts=True)
     order = values[np.argsort(-counts, kind="stable")].tolist()
@@ -109,10 +108,10 @@ def write_name(tile: Image.Image, mask: np.ndarray, name: str, color: np.ndarray
         int(np.clip(x[nearest], half, max(tile.width - half, half))),
         int(np.clip(y[nearest], 8, tile.height - 8)),
     )
-    draw.text(place, text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=dark(color))
+    draw.text(place, text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=darken(color))
 
 
-def dark(color: np.ndarray) -> tuple[int, ...]:
+def darken(color: np.ndarray) -> tuple[int, ...]:
     """A colour on which white letters can be read."""
     return tuple(int(part) // 3 for part in color)
 
@@ -122,8 +121,8 @@ def draw_facts(survey: Survey, tiles: list[Image.Image], facts: list[tuple[str, 
     width, pad, per_row = 1240, 20, 4
     cell = (width - pad) // per_row
     font, small, title = (ImageFont.load_default(size) for size in (16, 14, 22))
-    lines = [f"{what}: {value}" for what, value in facts] + wrapped(verdict, font, width - 2 * pad)
-    tiles = [tile.resize(fitting(tile.size, cell - pad)) for tile in tiles]
+    lines = [f"{what}: {value}" for what, value in facts] + wrap_text(verdict, font, width - 2 * pad)
+    tiles = [tile.resize(fit_size(tile.size, cell - pad)) for tile in tiles]
     rows = [tiles[start : start + per_row] for start in range(0, len(tiles), per_row)]
     names, counts = survey.rules.names, survey.label_counts if survey.rules.names else np.zeros(0)
     num_bars = min(len(names), MOST_BARS)
@@ -162,13 +161,13 @@ def draw_bars(draw: ImageDraw.ImageDraw, top: int, names: list[str], counts: np.
         draw.text((x + 218 + length, y + 2), f"{counts[number] / total:.2%}", fill="black", font=font)
 
 
-def fitting(size: tuple[int, int], width: int) -> tuple[int, int]:
+def fit_size(size: tuple[int, int], width: int) -> tuple[int, int]:
     """(width, height) of an image brought into a square of that width."""
     scale = width / max(size)
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
-def wrapped(text: str, font, width: int) -> list[str]:
+def wrap_text(text: str, font, width: int) -> list[str]:
     """Lines of a text that fit into a width, pixels; four at most."""
     lines, line = [], ""
     for word in text.split():

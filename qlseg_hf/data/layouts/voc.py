@@ -45,7 +45,7 @@ def find_voc(source: Source) -> Found | None:
     return None
 
 
-def listed_names(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
     """Names in a split list, one a line, blank lines and hidden files left out; ValueError for one that is a path."""
     names = []
     try:
@@ -63,7 +63,7 @@ def listed_names(path: Path) -> list[str]:
 
 def open_list(source: Source, split: str, path: Path, masks: str) -> FolderSamples:
     """The samples that a list names; ValueError for missing files."""
-    names = listed_names(path)
+    names = read_list(path)
     if not names:
         raise ValueError(f"split {split} of {source.root} holds no pictures")
     pairs = []

@@ -17,7 +17,7 @@ from qlseg_hf.data.augmentation import (
     TrainingDataset,
     TrainingSampler,
     TrainingTransform,
-    resized,
+    resize_sample,
     sample_order,
 )
 from qlseg_hf.data.datasets import Sample, SampleError, StreamedSamples, open_dataset
@@ -168,10 +168,10 @@ def test_flip_is_fair():
 def test_resampling_is_opencv(size, monkeypatch):
     cv2 = pytest.importorskip("cv2")
     noise, labels = rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8), scene()[1]
-    fast = resized(noise, size)
+    fast = resize_sample(noise, size)
     np.testing.assert_array_equal(fast, resize_picture(noise, size).permute(1, 2, 0).numpy())
-    monkeypatch.setattr(module, "opencv", lambda: None)
-    np.testing.assert_array_equal(fast, resized(noise, size))
+    monkeypatch.setattr(module, "import_opencv", lambda: None)
+    np.testing.assert_array_equal(fast, resize_sample(noise, size))
     crop = transform(crop_size=256).draw_crop(labels, size, rng(0))[2]
     expected = cv2.resize(labels.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
     np.testing.assert_array_equal(crop, expected)
@@ -235,7 +235,7 @@ def test_contrast_before_or_after():
 
 
 def test_photometric_needs_opencv(monkeypatch):
-    monkeypatch.setattr(module, "opencv", lambda: None)
+    monkeypatch.setattr(module, "import_opencv", lambda: None)
     with pytest.raises(ImportError, match="photometric needs OpenCV: pip install"):
         transform(photometric=True)
     assert transform().augment(*scene(), rng(0))["labels"].shape == (16, 16)
@@ -247,11 +247,11 @@ def test_opencv_that_is_broken(monkeypatch, tmp_path):
     (tmp_path / "cv2" / "__init__.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
-    module.opencv.cache_clear()
+    module.import_opencv.cache_clear()
     for photometric in (True, False):
         with pytest.raises(ImportError, match=r"the package cv2, whose import from .*tmp.*fails: libGL.so.1"):
             transform(photometric=photometric).augment(*scene(), rng(0))
-    module.opencv.cache_clear()
+    module.import_opencv.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_label_rules_and_range():
 
 def test_draws_depend_on_seed_epoch_and_index_only(folder):
     samples = open_dataset(folder, "train")
-    steps = pickle.loads(pickle.dumps(transform(photometric=module.opencv() is not None, seed=3)))
+    steps = pickle.loads(pickle.dumps(transform(photometric=module.import_opencv() is not None, seed=3)))
     first = steps(samples[0], 2, 0)
     steps(samples[1], 0, 1)
     again = steps(samples[0], 2, 0)
@@ -346,7 +346,7 @@ def equal_batches(first: list[dict], second: list[dict]) -> bool:
 
 def test_workers_change_nothing(folder):
     dataset = TrainingDataset(
-        open_dataset(folder, "train", val_fraction=0), transform(photometric=module.opencv() is not None)
+        open_dataset(folder, "train", val_fraction=0), transform(photometric=module.import_opencv() is not None)
     )
     assert len(dataset) == 7
 
@@ -433,9 +433,9 @@ def test_any_number_of_bands_keeps_its_16_bits(bands):
 def test_resizing_other_bands(bands, size):
     small = rng(0).integers(0, 256, (23, 31, bands), dtype=np.uint8)
     expected = resize_picture(small, size).permute(1, 2, 0).numpy()
-    assert np.array_equal(resized(small, size), expected) and expected.dtype == np.uint8
+    assert np.array_equal(resize_sample(small, size), expected) and expected.dtype == np.uint8
     deep = rng(0).integers(0, 65536, (23, 31, bands), dtype=np.uint16)
-    found, expected = resized(deep, size), resize_picture(deep, size).permute(1, 2, 0).numpy()
+    found, expected = resize_sample(deep, size), resize_picture(deep, size).permute(1, 2, 0).numpy()
     assert found.shape == (*size, bands) and found.dtype == expected.dtype == np.float32
     assert np.abs(found - expected).max() < 65535 / 2048
     whole = torch.from_numpy(deep.astype(np.float32)).permute(2, 0, 1)[None]
@@ -461,7 +461,7 @@ def test_distortion_of_bands():
 
 
 def test_distortion_of_other_bands_needs_no_opencv(monkeypatch):
-    monkeypatch.setattr(module, "opencv", lambda: None)
+    monkeypatch.setattr(module, "import_opencv", lambda: None)
     picture, labels = rng(0).integers(0, 65536, (24, 32, 5), dtype=np.uint16), scene()[1]
     steps = transform(deep_processor(5), photometric=True)
     found = [steps.augment(picture, labels, rng(seed))["pixel_values"] for seed in range(8)]

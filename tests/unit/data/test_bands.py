@@ -15,7 +15,7 @@ from qlseg_hf import QLSegImageProcessor, load_picture, segment
 from qlseg_hf.data.bands import BandSums, measure_bands
 from qlseg_hf.data.datasets import Sample, SampleError
 from qlseg_hf.model import image_files
-from qlseg_hf.utils.visualization import visible
+from qlseg_hf.utils.visualization import to_visible_rgb
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -390,17 +390,17 @@ def test_infrared_that_is_called_alpha_is_noted(dtype):
 
 def test_what_people_are_shown():
     small = DEEP.astype(np.uint8)
-    assert np.array_equal(visible(small[..., :3]), small[..., :3])
-    assert np.array_equal(visible(small), small[..., :3])
-    assert np.array_equal(visible(small[..., :1]), np.repeat(small[..., :1], 3, axis=-1))
+    assert np.array_equal(to_visible_rgb(small[..., :3]), small[..., :3])
+    assert np.array_equal(to_visible_rgb(small), small[..., :3])
+    assert np.array_equal(to_visible_rgb(small[..., :1]), np.repeat(small[..., :1], 3, axis=-1))
     bands = DEEP.astype(np.float32) * [1, 0.01, 100, 1, 1]  # each has a range of its own, and one has a glare
     bands[0, 0, 0] = 1e9
-    shown = visible(bands)
+    shown = to_visible_rgb(bands)
     assert shown.dtype == np.uint8 and shown.shape == (40, 50, 3)
     for band in range(3):
         assert (shown[..., band].min(), shown[..., band].max()) == (0, 255)
         assert abs(int(np.median(shown[..., band])) - 128) < 12
-    assert not visible(np.full((4, 4, 5), 7, np.uint16)).any()
+    assert not to_visible_rgb(np.full((4, 4, 5), 7, np.uint16)).any()
 
 
 def test_the_public_names():

@@ -163,7 +163,7 @@ def test_recipes_that_are_refused(keys, sentence):
 
 def test_folders_of_this_machine_are_not_published(tmp_path):
     entries = [str(tmp_path), {"data": str(tmp_path / "a"), "ignore_index": 3}]
-    assert recipe(extra_data=entries).published().extra_data == [tmp_path.name, {"data": "a", "ignore_index": 3}]
+    assert recipe(extra_data=entries).to_public().extra_data == [tmp_path.name, {"data": "a", "ignore_index": 3}]
 
 
 @pytest.mark.parametrize(
