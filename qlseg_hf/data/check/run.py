@@ -8,9 +8,9 @@ from ..layouts import Layout, find_layout
 from ..layouts.splits import NOT_DIVIDED, UNION_SPLITS, find_split
 from .counting import Finding
 from .labels import read_findings, report_on_labels
-from .remarks import add_sentences
 from .rules import Rules, decide_rules
 from .survey import DataRequest, Survey
+from .warnings import add_sentences
 
 
 def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
