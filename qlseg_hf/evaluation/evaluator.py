@@ -28,7 +28,7 @@ from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import scale_factors, segment
 from ..utils.distributed import StopRequestedError, fail_together, gather_objects
-from .metrics import StreamingScores
+from .metrics import LABEL_SCORES, StreamingScores
 from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path
 
 ROUND_SECONDS = 10.0  # how often state is written and processes hear of each other's errors
@@ -298,10 +298,9 @@ def describe_scores(scores: StreamingScores, names: list[str], processor: QLSegI
     result = {name: or_none(found[name]) for name in ("miou", "macc", "aacc")}
     result["miou_interval"] = [or_none(bound) for bound in found["miou_interval"]]
     result |= {name: or_none(found[f"mean_{name}"]) for name in ("boundary_iou", "boundary_f1")}
-    columns = ("iou", "accuracy", "boundary_iou", "boundary_f1")
     result["per_label"] = [
         {"label": name}
-        | {column: or_none(found[column][i]) for column in columns}
+        | {column: or_none(found[column][i]) for column in LABEL_SCORES}
         | {"pixels": found["reference_pixels"][i], "predicted_pixels": found["predicted_pixels"][i]}
         for i, name in enumerate(names)
     ]

@@ -12,6 +12,8 @@ import torch
 from ..model.image_io import Picture, load_label_map
 from .boundaries import boundary_f1, count_boundaries
 
+LABEL_SCORES = ("iou", "accuracy", "boundary_iou", "boundary_f1")  # of each label
+
 
 def confusion_counts(label_map: Picture, reference: Picture, num_labels: int, ignore_index: int = 255) -> torch.Tensor:
     """Count the pixels of a picture by label of the reference (row) and predicted label (column).
@@ -214,4 +216,4 @@ def joint_counts(label_map: np.ndarray, reference: np.ndarray) -> tuple[np.ndarr
     return codes % span + low, codes // span, pixels
 
 
-__all__ = ["StreamingScores", "confusion_counts", "scores"]
+__all__ = ["LABEL_SCORES", "StreamingScores", "confusion_counts", "scores"]

@@ -16,8 +16,8 @@ from ..utils.html import Picture, Section, Table, write_report
 from ..utils.text import printable
 from ..utils.visualization import legend_name
 from .examples import Examples
+from .metrics import LABEL_SCORES
 
-COLUMNS = ("iou", "accuracy", "boundary_iou", "boundary_f1")  # of a label, fractions
 NUM_CONFUSED = 20  # pairs of labels in the table
 DOTS_PER_INCH = 150  # of a chart, which is shown at 96
 MOST_NUMBERED = 16  # labels up to which the cells of the confusion matrix hold numbers
@@ -94,7 +94,7 @@ def label_table(result: Mapping[str, Any]) -> Table:
     total = sum(row["pixels"] for row in result["per_label"]) or 1
     titles = ("IoU", "accuracy", "boundary IoU", "boundary F1")
     rows = [
-        (legend_name(row["label"]), *(row[column] for column in COLUMNS), f"{100 * row['pixels'] / total:.2f}\u00a0%")
+        (legend_name(row["label"]), *(row[name] for name in LABEL_SCORES), f"{100 * row['pixels'] / total:.2f}\u00a0%")
         for row in result["per_label"]
     ]
     return Table(("label", *titles, "share of pixels"), rows, titles)
@@ -144,12 +144,12 @@ def draw_confusion(counts: np.ndarray, names: list[str]) -> Image.Image:
     return read_canvas(canvas)
 
 
-def make_figure(width: float, height: float) -> tuple[Any, Any]:
+def make_figure(width: float, height: float, dots_per_inch: int = DOTS_PER_INCH) -> tuple[Any, Any]:
     """matplotlib's figure of so many inches and the canvas that it is drawn on."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dots_per_inch, layout="constrained")
     return figure, FigureCanvasAgg(figure)
 
 
@@ -181,7 +181,7 @@ def label_csv(results: list[tuple[int | None, Mapping[str, Any]]]) -> bytes:
     has_steps = any(step is not None for step, _ in results)
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    columns = (*COLUMNS, "pixels", "predicted_pixels")
+    columns = (*LABEL_SCORES, "pixels", "predicted_pixels")
     writer.writerow((*(["step"] if has_steps else []), "label", *columns))
     for step, result in results:
         for row in result["per_label"]:

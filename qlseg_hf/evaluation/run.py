@@ -30,6 +30,7 @@ from ..utils.hashing import file_sha256
 from ..utils.text import printable
 from .evaluator import Evaluation, evaluate_samples, never_predicted_warnings
 from .examples import Examples, draw_examples
+from .metrics import LABEL_SCORES
 from .report import label_csv, to_json, write_evaluation_report
 from .state import remove_state
 
@@ -261,7 +262,7 @@ def print_table(result: dict) -> None:
     width = max(map(len, names))
     print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'bIoU':>6} {'bF1':>6} {'pixels':>12}")
     for name, row in zip(names, result["per_label"]):
-        scores = " ".join(percent(row[column]) for column in ("iou", "accuracy", "boundary_iou", "boundary_f1"))
+        scores = " ".join(percent(row[column]) for column in LABEL_SCORES)
         print(f"{name:{width}}  {scores} {row['pixels']:12d}")
     low, high = result["miou_interval"]
     print(f"\naAcc {percent(result['aacc'])}   mAcc {percent(result['macc'])}   mIoU {percent(result['miou'])} %")

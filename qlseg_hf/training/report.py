@@ -227,15 +227,10 @@ def draw_curves(losses: list[tuple[int, float]], mious: list[tuple[int, float]])
     Returns:
         RGB picture, 720 x 400 pixels.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     steps, values = np.array(losses, dtype=float).T
-    sums = np.cumsum(np.concatenate([np.zeros(SMOOTHING), values]))
-    counts = np.minimum(np.arange(1, len(values) + 1), SMOOTHING)
-    figure = Figure(figsize=(7.2, 4), dpi=100, layout="constrained")
-    canvas, left = FigureCanvasAgg(figure), figure.add_subplot()
-    left.plot(steps, (sums[SMOOTHING:] - sums[:-SMOOTHING]) / counts, color="0.55")
+    figure, canvas = make_figure(7.2, 4, dots_per_inch=100)
+    left = figure.add_subplot()
+    left.plot(steps, smooth(values), color="0.55")
     left.set(xlabel="step", xlim=(0, steps[-1]), ylim=(0, None))
     left.set_ylabel(f"loss (mean of {SMOOTHING} steps)", color="0.4")
     right = left.twinx()
@@ -248,8 +243,7 @@ def draw_curves(losses: list[tuple[int, float]], mious: list[tuple[int, float]])
     right.set(ylim=(0, 100))
     right.set_ylabel("mIoU in %", color="#1f5fbf")
     left.grid(axis="y", color="0.9")
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    return read_canvas(canvas)
 
 
 __all__ = ["draw_curves", "evaluation_entry", "tracker_values", "write_training_report"]
