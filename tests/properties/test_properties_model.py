@@ -13,7 +13,7 @@ from hypothesis import assume, example
 from hypothesis import strategies as st
 from networks import tiny_config, varied_model
 from PIL import Image
-from properties import holds
+from properties import SEEDS, holds
 from transformers import pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
@@ -22,7 +22,6 @@ from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import SHORTEST_STRIP, MemoryPlan
 from qlseg_hf.model.windows import window_layout
 
-SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.one_of(
     st.tuples(st.integers(1, 50), st.integers(1, 50)), st.sampled_from([(1, 1), (1, 90), (90, 1), (16, 16)])
 )

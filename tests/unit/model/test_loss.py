@@ -6,7 +6,6 @@ import pytest
 import torch
 from networks import tiny_config
 from programs import free_port
-from slow import slow_loss
 from torch.nn import functional as F
 
 from qlseg_hf.model.loss_qlseg import MaskLosses, check_labels, mask_losses, segmentation_loss
@@ -26,23 +25,6 @@ def test_classification_on_paper():
     terms = segmentation_loss(torch.zeros(1, 1, 2, 3), torch.zeros(1, 1, 2, 2, 2), labels, config)
     assert terms["loss_ce"].item() == pytest.approx(math.log(3))
     assert set(terms) == {"loss_ce", "loss_mask", "loss_dice"}
-
-
-@pytest.mark.parametrize("ignored", [0, 1, 2])
-def test_against_slow_implementation(ignored):
-    """`ignored` of the two pictures are void altogether."""
-    torch.manual_seed(1)
-    config = tiny_config(num_labels=5)
-    class_logits, mask_logits = torch.randn(3, 2, 5, 6), torch.randn(3, 2, 5, 3, 4)
-    labels = torch.randint(0, 5, (2, 11, 13))
-    labels[:, :4] = 255
-    labels[:ignored] = 255
-    terms = segmentation_loss(class_logits, mask_logits, labels, config)
-    assert len(terms) == 9
-    for t, suffix in enumerate(("_0", "_1", "")):
-        expected = slow_loss(class_logits[t], mask_logits[t], labels, config)
-        for name, value in zip(("loss_ce", "loss_mask", "loss_dice"), expected):
-            assert terms[name + suffix].item() == pytest.approx(float(value), rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("gamma", [2.0, 1.0, 2.5])

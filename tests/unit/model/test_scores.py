@@ -92,13 +92,6 @@ def test_best_labels_drops_only_what_cannot_win():
     assert first_maximum(flat).tolist() == flat.argmax(dim=0).tolist() == [[0, 1, 0]]
 
 
-def test_part_of_a_resized_picture():
-    picture = np.random.default_rng(0).integers(0, 256, (50, 71, 3), dtype=np.uint8)
-    for size in ((50, 71), (33, 20), (90, 200)):
-        part = resize_picture(picture, size, slice(5, 20), slice(3, 19))
-        assert torch.equal(part, resize_picture(picture, size)[:, 5:20, 3:19])
-
-
 # ------------------------------------------------------------------------------------------------------- label choice
 
 

@@ -375,18 +375,6 @@ def test_pipeline_equals_segment(stored):
         assert np.array_equal(label_map_of(segments, pipe.model.config.label2id), expected.numpy())
 
 
-def test_pipeline_batches_mixed_sizes(stored):
-    """EoMT's pipeline in transformers 5.23 crashes here."""
-    pipe = pipeline("image-segmentation", model=str(stored.folder))
-    pictures = [str(stored.picture(name)) for name in ("wide", "tall", "large", "wide", "tall")]
-    together = pipe(pictures, batch_size=4)
-    assert len(together) == 5
-    for found, picture in zip(together, pictures):
-        alone = pipe(picture)
-        assert [part["label"] for part in found] == [part["label"] for part in alone]
-        assert all(np.array_equal(a["mask"], b["mask"]) for a, b in zip(found, alone))
-
-
 def test_pipeline_inputs(stored):
     pipe = pipeline("image-segmentation", model=str(stored.folder))
     deep = Image.fromarray((np.arange(60 * 50, dtype=np.uint16) * 20).reshape(60, 50))  # stock pipelines see white
