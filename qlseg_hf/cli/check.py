@@ -33,29 +33,8 @@ class CheckCommand(click.Command):
             formatter.write_dl(rows)
 
 
-def split_words(words: tuple[str, ...]) -> tuple[str | None, list[tuple[str, str]]]:
-    """The source and the (key, value) pairs among the words of the command line; ValueError if they are no pairs."""
-    sources: list[str] = []
-    pairs: list[tuple[str, str]] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            sources.append(word)
-        elif "=" in word:
-            key, _, text = word[2:].partition("=")
-            pairs.append((key, text))
-        elif rest:
-            pairs.append((word[2:], rest.pop(0)))
-        else:
-            raise ValueError(f"{word} has no value; keys are written --key value")
-    if len(sources) > 1:
-        raise ValueError(f"one source is wanted, got {', '.join(sources)}; keys are written --key value")
-    return (sources[0] if sources else None), pairs
-
-
-def read_source(source: str | None, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Values of the keys: of a recipe or data.yaml, if `source` is one, and of the command line.
+def read_source(source: str | None, overrides: list[str]) -> dict[str, Any]:
+    """Values of the keys: of a recipe or data.yaml, if `source` is one, and of the command line (see `load_recipe`).
 
     Raises:
         ValueError: a file that is no YAML, or no data.
@@ -76,7 +55,7 @@ def read_source(source: str | None, pairs: list[tuple[str, str]]) -> dict[str, A
             raise ValueError(f"there is no recipe {source[:80]}; give a YAML file, a folder or the id of a data set")
         else:
             values = {"data": source}
-    given = read_overrides([part for key, text in pairs for part in (f"--{key}", text)])
+    given = read_overrides(overrides)
     values = rename_old_keys(values) | given
     if is_data_file(values.get("data")):
         data = read_data_file(Path(values["data"]))
@@ -143,11 +122,12 @@ def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
     from ..data.check.outputs import as_json, failure_as_json, json_text, write_files
     from ..data.check.page import write_page
     from .errors import sentence
+    from .train import split_words
 
     source = None
     try:
-        source, pairs = split_words(words)
-        values = read_source(source, pairs)
+        source, overrides = split_words(words)
+        values = read_source(source, overrides)
         if output is not None:
             check_output(output, values["data"])
         survey = survey_data(make_request(values))

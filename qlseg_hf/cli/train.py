@@ -39,23 +39,23 @@ def describe_keys(recipe: str | None) -> list[tuple[str, str]]:
 
 
 def split_words(words: tuple[str, ...]) -> tuple[str | None, list[str]]:
-    """The recipe among the words of the command line, if there is one, and the other words.
+    """The recipe or data among the words of the command line, if there is one, and the other words.
 
     Raises:
         ValueError: there are two.
     """
-    recipes, others, rest = [], [], list(words)
+    sources, others, rest = [], [], list(words)
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            recipes.append(word)
+            sources.append(word)
             continue
         others.append(word)
         if "=" not in word and rest:
             others.append(rest.pop(0))
-    if len(recipes) > 1:
-        raise ValueError(f"{recipes[1]} is not an override; write --key value after one recipe")
-    return (recipes[0] if recipes else None), others
+    if len(sources) > 1:
+        raise ValueError(f"one of {', '.join(sources)} is wanted; keys are written --key value")
+    return (sources[0] if sources else None), others
 
 
 class RecipeCommand(click.Command):

@@ -302,7 +302,7 @@ def test_recipes_are_sources_too(qlseg, tmp_path):
         (["DATA", "--void", "11"], "unknown key void; did you mean ignore_index"),
         (["DATA", "--ignore_index"], "--ignore_index has no value"),
         (["DATA", "--ignore_index", "eleven"], "ignore_index wants int or null, got 'eleven'"),
-        (["DATA", "11"], "one source is wanted"),
+        (["DATA", "11"], ", 11 is wanted; keys are written --key value"),
         (["DATA", "--label_mapping", "{0: [}"], "is not YAML"),
         (["DATA", "--label_names", "[a, a]"], "label_names: labels [0, 1] are all called 'a'"),
     ],

@@ -109,5 +109,5 @@ def test_the_recipe_among_the_words(words, recipe, others):
 
 
 def test_two_recipes():
-    with pytest.raises(ValueError, match="max_steps is not an override; write --key value"):
+    with pytest.raises(ValueError, match="one of tiny, max_steps is wanted; keys are written --key value"):
         split_words(("tiny", "max_steps"))
