@@ -15,6 +15,7 @@ from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.model.image_io import resize_picture
 
 GRAY = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
 RGB = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
@@ -57,12 +58,109 @@ def bands(count: int, dtype=np.uint8) -> np.ndarray:
     return np.stack([GRAY] * count, axis=-1).astype(dtype)
 
 
+# ------------------------------------------------------------------------------------------------- files and arrays
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "YCbCr", "HSV"])
+def test_modes(tmp_path, mode):
+    picture = Image.fromarray(RAMP).convert(mode)
+    expected = np.asarray(picture.convert("RGB"))
+    assert np.array_equal(load_picture(picture), expected)
+    suffix = "tif" if mode == "YCbCr" else "png"
+    if mode != "HSV":
+        picture.save(tmp_path / f"x.{suffix}", compression="tiff_lzw")  # below 13, Pillow reads no plain YCbCr TIFF
+        found = load_picture(tmp_path / f"x.{suffix}")
+        assert found.shape == expected.shape and found.dtype == np.uint8
+        assert np.abs(found.astype(int) - expected).max() <= (0 if mode != "YCbCr" else 3)
+        assert np.array_equal(found, load_picture(str(tmp_path / f"x.{suffix}")))
+
+
+def test_sixteen_bit(tmp_path):
+    values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    expected = np.array([[0, 0, 1, 255]], dtype=np.uint8)[..., None].repeat(3, axis=2)
+    assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
+    assert np.array_equal(load_picture(Image.fromarray(values)), expected)
+    assert np.array_equal(load_picture(values), expected)
+    assert np.array_equal(load_picture(Image.fromarray(values.astype(np.int32), mode="I")), expected)
+
+
+def test_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    Image.fromarray(RAMP).save(tmp_path / "x.png", exif=exif)
+    expected = np.rot90(RAMP, k=-1)
+    assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
+    assert np.array_equal(load_picture(Image.open(tmp_path / "x.png")), RAMP)  # taken as it is
+
+
+def test_arrays_and_tensors():
+    assert np.array_equal(load_picture(RAMP), RAMP)
+    assert np.array_equal(load_picture(np.moveaxis(RAMP, -1, 0)), RAMP)
+    assert np.array_equal(load_picture(torch.from_numpy(RAMP).permute(2, 0, 1)), RAMP)
+    assert np.array_equal(load_picture(torch.from_numpy(RAMP)), RAMP)
+    grey = RAMP[..., 0]
+    for array in (grey, grey[..., None], grey[None], np.stack([grey, grey], axis=-1)):
+        assert np.array_equal(load_picture(array), np.stack([grey] * 3, axis=-1))
+    assert np.array_equal(load_picture(RAMP.astype(np.int64)), RAMP)
+    assert np.array_equal(load_picture(grey > 100)[..., 0], (grey > 100) * 255)
+    loaded = load_picture(RAMP)
+    loaded[:] = 0  # a copy, not the caller's array
+    assert RAMP.max() == 255
+
+
+@pytest.mark.parametrize(
+    "picture, error, message",
+    [
+        (RAMP / 255, ValueError, "floating-point values"),
+        (RAMP.astype(int) + 1, ValueError, "outside 0..255"),
+        (np.zeros((0, 5, 3), np.uint8), ValueError, "empty"),
+        (np.zeros((5, 5, 7), np.uint8), ValueError, "no axis of 1, 3 or 4 channels"),
+        (np.zeros((2, 5, 5, 3), np.uint8), ValueError, "2 or 3 dimensions"),
+        (Image.new("F", (3, 3)), ValueError, "mode F, whose colours or range are not agreed"),
+        (None, TypeError, "got NoneType"),
+        (7, TypeError, "got int"),
+    ],
+)
+def test_no_picture(picture, error, message):
+    with pytest.raises(error, match=message):
+        load_picture(picture)
+
+
+def test_no_picture_file(tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    with pytest.raises(ValueError, match="text.jpg cannot be read as a picture"):
+        load_picture(tmp_path / "text.jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "x.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "x.png").read_bytes()[:3000])
+    with pytest.raises(ValueError, match="half.png cannot be read as a picture"):
+        load_picture(tmp_path / "half.png")
+    with pytest.raises(FileNotFoundError):
+        load_picture(tmp_path / "none.png")
+
+
+def test_label_files(tmp_path):
+    labels = np.array([[0, 1, 2, 255]], dtype=np.uint8)
+    palette = Image.fromarray(labels, mode="P")
+    palette.putpalette([7, 8, 9] * 256)
+    for picture in (Image.fromarray(labels), palette):
+        picture.save(tmp_path / "x.png")
+        assert np.array_equal(load_label_map(tmp_path / "x.png"), labels)
+    wide = np.array([[0, 300, 65535]], dtype=np.uint16)
+    Image.fromarray(wide).save(tmp_path / "x.png")
+    assert np.array_equal(load_label_map(tmp_path / "x.png"), wide)
+    assert np.array_equal(load_label_map(torch.from_numpy(labels)[None]), labels)
+    for wrong, message in ((Image.new("RGB", (4, 4)), "has mode RGB"), (np.zeros((4, 4)), "array of integers")):
+        with pytest.raises(ValueError, match=message):
+            load_label_map(wrong)
+
+
 # ------------------------------------------------------------------------------------------------- bits, modes, bands
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "YCbCr", "HSV", "I"])
-def test_modes_that_are_read(mode):
-    picture = Image.fromarray(GRAY).convert("RGB" if mode in ("HSV", "RGBX") else "L").convert(mode)
+@pytest.mark.parametrize("mode", ["RGBX", "I"])
+def test_modes_that_no_file_has(mode):
+    picture = Image.fromarray(GRAY).convert("RGB" if mode == "RGBX" else "L").convert(mode)
     expected = np.asarray(picture.convert("L").convert("RGB") if mode == "I" else picture.convert("RGB"))
     assert np.array_equal(load_picture(picture), expected)
 

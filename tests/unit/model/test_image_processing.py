@@ -1,10 +1,9 @@
-"""Reading, resizing, windows, label rules."""
+"""Resizing, windows, label rules, post-processing."""
 
 import importlib.util
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,114 +12,16 @@ import torch
 import transformers
 from conftest import ROOT
 from packaging.version import Version
-from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
+from qlseg_hf import QLSegImageProcessor, load_picture
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.modeling_qlseg import QLSegOutput
 from qlseg_hf.model.processor_settings import short_side_size
 from qlseg_hf.model.windows import average_logits, window_starts
 
 RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "YCbCr", "HSV"])
-def test_modes(tmp_path, mode):
-    picture = Image.fromarray(RAMP).convert(mode)
-    expected = np.asarray(picture.convert("RGB"))
-    assert np.array_equal(load_picture(picture), expected)
-    suffix = "tif" if mode == "YCbCr" else "png"
-    if mode != "HSV":
-        picture.save(tmp_path / f"x.{suffix}", compression="tiff_lzw")  # below 13, Pillow reads no plain YCbCr TIFF
-        found = load_picture(tmp_path / f"x.{suffix}")
-        assert found.shape == expected.shape and found.dtype == np.uint8
-        assert np.abs(found.astype(int) - expected).max() <= (0 if mode != "YCbCr" else 3)
-        assert np.array_equal(found, load_picture(str(tmp_path / f"x.{suffix}")))
-
-
-def test_sixteen_bit(tmp_path):
-    values = np.array([[0, 255, 256, 65535]], dtype=np.uint16)
-    Image.fromarray(values).save(tmp_path / "x.png")
-    expected = np.array([[0, 0, 1, 255]], dtype=np.uint8)[..., None].repeat(3, axis=2)
-    assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
-    assert np.array_equal(load_picture(Image.fromarray(values)), expected)
-    assert np.array_equal(load_picture(values), expected)
-    assert np.array_equal(load_picture(Image.fromarray(values.astype(np.int32), mode="I")), expected)
-
-
-def test_exif_orientation(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
-    Image.fromarray(RAMP).save(tmp_path / "x.png", exif=exif)
-    expected = np.rot90(RAMP, k=-1)
-    assert np.array_equal(load_picture(tmp_path / "x.png"), expected)
-    assert np.array_equal(load_picture(Image.open(tmp_path / "x.png")), RAMP)  # taken as it is
-
-
-def test_arrays_and_tensors():
-    assert np.array_equal(load_picture(RAMP), RAMP)
-    assert np.array_equal(load_picture(np.moveaxis(RAMP, -1, 0)), RAMP)
-    assert np.array_equal(load_picture(torch.from_numpy(RAMP).permute(2, 0, 1)), RAMP)
-    assert np.array_equal(load_picture(torch.from_numpy(RAMP)), RAMP)
-    grey = RAMP[..., 0]
-    for array in (grey, grey[..., None], grey[None], np.stack([grey, grey], axis=-1)):
-        assert np.array_equal(load_picture(array), np.stack([grey] * 3, axis=-1))
-    assert np.array_equal(load_picture(RAMP.astype(np.int64)), RAMP)
-    assert np.array_equal(load_picture(grey > 100)[..., 0], (grey > 100) * 255)
-    loaded = load_picture(RAMP)
-    loaded[:] = 0  # a copy, not the caller's array
-    assert RAMP.max() == 255
-
-
-@pytest.mark.parametrize(
-    "picture, error, message",
-    [
-        (RAMP / 255, ValueError, "floating-point values"),
-        (RAMP.astype(int) + 1, ValueError, "outside 0..255"),
-        (np.zeros((0, 5, 3), np.uint8), ValueError, "empty"),
-        (np.zeros((5, 5, 7), np.uint8), ValueError, "no axis of 1, 3 or 4 channels"),
-        (np.zeros((2, 5, 5, 3), np.uint8), ValueError, "2 or 3 dimensions"),
-        (Image.new("F", (3, 3)), ValueError, "mode F, whose colours or range are not agreed"),
-        (None, TypeError, "got NoneType"),
-        (7, TypeError, "got int"),
-    ],
-)
-def test_no_picture(picture, error, message):
-    with pytest.raises(error, match=message):
-        load_picture(picture)
-
-
-def test_no_picture_file(tmp_path):
-    (tmp_path / "text.jpg").write_text("hello")
-    with pytest.raises(ValueError, match="text.jpg cannot be read as a picture"):
-        load_picture(tmp_path / "text.jpg")
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "x.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "x.png").read_bytes()[:3000])
-    with pytest.raises(ValueError, match="half.png cannot be read as a picture"):
-        load_picture(tmp_path / "half.png")
-    with pytest.raises(FileNotFoundError):
-        load_picture(tmp_path / "none.png")
-
-
-def test_label_files(tmp_path):
-    labels = np.array([[0, 1, 2, 255]], dtype=np.uint8)
-    palette = Image.fromarray(labels, mode="P")
-    palette.putpalette([7, 8, 9] * 256)
-    for picture in (Image.fromarray(labels), palette):
-        picture.save(tmp_path / "x.png")
-        assert np.array_equal(load_label_map(tmp_path / "x.png"), labels)
-    wide = np.array([[0, 300, 65535]], dtype=np.uint16)
-    Image.fromarray(wide).save(tmp_path / "x.png")
-    assert np.array_equal(load_label_map(tmp_path / "x.png"), wide)
-    assert np.array_equal(load_label_map(torch.from_numpy(labels)[None]), labels)
-    for wrong, message in ((Image.new("RGB", (4, 4)), "has mode RGB"), (np.zeros((4, 4)), "array of integers")):
-        with pytest.raises(ValueError, match=message):
-            load_label_map(wrong)
 
 
 # ------------------------------------------------------------------------------------------------- sizes and windows
@@ -358,121 +259,6 @@ def test_labels_are_resized_nearest_only():
     processor = QLSegImageProcessor(size={"height": 9, "width": 31}, do_sliding_window=False)
     found = processor(np.zeros((4, 2, 3), np.uint8), segmentation_maps=labels, return_tensors="pt")["labels"]
     assert found.unique().tolist() == [0, 200]
-
-
-@pytest.mark.parametrize(
-    "settings, error, message",
-    [
-        ({"window_stride": 700}, ValueError, "window_stride 700 must be 1..window_size"),
-        ({"do_reduce_labels": True, "ignore_index": 0}, ValueError, "ignore_index cannot be 0"),
-        ({"size": {"longest_edge": 4}}, ValueError, "size must be"),
-        ({"size": {"shortest_edge": 4, "longest_edge": 8}}, ValueError, "size must be"),  # the cap was ignored
-        ({"size": {"shortest_edge": -4}}, ValueError, "size must be"),
-        ({"window_size": 640.0}, ValueError, "Field 'window_size'"),
-        ({"image_std": [0.5, 0.5, 0.0]}, ValueError, "image_std is .0.5, 0.5, 0.0.; pixels are divided by it"),
-        ({"image_mean": [0.5, 0.5]}, ValueError, "both must have one entry per band, or be a single number"),
-        ({"rescale_factor": float("nan")}, ValueError, "rescale_factor is nan"),
-        ({"label_mapping": {0: 1.5}}, ValueError, "label_mapping must be {stored value: label} of integers"),
-        ({"windowsize": 3}, TypeError, "no setting .'windowsize'"),
-    ],
-)
-def test_settings_are_checked(settings, error, message):
-    with pytest.raises(error, match=message):
-        QLSegImageProcessor(**settings)
-    if error is ValueError:
-        with pytest.raises(error, match=message):
-            QLSegImageProcessor()(RAMP, **settings)
-
-
-def test_the_old_name_of_label_mapping(tmp_path):
-    """Wherever a setting can be given, with a warning; and without one in what an older version has saved."""
-    labels, expected = torch.tensor([0, 7]), torch.tensor([0, 1])
-    with pytest.warns(FutureWarning, match="is now called label_mapping"):
-        processor = QLSegImageProcessor(label_map={7: 1})
-    with pytest.warns(FutureWarning):
-        assert processor.label_map == processor.label_mapping == {7: 1}
-    assert "label_map" not in processor.to_dict() and torch.equal(processor.reduce_labels(labels), expected)
-    with pytest.warns(FutureWarning):
-        assert torch.equal(QLSegImageProcessor().reduce_labels(labels, label_map={7: 1}), expected)
-    plain = QLSegImageProcessor()
-    with pytest.warns(FutureWarning):
-        plain.label_map = {7: 1}
-    assert plain.settings() == processor.settings()
-    with pytest.raises(TypeError, match="label_map is the old name of label_mapping"):
-        QLSegImageProcessor(label_map={7: 1}, label_mapping={7: 1})
-    plain.save_pretrained(tmp_path)
-    path = tmp_path / "preprocessor_config.json"
-    path.write_text(path.read_text().replace('"label_mapping"', '"label_map"'))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)
-        assert QLSegImageProcessor.from_pretrained(tmp_path).settings() == processor.settings()
-    with pytest.warns(FutureWarning):
-        assert QLSegImageProcessor.from_pretrained(tmp_path, label_map={7: 2}).label_mapping == {7: 2}
-
-
-def test_none_is_kept_and_switches_off(tmp_path):
-    """None is what transformers' own processors keep and take for off; it used to mean the default in `__init__`."""
-    processor = QLSegImageProcessor(do_resize=None, do_sliding_window=None, do_normalize=None, do_rescale=None)
-    processor.save_pretrained(tmp_path)
-    for found in (processor, QLSegImageProcessor.from_pretrained(tmp_path)):
-        assert found.do_resize is None and found.do_sliding_window is None
-        assert np.array_equal(found(RAMP)["pixel_values"][0], np.moveaxis(RAMP, -1, 0))
-
-
-@pytest.mark.parametrize(
-    "name, switch",
-    [
-        ("size", "do_resize"),
-        ("window_size", "do_sliding_window"),
-        ("window_stride", "do_sliding_window"),
-        ("rescale_factor", "do_rescale"),
-        ("image_mean", "do_normalize"),
-        ("image_std", "do_normalize"),
-        ("ignore_index", "do_reduce_labels"),
-    ],
-)
-def test_none_is_refused_where_a_value_is_needed(name, switch):
-    for call in (
-        lambda: QLSegImageProcessor(do_reduce_labels=True, **{name: None}),
-        lambda: QLSegImageProcessor(do_reduce_labels=True)(RAMP, **{name: None}),
-    ):
-        with pytest.raises(ValueError, match=f"^{switch} needs {name}, which is None; give it or {switch}=False$"):
-            call()
-    assert QLSegImageProcessor(**{name: None, switch: False})(RAMP)["pixel_values"]
-
-
-@pytest.mark.parametrize("stored", ["a"], indirect=True)
-@pytest.mark.parametrize("keyword, near", [("do_reduce_label", "do_reduce_labels"), ("windows_size", "window_size")])
-def test_misspelt_settings_are_refused(stored, keyword, near):
-    """`from_pretrained` dropped them without a word."""
-    processor = QLSegImageProcessor()
-    for call in (
-        lambda: AutoImageProcessor.from_pretrained(stored.folder, **{keyword: 3}),
-        lambda: QLSegImageProcessor.from_pretrained(stored.folder, **{keyword: 3}),
-        lambda: QLSegImageProcessor(**{keyword: 3}),
-        lambda: processor(RAMP, **{keyword: 3}),
-        lambda: processor.reduce_labels(torch.zeros(2, 2), **{keyword: 3}),
-        lambda: setattr(processor, keyword, 3),
-    ):
-        with pytest.raises((TypeError, AttributeError), match=rf"no setting .'{keyword}'.; did you mean {near}\?"):
-            call()
-    with pytest.raises(TypeError, match="no setting .'resample'.; it has default_to_square, do_normalize"):
-        AutoImageProcessor.from_pretrained(stored.folder, resample=2)
-
-
-@pytest.mark.parametrize("stored", ["a"], indirect=True)
-def test_keywords_of_transformers_are_taken(stored):
-    keywords = {"trust_remote_code": False, "revision": "main", "local_files_only": True, "use_fast": False}
-    keywords |= {"cache_dir": None, "force_download": False, "token": None, "subfolder": "", "code_revision": None}
-    for cls in (AutoImageProcessor, QLSegImageProcessor):
-        processor = cls.from_pretrained(stored.folder, window_stride=5, **keywords)
-        assert processor.window_stride == 5
-        assert processor.to_dict() == QLSegImageProcessor.from_pretrained(stored.folder, window_stride=5).to_dict()
-    processor, unused = QLSegImageProcessor.from_pretrained(stored.folder, foo=False, return_unused_kwargs=True)
-    assert unused["foo"] is False
-    model_kwargs = {"use_safetensors": True}  # which pipeline gives the processor, too
-    pipe = transformers.pipeline("image-segmentation", model=str(stored.folder), model_kwargs=model_kwargs)
-    assert pipe.image_processor.to_dict() == processor.to_dict()
 
 
 def test_no_picture_at_all():
