@@ -57,7 +57,7 @@ def with_data_file(settings: dict) -> dict:
     """Settings of the command line, and below them what a data.yaml says.
 
     Raises:
-        ValueError: the file is none that `qlseg check` writes, or colours that are none.
+        ValueError: the file is not one that `qlseg check` writes, or the colours are not colours.
     """
     from ..training.build import read_label_names
     from ..training.recipe import check_values, is_data_file, read_data_file

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..utils.optional import import_package
 from .datasets import SampleError
 
-SMALLER_OR_MASK = 0b101  # bits of NewSubfileType: pages that are no picture of their own
+SMALLER_OR_MASK = 0b101  # bits of NewSubfileType: pages that are not pictures of their own
 MANY_BANDS = 16  # pictures of more may have fewer pixels
 ALPHA = (1, 2)  # of ExtraSamples
 GREY_AND_RGB = ("MINISWHITE", "MINISBLACK", "RGB")  # values as they are

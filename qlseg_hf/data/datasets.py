@@ -56,7 +56,7 @@ def open_dataset(
 
     Raises:
         ValueError: no known layout, or two; no such split; columns that cannot be guessed; a picture without label
-            map, two pictures with one, a file with a label map that is no picture by its ending, a list of pictures
+            map, two pictures with one, a file with a label map that is not a picture by its ending, a list of pictures
             that leaves the folder, or a folder without pictures.
         FileNotFoundError: no such folder, or `datasets` finds nothing.
         ImportError: `datasets` or `pycocotools` is needed and missing.

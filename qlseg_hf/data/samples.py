@@ -182,7 +182,7 @@ def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tupl
 
 
 def check_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:
-    """{label: [r, g, b]} -> {(r, g, b): label}; ValueError for a colour that is none or stands for two labels."""
+    """{label: [r, g, b]} -> {(r, g, b): label}; ValueError for what is not a colour, or stands for two labels."""
     colors = {}
     for label, color in label_colors.items():
         color = tuple(color)

@@ -3,7 +3,7 @@
 """How well predicted boundaries lie: counts for boundary IoU (Cheng et al. 2021) and boundary F1 (Csurka et al. 2013).
 
 Letters: K labels, H x W pixels. Pixels that the reference ignores are evidence of nothing, in either map: they are in
-no band and on no contour, and the change of label at their edge is no boundary.
+no band and on no contour, and the change of label at their edge is not a boundary.
 """
 
 import math

@@ -252,7 +252,7 @@ def read_ahead(
 
 
 def apply_label_rules(stored: np.ndarray, name: str, processor: QLSegImageProcessor, names: list[str]) -> torch.Tensor:
-    """(H, W) labels by the processor's rules; ValueError naming file, values and setting if some are no labels."""
+    """(H, W) labels by the processor's rules; ValueError naming file, values and setting if some are not labels."""
     labels = processor.reduce_labels(torch.from_numpy(stored))
     is_wrong = is_no_label(labels.numpy(), processor, len(names))
     if is_wrong.any():

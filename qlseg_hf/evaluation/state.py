@@ -53,7 +53,7 @@ class Progress:
         write_atomically(path, save(state, metadata={"evaluation": text, "sha256": state_sha256(state, text)}))
 
     def read(self, path: Path, protocol: dict[str, str]) -> None:
-        """Take over a state file. ValueError if it is none, is damaged, or one of another protocol."""
+        """Take over a state file. ValueError if it is not one, is damaged, or is of another protocol."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -144,7 +144,7 @@ def protocol_of_state(
 
 
 def state_sha256(state: dict[str, torch.Tensor], notes: str) -> str:
-    """Of all that a state file holds."""
+    """SHA-256 of all that a state file holds, as a hex string."""
     return hashlib.sha256(save(state) + notes.encode()).hexdigest()
 
 

@@ -20,7 +20,7 @@ from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 
 @contextmanager
 def hide_bars() -> Iterator[None]:
-    """No progress bars of transformers, which would break into one that is there."""
+    """Hide the progress bars of transformers, which would break into the caller's."""
     were_on = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -33,7 +33,7 @@ def hide_bars() -> Iterator[None]:
 def load_network(
     source: str | os.PathLike, settings: dict | None = None, *, dtype: torch.dtype | None = None
 ) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
-    """Network, in inference mode, and processor of a folder or Hub id, whole and undamaged as far as can be told.
+    """Network, in inference mode, and processor of a folder or Hub id, checked to be whole and undamaged.
 
     `from_pretrained` draws weights that a folder lacks, and only warns.
 

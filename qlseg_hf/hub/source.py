@@ -71,8 +71,8 @@ def read_source(
             models: the card is that of the folder.
         where: `force_download`, `local_files_only` and `token`, if given there.
 
-    A card that cannot be read, from the Hub or at all, is no error: the weights matter more, and what is written later
-    says that the licence is unknown.
+    A card that cannot be read, from the Hub or at all, is not an error: the weights matter more, and what is written
+    later says that the licence is unknown.
     """
     source, subfolder = str(source), subfolder or ""
     if (repo_id := hub_id(source)) is None:

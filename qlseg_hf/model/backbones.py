@@ -24,7 +24,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     """A backbone with fresh weights; timm's are told to take any size.
 
     Raises:
-        ValueError: the widths of its maps differ, they are no maps or on several grids, it is a timm network of one
+        ValueError: the widths of its maps differ, they are not maps or on several grids, it is a timm network of one
             fixed size, or to be fetched.
     """
     if config.model_type == "timm_backbone" and set("/:") & set(str(config.backbone)):

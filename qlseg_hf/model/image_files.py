@@ -53,7 +53,7 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     Raises:
         ValueError: no picture, truncated, or of more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS` (179 million, if
             nobody changes it), which is told from the file's head; a TIFF of several pages, or of bands that are no
-            grey, RGB or alpha. EPS is no picture here: it is a program, which Pillow would have Ghostscript run.
+            grey, RGB or alpha. EPS is not a picture here: it is a program, which Pillow would have Ghostscript run.
     """
     Image.init()
     name = shorten(source)
@@ -267,7 +267,7 @@ def open_file(
 
 
 def first_bytes(source: str | os.PathLike | NamedBytes) -> bytes:
-    """The first bytes of a file; none of what is no file, of which `open_picture` says what is wrong with it."""
+    """The first bytes of a file, or none if `source` is not one; `open_picture` then says what is wrong."""
     if isinstance(source, io.BytesIO):
         return source.getvalue()[:8]
     if not os.path.isfile(source):

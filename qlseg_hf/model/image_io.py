@@ -132,7 +132,7 @@ def _picture_values(image: Image.Image, num_channels: int | None, keep_values: b
 
 
 def _gray_to_8_bit(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of a PIL picture with more than 8 bits; ValueError for modes that are no grey picture."""
+    """(H, W) uint8 of a PIL picture with more than 8 bits; ValueError for modes that are not grey."""
     name = getattr(image, "filename", "")
     what = f"{shorten(name)}: the picture has mode {image.mode}" if name else f"the picture has mode {image.mode}"
     if image.mode != "I" and not image.mode.startswith("I;16"):
@@ -335,7 +335,7 @@ def each_picture(pictures) -> Iterator:
     """Yield one picture, or each of a list, a generator, another iterable of them, or a (B, ...) array or tensor."""
     if isinstance(pictures, (np.ndarray, torch.Tensor)):
         is_one = pictures.ndim != 4
-    else:  # a mapping, bytes or an open file is no list of pictures, whatever iterating it gives
+    else:  # a mapping, bytes or an open file is not a list of pictures, whatever iterating it gives
         is_one = isinstance(pictures, (str, bytes, bytearray, memoryview, Mapping)) or hasattr(pictures, "read")
         is_one = is_one or not isinstance(pictures, Iterable)
     yield from [pictures] if is_one else pictures

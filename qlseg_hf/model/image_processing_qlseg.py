@@ -93,7 +93,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         self.settings()
 
     def __setattr__(self, name: str, value) -> None:
-        """AttributeError for a name that is no setting: it would change nothing. Values are checked when used."""
+        """AttributeError for a name that is not a setting: it would change nothing. Values are checked when used."""
         if not (name.startswith("_") or name in SERVICE_KEYS or hasattr(type(self), name)):
             try:
                 check_names([name], self.valid_kwargs.__annotations__)
@@ -138,7 +138,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         """The settings as they are now, with `changes` for this once, checked whatever was set since the beginning.
 
         Raises:
-            TypeError: one of `changes` is no setting.
+            TypeError: one of `changes` is not a setting.
             ValueError: a setting has a wrong type or value, or does not go with another.
         """
         warn_of_label_map(changes)
@@ -183,7 +183,7 @@ class QLSegImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: there is no picture, a map and its picture differ in size, windows differ in size and cannot
                 be stacked, or settings do not go together.
-            TypeError: a keyword is no setting.
+            TypeError: a keyword is not a setting.
         """
         return_tensors = kwargs.pop("return_tensors", getattr(self, "return_tensors", None))
         settings = self.settings(**kwargs)

@@ -309,7 +309,7 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
 
         Raises:
             ValueError: `pixel_values` has another number of dimensions or channels.
-            TypeError: a keyword is none of transformers'.
+            TypeError: a keyword is not one of transformers'.
         """
         _check_keywords(self, kwargs)
         asked = _asked_outputs(self.config, kwargs)
@@ -675,7 +675,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
                 gives a tuple. What else transformers defines has no effect.
 
         Raises:
-            TypeError: a keyword is none of transformers'.
+            TypeError: a keyword is not one of transformers'.
             ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, or (on a CPU) a label is
                 outside the range; on a GPU that is an assertion of the device, which costs no synchronisation.
         """

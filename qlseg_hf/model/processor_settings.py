@@ -95,7 +95,7 @@ def check_types(settings: dict) -> None:
         value = settings.get(name)
         parts = dict(value).values() if isinstance(value, dict | SizeDict) else value
         if not isinstance(parts, int | float | str | None) and any(isinstance(part, bool) for part in parts):
-            raise ValueError(f"QLSegImageProcessor: Field '{name}' is {reprlib.repr(value)}; True is no number")
+            raise ValueError(f"QLSegImageProcessor: Field '{name}' is {reprlib.repr(value)}; True is not a number")
     try:
         validate_typed_dict(QLSegImageProcessorKwargs, settings)
     except StrictDataclassError as error:

@@ -30,7 +30,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     """All modules of a network in eval mode inside; afterwards each has the mode it had.
 
     Of several threads the first call sets the modes and the last one restores them. Where every module is in eval mode
-    already, nothing is changed. Anything that is no module (an exported network) has no modes.
+    already, nothing is changed. Anything that is not a module (an exported network) has no modes.
     """
     if not isinstance(model, nn.Module):
         yield

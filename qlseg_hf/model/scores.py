@@ -172,7 +172,7 @@ def label_map_from_scores(plane: torch.Tensor, size: tuple[int, int]) -> torch.T
     """(K, h, w) scores -> (H, W) int64 labels on the CPU: the best label of the scores resized to `size`."""
     label_map = torch.empty(size, dtype=torch.int64)
     plane, old = plane.float(), tuple(plane.shape[1:])
-    with torch.autocast(plane.device.type, enabled=False):  # label numbers beyond 256 are no bf16 numbers
+    with torch.autocast(plane.device.type, enabled=False):  # bf16 cannot hold label numbers beyond 256
         for rows, columns in blocks((0, size[0]), (0, size[1]), block_pixels(len(plane), plane.device)):
             (top, bottom), (left, right) = sources(old, size, rows, columns)
             labels = best_labels(plane[:, top:bottom, left:right], old, size, rows, columns)

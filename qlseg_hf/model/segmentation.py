@@ -105,10 +105,10 @@ def segment(
         `labels`, of those, in their order. With `return_confidence` also, and last, a list of (H, W) fp32 tensors in
         [0, 1] on the CPU: the share that the chosen label has of the sum of the scores of all the model's labels,
         averaged over the runs. It means the same for any scales, flips and `labels`; it is 0 where every score is 0.
-        It is no calibrated probability.
+        It is not a calibrated probability.
 
     Raises:
-        ValueError, TypeError: something in `images` is no image, `scales` is empty or not positive, `labels` are
+        ValueError, TypeError: something in `images` is not an image, `scales` is empty or not positive, `labels` are
             none of the model's, the processor's settings do not go together, another argument is of a wrong type,
             `max_memory_mb` is too little for an image, or an image has more windows than `max_windows`.
     """
@@ -142,7 +142,7 @@ def segment(
 
 
 def _check_processor(processor: QLSegImageProcessor) -> Settings:
-    """The checked settings of a processor; TypeError if it is none of QLSeg."""
+    """The checked settings of a processor; TypeError if it is not QLSeg's."""
     if not hasattr(processor, "settings"):
         raise TypeError(f"the processor must be a QLSegImageProcessor; got {type(processor).__name__}")
     return processor.settings()
@@ -154,7 +154,7 @@ def _is_real(value) -> bool:
 
 
 def scale_factors(scales: float | Iterable[float]) -> list[float]:
-    """A list of `scales`, which may be a single number; ValueError if one is no number above 0."""
+    """A list of `scales`, which may be a single number; ValueError if one is not a number above 0."""
     if isinstance(scales, np.ndarray | torch.Tensor):
         scales = scales.tolist()
     found = [scales] if isinstance(scales, Real | str | bytes) or not isinstance(scales, Iterable) else list(scales)

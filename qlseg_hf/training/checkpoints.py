@@ -158,7 +158,7 @@ def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
 
 
 def rate_change(checkpoint: Path, step: int, recipe: Recipe) -> str | None:
-    """What becomes of the learning rate where a run goes on, if the recipe beside its checkpoint gave another."""
+    """How the learning rate changes where a run goes on, if the recipe beside its checkpoint gave another; or None."""
     old = vars(recipe) | read_recipe(checkpoint)
     last, expected, now = (
         recipe_["learning_rate"]
@@ -211,8 +211,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: MovingA
     Learning rates and weight decay are those of the optimiser's groups before, so of the recipe.
 
     Raises:
-        ValueError: it is no checkpoint, a file of it is missing or changed, it is of more steps than the recipe wants,
-            it was written by another number of processes and cannot go on in these (see `check_processes`), with
+        ValueError: it is not a checkpoint, a file of it is missing or changed, it has more steps than the recipe, it
+            was written by another number of processes and cannot go on in these (see `check_processes`), with
             another `ema_decay`, or for another network.
     """
     state = None

@@ -92,7 +92,7 @@ class StepLog:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Measure images per second from here on; after an evaluation, which is no training."""
+        """Measure images per second from here on; as after an evaluation."""
         self._started, self._num_images = time.perf_counter(), 0
 
     def add(self, step: int, result: StepResult, optimizer: torch.optim.Optimizer, write: bool) -> None:

@@ -313,7 +313,7 @@ def read_overrides(overrides: list[str] | tuple[str, ...]) -> dict:
     for key, text in zip(parts[::2], parts[1::2]):
         if not key.startswith("--"):
             raise ValueError(f"{key} is not an override; write --key value")
-        plain = key[2:].replace("-", "_")  # a name that is none stays as it was written
+        plain = key[2:].replace("-", "_")  # an unknown name stays as it was written
         is_known = plain in Recipe.__dataclass_fields__ or plain in OTHER_NAMES or plain in OLD_NAMES
         values[plain if is_known else key[2:]] = read_value(key, text)
     return rename_old_keys(values)

@@ -170,7 +170,7 @@ def tally_colors(findings: Iterable[Finding]) -> dict[int, Tally]:
 
 
 def add_to_tallies(tallies: dict[int, Tally], name: str, found: Counts, has_wrong: bool = True) -> None:
-    """Add what a label map holds to what others do, by stored value. `has_wrong`: some of it are no labels."""
+    """Add what a label map holds to what others do, by stored value. `has_wrong`: some of it are not labels."""
     for value, count, num_inner in zip(found.values.tolist(), found.counts.tolist(), found.inner.tolist()):
         tally = tallies.setdefault(value, Tally())
         tally.num_pixels += count
@@ -191,7 +191,7 @@ def is_region(tally: Tally) -> bool:
 
 
 def is_smoothed(wrong: Iterable[int], tallies: dict[int, Tally], num_labels: int) -> bool:
-    """Whether values that are no labels lie along edges, as JPEG compression and antialiasing leave them.
+    """Whether values that are not labels lie along edges, as JPEG compression and antialiasing leave them.
 
     Regions have inner pixels, and edges have nearly none. Up to K of the wrong values may be regions, as 255 is in
     black and white label maps.

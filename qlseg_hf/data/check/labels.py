@@ -175,7 +175,7 @@ def add_unusable(result: LabelReport, findings: list[Finding], strict: bool) -> 
 def add_value_errors(
     result: LabelReport, stored: np.ndarray, values: dict[int, Tally], names: list[str], processor: QLSegImageProcessor
 ) -> None:
-    """Errors: a single label, values that are no labels, an ignored value that is a label."""
+    """Errors: a single label, values that are not labels, an ignored value that is a label."""
     if len(names) == 1:
         result.errors.append(one_label_text(names, names, set(values)))
     if (wrong := wrong_values(stored, names, processor)).size:

@@ -13,7 +13,7 @@ MAX_ROWS = 24  # of the table of readings
 
 
 def value_outside(num_labels: int) -> int:
-    """An `ignore_index` that is no label and no stored value that could be one."""
+    """An `ignore_index` that is neither a label nor a stored value that could be one."""
     return 255 if num_labels < 255 else -100
 
 

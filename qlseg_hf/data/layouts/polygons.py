@@ -83,7 +83,7 @@ def read_points(points: Any) -> tuple[tuple[float, float], ...]:
 
 
 def check_size(height: Any, width: Any) -> tuple[int, int]:
-    """A picture's (height, width); ValueError if they are no sane numbers of pixels."""
+    """A picture's (height, width); ValueError if they are not sane numbers of pixels."""
     limit = 2 * (Image.MAX_IMAGE_PIXELS or 2**31)
     if type(height) is not int or type(width) is not int or not (0 < height and 0 < width and height * width <= limit):
         raise ValueError(f"its size is {height!r:.20} x {width!r:.20}; (height, width) in pixels are wanted")

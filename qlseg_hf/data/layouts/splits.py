@@ -62,7 +62,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
     JSON file maps splits to lists of names, to such a text file or to a folder.
 
     Raises:
-        ValueError: a list names something that is no picture of the data set, or the same split twice.
+        ValueError: a list names something that is not a picture of the data set, or the same split twice.
     """
     lists = {}
     for name in source.files:
