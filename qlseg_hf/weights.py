@@ -36,9 +36,9 @@ TIMM_KEYS = {
 TRANSFORMERS_KEYS = {
     r"embeddings\.patch_embeddings\.projection\.(weight|bias)": "embeddings.projection.{0}",
     r"(?:encoder\.layer|layers)\.(\d+)\.(layernorm_before|layernorm_after)\.(weight|bias)": "layers.{0}.{1}.{2}",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.(q)uery\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.(k)ey\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
-    r"encoder\.layer\.(\d+)\.attention\.attention\.(v)alue\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
+    r"encoder\.layer\.(\d+)\.attention\.attention\.([qkv])(?:uery|ey|alue)\.(weight|bias)": (
+        "layers.{0}.attention.{1}_proj.{2}"
+    ),
     r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)": "layers.{0}.attention.o_proj.{1}",
     r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)": "layers.{0}.mlp.fc1.{1}",
     r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)": "layers.{0}.mlp.fc2.{1}",
@@ -119,14 +119,7 @@ def load_our_weights(
     if name in renamed:
         renamed[name] = fit_positions(renamed[name], backbone.embeddings.grid, source)
     fit_bands(renamed, target)
-    missing = [key for key in target if key not in renamed]
-    unexpected += [key for key in renamed if key not in target]
-    misshapen = [
-        f"{key} {tuple(renamed[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in target.items()
-        if key in renamed and renamed[key].shape != value.shape
-    ]
-    check_keys(source, missing, unexpected, misshapen)
+    check_weights(source, renamed, target, unexpected)
     for key, parameter in backbone.named_parameters():
         parameter.copy_(renamed[key])
     logger.info(f"loaded {len(renamed)} weights of {source} into the encoder")
@@ -201,6 +194,22 @@ def set_num_channels(model: nn.Module, num_channels: int) -> nn.Module:
     return model
 
 
+def check_weights(
+    source: str | Path, weights: dict[str, torch.Tensor], target: dict[str, torch.Tensor], unexpected: list[str] = ()
+) -> None:
+    """ValueError if `weights` are not those of `target` by name and shape. `unexpected`: others that were found."""
+    check_keys(
+        source,
+        missing=[key for key in target if key not in weights],
+        unexpected=[*unexpected, *(key for key in weights if key not in target)],
+        misshapen=[
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in target.items()
+            if key in weights and weights[key].shape != value.shape
+        ],
+    )
+
+
 def check_keys(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
     """ValueError that names what does not fit, if anything does not."""
     problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
@@ -260,16 +269,7 @@ def load_timm_weights(backbone: nn.Module, source: str | Path, revision: str | N
         )
     }
     fit_bands(weights, target)
-    check_keys(
-        source,
-        missing=[key for key in target if key not in weights],
-        unexpected=[key for key in weights if key not in target],
-        misshapen=[
-            f"{key} {tuple(weights[key].shape)} instead of {tuple(value.shape)}"
-            for key, value in target.items()
-            if key in weights and weights[key].shape != value.shape
-        ],
-    )
+    check_weights(source, weights, target)
     network.load_state_dict(weights)
 
 
