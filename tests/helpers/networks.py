@@ -97,3 +97,22 @@ def tiny_model_and_processor(**settings) -> tuple[QLSegForSemanticSegmentation, 
     """The tiny network and a processor with windows that overlap."""
     window = {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20}
     return varied_model(tiny_config()), QLSegImageProcessor(**(window | settings))
+
+
+def timm_weights(width: int = 64, depth: int = 3) -> dict[str, torch.Tensor]:
+    """A ViT in timm's naming, with weights to begin with: patches of 8, stored for 32 pixels."""
+    weights = {
+        "patch_embed.proj.weight": torch.randn(width, 3, 8, 8) / 14,
+        "pos_embed": torch.randn(1, 17, width) / 50,
+    }
+    weights |= {"patch_embed.proj.bias": torch.zeros(width), "cls_token": torch.zeros(1, 1, width)}
+    shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    shapes |= {"mlp.fc1": (2 * width, width), "mlp.fc2": (width, 2 * width)}
+    for i in range(depth):
+        for name, shape in shapes.items():
+            weights[f"blocks.{i}.{name}.weight"] = torch.randn(shape) / shape[1] ** 0.5
+            weights[f"blocks.{i}.{name}.bias"] = torch.zeros(shape[0])
+        for name in ("norm1", "norm2"):
+            weights[f"blocks.{i}.{name}.weight"] = torch.ones(width)
+            weights[f"blocks.{i}.{name}.bias"] = torch.zeros(width)
+    return weights

@@ -110,17 +110,18 @@ def refused(code: int, printed: str, *sentences: str) -> None:
         assert re.search(sentence, lines[0]), lines[0]
 
 
-def files_of(run: Path) -> dict[str, bytes]:
-    """Every file of a run, without the run's own folder, which recipes and cards name."""
+def files_of(run: Path, copied_from: Path | None = None) -> dict[str, bytes]:
+    """Every file of a run, without the run's own folder, which recipes and cards name, or that of what it was."""
     found = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file() and path.name != "contents.json"):
-        found[path.relative_to(run).as_posix()] = path.read_bytes().replace(str(run).encode(), b"RUN")
+        content = path.read_bytes().replace(str(run).encode(), b"RUN")
+        found[path.relative_to(run).as_posix()] = content.replace(str(copied_from or run).encode(), b"RUN")
     return found
 
 
 def assert_same_run(run: Path, whole: Path) -> int:
     """Number of files, all of which are equal: weights, average, optimiser, random states, logs, models, cards."""
-    found, expected = files_of(run), files_of(whole)
+    found, expected = files_of(run, copied_from=whole), files_of(whole)
     assert found.keys() == expected.keys() and "last/model.safetensors" in found
     assert [name for name in found if found[name] != expected[name]] == []
 

@@ -17,14 +17,13 @@ from accelerate import Accelerator
 from networks import tiny_config
 from programs import STILL, environment, stats_of, train, write_recipe
 from recipes import small_recipe
-from safetensors.torch import load_file
+from training_runs import assert_same_run
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.training.average import MovingAverage
 from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
 from qlseg_hf.training.optimization import parameter_groups
 from qlseg_hf.training.step import training_step
-from qlseg_hf.utils.files import recover_folder, replace_folder, write_beside
 
 
 def test_training_trajectory(stored):
@@ -108,27 +107,6 @@ def test_moving_average():
     assert model.weight.item() == 1.0
 
 
-def run_files(run: Path) -> dict:
-    """Everything that must be equal: losses, weights, average, optimiser."""
-    newest = checkpoints(run)[-1]
-    found = {"losses": (run / "losses.jsonl").read_text() + (run / "evaluations.jsonl").read_text()}
-    for name in ("last/model.safetensors", "best/model.safetensors"):
-        found[name] = load_file(run / name)
-    found["average"] = load_file(newest / "average.safetensors")
-    found["weights"] = load_file(newest / "model.safetensors")
-    states = torch.load(newest / "optimizer.bin", weights_only=True)["state"]
-    found["optimizer"] = {f"{i}.{key}": value for i, state in states.items() for key, value in state.items()}
-    return found
-
-
-def assert_equal_runs(one: dict, other: dict) -> None:
-    assert one["losses"] == other["losses"] and one["losses"].count("\n") == 24 + 3
-    for part in one.keys() - {"losses"}:
-        assert one[part].keys() == other[part].keys() and one[part]
-        for key, value in one[part].items():
-            assert torch.equal(value, other[part][key]), (part, key)
-
-
 def test_resume_is_exact_after_kills(whole_run, data, tmp_path):
     """SIGKILL to the whole process group at three random moments; the same command each time."""
     recipe, draw, exit_codes = write_recipe(tmp_path, data), random.Random(7), []
@@ -148,7 +126,7 @@ def test_resume_is_exact_after_kills(whole_run, data, tmp_path):
     assert exit_codes == [-signal.SIGKILL] * 3  # none had ended by itself
     done = train(recipe)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+    assert_same_run(tmp_path / "run", whole_run)
 
 
 def test_resume_in_the_middle_of_saving(whole_run, server, data, tmp_path):
@@ -162,7 +140,7 @@ def test_resume_in_the_middle_of_saving(whole_run, server, data, tmp_path):
     recipe = write_recipe(tmp_path, data)
     done = server.complete("train", recipe)
     assert done.returncode == 0 and "resuming at step 22" in done.stdout, done.stderr[-2000:]
-    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+    assert_same_run(tmp_path / "run", whole_run)
     before = stats_of(tmp_path / "run")
     again = server.complete("train", recipe)
     assert again.returncode == 0 and "is finished: 24 of 24 steps are made" in again.stdout
@@ -174,7 +152,7 @@ def test_starting_over_does_not_mix_runs(whole_run, server, data, tmp_path):
     shutil.copytree(whole_run, tmp_path / "run")
     done = server.complete("train", write_recipe(tmp_path, data), "--resume", "none")
     assert done.returncode == 1 and "holds step-00000024 of an earlier run" in done.stderr, done.stderr[-2000:]
-    assert_equal_runs(run_files(tmp_path / "run"), run_files(whole_run))
+    assert_same_run(tmp_path / "run", whole_run)
 
 
 def test_resume_with_other_processes_and_accumulation(data, tmp_path):
@@ -230,20 +208,3 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot be written: .*No space left.*step-00000003 is still valid"):
         save_checkpoint(accelerator, tmp_path, 6, {}, None, recipe)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
-
-
-def test_folders_are_replaced_whole(tmp_path):
-    place = tmp_path / "best"
-    for text in ("one", "two"):
-        with write_beside(place) as folder:
-            (folder / "x").write_text(text)
-    assert (place / "x").read_text() == "two"
-    with pytest.raises(OSError), write_beside(place) as folder:
-        raise OSError("disk full")
-    assert (place / "x").read_text() == "two" and [path.name for path in tmp_path.iterdir()] == ["best"]
-    os.rename(place, tmp_path / ".best.old")
-    recover_folder(place)
-    assert (place / "x").read_text() == "two"
-    (tmp_path / "new").mkdir()
-    replace_folder(tmp_path / "new", place)
-    assert list(place.iterdir()) == [] and [path.name for path in tmp_path.iterdir()] == ["best"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from networks import timm_weights
 from PIL import Image
 from programs import make_data, stats_of, train, write_recipe
 from recipes import small_recipe
@@ -21,20 +22,9 @@ from qlseg_hf.training.recipe import load_recipe
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """A ViT in timm's naming: 64 wide, 2 layers, patches of 8, stored for 32 pixels."""
-    path, width = tmp_path_factory.mktemp("weights") / "vit.safetensors", 64
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
     torch.manual_seed(0)
-    found = {"patch_embed.proj.weight": torch.randn(width, 3, 8, 8) / 14, "pos_embed": torch.randn(1, 17, width) / 50}
-    found |= {"patch_embed.proj.bias": torch.zeros(width), "cls_token": torch.zeros(1, 1, width)}
-    for i in range(2):
-        shapes = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        shapes |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
-        for name, shape in shapes.items():
-            found[f"blocks.{i}.{name}.weight"] = torch.randn(shape) / shape[1] ** 0.5
-            found[f"blocks.{i}.{name}.bias"] = torch.zeros(shape[0])
-        for name in ("norm1", "norm2"):
-            found[f"blocks.{i}.{name}.weight"] = torch.ones(width)
-            found[f"blocks.{i}.{name}.bias"] = torch.zeros(width)
-    save_file(found, path)
+    save_file(timm_weights(depth=2), path)
     return path
 
 

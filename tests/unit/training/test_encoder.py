@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from networks import timm_weights
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, ViTConfig, ViTModel
 
@@ -12,19 +13,6 @@ from qlseg_hf.training import encoder as encoder_module
 from qlseg_hf.training.auto import head_config
 from qlseg_hf.training.encoder import describe_encoder, find_encoder
 from qlseg_hf.weights import load_vit_weights
-
-
-def timm_weights(width=64, depth=3, patch=(8, 8), side=4) -> dict:
-    weights = {"patch_embed.proj.weight": torch.randn(width, 3, *patch), "patch_embed.proj.bias": torch.zeros(width)}
-    weights |= {"pos_embed": torch.randn(1, side * side + 1, width), "cls_token": torch.zeros(1, 1, width)}
-    for i in range(depth):
-        shapes = {"norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,)}
-        shapes |= {"attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,)}
-        shapes |= {"attn.proj.weight": (width, width), "attn.proj.bias": (width,)}
-        shapes |= {"mlp.fc1.weight": (2 * width, width), "mlp.fc1.bias": (2 * width,)}
-        shapes |= {"mlp.fc2.weight": (width, 2 * width), "mlp.fc2.bias": (width,)}
-        weights |= {f"blocks.{i}.{name}": torch.randn(shape) for name, shape in shapes.items()}
-    return weights
 
 
 def network(encoder):
