@@ -80,7 +80,7 @@ def children(pid: int) -> list[int]:
     return [int(p.name) for p in Path("/proc").glob("[0-9]*") if status_of(int(p.name))[1] == str(pid)]
 
 
-def wait_until(is_true, seconds: float = 60.0) -> None:
+def wait_until(is_true, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, "waited in vain"

@@ -177,7 +177,7 @@ def server(stored, tmp_path):
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(120):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(address, timeout=10)
                 break
@@ -187,7 +187,7 @@ def server(stored, tmp_path):
         yield SimpleNamespace(address=address, log=log, names=names)
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
 
 
 def press(page) -> None:

@@ -301,7 +301,7 @@ def test_a_worker_that_dies_is_told(predict, network, images, tmp_path):
                 killed = int(path.parent.name)
                 os.kill(killed, signal.SIGKILL)
                 break
-    stderr = started.communicate(timeout=120)[1]
+    stderr = started.communicate(timeout=600)[1]
     assert started.returncode == 1 and "a process that reads or writes images has died" in stderr
     assert "Traceback" not in stderr
     predict(network, *options, expect=3)
