@@ -4,6 +4,8 @@
 
 What is kept of a window are the network's class and mask logits, 1/200 of its scores; a label map is then made block
 by block (see `scores`), so its memory does not depend on labels times pixels.
+
+The pipeline stands here too, and makes the file a little long: saved configurations name it `segmentation.QLSeg...`.
 """
 
 import difflib

@@ -29,7 +29,7 @@ def test_data_file_stands_below_the_command_line(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "data.yaml").write_text(
         "data: photos\neval_split: held\nlayout: pairs\nval_fraction: 0.4\nignore_index: 11\nlabel_names: [a, b]\n"
-        "label_mapping: {0: 1}\nclass_weights: {a: 2.0}\n"
+        "label_mapping: {0: 1}\nlabel_weights: {a: 2.0}\n"
     )
     found = with_data_file(SETTINGS | {"data": str(tmp_path / "data.yaml")})
     assert found["data"] == str(tmp_path / "photos") and found["split"] == "held" and found["layout"] == "pairs"

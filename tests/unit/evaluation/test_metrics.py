@@ -140,8 +140,10 @@ def test_bootstrap_against_slow_implementation():
     np.testing.assert_allclose(streaming.compute()["miou_interval"], expected, rtol=0, atol=1e-12)
 
 
-def test_interval_covers_the_truth():
+def test_interval_covers_the_truth(monkeypatch):
     """Pictures of one wrong or right label each: over 100 data sets, the interval holds the true mIoU in most."""
+    none = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(4, 2, dtype=torch.int64)
+    monkeypatch.setattr("qlseg_hf.evaluation.metrics.count_boundaries", lambda *_: none)  # 3/4 of the time
     rng = np.random.default_rng(0)
     covered = 0
     for trial in range(100):
