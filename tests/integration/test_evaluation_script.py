@@ -96,7 +96,7 @@ def test_wrong_input_is_one_sentence(stored, references, tmp_path, script):
         ({"model": tmp_path / "none"}, "none"),
         ({"--data": tmp_path / "none"}, "is no folder"),
         ({"--split": "holdout"}, "has no split 'holdout'; it has validation"),
-        ({"--label_mapping": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
+        ({"--label_map": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
         ({"--label_mapping": tmp_path / "none.json"}, "No such file"),
         ({"--output": tmp_path}, "must be a file in a folder that exists"),
         ({"--output": tmp_path / "none" / "o.json"}, "must be a file in a folder that exists"),
