@@ -21,7 +21,7 @@ NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file without byte-order mark; ValueError if it is not text, OSError if it cannot be read."""
+    """Text of a UTF-8 file without byte-order mark; ValueError if it is none, OSError if it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,7 +61,7 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
 
 
 def read_color_table(text: str, is_csv: bool) -> list[tuple[str, list[int]]] | None:
-    """(name, [r, g, b]) of each line of a table of colours; None if it is not one; ValueError if it is damaged."""
+    """(name, [r, g, b]) of each line of a table of colours; None if the text is none; ValueError if it is damaged."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and re.match(r"#\s*label\s*:\s*color_rgb", lines[0]):  # CVAT: "name:r,g,b:parts:actions"
         rows = [

@@ -36,7 +36,7 @@ class SampleError(ValueError):
 
 
 @contextmanager
-def name_in_errors(name: str, kind: str) -> Iterator[None]:
+def naming(name: str, kind: str) -> Iterator[None]:
     """Turn whatever a loader says into a `SampleError` that names the sample."""
     try:
         yield
@@ -84,12 +84,12 @@ class Sample:
             SampleError: of kind "picture".
         """
         reading = {"num_channels": None} | reading
-        with name_in_errors(self.name, "picture"):
+        with naming(self.name, "picture"):
             return load_picture(picture_source(self.picture, self.name), **reading)
 
     def read_label_map(self) -> np.ndarray:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
-        with name_in_errors(self.name, "label map"):
+        with naming(self.name, "label map"):
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()
@@ -182,7 +182,7 @@ def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tupl
 
 
 def check_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:
-    """{label: [r, g, b]} -> {(r, g, b): label}; ValueError for what is not a colour, or stands for two labels."""
+    """{label: [r, g, b]} -> {(r, g, b): label}; ValueError for a colour that is none or stands for two labels."""
     colors = {}
     for label, color in label_colors.items():
         color = tuple(color)

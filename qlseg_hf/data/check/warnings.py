@@ -13,7 +13,7 @@ USES = {"training": "trained on", "validation": "validated on"}
 
 def add_sentences(survey: Survey, notes: list[str]) -> None:
     """Problems, warnings and notes, each said once and the gravest first."""
-    survey.colors = find_colors(survey)
+    survey.colors = colors_in(survey)
     survey.duplicates = find_duplicates(survey.findings)
     training = survey.reports["training"]
     images = count_images(survey.training, survey.processor, len(survey.rules.names))
@@ -58,7 +58,7 @@ def band_problems(survey: Survey) -> list[str]:
     return [f"the data set cannot be trained on: images differ in their bands: {'; '.join(texts)}; store all alike"]
 
 
-def find_colors(survey: Survey) -> dict[tuple[int, int, int], tuple[int, int]]:
+def colors_in(survey: Survey) -> dict[tuple[int, int, int], tuple[int, int]]:
     """{(r, g, b): (pixels, label maps)} of colour masks, most frequent first, without those along edges alone."""
     tallies = tally_colors(survey.used)
     regions = [color for color, tally in tallies.items() if is_region(tally)]

@@ -62,7 +62,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
     JSON file maps splits to lists of names, to such a text file or to a folder.
 
     Raises:
-        ValueError: a list names something that is not a picture of the data set, or the same split twice.
+        ValueError: a list names something that is no picture of the data set, or the same split twice.
     """
     lists = {}
     for name in source.files:
@@ -82,7 +82,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
     locator = Locator(pictures if lists else ())
-    return {split: _locate_all(locator, names, source.root / name) for split, (name, names) in lists.items()}
+    return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
 
 
 def _lines(path: Path) -> list[str]:
@@ -116,7 +116,7 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     return found
 
 
-def _locate_all(locator: Locator, names: list[str], path: Path) -> list[str]:
+def _located(locator: Locator, names: list[str], path: Path) -> list[str]:
     """The pictures that a list means, each once."""
     found = {}
     for name in names:

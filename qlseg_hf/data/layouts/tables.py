@@ -186,12 +186,12 @@ def open_slice(source: Source, split: str):
 
 def to_samples(source: Source, table, split: str):
     """Samples of a table; ValueError for columns that cannot be guessed."""
-    table, columns = choose_columns(table, source.image_column, source.label_column)
+    table, columns = drop_decoding(table, source.image_column, source.label_column)
     kind = StreamedSamples if source.streaming else TableSamples
     return kind(table, columns, split, source.colors, source.root)
 
 
-def choose_columns(table, image_column: str | None, label_column: str | None):
+def drop_decoding(table, image_column: str | None, label_column: str | None):
     """`table` cut down to its picture and label columns, which are not decoded, and the two names.
 
     Raises:
@@ -215,10 +215,10 @@ def choose_columns(table, image_column: str | None, label_column: str | None):
         raise ValueError(
             f"column {columns[0]} cannot hold both pictures and label maps; set image_column and label_column"
         )
-    return _drop_decoding(table.select_columns(list(columns)), datasets), columns
+    return _undecoded(table.select_columns(list(columns)), datasets), columns
 
 
-def _drop_decoding(table, datasets):
+def _undecoded(table, datasets):
     for column, feature in (table.features or {}).items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
