@@ -1,6 +1,7 @@
 """The arrows between the parts of the package run one way, and `model/` is complete in itself."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ MODEL_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL", 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in RANKS)
 
 
+@cache
 def imports(path: Path) -> list[tuple[int, str]]:
     """(line, absolute dotted name) of everything that a module imports, inside functions and guards too."""
     found = []
