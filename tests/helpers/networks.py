@@ -31,10 +31,7 @@ BACKBONES = {
         DINOv3ViTConfig(**SIZES, **MLP, image_size=64, num_register_tokens=2, out_indices=[2, 3], pos_embed_shift=0.1),
         r"embeddings\.mask_token",
     ),
-    "beit": (
-        BeitConfig(**SIZES, **MLP, image_size=64, use_relative_position_bias=True, out_indices=[1, 3]),
-        "none",
-    ),
+    "beit": (BeitConfig(**SIZES, **MLP, image_size=64, use_relative_position_bias=True, out_indices=[1, 3]), "none"),
     "beit-pretraining": (
         BeitConfig(
             **SIZES,

@@ -96,11 +96,7 @@ def test_what_is_written(hostile_model, graph, runtime, tmp_path, capsys, monkey
         "image_mean": [0.4, 0.5, 0.6],
         "image_std": [0.25] * 3,
     }
-    assert about["model"] == {
-        "file": "model.onnx",
-        "bytes": (place / "model.onnx").stat().st_size,
-        "weights": "fp16",
-    }
+    assert about["model"] == {"file": "model.onnx", "bytes": (place / "model.onnx").stat().st_size, "weights": "fp16"}
     assert set(about["examples"]) == examples and about["title"] == "--- <b>net"
     assert about["label_agreement"] >= 0.995 and len(about["check"]["scores"]) == 64
     head = (place / "README.md").read_text().split("---\n", 2)[1]  # YAML, of which a title in JSON is part

@@ -16,11 +16,7 @@ from PIL import Image
 from properties import SEEDS, SIZES, holds, windows
 from torch.nn import functional as F
 
-from qlseg_hf import (
-    QLSegImageProcessor,
-    load_label_map,
-    load_picture,
-)
+from qlseg_hf import QLSegImageProcessor, load_label_map, load_picture
 from qlseg_hf.data.augmentation import resize_sample
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import MemoryPlan

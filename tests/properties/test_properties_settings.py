@@ -9,11 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from properties import holds, windows
 
-from qlseg_hf import (
-    QLSegConfig,
-    QLSegImageProcessor,
-    QLSegViTConfig,
-)
+from qlseg_hf import QLSegConfig, QLSegImageProcessor, QLSegViTConfig
 
 # ---------------------------------------------------------------------------------------------------- configurations
 

@@ -9,9 +9,7 @@ from networks import tiny_config
 from properties import SEEDS, holds
 from slow import slow_loss, slow_scores
 
-from qlseg_hf import (
-    QLSegImageProcessor,
-)
+from qlseg_hf import QLSegImageProcessor
 from qlseg_hf.data import augmentation as augmentation_module
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler, TrainingTransform
 from qlseg_hf.evaluation.metrics import StreamingScores, confusion_counts, joint_counts

@@ -120,8 +120,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["../a", "..", ".", "/etc/passwd", "a/b", "..\\a", "C:\\a", "a\0b", "a/../../a", "//server/a", "~/../a"],
+    "name", ["../a", "..", ".", "/etc/passwd", "a/b", "..\\a", "C:\\a", "a\0b", "a/../../a", "//server/a", "~/../a"]
 )
 def test_split_files(folder, name):
     (folder / "ImageSets" / "SegmentationContext" / "val.txt").write_text(f"a\n{name}\n")

@@ -13,13 +13,7 @@ from PIL import Image
 from qlseg_hf.evaluation.evaluator import describe_scores, never_predicted_warnings
 from qlseg_hf.evaluation.examples import Example, Examples
 from qlseg_hf.evaluation.metrics import StreamingScores
-from qlseg_hf.evaluation.report import (
-    draw_confusion,
-    label_csv,
-    most_confused,
-    to_json,
-    write_evaluation_report,
-)
+from qlseg_hf.evaluation.report import draw_confusion, label_csv, most_confused, to_json, write_evaluation_report
 from qlseg_hf.evaluation.state import Progress, rank_pictures
 from qlseg_hf.model.image_processing_qlseg import QLSegImageProcessor
 

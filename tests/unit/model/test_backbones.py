@@ -22,20 +22,9 @@ from backbone_checks import (
 from conftest import ROOT
 from networks import BACKBONES, MLP, SIZES, labels_for, network, tiny_config
 from safetensors.torch import save_file
-from transformers import (
-    AutoModel,
-    AutoModelForImageClassification,
-    BeitConfig,
-    Dinov2Config,
-    ResNetConfig,
-    SwinConfig,
-)
+from transformers import AutoModel, AutoModelForImageClassification, BeitConfig, Dinov2Config, ResNetConfig, SwinConfig
 
-from qlseg_hf import (
-    QLSegForSemanticSegmentation,
-    QLSegViTConfig,
-    load_vit_weights,
-)
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegViTConfig, load_vit_weights
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -248,10 +237,7 @@ def test_hub_naming(tmp_path):
     [
         ({"num_hidden_layers": 4, "out_indices": [1, 4]}, r"missing \(model.layer.3"),
         ({"num_hidden_layers": 2}, r"unexpected \(model.layer.2"),
-        (
-            {"intermediate_size": 48},
-            r"15 misshapen \(model.layer.0.mlp.* \(32, 64\) instead of \(32, 48\)",
-        ),
+        ({"intermediate_size": 48}, r"15 misshapen \(model.layer.0.mlp.* \(32, 64\) instead of \(32, 48\)"),
         (
             {"num_attention_heads": 2},
             "has num_attention_heads 4, the encoder 2; set backbone_config.num_attention_heads",

@@ -12,13 +12,7 @@ from qlseg_hf.evaluation.examples import Example, Examples
 from qlseg_hf.evaluation.metrics import StreamingScores
 from qlseg_hf.model.image_processing_qlseg import QLSegImageProcessor
 from qlseg_hf.training import report
-from qlseg_hf.training.report import (
-    draw_curves,
-    draw_labels,
-    evaluation_entry,
-    tracker_values,
-    write_training_report,
-)
+from qlseg_hf.training.report import draw_curves, draw_labels, evaluation_entry, tracker_values, write_training_report
 
 
 def blue(chart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
