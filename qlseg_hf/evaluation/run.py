@@ -35,6 +35,7 @@ from .report import label_csv, to_json, write_evaluation_report
 from .state import remove_state
 
 NUM_EXAMPLES = 10  # of the worst pictures, and of the best
+READING = ("image_column", "label_column", "streaming", "layout", "val_fraction", "label_colors")
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,8 @@ def _evaluate(args: Request, state: PartialState) -> None:
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
         with fail_together(state.num_processes):
             if state.is_local_main_process is is_first:
-                samples = open_dataset(
-                    args.data,
-                    args.split,
-                    config=args.dataset_config,
-                    image_column=args.image_column,
-                    label_column=args.label_column,
-                    streaming=args.streaming,
-                    layout=args.layout,
-                    val_fraction=args.val_fraction,
-                    label_colors=args.label_colors,
-                )
+                reading = {name: getattr(args, name) for name in READING}
+                samples = open_dataset(args.data, args.split, config=args.dataset_config, **reading)
     with fail_together(state.num_processes):
         processor, notes = apply_layout(args, model, processor, samples)
     for note in [*samples.notes, *notes] if state.is_main_process else ():

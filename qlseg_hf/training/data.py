@@ -4,7 +4,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -62,19 +62,9 @@ def training_batches(
     extra: Sequence[ExtraSet] = (),
 ) -> DataLoader:
     """DataLoader of this process's batches from `start_step` on. Draws depend on (seed, epoch, sample) alone."""
-    transform = TrainingTransform(
-        processor=processor,
-        num_labels=num_labels,
-        crop_size=recipe.crop_size,
-        resize_box=recipe.resize_box,
-        scale_range=recipe.scale_range,
-        cat_max_ratio=recipe.cat_max_ratio,
-        photometric=recipe.photometric,
-        vertical_flip=recipe.vertical_flip,
-        rotation=recipe.rotation,
-        trivial_augment=recipe.trivial_augment,
-        seed=recipe.seed,
-    )
+    given = {"processor": processor, "num_labels": num_labels}
+    keys = [entry.name for entry in fields(TrainingTransform) if entry.name not in given]
+    transform = TrainingTransform(**given, **{key: getattr(recipe, key) for key in keys})
     positions = BatchPositions(
         batch_size=recipe.per_device_batch_size,
         max_steps=recipe.max_steps,
