@@ -1,6 +1,9 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: one flat YAML file says what a training run does; unknown keys and values of a wrong type are refused."""
+"""Recipes: one flat YAML file says what a training run does; unknown keys and values of a wrong type are refused.
+
+Half of this file is the table of the keys, whose lines are the help of `qlseg train`.
+"""
 
 import os
 import re
