@@ -8,12 +8,13 @@ import json
 import re
 from collections import defaultdict
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
 from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, listed, suffix_of
-from .layout import Family, Found, Source
-from .splits import ALL, SPLIT_WORDS, find_split
+from .layout import Family, Found, Opener, Source
+from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
 
 IMAGE_COLUMNS = (
     "image",
@@ -34,6 +35,8 @@ LABEL_COLUMNS = (
     *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
     *("gt", "ground_truth", "target", "labelmap"),
 )
+MOST_ROWS = 100  # of a table that are looked at to tell its columns
+SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
 DATASETS_SUFFIXES = (".parquet", ".arrow")
@@ -95,23 +98,22 @@ def text_tables(source: Source) -> list[str]:
 
 
 def names_files(path: Path) -> bool:
-    """Whether the first row of a table names two files or more, of which one is a picture."""
+    """Whether one of the first rows of a table names two files or more."""
     with path.open("rb") as file:
         text = file.read(1 << 16).decode("utf-8-sig", errors="replace")
-    lines = text.splitlines()[:3]
+    lines = text.splitlines()[:MOST_ROWS]
     try:
         if READERS[suffix_of(path.name)] == "csv":
             rows = list(
                 csv.reader(io.StringIO("\n".join(lines)), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             )
-            cells = rows[-1] if rows else []
         else:
             row = json.loads(lines[0]) if lines else {}
-            cells = [v for v in row.values() if isinstance(v, str)] if isinstance(row, dict) else []
+            rows = [[v for v in row.values() if isinstance(v, str)]] if isinstance(row, dict) else []
     except (csv.Error, RecursionError, ValueError):
         return False
-    endings = [suffix_of(cell.strip()) for cell in cells]
-    return sum(ending in (*PICTURE_SUFFIXES, *MASK_SUFFIXES) for ending in endings) >= 2
+    endings = [[suffix_of(cell.strip()) for cell in row] for row in rows]
+    return any(sum(ending in (*PICTURE_SUFFIXES, *MASK_SUFFIXES) for ending in row) >= 2 for row in endings)
 
 
 def split_of_file(name: str) -> str:
@@ -130,16 +132,79 @@ def find_files(source: Source, name: str, summary: str, reader: str, files: list
     if len(by_split) > 1 and ALL in by_split:
         left = by_split.pop(ALL)
         notes.append(f"{len(left)} files name no split and are left out: {listed(left)}")
-    openers = {split: partial(open_files, source, split, reader, own, settings) for split, own in by_split.items()}
+    openers: dict[str, Opener] = {}
+    for split, own in by_split.items():
+        told = rows_of_splits(source, reader, own, settings)
+        if told is None or (len(told[1]) == 1 and split != ALL):
+            parts = {split: None}
+        else:
+            column, parts, bare = told
+            notes += bare
+            summary += f", splits by its column {column}"
+        if twice := openers.keys() & parts.keys():
+            raise ValueError(
+                f"{source.data} has two parts called {', '.join(sorted(twice))}; give one table, or rename one"
+            )
+        openers |= {
+            name: partial(open_files, source, name, reader, own, settings, rows) for name, rows in parts.items()
+        }
     return Found(name, summary, openers, notes=notes)
 
 
-def open_files(source: Source, split: str, reader: str, files: list[str], settings: dict):
-    datasets = import_datasets(f"data set {source.data}")
-    table = datasets.load_dataset(
-        reader, data_files={"train": files}, split="train", streaming=source.streaming, **settings
-    )
-    return to_samples(source, table, split)
+def load_files(reader: str, files: list[str], settings: dict, streaming: bool = False):
+    """The table of some files, in one."""
+    datasets = import_datasets(f"data set {files[0]}")
+    return datasets.load_dataset(reader, data_files={"train": files}, split="train", streaming=streaming, **settings)
+
+
+def rows_of_splits(
+    source: Source, reader: str, files: list[str], settings: dict
+) -> tuple[str, dict[str, list[int]], list[str]] | None:
+    """The column that says of which split each row is, {split: numbers of its rows}, and notes; None without one.
+
+    Raises:
+        ValueError: some rows of such a column name no split; or rows are streamed, which cannot be divided.
+    """
+    if reader == "webdataset":
+        return None
+    stream = load_files(reader, files, settings, streaming=True)
+    columns = {name.lower(): name for name in stream.features or next(iter(stream), {})}
+    column = next((columns[name] for name in SPLIT_COLUMNS if name in columns), None)
+    if column is None:
+        return None
+    table = load_files(reader, files, settings)
+    rows: dict[str, list[int]] = defaultdict(list)
+    for number, value in enumerate(table.select_columns([column])[column]):
+        rows[str(value).strip()].append(number)
+    named = [value for value in rows if value.lower() in (*SPLIT_WORDS, *UNION_SPLITS)]
+    if not named:
+        return None
+    if others := [value for value in rows if value not in named]:
+        raise ValueError(
+            f"column {column} of {source.data} is {listed(named)} in some rows, and {listed(others)} in others; write "
+            "train, validation or test in each row, or rename the column if it tells no splits"
+        )
+    if source.streaming:
+        raise ValueError(
+            f"column {column} of {source.data} tells of which split each row is, and a stream is not divided; leave "
+            "streaming out, or write a table for each split"
+        )
+    label = find_columns(table, source.image_column, source.label_column)[1]
+    is_missing = table.select_columns([label]).with_format("arrow")[:][label].is_null().to_pylist()
+    bare = [split for split, own in rows.items() if all(is_missing[number] for number in own)]
+    kept = {split: own for split, own in rows.items() if split not in bare}
+    notes = [
+        f"{len(rows[split])} images of {split} have no label maps at all, so this is no split here" for split in bare
+    ]
+    return column, kept or rows, notes if kept else []
+
+
+def open_files(
+    source: Source, split: str, reader: str, files: list[str], settings: dict, rows: list[int] | None = None
+):
+    """The samples of a table, or those of some of its rows."""
+    table = load_files(reader, files, settings, source.streaming)
+    return to_samples(source, table if rows is None else table.select(rows), split)
 
 
 def find_saved(source: Source) -> Found:
@@ -192,12 +257,17 @@ def to_samples(source: Source, table, split: str):
 
 
 def drop_decoding(table, image_column: str | None, label_column: str | None):
-    """`table` cut down to its picture and label columns, which are not decoded, and the two names.
+    """`table` cut down to its picture and label columns, which are not decoded, and the two names."""
+    columns = find_columns(table, image_column, label_column)
+    return _undecoded(table.select_columns(list(columns)), import_datasets("a table")), columns
+
+
+def find_columns(table, image_column: str | None, label_column: str | None) -> tuple[str, str]:
+    """The columns of pictures and of label maps.
 
     Raises:
         ValueError: a column does not exist, or none or several look like it; names the columns.
     """
-    datasets = import_datasets("a table")
     features = table.features
     if features is None:  # a stream may not know its types
         first = next(iter(table), {})
@@ -206,7 +276,9 @@ def drop_decoding(table, image_column: str | None, label_column: str | None):
         texts = [
             name for name, feature in features.items() if getattr(feature, "dtype", None) in ("string", "large_string")
         ]
-        first = next(iter(table.select_columns(texts)), {}) if texts else {}
+        first = {}  # of each column what it holds first, because a row of a test part may have no label map
+        for row in islice(table.select_columns(texts), MOST_ROWS) if texts else ():
+            first = {name: value for name, value in row.items() if value is not None} | first
     columns = (
         find_column(image_column, "image_column", IMAGE_COLUMNS, features, first),
         find_column(label_column, "label_column", LABEL_COLUMNS, features, first),
@@ -215,7 +287,7 @@ def drop_decoding(table, image_column: str | None, label_column: str | None):
         raise ValueError(
             f"column {columns[0]} cannot hold both pictures and label maps; set image_column and label_column"
         )
-    return _undecoded(table.select_columns(list(columns)), datasets), columns
+    return columns
 
 
 def _undecoded(table, datasets):

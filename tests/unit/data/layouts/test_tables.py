@@ -72,6 +72,54 @@ def test_one_table_is_divided(tmp_path, ending):
     assert 0 < len(validation) < 10
 
 
+def put_rows(path, head, rows):
+    """A table of rows of cells; without an ending of text as parquet."""
+    if path.suffix == ".parquet":
+        datasets.Dataset.from_list([dict(zip(head, row)) for row in rows]).to_parquet(path)
+    else:
+        path.write_text("\n".join(",".join(cell or "" for cell in row) for row in [head, *rows]) + "\n")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_column_tells_the_splits(tmp_path, ending):
+    """As in DeepGlobe's metadata.csv, whose other parts have no label maps."""
+    put_files(tmp_path, "abcdef")
+    head = ["image_id", "split", "sat_image_path", "mask_path"]
+    parts = {"c": "val", "f": "test"}
+    rows = [[name, parts.get(name, "train"), f"pics/{name}.png", f"marks/{name}.png"] for name in "abcdef"]
+    path = tmp_path / f"metadata{ending}"
+    put_rows(path, head, rows)
+    layout = find_layout(path, image_column="sat_image_path")
+    assert "splits by its column split; images: train 4, val 1, test 1" in layout.description
+    columns = {"image_column": "sat_image_path"}
+    assert names_of(open_dataset(path, "train", **columns)) == ["a.png", "b.png", "d.png", "e.png"]
+    assert names_of(open_dataset(path, "validation", **columns)) == ["c.png"]
+    with pytest.raises(ValueError, match="column split of .* a stream is not divided; leave streaming out"):
+        open_dataset(path, "train", streaming=True, **columns)
+    put_rows(path, head, [[*row[:3], row[3] if row[1] == "train" else None] for row in rows[::-1]])
+    layout = find_layout(path, val_fraction=0, **columns)
+    assert "1 images of val have no label maps at all" in layout.notes[1] and list(layout.splits) == ["train"]
+    put_rows(path, head, [[row[0], "somewhere" if row[0] == "a" else row[1], *row[2:]] for row in rows])
+    with pytest.raises(
+        ValueError, match="column split of .* is train, val, test in some rows, and somewhere in others"
+    ):
+        find_layout(path, **columns)
+    put_rows(path, head, [[row[0], row[0], *row[2:]] for row in rows])  # what names no split at all is no such column
+    assert list(find_layout(path, **columns).splits) == ["train", "validation"]
+
+
+def test_a_column_counts_more_than_the_name_of_the_only_table(tmp_path):
+    put_files(tmp_path, "abcd")
+    rows = [[f"pics/{name}.png", f"marks/{name}.png", "valid" if name == "b" else "train"] for name in "abcd"]
+    put_rows(tmp_path / "train.csv", ["image", "mask", "Split"], rows)
+    assert names_of(open_dataset(tmp_path, "validation")) == ["b.png"]
+    put_rows(tmp_path / "test.csv", ["image", "mask", "Split"], [[*row[:2], "test"] for row in rows])
+    assert list(find_layout(tmp_path).splits) == ["test", "train", "valid"]
+    put_rows(tmp_path / "val.csv", ["image", "mask", "Split"], rows)
+    with pytest.raises(ValueError, match="has two parts called train, valid"):
+        find_layout(tmp_path)
+
+
 def test_tables_that_are_not_clear(tmp_path):
     put_files(tmp_path, "abcdef")
     put_table(tmp_path / "train.csv", "abcdef", ("first", "second"))
