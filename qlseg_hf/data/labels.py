@@ -17,6 +17,10 @@ LABEL_FILES = re.compile(  # names of files beside the data that hold names of l
     r"|(class_dict|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt",
     re.IGNORECASE,
 )
+# Headings of tables, without blanks and signs
+NAME_HEADS = ("name", "classname", "labelname", "class", "label", "category", "names", "classes", "labels")
+NUMBER_HEADS = ("id", "classid", "labelid", "index", "idx", "number", "value", "pixelvalue")
+COLORS = ("red", "green", "blue")
 NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
 
 
@@ -36,8 +40,8 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
 
     Lines hold one name each, or all of them a number 0..K-1 and a name ("0 sky", "0,sky", "0: sky"), in any order.
     Blank lines, white space around names and a byte-order mark do not count. In JSON "classes" and "names" count as
-    "labels", as mmsegmentation writes them. A table is a CSV file with the columns name, r, g, b (`class_dict.csv`)
-    or CVAT's `labelmap.txt`.
+    "labels", as mmsegmentation writes them. A table is a CSV file with the column name, and maybe r, g, b
+    (`class_dict.csv`) and id, see `read_table`; or CVAT's `labelmap.txt`.
 
     Raises:
         ValueError: the file cannot be read or holds something else.
@@ -45,8 +49,9 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
     is_json = path.suffix.lower() == ".json"
     try:
         text = read_text(path)
-        if (table := read_color_table(text, path.suffix.lower() == ".csv")) is not None:
-            return names_in_order([name for name, _ in table]), [color for _, color in table]
+        table = read_table(text) if path.suffix.lower() == ".csv" else read_color_map(text)
+        if table is not None:
+            return names_in_order(table[0]), table[1]
         content = json.loads(text) if is_json else [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"label file {path} cannot be read: {error}") from error
@@ -60,33 +65,50 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
         raise ValueError(f"label file {path}: {error}") from error
 
 
-def read_color_table(text: str, is_csv: bool) -> list[tuple[str, list[int]]] | None:
-    """(name, [r, g, b]) of each line of a table of colours; None if the text is none; ValueError if it is damaged."""
+def read_color_map(text: str) -> tuple[list[str], list[list[int]]] | None:
+    """Names and colours of CVAT's `labelmap.txt`, "name:r,g,b:parts:actions"; None of another text."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines and re.match(r"#\s*label\s*:\s*color_rgb", lines[0]):  # CVAT: "name:r,g,b:parts:actions"
-        rows = [
-            [name, *color.split(",")] for name, color, *_ in (line.split(":") for line in lines[1:] if ":" in line)
-        ]
-    else:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO("\n".join(lines)))] if is_csv else []
-        heads = [re.sub(r"[^a-z]", "", cell.lower()) for cell in rows[0]] if rows else []
-        places = [
-            next((i for i, head in enumerate(heads) if head in names), None)
-            for names in (("name", "class", "label", "classname"), ("r", "red"), ("g", "green"), ("b", "blue"))
-        ]
-        if None in places:
-            return None
-        if odd := [row for row in rows[1:] if len(row) < len(heads)]:
-            raise ValueError(f"the line {', '.join(odd[0])!r:.60} has {len(odd[0])} cells; {len(heads)} are wanted")
-        rows = [[row[place] for place in places] for row in rows[1:]]
-    table = []
-    for name, *color in rows:
-        if len(color) != 3 or not all(v.strip().isdecimal() and int(v) <= 255 for v in color):
-            raise ValueError(
-                f"the colour of {name!r:.40} is {', '.join(color)!r:.40}; red, green, blue of 0..255 are wanted"
-            )
-        table.append((name.strip(), [int(v) for v in color]))
-    return table
+    if not lines or not re.match(r"#\s*label\s*:\s*color_rgb", lines[0]):
+        return None
+    rows = [line.split(":") for line in lines[1:] if ":" in line]
+    return [name.strip() for name, *_ in rows], [_to_color(name, color.split(",")) for name, color, *_ in rows]
+
+
+def _to_color(name: str, cells: list[str]) -> list[int]:
+    if len(cells) != 3 or not all(v.strip().isdecimal() and int(v) <= 255 for v in cells):
+        raise ValueError(
+            f"the colour of {name!r:.40} is {', '.join(cells)!r:.40}; red, green, blue of 0..255 are wanted"
+        )
+    return [int(v) for v in cells]
+
+
+def read_table(text: str) -> tuple[list[str], list[list[int]] | None] | None:
+    """Names, and colours or None, of a CSV file whose first line says which column has them; None of another text.
+
+    If a column has numbers, they are the labels; else the lines are in their order.
+
+    Raises:
+        ValueError: a line is damaged, or the numbers are not 0..K-1.
+    """
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))]
+    heads = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in rows[0]] if rows else []
+    named = [head for head in NAME_HEADS if head in heads]
+    if not named or len(rows) < 2:
+        return None
+    if odd := [row for row in rows[1:] if len(row) < len(heads)]:
+        raise ValueError(f"the line {', '.join(odd[0])!r:.60} has {len(odd[0])} cells; {len(heads)} are wanted")
+    columns = dict(zip(heads, zip(*rows[1:])))
+    is_number = {head: all(map(str.isdecimal, cells)) for head, cells in columns.items()}
+    names = list(columns[next((head for head in named if not is_number[head]), named[0])])
+    bands = [next((columns[head] for head in (color[0], color) if head in columns), None) for color in COLORS]
+    colors = None if None in bands else [_to_color(name, list(cells)) for name, *cells in zip(names, *bands)]
+    numbers = next((columns[head] for head in (*NUMBER_HEADS, *named) if is_number.get(head)), None)
+    if numbers is None:
+        return names, colors
+    order = sorted(range(len(names)), key=lambda row: int(numbers[row]))
+    if [int(numbers[row]) for row in order] != list(range(len(names))):
+        raise ValueError(f"its numbers {', '.join(numbers[:4]):.40}, ... are not 0..{len(names) - 1}, each once")
+    return [names[row] for row in order], colors and [colors[row] for row in order]
 
 
 def find_label_file(
@@ -120,6 +142,15 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
     lines = [line.rstrip(",; ") for line in lines]
     if lines and lines[0][:1] in ("[", "{"):
         raise ValueError("it looks like JSON; give it the ending .json")
+    if len(lines) > 1 and re.sub(r"[^a-z0-9]", "", lines[0].lower()) in NAME_HEADS:
+        raise ValueError(f"the first line is {lines[0][:40]!r}, which seems to be a heading; take it out{advice}")
+    if lines[:1] == ["__ignore__"] and len(lines) > 1:
+        raise ValueError(
+            f"the first line is '__ignore__', to which LabelMe's scripts give -1 and no label; take it out if label 0 "
+            f"is {lines[1][:40]!r}, or rename it if it is label 0"
+        )
+    if odd := [line for line in lines if re.search(r"\.(png|jpe?g|tiff?|bmp|webp|npy)$", line, re.IGNORECASE)]:
+        raise ValueError(f"the line {odd[0][:40]!r} is the name of a file; the names of labels are wanted{advice}")
     if odd := [line for line in lines if re.match(r"#|//|- |$", line)]:
         raise ValueError(f"the line {odd[0][:40]!r} is no plain name; take it out{advice}")
     found = [match for match in map(NUMBERED_NAME.fullmatch, lines) if match]

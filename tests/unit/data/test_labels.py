@@ -75,6 +75,12 @@ def test_json(tmp_path, content):
         ("id name\n0 sky\n1 tree", "2 of 3 lines begin with a number, but 'id name' does not"),
         ("name,r,g,b\nsky,1,2,3\ntree,4,5,6", "'sky,1,2,3' is a name and numbers; give the names alone"),
         ("0 128 64 0 sky\n1 0 0 1 tree", "'128 64 0 sky' is a name and numbers"),
+        ("Class name:\nsky\ntree", "the first line is 'Class name:', which seems to be a heading; take it out"),
+        (
+            "__ignore__\nsky\ntree",
+            "'__ignore__', to which LabelMe's scripts give -1 .*; take it out if label 0 is 'sky'",
+        ),
+        ("a.png\nb.PNG", "the line 'a.png' is the name of a file; the names of labels are wanted"),
         ("# mine\nsky\ntree", "the line '# mine' is no plain name; take it out"),
         ("- sky\n- tree", "the line '- sky' is no plain name"),
         ('["sky", "tree"]', "it looks like JSON; give it the ending .json"),
@@ -89,6 +95,39 @@ def test_lines_that_are_unclear(tmp_path, text, message):
     path = tmp_path / "names.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=f"label file .*names.txt.*{message}"):
+        read_label_file(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name\nsky\ntree\ntraffic light\n",
+        "Class Name,color\nsky,#ff\ntree,\ntraffic light,#0f\n",
+        "id,name\n0,sky\n1,tree\n2,traffic light\n",
+        "name,id\ntree,1\ntraffic light,2\nsky,0\n",
+        "label,name\n2,traffic light\n0,sky\n1,tree\n",
+        "\ufeffPixel Value, Class\n0, sky\n1, tree\n2, traffic light\n",
+        "0,sky\n1,tree\n2,traffic light\n",
+        '"sky"\n"tree"\n"traffic light"\n',
+    ],
+)
+def test_tables_of_names(tmp_path, text):
+    """The line of headings is no label, and numbers count more than the order of the lines."""
+    (tmp_path / "classes.csv").write_text(text)
+    assert read_label_file(tmp_path / "classes.csv") == (NAMES, None)
+
+
+def test_tables_of_colours(tmp_path):
+    path, colors = tmp_path / "class_dict.csv", [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    path.write_text("name,r,g,b\n" + "".join(f"{name},{r},{g},{b}\n" for name, (r, g, b) in zip(NAMES, colors)))
+    assert read_label_file(path) == (NAMES, colors)
+    path.write_text("id,name,red,green,blue\n2,traffic light,7,8,9\n0,sky,1,2,3\n1,tree,4,5,6\n")
+    assert read_label_file(path) == (NAMES, colors)
+    path.write_text("id,name,r,g,b\n7,sky,1,2,3\n8,tree,4,5,6\n")
+    with pytest.raises(ValueError, match=r"its numbers 7, 8, \.\.\. are not 0..1, each once"):
+        read_label_file(path)
+    path.write_text("name,r,g,b\nsky,1,2\n")
+    with pytest.raises(ValueError, match="the line 'sky, 1, 2' has 3 cells; 4 are wanted"):
         read_label_file(path)
 
 
