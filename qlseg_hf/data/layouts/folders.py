@@ -16,7 +16,17 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from ..samples import FolderSamples
-from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
+from .files import (
+    LOSSY_SUFFIXES,
+    MASK_SUFFIXES,
+    PICTURE_SUFFIXES,
+    Locator,
+    base_of,
+    is_picture,
+    listed,
+    stem_of,
+    suffix_of,
+)
 from .layout import Family, Found, Source
 from .splits import ALL, SPLIT_WORDS, read_split_lists
 
@@ -209,7 +219,7 @@ def divide(
             in_split = {split: [by_path[path] for path in paths] for split, paths in listed_pictures.items()}
             summary += f", splits by lists ({', '.join(in_split)})"
             openers = {
-                split: partial(open_part, source, split, own, masks, notes, is_listed=True)
+                split: partial(open_part, source, split, own, masks, notes, listed_pictures[split])
                 for split, own in in_split.items()
             }
             return Found(name, summary, openers, notes=notes, first_mask=first)
@@ -242,15 +252,20 @@ def divide(
 
 
 def open_part(
-    source: Source, split: str, pictures: list[Entry], masks: list[Entry], notes: list[str], is_listed: bool = False
+    source: Source,
+    split: str,
+    pictures: list[Entry],
+    masks: list[Entry],
+    notes: list[str],
+    in_list: dict[str, str | None] | None = None,
 ) -> FolderSamples:
-    """The samples of one split.
+    """The samples of one split. `in_list`: what `read_split_lists` says of it.
 
     Raises:
         ValueError: there is no image, one without label map, two for one label map or the other way round, a file of
             an unread kind that has a label map, or label maps that are JPEG files.
     """
-    pairs, own_notes = match(source, pictures, masks, is_listed)
+    pairs, own_notes = match(source, pictures, masks, in_list)
     if not pairs:
         raise ValueError(". ".join([f"split {split} of {source.root} holds no pictures", *own_notes, *notes]))
     missing = [picture for picture, mask in pairs if mask is None]
@@ -286,7 +301,7 @@ def open_part(
 
 
 def match(
-    source: Source, pictures: list[Entry], masks: list[Entry], is_listed: bool
+    source: Source, pictures: list[Entry], masks: list[Entry], in_list: dict[str, str | None] | None
 ) -> tuple[list[tuple[Entry, Entry | None]], list[str]]:
     """(image, label map or None), and sentences on files that belong to none."""
     by_key, by_core = defaultdict(list), defaultdict(list)
@@ -294,7 +309,11 @@ def match(
         by_key[mask.key].append(mask)
         by_core[mask.rest, strip_affix(mask.stem, MASK_AFFIX)].append(mask)
 
+    told = told_masks(source, masks, in_list or {})
+
     def masks_of(picture: Entry) -> list[Entry]:
+        if picture.path in told:
+            return [told[picture.path]]
         return by_key.get(picture.key) or by_core.get((picture.rest, strip_affix(picture.stem, IMAGE_AFFIX)), [])
 
     names = [entry for entry in pictures if is_picture(entry.path)]
@@ -340,12 +359,29 @@ def match(
             f"{len(others)} files in {places} are left out, because they are not of a kind that is read ({kinds}): "
             f"{listed(entry.name for entry in others)}"
         )
-    if (left := [mask.name for mask in masks if mask not in counts]) and not is_listed:
+    if (left := [mask.name for mask in masks if mask not in counts]) and in_list is None:
         notes.append(
             f"{len(left)} files in {mask_places} are left out, because there is no picture of the same path: "
             f"{listed(left)}"
         )
     return [(entry, own[0] if own else None) for entry, own in found.items()], notes
+
+
+def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None]) -> dict[str, Entry]:
+    """{picture: label map} where a list names both; ValueError for one that is no label map of the data set."""
+    by_path = {mask.path: mask for mask in masks}
+    locator, found = Locator(by_path), {}
+    for picture, name in in_list.items():
+        if name is None:
+            continue
+        path = locator.find(name)
+        if path is None:
+            raise ValueError(
+                f"a list of {source.root} gives {picture} the label map {name!r}, which lies in no folder of label "
+                "maps; correct the list"
+            )
+        found[picture] = by_path[path]
+    return found
 
 
 def match_by_common_affix(pictures: list[Entry], masks: list[Entry]) -> tuple[dict, str] | None:

@@ -21,14 +21,14 @@ from ..samples import (
     Samples,
     TableSamples,
 )
-from .files import Locator, is_hidden, is_picture, stem_of, suffix_of
+from .files import MASK_SUFFIXES, Locator, is_hidden, is_picture, stem_of, suffix_of
 from .layout import Source, Splits
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
 VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
 TEST_SPLITS = ("test", "testing", "test2014")
 UNION_SPLITS = ("trainval", "train_val", "all", "full")
-SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "test2015", "test2017")
+SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val", "test2015", "test2017")
 LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets", "imagesets/segmentation", "imagesets/main")
 TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
 NOT_DIVIDED = "there is no validation split"
@@ -40,12 +40,16 @@ def find_split(wanted: str, available: list[str], where: str | Path, hint: str =
     """The name in `available` that a person means by `wanted`; ValueError naming them if there is none.
 
     The exact name wins, then other spellings of it ("training", "train2014"; "val"); then validation and test stand
-    in for one another, because many data sets hold out only one part. `hint` ends the sentence.
+    in for one another, because many data sets hold out only one part, and "trainval" for train where there is no
+    validation. `hint` ends the sentence.
     """
-    candidates = (wanted,)
+    candidates: tuple[str, ...] = (wanted,)
+    has_validation = any(name.lower() in VALIDATION_SPLITS for name in available)
     for own, substitutes in ((TRAIN_SPLITS, ()), (VALIDATION_SPLITS, TEST_SPLITS), (TEST_SPLITS, VALIDATION_SPLITS)):
         if wanted in own:
             candidates = (wanted, *own, *substitutes)
+    if wanted in TRAIN_SPLITS and not has_validation:
+        candidates = (*candidates, *UNION_SPLITS[:2])
     by_lower = {name.lower(): name for name in reversed(available)}
     for name in candidates:
         if name in available:
@@ -55,11 +59,12 @@ def find_split(wanted: str, available: list[str], where: str | Path, hint: str =
     raise ValueError(f"{where} has no split {wanted!r}; it has {', '.join(available) or 'none'}{hint}")
 
 
-def read_split_lists(source: Source, pictures: list[str]) -> dict[str, list[str]]:
+def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str, str | None]]:
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
-    A line holds a file name, with or without folder and ending, and may go on with that of the label map. A YAML or
-    JSON file maps splits to lists of names, to such a text file or to a folder.
+    A line holds a file name, with or without folder and ending, and may go on with that of the label map, which then
+    is the value of the picture, else None. A YAML or JSON file maps splits to lists of names, to such a text file or
+    to a folder.
 
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
@@ -116,18 +121,26 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     return found
 
 
-def _located(locator: Locator, names: list[str], path: Path) -> list[str]:
-    """The pictures that a list means, each once."""
-    found = {}
+def _located(locator: Locator, names: list[str], path: Path) -> dict[str, str | None]:
+    """The pictures that a list means, each once, and the label map that it names behind each."""
+    found: dict[str, str | None] = {}
     for name in names:
+        label_map = None
         try:
-            picture = locator.find(name) or locator.find(re.split(r"[\s,;]+", name)[0])
+            picture = locator.find(name)
+            if picture is None:
+                first, *others = re.split(r"[\s,;]+", name)
+                picture = locator.find(first)
+                label_map = next((other for other in others if suffix_of(other) in MASK_SUFFIXES), None)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if picture is None:
             raise ValueError(f"{path} lists {name!r}, and there is no image of this name; correct the list")
-        found[picture] = None
-    return list(found)
+        if found.setdefault(picture, label_map) != label_map:
+            raise ValueError(
+                f"{path} gives {picture} two label maps, {found[picture]} and {label_map}; correct the list"
+            )
+    return found
 
 
 def hold_out(splits: Splits, fraction: float | None, streaming: bool = False) -> tuple[Splits, list[str]]:

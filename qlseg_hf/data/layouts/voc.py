@@ -10,6 +10,7 @@ from ..labels import read_text
 from ..samples import FolderSamples
 from .files import Locator, is_hidden
 from .layout import Family, Found, Source
+from .splits import ALL
 
 VOC_NAMES = [
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -34,7 +35,10 @@ def find_voc(source: Source) -> Found | None:
         splits = sorted(path.stem for path in folder.glob("*.txt") if not is_hidden(path.name))
         if not ((root / "JPEGImages").is_dir() and (root / masks).is_dir() and (splits or name == "pascal-context")):
             continue
-        openers = {split: partial(open_list, source, split, folder / f"{split}.txt", masks) for split in splits}
+        openers = {
+            ALL if splits == ["default"] else split: partial(open_list, source, split, folder / f"{split}.txt", masks)
+            for split in splits  # "default" is what CVAT calls what nobody has divided
+        }
         summary = f"images in JPEGImages, label maps in {masks}, splits by ImageSets/{lists}"
         own = [path for path in source.files if path.startswith(f"{masks}/")]
         first = root / own[0] if own else None
