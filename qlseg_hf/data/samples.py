@@ -7,20 +7,22 @@ indices.
 """
 
 import copy
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import get_worker_info
 
 from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture, turn_upright
 from ..utils.optional import import_package
 
+HEADS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP")  # kinds of files that have a palette or an orientation
 NUM_NAMED = 5  # files and labels that a sentence names
 
 
@@ -88,7 +90,10 @@ class Sample:
             return load_picture(picture_source(self.picture, self.name), **reading)
 
     def read_label_map(self) -> np.ndarray:
-        """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`."""
+        """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`.
+
+        RGB of three equal bands is a way to store grey, and read as such.
+        """
         with naming(self.name, "label map"):
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
@@ -98,12 +103,27 @@ class Sample:
             if self.label_colors is not None:
                 return labels_from_colors(source, self.label_colors)
             if isinstance(source, Image.Image) and source.mode in ("RGB", "RGBA"):
+                if (grey := as_grey(source)) is not None:
+                    return grey
                 raise SampleError(
                     f"the label map is a colour picture (mode {source.mode}); give label_colors, "
                     "{label: [red, green, blue]}, or store one label per pixel",
                     "colour mask",
                 )
             return load_label_map(source)
+
+    def read_palette(self) -> dict[int, tuple[int, int, int]]:
+        """{index: (r, g, b)} of a label map that has a palette of which the indices count; {} of any other."""
+        if self.label_colors is not None:
+            return {}
+        with open_head(self.label_map) as picture:
+            return (None if picture is None else palette_of(picture)) or {}
+
+    def is_turned(self) -> bool:
+        """Whether EXIF orientation turns the picture, and its size would be the same if it did not."""
+        with open_head(self.picture) as picture:
+            turn = 1 if picture is None else picture.getexif().get(ExifTags.Base.Orientation, 1)
+            return turn in (2, 3, 4) or (turn in (5, 6, 7, 8) and picture.width == picture.height)
 
     def read(self, **reading) -> tuple[np.ndarray, np.ndarray]:
         """Picture and stored label map (H, W) int64; see `read_picture`. `SampleError` also if their sizes differ."""
@@ -148,6 +168,37 @@ def open_source(source: Any, name: str) -> Image.Image | np.ndarray:
     if isinstance(source, (str, Path)):
         return open_picture(source)
     return np.asarray(source) if isinstance(source, list) else source
+
+
+@contextmanager
+def open_head(source: Any) -> Iterator[Image.Image | None]:
+    """The picture that a column or folder holds a file of, of which the head is read; None for anything else."""
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    source = io.BytesIO(source) if isinstance(source, bytes) else source
+    is_file = isinstance(source, io.BytesIO | Path) or (isinstance(source, str) and "://" not in source)
+    try:
+        picture = Image.open(source, formats=HEADS) if is_file else None
+    except (OSError, ValueError, Image.DecompressionBombError):  # reading it says what is wrong, or it is an array
+        picture = None
+    with picture or nullcontext() as opened:
+        yield opened
+
+
+def as_grey(picture: Image.Image) -> np.ndarray | None:
+    """(H, W) int64 of an RGB(A) picture of equal bands and no transparency; None of any other."""
+    bands = np.asarray(picture)
+    if (bands[..., 3:] != 255).any() or (bands[..., :1] != bands[..., 1:3]).any():
+        return None
+    return bands[..., 0].astype(np.int64)
+
+
+def palette_of(picture: Image.Image) -> dict[int, tuple[int, int, int]] | None:
+    """{index: (r, g, b)} of a palette; None without one."""
+    if picture.mode != "P":
+        return None
+    values = picture.getpalette() or []
+    return {index: tuple(values[3 * index : 3 * index + 3]) for index in range(len(values) // 3)}
 
 
 def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tuple, int]) -> np.ndarray:

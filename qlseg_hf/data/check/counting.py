@@ -42,7 +42,8 @@ class Finding:
     `stored`: of the label map; None if there is an `error`. `colors`: of a colour mask without `label_colors`, each
     color as 65536 r + 256 g + b. `size`: (height, width) of the picture. `picture_digest`, `label_digest`: of their
     values, equal for equal content in whatever file. `kind`: number of the picture's bands and type of their values.
-    `bands`: their sums. `fault`: of the picture's own values, `DARK` or `CONSTANT`.
+    `bands`: their sums. `fault`: of the picture's own values, `DARK` or `CONSTANT`. `palette`: {value: color as above}
+    of a label map with a palette. `is_turned`: see `Sample.is_turned`.
     """
 
     name: str
@@ -56,6 +57,8 @@ class Finding:
     kind: tuple[int, str] | None = None
     bands: BandSums | None = None
     fault: str | None = None
+    palette: dict[int, int] = field(default_factory=dict)
+    is_turned: bool = False
 
 
 @dataclass
@@ -100,6 +103,10 @@ def finding_of(index: int, sample: Sample, reading: dict[str, Any]) -> Finding:
         return found
     found = Finding(sample.name, index, count_values(label_map), label_digest=digest_of(label_map))
     add_picture(found, picture)
+    colors = sample.read_palette()
+    occurring = {v: colors[v] for v in found.stored.values.tolist() if v in colors}
+    found.palette = {v: (r << 16) + (g << 8) + b for v, (r, g, b) in occurring.items()}
+    found.is_turned = sample.is_turned()
     return found
 
 

@@ -64,7 +64,7 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
             find_labels(rules, findings, tallies)
     else:
         propose_for_names(rules, tallies)
-        note_void_names(rules)
+        note_void_names(rules, tallies)
     return rules
 
 
@@ -239,11 +239,25 @@ def propose_for_names(rules: Rules, tallies: dict[int, Tally]) -> None:
         )
 
 
-def note_void_names(rules: Rules) -> None:
-    """A label that is called void would be learnt as one."""
-    processor = rules.make_processor()
-    for label, name in enumerate(rules.names):
-        if "".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES and label != processor.ignore_index:
+def note_void_names(rules: Rules, tallies: dict[int, Tally]) -> None:
+    """A label that is called void would be learnt as one, and if void is stored too, names may stand one too far.
+
+    So it is with COCO-Stuff: its list of names begins with "unlabeled", which no number stands for in its label maps.
+    """
+    processor, names = rules.make_processor(), rules.names
+    is_void = ["".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES for name in names]
+    labels = set(labels_of(list(tallies), processor).tolist())
+    is_shifted = any(is_void[:1]) and {0, processor.ignore_index} <= labels and len(names) - 1 not in labels
+    if is_shifted and len(names) > 2 and "label_map" not in rules.settings:
+        rules.proposals.append((f"0 is {names[0]!r}", {"label_map": {0: processor.ignore_index}}))
+        rules.problems.append(
+            f"label 0 is called {names[0]!r} although {processor.ignore_index} is void, and {names[-1]!r}, the last "
+            f"label, never occurs, so the names may stand one too far: take {names[0]!r} out of label_names if 0 is "
+            f"{names[1]!r}, or set label_map: {{0: {processor.ignore_index}}} if 0 is void too"
+        )
+        return
+    for label, name in enumerate(names):
+        if is_void[label] and label != processor.ignore_index:
             rules.notes.append(
                 f"label {label} is called {name!r} and is learnt as a label; if its pixels shall not count, set "
                 f"label_mapping: {{{label}: {processor.ignore_index}}}"

@@ -5,11 +5,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ...utils.text import printable
 from ..labels import find_label_file
-from ..samples import check_colors
+from ..samples import check_colors, palette_of
 from .cityscapes import CITYSCAPES
 from .coco import COCO, PANOPTIC
 from .cvat import CVAT
@@ -67,7 +68,7 @@ def find_layout(
         )
     notes = list(found.notes)
     names, colors = find_names(source, found, notes)
-    if label_colors is None and colors and found.first_mask is not None and is_color_picture(found.first_mask):
+    if label_colors is None and colors and found.first_mask is not None and is_color_picture(found.first_mask, colors):
         source.colors = check_colors(colors)
     elif label_colors is None:
         colors = None
@@ -198,15 +199,25 @@ def find_names(source: Source, found: Found, notes: list[str]) -> tuple[list[str
     return None, table
 
 
-def is_color_picture(path: Path) -> bool:
-    """Whether a label map is stored as colours, not as a label or an index per pixel."""
+def is_color_picture(path: Path, colors: dict[int, list[int]]) -> bool:
+    """Whether a label map is stored as colours, not as a label or an index per pixel.
+
+    A palette is read by its colours if most of those that occur are in the table `colors` and stand at other places
+    there: programs that save a colour picture with few colours put these in any order.
+    """
     if suffix_of(path.name) == ".npy":
         return False
     try:
         with Image.open(path) as picture:
-            return picture.mode in ("RGB", "RGBA")
+            palette = palette_of(picture)
+            if palette is None:
+                return picture.mode in ("RGB", "RGBA")
+            labels = {tuple(color): label for label, color in colors.items()}
+            used = {index: palette[index] for index in np.unique(picture).tolist() if index in palette}
     except (OSError, ValueError, Image.DecompressionBombError):  # reading the sample says what is wrong
         return False
+    known = {index: labels[color] for index, color in used.items() if color in labels}
+    return len(known) > max(1, len(used) // 2) and any(index != label for index, label in known.items())
 
 
 __all__ = ["LAYOUTS", "Layout", "UnknownLayoutError", "find_layout", "find_split"]

@@ -178,6 +178,70 @@ def test_colors_are_proposed(qlseg, tmp_path):
     )
 
 
+def test_palettes_in_different_orders(qlseg, tmp_path):
+    """A colour mask that a program has saved with a palette: the same colour has another value in each file."""
+
+    def save(label_map, path):
+        order = np.random.default_rng(int(path.stem)).permutation(4)
+        palette = np.zeros((4, 3), dtype=np.uint8)
+        palette[order] = PALETTE
+        picture = Image.fromarray(order[label_map].astype(np.uint8), mode="P")
+        picture.putpalette(palette.flatten().tolist())
+        picture.save(path)
+
+    data = make_folders(tmp_path / "data", [0, 1, 2, 3], save=save)
+    said = qlseg(data, "--output", tmp_path / "out", status=1)
+    assert re.search(
+        r"palettes of .* are in different orders: the colour \[.*\] is value \d in .*, and \d in", said.err
+    )
+    place = tmp_path / "out" / "label_colors.yaml"
+    assert sorted(yaml.safe_load(place.read_text()).values()) == sorted(PALETTE.tolist())
+    names = "".join(f"{name}: {color}\n" for name, color in zip("abcd", PALETTE.tolist()))
+    place.write_text(names)
+    found = as_object(qlseg(data, "--label_colors", place, "--json"))
+    assert [row["name"] for row in found["labels"]] == list("abcd") and found["problems"] == []
+    said = qlseg(data, "--label_map", "{0: 0, 1: 1, 2: 2, 3: 3}")  # who says what values mean wants no colours
+    assert "palettes" not in said.out
+
+
+@pytest.mark.parametrize("is_turned", [True, False])
+def test_a_palette_of_greys(qlseg, tmp_path, is_turned):
+    """White as 0 and black as 1 is what a program makes of a black and white picture; a mask means the opposite."""
+
+    def save(label_map, path):
+        picture = Image.fromarray((label_map != is_turned).astype(np.uint8), mode="P")
+        picture.putpalette([255, 255, 255, 0, 0, 0] if is_turned else [0, 0, 0, 255, 255, 255])
+        picture.save(path)
+
+    said = qlseg(make_folders(tmp_path / "data", [0, 1], save=save), status=int(is_turned))
+    text = "hold greys in another order than that of the values: value 0 is grey 255, value 1 is grey 0 in"
+    assert (text in said.err) is is_turned
+
+
+def test_palettes_that_agree(qlseg, tmp_path):
+    """Two labels of one colour, grey label maps among them, and a palette that begins alike are no contradiction."""
+
+    def save(label_map, path):
+        picture = Image.fromarray(label_map.astype(np.uint8), mode="P" if int(path.stem) % 2 else "L")
+        if picture.mode == "P":
+            picture.putpalette([*PALETTE.flatten().tolist()[:9], 0, 0, 0])
+        picture.save(path)
+
+    assert "palette" not in qlseg(make_folders(tmp_path / "data", [0, 1, 2, 3], save=save)).out
+
+
+@pytest.mark.parametrize("turn, is_square, is_told", [(3, False, True), (6, True, True), (6, False, False)])
+def test_turned_images(qlseg, tmp_path, turn, is_square, is_told):
+    data = make_folders(tmp_path / "data", [0, 1], size=(48, 48) if is_square else (48, 64))
+    for path in (data / "images").rglob("2.png"):
+        exif = Image.Exif()
+        exif[0x112] = turn
+        Image.open(path).rotate(0 if is_told else 90, expand=True).save(path, exif=exif)
+    said = qlseg(data)
+    text = "warning: 2 of 12 images are turned by their EXIF orientation, and their sizes do not tell"
+    assert (text in said.out) is is_told
+
+
 def test_photographs_in_place_of_masks(qlseg, tmp_path):
     def save(labels, path):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (*labels.shape, 3)).astype(np.uint8)).save(path)

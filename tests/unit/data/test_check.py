@@ -299,7 +299,7 @@ def test_color_masks():
 
 
 def colored(mode):
-    picture = Image.new(mode, (4, 2))
+    picture = Image.new(mode, (4, 2), (9, 8, 7))
     picture.shape = (2, 4)  # for samples_of
     return picture
 

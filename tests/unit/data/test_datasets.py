@@ -272,6 +272,9 @@ def test_find_split():
     assert find_split("test", ["train", "val"], "x") == "val"
     assert find_split("val", ["test", "validation"], "x") == "validation"
     assert find_split("trainval", ["train", "trainval"], "x") == "trainval"
+    assert find_split("train", ["TEST", "train_val"], "x") == "train_val"
+    with pytest.raises(ValueError, match="x has no split 'train'"):
+        find_split("train", ["trainval", "val"], "x")  # it holds the validation part too
     with pytest.raises(ValueError, match="x has no split 'validation'; it has train"):
         find_split("validation", ["train"], "x")
     with pytest.raises(ValueError, match="has no split 'train'; it has none"):
@@ -400,6 +403,22 @@ def test_color_masks(tmp_path, mode):
     check_samples(open_dataset(tmp_path, "train", label_colors=TABLE), [0])
     as_json = {str(label): color for label, color in TABLE.items()}
     check_samples(open_dataset(tmp_path, "train", label_colors=as_json), [0])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_grey_masks_of_three_bands(tmp_path, mode):
+    picture = Image.fromarray(LABELS).convert(mode)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(Sample(colors(0), tmp_path / "a.png", "x").read()[1], LABELS)
+    picture.putpixel((0, 0), (7, 7, 8))
+    picture.save(tmp_path / "a.png")
+    with pytest.raises(SampleError, match="the label map is a colour picture"):
+        Sample(colors(0), tmp_path / "a.png", "x").read()
+    if mode == "RGBA":  # transparency says something that is not in the bands
+        picture.putpixel((0, 0), (7, 7, 7, 0))
+        picture.save(tmp_path / "a.png")
+        with pytest.raises(SampleError, match="the label map is a colour picture"):
+            Sample(colors(0), tmp_path / "a.png", "x").read()
 
 
 def test_color_mask_errors(tmp_path):

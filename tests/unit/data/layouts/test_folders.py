@@ -124,6 +124,27 @@ def test_split_lists(tmp_path, where, written):
         open_dataset(tmp_path, "train")
 
 
+@pytest.mark.parametrize("image, mask", [("images/{name}.jpg", "masks/{name}.png"), ("{name}.jpg", "{name}_mask.png")])
+def test_lists_that_name_label_maps(tmp_path, image, mask):
+    """The list says which label map is an image's, whatever their names."""
+    put_pairs(tmp_path, image, mask, "abcd")
+    for value, name in enumerate("abcd"):
+        Image.fromarray(np.full((2, 4), value, dtype=np.uint8)).save(tmp_path / mask.format(name=name))
+    own = [("a", "b"), ("b", "c"), ("c", "a")]
+    lines = [f"{image.format(name=one)} {mask.format(name=other)}" for one, other in own]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    (tmp_path / "val.txt").write_text(image.format(name="d"))
+    train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
+    assert [int(train[i].read_label_map()[0, 0]) for i in range(3)] == [1, 2, 0]
+    assert val[0].read_label_map()[0, 0] == 3
+    (tmp_path / "train.txt").write_text(f"{lines[0]}\n{lines[1].split()[0]} masks/else.png")
+    with pytest.raises(ValueError, match="gives .*b.jpg the label map 'masks/else.png', which lies in no folder of"):
+        open_dataset(tmp_path, "train")
+    (tmp_path / "train.txt").write_text(f"{lines[0]}\n{lines[0].split()[0]} {lines[1].split()[1]}")
+    with pytest.raises(ValueError, match="train.txt gives .*a.jpg two label maps"):
+        open_dataset(tmp_path, "train")
+
+
 def test_what_yaml_may_say(tmp_path):
     put_pairs(tmp_path, "images/one/{name}.jpg", "masks/one/{name}.png", "ab")
     put_pairs(tmp_path, "images/two/{name}.jpg", "masks/two/{name}.png", "a")
@@ -266,6 +287,38 @@ def test_colours_beside_the_data(tmp_path):
         open_dataset(tmp_path, "train", label_colors={0: [1, 1, 1]})[0].read()
 
 
+def save_palette(labels, order, colors, path):
+    """A label map whose label l is stored as order[l], in the label's color."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[order] = colors
+    picture = Image.fromarray(np.array(order, dtype=np.uint8)[labels], mode="P")
+    picture.putpalette(palette.flatten().tolist())
+    picture.save(path)
+
+
+def test_colours_of_a_palette_beside_the_data(tmp_path):
+    """A colour mask that a program has saved with a palette; its order is that of the program."""
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcdefgh")
+    colors = [(0, 0, 1), (9, 0, 0), (0, 7, 0), (5, 5, 5)]
+    rows = [f"{name},{r},{g},{b}" for name, (r, g, b) in zip(("sky", "road", "tree", "car"), colors)]
+    (tmp_path / "class_dict.csv").write_text("\n".join(["name,r,g,b", *rows]))
+    labels = np.where(LABELS == 255, 3, LABELS)
+    for order in ([2, 0, 3, 1], [3, 2, 1, 0]):
+        for path in (tmp_path / "masks").iterdir():
+            save_palette(labels, order, colors, path)
+        samples = open_dataset(tmp_path, "train", val_fraction=0)
+        assert samples.layout.label_colors == {label: list(color) for label, color in enumerate(colors)}
+        np.testing.assert_array_equal(samples[0].read()[1], labels)
+    for path in (tmp_path / "masks").iterdir():  # indices that are the labels count, also with 255
+        save_palette(labels, [0, 1, 2, 255], [*colors[:3], (255, 255, 255)], path)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert samples.layout.label_colors is None
+    np.testing.assert_array_equal(samples[0].read()[1], np.where(labels == 3, 255, labels))
+    for path in (tmp_path / "masks").iterdir():  # a grey palette says nothing
+        save_palette(labels, [0, 1, 2, 3], [(v, v, v) for v in (0, 5, 2, 3)], path)
+    assert find_layout(tmp_path).label_colors is None
+
+
 def test_names_files(tmp_path):
     put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcdefg")
     assert find_layout(tmp_path).label_names is None
@@ -276,6 +329,11 @@ def test_names_files(tmp_path):
     (tmp_path / "obj.names").write_text("road\nsky\n")
     layout = find_layout(tmp_path)
     assert layout.label_names is None and "give different label names" in layout.notes[0]
+    (tmp_path / "obj.names").unlink()
+    (tmp_path / "labels.json").unlink()
+    (tmp_path / "classes.txt").write_text("__ignore__\nsky\nroad\n")  # LabelMe numbers them from -1
+    layout = find_layout(tmp_path)
+    assert layout.label_names is None and "take it out if label 0 is 'sky'" in layout.notes[0]
 
 
 def test_roboflow(tmp_path):
@@ -311,6 +369,22 @@ def test_voc(tmp_path):
     assert find_layout(tmp_path).label_names is None  # somebody's own pictures in VOC's layout
     (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:9,9,9::\n")
     assert find_layout(tmp_path).label_names == ["background", "cat"]
+
+
+def test_what_cvat_exports_as_masks(tmp_path):
+    """One list, "default", of what nobody has divided; colours of labelmap.txt, in whose order the labels stand."""
+    put_pairs(tmp_path, "JPEGImages/{name}.jpg", "SegmentationClass/{name}.png", "abcdef")
+    colors = [(0, 0, 0), (5, 5, 5), (0, 7, 0), (9, 0, 0)]
+    rows = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in zip(("background", "car", "road", "tree"), colors)]
+    (tmp_path / "labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *rows]))
+    labels = np.where(LABELS == 255, 3, LABELS)
+    for path in (tmp_path / "SegmentationClass").iterdir():
+        Image.fromarray(np.array(colors, dtype=np.uint8)[labels]).save(path)
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/default.txt").write_text("\n".join("abcdef"))
+    train, validation = (open_dataset(tmp_path, split) for split in ("train", "validation"))
+    assert len(train) + len(validation) == 6 and train.layout.label_names == ["background", "car", "road", "tree"]
+    np.testing.assert_array_equal(train[0].read()[1], labels)
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
