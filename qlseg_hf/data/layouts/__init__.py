@@ -22,9 +22,10 @@ from .pairs import PAIRS
 from .splits import find_split, hold_out
 from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
 from .voc import VOC
+from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
-MARKED = (VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, WEBDATASET, TABLES)
+MARKED = (VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, WEBDATASET, TABLES)
 PLAIN = (FOLDERS, PAIRS)
 LAYOUTS = {name: (family, tree) for family in (*PLAIN, *MARKED) for name, tree in family.trees.items()}
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".json", ".xml")
