@@ -248,12 +248,12 @@ def note_void_names(rules: Rules, tallies: dict[int, Tally]) -> None:
     is_void = ["".join(sign for sign in name.lower() if sign.isalpha()) in VOID_NAMES for name in names]
     labels = set(labels_of(list(tallies), processor).tolist())
     is_shifted = any(is_void[:1]) and {0, processor.ignore_index} <= labels and len(names) - 1 not in labels
-    if is_shifted and len(names) > 2 and "label_map" not in rules.settings:
-        rules.proposals.append((f"0 is {names[0]!r}", {"label_map": {0: processor.ignore_index}}))
+    if is_shifted and len(names) > 2 and "label_mapping" not in rules.settings:
+        rules.proposals.append((f"0 is {names[0]!r}", {"label_mapping": {0: processor.ignore_index}}))
         rules.problems.append(
             f"label 0 is called {names[0]!r} although {processor.ignore_index} is void, and {names[-1]!r}, the last "
             f"label, never occurs, so the names may stand one too far: take {names[0]!r} out of label_names if 0 is "
-            f"{names[1]!r}, or set label_map: {{0: {processor.ignore_index}}} if 0 is void too"
+            f"{names[1]!r}, or set label_mapping: {{0: {processor.ignore_index}}} if 0 is void too"
         )
         return
     for label, name in enumerate(names):

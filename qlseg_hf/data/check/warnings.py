@@ -61,9 +61,9 @@ def palette_problems(survey: Survey) -> list[str]:
     """The sentence on label maps whose palettes contradict their values; they become colour masks.
 
     A program that saves a picture of few colours chooses the palette's order: another one for each file, or greys in
-    another order than their own. Who sets `label_map` says by it that the values count.
+    another order than their own. Who sets `label_mapping` says by it that the values count.
     """
-    if survey.request.rules.get("label_map") is not None:
+    if survey.request.rules.get("label_mapping") is not None:
         return []
     places: dict[int, tuple[int, str]] = {}
     with_palette = [found for found in survey.used if found.palette]
@@ -87,7 +87,7 @@ def palette_problems(survey: Survey) -> list[str]:
             one.colors = by_color(one)
         return [
             f"the palettes of label maps {text}; set label_colors: {{label: [red, green, blue]}} if the colours tell "
-            "the label, or label_map: {value: label} if the values do"
+            "the label, or label_mapping: {value: label} if the values do"
         ]
     return []
 

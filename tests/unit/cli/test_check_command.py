@@ -200,7 +200,7 @@ def test_palettes_in_different_orders(qlseg, tmp_path):
     place.write_text(names)
     found = as_object(qlseg(data, "--label_colors", place, "--json"))
     assert [row["name"] for row in found["labels"]] == list("abcd") and found["problems"] == []
-    said = qlseg(data, "--label_map", "{0: 0, 1: 1, 2: 2, 3: 3}")  # who says what values mean wants no colours
+    said = qlseg(data, "--label_mapping", "{0: 0, 1: 1, 2: 2, 3: 3}")  # who says what values mean wants no colours
     assert "palettes" not in said.out
 
 

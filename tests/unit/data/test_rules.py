@@ -145,9 +145,9 @@ def test_names_that_begin_with_void_although_void_is_stored():
     """COCO-Stuff's list of names has "0: unlabeled", and its label maps have "person" as 0 and 255 as void."""
     names = ["unlabeled", "person", "bicycle", "car"]
     rules = decide([0, 1, 2, 255], names)
-    assert len(rules.problems) == 1 and rules.proposals == [("0 is 'unlabeled'", {"label_map": {0: 255}})]
-    assert "take 'unlabeled' out of label_names if 0 is 'person', or set label_map: {0: 255}" in rules.problems[0]
-    assert decide([0, 1, 2, 255], names, label_map={0: 255}).problems == []
+    assert len(rules.problems) == 1 and rules.proposals == [("0 is 'unlabeled'", {"label_mapping": {0: 255}})]
+    assert "take 'unlabeled' out of label_names if 0 is 'person', or set label_mapping: {0: 255}" in rules.problems[0]
+    assert decide([0, 1, 2, 255], names, label_mapping={0: 255}).problems == []
     assert decide([0, 1, 2, 255], names[1:]).problems == decide([0, 1, 2, 3, 255], names).problems == []
     assert decide([0, 1, 2], names).problems == []
 
