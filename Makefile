@@ -59,12 +59,14 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 # torchvision (with timm, which needs it) and torchao are optional and tested in processes of their own, so they lie
-# apart from the rest; torchao would also write to stderr at every import of transformers.
+# apart from the rest; torchao would also write to stderr at every import of transformers. OpenVINO (59 MB) lies apart
+# to come without openvino-telemetry, which reports every import to others.
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/apart torchvision timm
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/torchao torchao
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(VENV)/openvino openvino
 	touch $@
 
 # gradio 6.31 wants Pillow below 13, so it lies apart with what it needs (340 MB); playwright drives the browser.

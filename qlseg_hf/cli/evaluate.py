@@ -37,9 +37,10 @@ from .options import PATH, dtype, scales, subcommand
 def command(**settings) -> None:
     """Measure mIoU, mAcc, aAcc, boundary IoU and boundary F1 of a model on a data set, by the paper's protocol.
 
-    MODEL is a folder or a Hub id. Label rules are the processor's unless given. Every picture is counted once, and the
-    result is the same for any number of processes with as many threads each. With --output FILE.json, what was
-    counted is kept in FILE.json.state.* until all is done; the same command continues from there.
+    MODEL is a folder, a Hub id, or a file of `qlseg export`. Label rules are the processor's unless given. Every
+    picture is counted once, and the result is the same for any number of processes with as many threads each. With
+    --output FILE.json, what was counted is kept in FILE.json.state.* until all is done; the same command continues
+    from there.
     """
     from ..evaluation.run import Request, measure
 

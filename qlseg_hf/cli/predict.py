@@ -80,10 +80,10 @@ class _Texts(Numbers):
 def command(address: str | None, ray_cores: int, **settings) -> None:
     """Segment images: label maps, overlays and other formats for each.
 
-    MODEL is a folder or a Hub id. SOURCE is a file, a folder (any depth), a pattern, a .txt list, a .parquet or .tar
-    file, an address such as s3://..., a data set, a video, or the number of a camera. SOURCE/a/b.jpg gives
-    DIR/labels/a/b.png, whose pixel values are the labels (palette mode, so that viewers show the colours), and
-    DIR/overlay/a/b.png.
+    MODEL is a folder, a Hub id, or a file of `qlseg export`. SOURCE is a file, a folder (any depth), a pattern, a .txt
+    list, a .parquet or .tar file, an address such as s3://..., a data set, a video, or the number of a camera.
+    SOURCE/a/b.jpg gives DIR/labels/a/b.png, whose pixel values are the labels (palette mode, so that viewers show the
+    colours), and DIR/overlay/a/b.png.
 
     The same command goes on where it was stopped. Images that fail are listed in DIR/failures.jsonl; then the exit
     status is 3.

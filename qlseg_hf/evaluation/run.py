@@ -20,8 +20,9 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from ..data.datasets import Samples, listed, open_dataset
+from ..export.loading import load_network_or_file
+from ..export.runtime import ExportedQLSeg
 from ..hub.card import add_result_to_card, inference_protocol
-from ..hub.loading import load_network
 from ..model.configuration_qlseg import __version__
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..utils.distributed import fail_together, join_processes, report_deaths
@@ -43,7 +44,7 @@ class Request:
     """What to measure and where to put it.
 
     Args:
-        model: folder or Hub id.
+        model: folder, Hub id, or a file of `qlseg export`.
         data, split, dataset_config, image_column, label_column, streaming, layout, val_fraction, label_colors: see
             `open_dataset`.
         scales, flip, window_batch_size: see `segment`.
@@ -108,8 +109,9 @@ def measure(request: Request) -> None:
 def _evaluate(args: Request, state: PartialState) -> None:
     with fail_together(state.num_processes):
         check_outputs(args)
-        model, processor = load_network(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
-        model = model.to(state.device)
+        model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
+        if not isinstance(model, ExportedQLSeg):  # which stays on the CPU
+            model = model.to(state.device)
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
         with fail_together(state.num_processes):
             if state.is_local_main_process is is_first:
@@ -269,10 +271,10 @@ def percent(fraction: float | None) -> str:
 
 def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
     """All that someone needs to repeat the measurement."""
-    is_gpu = state.device.type == "cuda"
+    is_gpu = model.device.type == "cuda"
     return {
         "model": args.model,
-        "weights_sha256": weights_of(args.model),
+        "weights_sha256": weights_of(args.model, model),
         "revision": getattr(model.config, "_commit_hash", None),
         "dataset": args.data,
         "dataset_config": args.dataset_config,
@@ -282,7 +284,7 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
         "window_batch_size": args.window_batch_size,
         "dtype": args.dtype,
         "processes": state.num_processes,
-        "hardware": torch.cuda.get_device_name(state.device) if is_gpu else f"CPU ({platform.machine()})",
+        "hardware": torch.cuda.get_device_name(model.device) if is_gpu else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),
@@ -293,11 +295,11 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
     }
 
 
-def weights_of(model: str) -> dict[str, str] | None:
-    """sha256 of the weight files in a folder, by name; None for a Hub id, which has a revision."""
-    if not Path(model).is_dir():
-        return None
-    return {path.name: file_sha256(path) for path in sorted(Path(model).glob("*.safetensors"))}
+def weights_of(source: str, model) -> dict[str, str] | None:
+    """sha256 of the weight files in a folder, or of an exported network, by name; None for a Hub id, which has a
+    revision."""
+    files = model.files if isinstance(model, ExportedQLSeg) else sorted(Path(source).glob("*.safetensors"))
+    return {path.name: file_sha256(path) for path in files} if Path(source).exists() else None
 
 
 __all__ = ["Request", "measure"]

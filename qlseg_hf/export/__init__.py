@@ -1,7 +1,8 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Other runtimes: ONNX files and their runner, int8 weights."""
+"""Other runtimes: files for onnxruntime and OpenVINO and what runs them, a page for the browser, int8 weights."""
 
 from .onnx import OnnxQLSeg, write_onnx
+from .openvino import OpenVINOQLSeg, write_openvino
 
-__all__ = ["OnnxQLSeg", "write_onnx"]
+__all__ = ["OnnxQLSeg", "OpenVINOQLSeg", "write_onnx", "write_openvino"]

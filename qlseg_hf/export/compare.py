@@ -6,23 +6,44 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from ..export.onnx import OUTPUTS, OnnxQLSeg, optional, write_onnx
 from ..hub.loading import load_network
 from ..hub.saving import QLSegForSemanticSegmentation
 from ..model.configuration_qlseg import as_pair
 from ..model.scores import first_maximum
 from ..utils.files import write_atomically
+from .onnx import OnnxQLSeg, optional, write_onnx
+from .openvino import OpenVINOQLSeg, import_openvino, write_openvino
+from .runtime import OUTPUTS, ExportedQLSeg
 
 LEAST_AGREEMENT = 0.999  # share of pixels with the same label
 NUM_RUNS = 3  # the shortest of as many counts
 
 
-def smooth_noise(model: OnnxQLSeg) -> list[torch.Tensor]:
+class Runtime(NamedTuple):
+    """What a format is written and run by."""
+
+    name: str
+    write: Callable[..., None]
+    runner: type[OnnxQLSeg] | type[OpenVINOQLSeg]
+    packages: tuple[Callable[[], ModuleType], ...]  # whose versions a report states, beside torch's
+
+
+WRITERS = tuple(partial(optional, name) for name in ("onnx", "onnxscript"))
+RUNTIMES = {
+    "onnx": Runtime("onnxruntime", write_onnx, OnnxQLSeg, (*WRITERS, partial(optional, "onnxruntime"))),
+    "openvino": Runtime("OpenVINO", write_openvino, OpenVINOQLSeg, (*WRITERS, import_openvino)),
+}
+
+
+def smooth_noise(model: ExportedQLSeg) -> list[torch.Tensor]:
     """Smooth noise of three sizes, none square, two of them no multiple of the patch; about as large as windows."""
     (height, width), window = as_pair(model.config.backbone_config.patch_size), model.processor.window_size or 512
     rows, columns = max(2, window // height // 2), max(2, window // width // 2)
@@ -55,7 +76,7 @@ def label_maps(model: QLSegForSemanticSegmentation, pixel_values: torch.Tensor) 
 
 
 @torch.inference_mode()
-def compare(model: QLSegForSemanticSegmentation, exported: OnnxQLSeg, pixel_values: torch.Tensor) -> dict:
+def compare(model: QLSegForSemanticSegmentation, exported: ExportedQLSeg, pixel_values: torch.Tensor) -> dict:
     """Differences of all outputs, agreement of the labels and times of one input."""
     labels, expected = label_maps(model, pixel_values), model(pixel_values=pixel_values)
     times: list[Callable]
@@ -72,45 +93,55 @@ def compare(model: QLSegForSemanticSegmentation, exported: OnnxQLSeg, pixel_valu
             lambda: exported(pixel_values, output_logits=with_logits),
         ]
     found |= {"label_agreement": num_equal / labels.numel(), "labels_seen": len(labels.unique())}
-    return found | dict(zip(("seconds_pytorch", "seconds_onnxruntime"), map(seconds, times)))
+    return found | dict(zip(("seconds_pytorch", "seconds_exported"), map(seconds, times)))
 
 
-def report(model: QLSegForSemanticSegmentation, path: Path) -> dict:
+def report(model: QLSegForSemanticSegmentation, path: Path, runtime: Runtime) -> dict:
     """What an exported file is and does; ValueError if it gives other labels than the network."""
-    exported = OnnxQLSeg.from_pretrained(path)
+    exported = runtime.runner.from_pretrained(path)
+    packages = (torch, *(find() for find in runtime.packages))
     found = {
-        "bytes": sum(file.stat().st_size for file in path.parent.iterdir()),
+        "runtime": runtime.name,
+        "bytes": sum(file.stat().st_size for file in exported.files),
         "outputs": exported.outputs,
         "threads": torch.get_num_threads(),
-        "versions": {name: optional(name).__version__ for name in ("torch", "onnx", "onnxruntime", "onnxscript")},
+        "versions": {package.__name__: package.__version__ for package in packages},
         "inputs": [compare(model, exported, pixel_values) for pixel_values in smooth_noise(exported)],
     }
     print(json.dumps(found, indent=2))
     # written so that NaN is refused too
     if not all(row["label_agreement"] >= LEAST_AGREEMENT for row in found["inputs"]):
         shares = ", ".join(f"{row['label_agreement']:.2%}" for row in found["inputs"])
-        raise ValueError(f"onnxruntime and PyTorch agree on {shares} of the pixels; {LEAST_AGREEMENT:.1%} are wanted")
+        raise ValueError(
+            f"{runtime.name} and PyTorch agree on {shares} of the pixels; {LEAST_AGREEMENT:.1%} are wanted"
+        )
     return found
 
 
-def export(source: str, output: Path, *, with_logits: bool = True, labels_only: bool = False) -> None:
-    """Write `output` (ONNX) and the report `OUTPUT_report.json` beside it.
+def export(
+    source: str, output: Path, *, format: str = "onnx", with_logits: bool = True, labels_only: bool = False
+) -> None:
+    """Write `output` and the report `OUTPUT_report.json` beside it.
 
     Args:
         source: folder or Hub id of the model.
-        output: the file; a ViT-B takes a minute or two and 690 MB of disk.
+        output: the file, in .xml for OpenVINO; a ViT-B takes a minute or two and 690 MB of disk.
+        format: "onnx" or "openvino".
         with_logits: whether the graph gives `logits` too, which `segment` does not need.
-        labels_only: whether it gives labels, and nothing else; see `OnnxQLSeg`.
+        labels_only: whether it gives labels, and nothing else; see `ExportedQLSeg`.
 
     Raises:
-        ValueError: onnxruntime and PyTorch disagree; nothing is written then.
+        ImportError: an optional package is missing.
+        ValueError: the runtime and PyTorch disagree; nothing is written then.
     """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not used
     model, processor = load_network(source, dtype=torch.float32)
-    found = {}
-    write_onnx(
-        model, processor, output, with_logits, lambda path: found.update(report(model, path)), labels_only=labels_only
-    )
+    found, runtime = {}, RUNTIMES[format]
+
+    def check(path: Path) -> None:
+        found.update(report(model, path, runtime))
+
+    runtime.write(model, processor, output, with_logits, check, labels_only)
     place = output.with_name(f"{output.stem}_report.json")
     write_atomically(place, json.dumps(found, indent=2).encode() + b"\n")
     print(f"wrote {output} and {place}")

@@ -6,7 +6,6 @@ The file holds one graph for any batch, height and width, in fp32 and operators 
 the configurations of network and image processor, so that nothing else is needed to segment pictures.
 """
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,22 +18,15 @@ from torch import nn
 
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig, as_pair
-from ..model.image_io import resize_picture
-from ..model.modeling_qlseg import QLSegOutput
 from ..model.runtime import eval_mode
-from ..model.scores import combine, first_maximum
-from ..model.segmentation import Request
-from ..model.windows import window_layout
 from ..utils.files import partial_folder
 from ..utils.optional import import_package
+from .runtime import LABELS, OUTPUTS, ExportedQLSeg, check_is_file, read_settings, settings_as_text
 
 if TYPE_CHECKING:
     import onnx_ir
 
-OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits")
-LABELS = "labels"  # the one output of a graph that ends in labels
 AXES = {0: "batch", 2: "height", 3: "width"}
-CONFIG, PROCESSOR = "qlseg_config", "qlseg_image_processor"  # keys of the file's metadata
 OPSET = 20  # the first with Gelu
 MOST_BYTES = 2**31 - 2**24  # of weights in one file: protobuf's limit, less what the graph takes
 
@@ -114,16 +106,33 @@ def write_onnx(
         ValueError: the network is not in fp32 on a CPU, or the processor's settings do not go together.
     """
     path = Path(path)
-    program = make_program(model, processor, (LABELS,) if labels_only else OUTPUTS if with_logits else OUTPUTS[:2])
-    data = f"{path.name}.data" if sum(weights.nbytes for weights in model.parameters()) > MOST_BYTES else None
+    program = make_program(model, processor, graph_outputs(with_logits, labels_only))
     with partial_folder(path.name, path.parent) as folder:
         beside = folder / path.name
-        optional("onnx_ir").save(program, beside, external_data=data)
+        data = save_program(program, beside)
         check(beside)
-        if data is not None:
-            path.unlink(missing_ok=True)  # a kill between the two moves must not leave a graph with other weights
-            os.replace(beside.with_name(data), path.with_name(data))
-        os.replace(beside, path)
+        place_files(beside, path, data)
+
+
+def graph_outputs(with_logits: bool, labels_only: bool) -> tuple[str, ...]:
+    """What a graph is to give, see `write_onnx`."""
+    return (LABELS,) if labels_only else OUTPUTS if with_logits else OUTPUTS[:2]
+
+
+def save_program(program: "onnx_ir.Model", path: Path) -> str | None:
+    """Write a graph; the name of the file beside `path` that has its weights, if one file cannot hold them."""
+    num_bytes = sum(value.const_value.nbytes for value in program.graph.initializers.values())
+    data = f"{path.name}.data" if num_bytes > MOST_BYTES else None
+    optional("onnx_ir").save(program, path, external_data=data)
+    return data
+
+
+def place_files(beside: Path, path: Path, data: str | None) -> None:
+    """Move a finished graph to `path`, after the file of its weights, `data`, if there is one."""
+    if data is not None:
+        path.unlink(missing_ok=True)  # a kill between the two moves must not leave a graph with other weights
+        os.replace(beside.with_name(data), path.with_name(data))
+    os.replace(beside, path)
 
 
 def make_program(
@@ -145,27 +154,17 @@ def make_program(
             mode = optional("onnx_ir").AttrString("coordinate_transformation_mode", "half_pixel")
             node.attributes[mode.name] = mode
     program.metadata_props.clear()
-    program.metadata_props[CONFIG] = model.config.to_json_string(use_diff=False)
-    program.metadata_props[PROCESSOR] = processor.to_json_string()
+    program.metadata_props.update(settings_as_text(model, processor))
     return program
 
 
-class OnnxQLSeg:
-    """An exported network in place of the PyTorch one: for `segment`, and called like it. On a CPU, in fp32.
+class OnnxQLSeg(ExportedQLSeg):
+    """A file of `write_onnx` in onnxruntime, in fp32; see `ExportedQLSeg`."""
 
-    `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
-
-    A file of `labels_only` has no scores: `label_maps` gives its labels, and `segment` takes it for images that are
-    one window at their own size, in one run, without `labels`, scores or confidence. All else is refused, because
-    scores are what is averaged over windows and runs and resized.
-    """
-
-    device, dtype, training = torch.device("cpu"), torch.float32, False
-
-    def __init__(self, session, config: QLSegConfig, processor: QLSegImageProcessor):
-        self.session, self.config, self.processor = session, config, processor
-        self.outputs = [output.name for output in session.get_outputs()]
-        self.gives_labels = self.outputs == [LABELS]
+    def __init__(self, path: Path, session, config: QLSegConfig, processor: QLSegImageProcessor):
+        outputs = [output.name for output in session.get_outputs()]
+        super().__init__([path, path.with_name(f"{path.name}.data")], outputs, config, processor)
+        self.session = session
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "OnnxQLSeg":
@@ -176,97 +175,17 @@ class OnnxQLSeg:
             FileNotFoundError, ValueError: there is no such file, it is no ONNX file, or not of a QLSeg network.
         """
         onnxruntime = optional("onnxruntime")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path}; qlseg export writes one")
+        path = check_is_file(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no other base
             raise ValueError(f"onnxruntime cannot read {path}: {error}") from error
-        metadata = session.get_modelmeta().custom_metadata_map
-        if not {CONFIG, PROCESSOR} <= set(metadata):
-            raise ValueError(f"{path} says nothing of a QLSeg network; write it with qlseg export")
-        config = QLSegConfig.from_dict(json.loads(metadata[CONFIG]))
-        return cls(session, config, QLSegImageProcessor.from_dict(json.loads(metadata[PROCESSOR])))
+        return cls(path, session, *read_settings(path, session.get_modelmeta().custom_metadata_map))
 
-    def eval(self) -> "OnnxQLSeg":
-        return self
-
-    def train(self, mode: bool = True) -> "OnnxQLSeg":
-        """Does nothing if `mode` is False; ValueError otherwise."""
-        if mode:
-            raise ValueError("an exported network cannot be trained; train the PyTorch one and export it again")
-        return self
-
-    def __call__(
-        self,
-        pixel_values: torch.Tensor,
-        window_offsets: torch.Tensor | None = None,
-        output_logits: bool | None = None,
-    ) -> QLSegOutput:
-        """As `QLSegForSemanticSegmentation.forward`.
-
-        Raises:
-            ValueError: `pixel_values` has the wrong shape, or the file gives labels and no scores.
-        """
-        if self.gives_labels:
-            raise ValueError(
-                "this file gives labels and no scores: call model.label_maps(pixel_values), or export it with "
-                "--outputs scores"
-            )
-        outputs = self._run(pixel_values)
-        logits = outputs.pop("logits", None)
-        if output_logits is False:
-            logits = None
-        elif logits is None:
-            size = tuple(pixel_values.shape[-2:])
-            logits = combine(outputs["class_queries_logits"], outputs["masks_queries_logits"], size)
-        return QLSegOutput(logits=logits, window_offsets=window_offsets, **outputs)
-
-    def label_maps(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, H, W) int64: the best label of every pixel of each window, by itself.
-
-        Args:
-            pixel_values: (B, channels, H, W) fp32, normalised as the processor does.
-
-        Raises:
-            ValueError: `pixel_values` has the wrong shape.
-        """
-        if self.gives_labels:
-            return self._run(pixel_values)[LABELS].long()
-        return torch.stack([first_maximum(scores) for scores in self(pixel_values).logits])
-
-    def label_map(self, picture: np.ndarray, request: Request) -> torch.Tensor:
-        """The (H, W) int64 label map of an (H, W, channels) image, for `segment` and a file that gives labels.
-
-        Raises:
-            ValueError: scores would be needed: the image is not one window at its own size, or `request` asks for more
-                than labels.
-        """
-        size = tuple(picture.shape[:2])
-        layout = window_layout(request.settings, size, request.scales, request.flip, request.max_windows)
-        resized, num_windows = layout[0][0], sum(len(places) for *_, places in layout)
-        reasons = {
-            f"the average of {num_windows} windows": num_windows > 1,
-            f"the resize from {resized[0]} x {resized[1]} to the image's {size[0]} x {size[1]}": resized != size,
-            "a choice of labels": request.wanted is not None,
-            "return_scores": request.return_scores,
-            "return_confidence": request.return_confidence,
-        }
-        if needing := [what for what, needs_scores in reasons.items() if needs_scores]:
-            raise ValueError(
-                f"the network gives labels and no scores, which {needing[0]} needs; export it with --outputs scores"
-            )
-        return self.label_maps(request.settings.normalized(resize_picture(picture, size))[None])[0]
-
-    def _run(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The outputs of the graph by name; ValueError if `pixel_values` has the wrong shape."""
-        channels = self.config.backbone_config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {channels}, H, W) is wanted")
-        found = self.session.run(self.outputs, {"pixel_values": pixel_values.numpy()})
-        return {name: torch.from_numpy(array) for name, array in zip(self.outputs, found)}
+    def _infer(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+        return self.session.run(self.outputs, {"pixel_values": pixel_values})
 
 
-__all__ = ["OnnxQLSeg", "write_onnx"]
+__all__ = ["OnnxQLSeg", "make_program", "write_onnx"]

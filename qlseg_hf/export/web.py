@@ -24,7 +24,8 @@ from ..model.segmentation import segment
 from ..utils.files import write_beside
 from ..utils.text import printable
 from ..utils.visualization import label_colors
-from .onnx import OUTPUTS, OnnxQLSeg, make_program, optional
+from .onnx import OnnxQLSeg, make_program, optional
+from .runtime import OUTPUTS
 from .stored_weights import shrink_weights
 from .web_runtime import VERSION, copy_runtime
 

@@ -80,8 +80,8 @@ def segment(
     label taken; with several, each run's resized scores pass a softmax over the labels and are averaged first.
 
     Args:
-        model: on any device, in any floating dtype, with adapters or without, in peft's wrapper or out of it. Dropout
-            is off during the call.
+        model: on any device, in any floating dtype, with adapters or without, in peft's wrapper or out of it; or a
+            network that was exported, in its runtime. Dropout is off during the call.
         processor: gives sizes, window, stride and normalisation. Without `do_sliding_window` a run is one window.
         images: one image or several of mixed sizes, in a list or as a generator, which is read one by one: path, PIL
             image, integer array or tensor. What bands and values it must have, the processor says.
@@ -231,7 +231,7 @@ class _Work:
         picture = load_picture(image, **self.request.settings.reading)
         target = Target(picture.shape[:2])
         self.targets.append(target)
-        if getattr(self.model, "gives_labels", False):  # see `OnnxQLSeg`: there are no scores to average
+        if getattr(self.model, "gives_labels", False):  # see `ExportedQLSeg`: there are no scores to average
             target.label_map = self.model.label_map(picture, self.request)
             return
         self.memory.pixel_bytes = picture.shape[-1] * picture.itemsize
@@ -349,6 +349,11 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
         if model is None or getattr(getattr(model, "config", None), "model_type", None) == QLSegConfig.model_type:
             return super().__new__(cls)
         return ImageSegmentationPipeline(model, *args, **kwargs)
+
+    def __init__(self, model=None, *args, device=None, **kwargs):
+        if device is None and not isinstance(model, torch.nn.Module):
+            device = model.device  # an exported network stays there, and transformers would move it to a GPU
+        super().__init__(model, *args, device=device, **kwargs)
 
     def check_model_type(self, supported_models) -> None:
         """Nothing: `__new__` has checked it."""

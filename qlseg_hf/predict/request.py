@@ -16,7 +16,7 @@ class Request:
     """What to segment, how, and what to write.
 
     Args:
-        model: folder or Hub id.
+        model: folder, Hub id, or a file of `qlseg export`.
         sources: see `find_items`.
         output: folder for results.
         formats: see `sinks`.

@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..hub.loading import load_network
+from ..export.loading import is_file, load_network_or_file
+from ..export.runtime import ExportedQLSeg
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.segmentation import label_numbers, scale_factors
 from ..utils.distributed import fail_together, gather_objects, join_processes, report_deaths
@@ -132,15 +133,18 @@ def finish_run(manifest: Manifest, output: Output) -> None:
 
 def load(
     request: Request, device_name: str | None = None
-) -> tuple[PreTrainedModel, QLSegImageProcessor, Plan, dict[str, Any]]:
+) -> tuple[PreTrainedModel | ExportedQLSeg, QLSegImageProcessor, Plan, dict[str, Any]]:
     """Network and processor, what workers need to know, and the settings that decide what the results are."""
     formats = check_formats(request.formats)
-    device = torch.device(device_name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = torch.cuda.is_available() and not is_file(request.model)
+    device = torch.device(device_name or ("cuda" if on_gpu else "cpu"))
     dtype = request.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     rules = {} if request.do_resize is None else {"do_resize": request.do_resize}
-    model, processor = load_network(request.model, rules, dtype=getattr(torch, dtype))
+    model, processor = load_network_or_file(request.model, rules, dtype=getattr(torch, dtype))
+    if getattr(model, "gives_labels", False):
+        raise ValueError(f"{request.model} gives labels, and scores are needed; export it with --outputs scores")
     processor_settings, config = processor.settings(), model.config
     processor_settings.check_network(config)
     names = tuple(config.id2label[label] for label in range(config.num_labels))

@@ -169,7 +169,7 @@ class ExportOnnx(Command):
         if not hasattr(onnx_model.onnx_program, "cache_info"):
             onnx_model.onnx_program = functools.cache(onnx_model.onnx_program)
             compare.load_network = functools.cache(compare.load_network)
-            compare.report = lambda model, path: {"bytes": path.stat().st_size}
+            compare.report = lambda model, path, runtime: {"bytes": path.stat().st_size}
         return run(["export", self.model, self.place / "net.onnx"])
 
     def check(self) -> None:

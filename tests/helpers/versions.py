@@ -9,10 +9,11 @@
 - without one: the files of tests/ that name the package, without that one alone.
 
 Absent means not installed, for the processes that tests start too: such an environment links to each package of
-"newest" but those. Gradio and torchao lie in folders apart, as in the Makefile's environment: gradio wants an older
-Pillow and a newer huggingface_hub than the rest, torchao writes to stderr at every import of transformers. The copies
-have neither. pip needs an index (PIP_EXTRA_INDEX_URL and the like are respected); with CUDA builds of torch the
-environments take 13 GB. Exit status 1 if a test failed, or if "oldest" or "newest" skipped one for want of a package.
+"newest" but those. Gradio, torchao and OpenVINO lie in folders apart, as in the Makefile's environment: gradio wants
+an older Pillow and a newer huggingface_hub than the rest, torchao writes to stderr at every import of transformers,
+and OpenVINO comes without what reports its use. The copies have none of them. pip needs an index (PIP_EXTRA_INDEX_URL
+and the like are respected); with CUDA builds of torch the environments take 13 GB. Exit status 1 if a test failed, or
+if "oldest" or "newest" skipped one for want of a package.
 """
 
 import configparser
@@ -75,12 +76,13 @@ def build(name: str, at_floor: bool) -> Path:
     constraints.write_text("".join(exact.values()))
     constraints_apart.write_text("".join(line for name, line in exact.items() if name != "huggingface_hub"))
     pip = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--upgrade"]
-    together = ",".join(extra for extra in extras if extra not in ("app", "docs", "quantize"))
+    together = ",".join(extra for extra in extras if extra not in ("app", "docs", "openvino", "quantize"))
     command = ["--upgrade-strategy", "eager", "--constraint", constraints, "--editable", f"{ROOT}[{together}]"]
     subprocess.run([*pip, *command], check=True)
     for folder, names, options in (
         ("app", ("gradio", "transformers", "huggingface_hub", "pillow", "numpy"), []),
         ("torchao", ("torchao",), ["--no-deps"]),
+        ("openvino", ("openvino",), ["--no-deps"]),
     ):
         shutil.rmtree(environment / folder, ignore_errors=True)
         command = ["--constraint", constraints_apart, "--target", environment / folder, *options]
@@ -141,7 +143,9 @@ def main() -> int:
         files = [file for file in sorted(ROOT.glob("tests/**/test_*.py")) if re.search(pattern, file.read_text())]
         rows.append((f"without {label}", run(without(names, newest), f"without {label}", files)))
 
-    versions = [installed(site(place), place / "app", place / "torchao") for place in (oldest, newest)]
+    versions = [
+        installed(site(place), place / "app", place / "torchao", place / "openvino") for place in (oldest, newest)
+    ]
     print(f"\n{'package':26}{'floor':>12}{'oldest':>16}{'newest':>16}")
     for name, floor in {**requirements()[0], "torchvision": "-"}.items():
         print(f"{name:26}{floor:>12}" + "".join(f"{found[plain(name)].version:>16}" for found in versions))

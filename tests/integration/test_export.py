@@ -12,14 +12,21 @@ from conftest import ROOT
 from networks import tiny_config, varied_model
 from programs import run
 from torch.nn import functional as F
-from transformers import Dinov2Config
+from transformers import Dinov2Config, pipeline
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf import (
+    QLSegForSemanticSegmentation,
+    QLSegImageProcessor,
+    QLSegImageSegmentationPipeline,
+    load_label_map,
+    segment,
+)
 from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.export import onnx as onnx_model
 from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, label_dtype, write_onnx
 from qlseg_hf.model.deformable_attention import sample_levels, sum_gathered
 from qlseg_hf.model.modeling_qlseg import QLSegOutput
+from qlseg_hf.utils.hashing import file_sha256
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -57,7 +64,7 @@ def test_report(exported):
     for row in report["inputs"]:
         assert row["label_agreement"] >= 0.999 and row["labels_seen"] > 3
         assert set(row["largest_difference"]) == set(OUTPUTS) and max(row["largest_difference"].values()) < 1e-4
-        assert row["seconds_pytorch"] > 0 and row["seconds_onnxruntime"] > 0
+        assert row["seconds_pytorch"] > 0 and row["seconds_exported"] > 0
 
 
 @networks
@@ -118,6 +125,46 @@ def test_segment_takes_it(stored, exported, options):
     expected = segment(stored.model(), stored.processor, pictures, **options)
     for a, b in zip(found, expected, strict=True):
         assert (a == b).float().mean() >= 0.999 and len(b.unique()) > 1
+
+
+@networks
+def test_pipeline_takes_it(stored, exported, monkeypatch):
+    """On its own device, the CPU, even where transformers sees a GPU and would move the model there."""
+    model = OnnxQLSeg.from_pretrained(exported[0])
+    picture = str(stored.picture("large"))
+    expected = pipeline("image-segmentation", model=stored.model(), image_processor=stored.processor)(picture)
+    monkeypatch.setattr("transformers.pipelines.base.is_torch_cuda_available", lambda: True)
+    pipe = pipeline("image-segmentation", model=model, image_processor=model.processor)
+    assert type(pipe) is QLSegImageSegmentationPipeline and pipe.device.type == "cpu"
+    assert repr(pipe).startswith("QLSegImageSegmentationPipeline: {'model': 'OnnxQLSeg', 'dtype': 'float32'")
+    found = pipe(picture)
+    assert [part["label"] for part in found] == [part["label"] for part in expected] and len(found) > 1
+    for one, other in zip(found, expected):
+        assert (np.asarray(one["mask"]) == np.asarray(other["mask"])).mean() >= 0.999
+    with pytest.raises(ValueError, match="an exported network runs on the CPU, not on cuda:0; say device='cpu'"):
+        pipeline("image-segmentation", model=model, image_processor=model.processor, device="cuda:0")
+
+
+@networks
+def test_commands_take_it(stored, exported, data, tmp_path, capsys):
+    """`evaluate` and `predict`: the settings of the file, rules of the command line above them."""
+    images = [stored.picture(name) for name in ("wide", "tall")]
+    for model, name in ((stored.folder, "torch"), (exported[0], "file")):
+        assert run_command(["predict", model, *images, "--output", tmp_path / name, "--workers", "0"]) == 0
+        rules = ["--do_reduce_labels", "false", "--output", tmp_path / f"{name}.json"]
+        assert run_command(["evaluate", model, "--data", data, "--split", "validation", *rules]) == 0
+    scores, expected = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("file", "torch"))
+    assert scores["miou"] == pytest.approx(expected["miou"], abs=1e-3)
+    assert scores["protocol"]["do_reduce_labels"] is expected["protocol"]["do_reduce_labels"] is False
+    assert scores["protocol"]["weights_sha256"] == {"net.onnx": file_sha256(exported[0])}
+    for image in images:
+        maps = [load_label_map(tmp_path / name / "labels" / f"{image.stem}.png") for name in ("file", "torch")]
+        assert (maps[0] == maps[1]).mean() >= 0.999 and len(np.unique(maps[1])) > 1
+    # the folder of results knows the file by its content
+    assert run_command(["predict", stored.folder, *images, "--output", tmp_path / "file", "--workers", "0"]) == 1
+    assert "other settings (weights_sha256" in capsys.readouterr().err
+    half = ["evaluate", exported[0], "--data", data, "--split", "validation", "--dtype", "bfloat16"]
+    assert run_command(half) == 1 and "computes in float32, not in bfloat16" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------ other networks

@@ -18,14 +18,14 @@ RANKS = {
     "data": 2,
     "hub": 3,
     "convert": 4,
-    "evaluation": 4,
     "export": 4,
-    "predict": 4,
-    "training": 5,
-    "app": 5,
-    "ray": 5,
-    "benchmark": 6,
-    "cli": 7,
+    "evaluation": 5,
+    "predict": 5,
+    "training": 6,
+    "app": 6,
+    "ray": 6,
+    "benchmark": 7,
+    "cli": 8,
 }
 MODEL_MAY_IMPORT = {"torch", "transformers", "huggingface_hub", "numpy", "PIL", "safetensors", "triton"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in RANKS)
