@@ -10,7 +10,6 @@ import json
 import re
 import resource
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,8 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ..utils.files import write_atomically
-from .measure import machine, markdown, seconds, take_turns
+from .measure import clock, machine, markdown, seconds, take_turns
 from .settings import DTYPES, TINY, Settings, build, inference, make_settings
+from .training import StepInParts, half_precision, training_labels
 
 # First match of a module's name in the network; what a module does outside of its own modules counts for its stage.
 STAGES = (
@@ -65,6 +65,8 @@ KINDS = (
     ),
     ("the rest", r""),
 )
+# Stages of a training step; what the loss multiplies is not counted.
+STEP = ("forward and loss", "backward", "AdamW")
 
 
 def stage_of(name: str) -> str:
@@ -100,6 +102,15 @@ def count_operations(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
     return operations
 
 
+def count_step(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
+    """As `count_operations`, of a training step by the stages of `STEP`; `model` in training mode on "meta"."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        found = model(pixels, output_logits=False)
+        forward = counter.get_total_flops()
+        (found.class_queries_logits.sum() + found.masks_queries_logits.sum()).backward()
+    return dict(zip(STEP, (forward, counter.get_total_flops() - forward, 0)))
+
+
 def product_rate(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], repeats: int = 5) -> float:
     """Floating-point operations per second of the fastest product of two square matrices."""
     rates = []
@@ -114,11 +125,11 @@ def product_rate(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...
 @contextmanager
 def timed_stages(model: nn.Module, device: torch.device) -> Iterator[Callable[[], dict[str, float]]]:
     """Inside the block every forward pass is timed; call the result after each for its seconds by stage."""
-    spans, stack = [], []  # (stage, stage around it, start, stop)
+    spans, stack, cpu_now = [], [], clock()  # (stage, stage around it, start, stop)
 
     def now():
         if device.type != "cuda":
-            return time.perf_counter()
+            return cpu_now()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
@@ -185,8 +196,7 @@ def page_faults(function: Callable) -> int:
 def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
     """One dtype and batch size: rate, operations, time and their ratio, whole and by stage; the kinds of operation."""
     device, dtype = settings.device, DTYPES[kind]
-    sizes = (256,) if settings.release == TINY else (4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
-    rate = partial(product_rate, dtype, device, sizes)
+    rate = partial(product_rate, dtype, device, _sides(settings))
     rates, model = [rate()], build(settings, dtype).requires_grad_(False)
     shape = (batch, 3, settings.size, settings.size)
     counted = build(settings, device="meta").requires_grad_(False)
@@ -204,13 +214,43 @@ def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
             variants["whole"]()
             turns.append(collect())
     rates.append(rate())
+    return _compare(whole, operations, turns[1:], rates) | _profile(variants["whole"], device)
+
+
+def measure_step_limit(settings: Settings, kind: str, batch: int) -> dict:
+    """As `measure_limit`, of a training step: forward, loss, backward and AdamW. bf16, fp16: autocast over fp32."""
+    device = settings.device
+    rate = partial(product_rate, DTYPES[kind], device, _sides(settings))
+    rates, shape = [rate()], (batch, 3, settings.size, settings.size)
+    operations = count_step(build(settings, device="meta").train(), torch.empty(shape, device="meta"))
+    model = build(settings).train()
+    labels = training_labels(batch, settings.size, model.config.num_labels, device)
+    step = StepInParts(model, torch.randn(shape, device=device), labels, half_precision(device, kind))
+    whole = take_turns({"whole": step}, "whole", settings.repeats, device)
+    rates.append(rate())
+    turns = []
+    for _ in tqdm(range(settings.repeats), "stages", leave=False):
+        turns.append({stage: seconds(part, device) for stage, part in zip(STEP, step.parts, strict=True)})
+    rates.append(rate())
+    return _compare(whole, operations, turns, rates) | _profile(step, device)
+
+
+def _sides(settings: Settings) -> tuple[int, ...]:
+    """Of the square matrices that the rate of products is measured with."""
+    if settings.release == TINY:
+        return (256,)
+    return (4096, 8192) if settings.device.type == "cuda" else (1024, 2048, 4096)
+
+
+def _compare(whole: dict, operations: dict[str, int], turns: list[dict[str, float]], rates: list[float]) -> dict:
+    """Times, those of the stages by turn, beside what the operations take at the best rate."""
     best, total = max(rates), sum(operations.values())
     limit = total / best
     for row in whole.values():
         row |= {"to_limit": row["seconds"] / limit, "lowest_to_limit": row["range"][0] / limit}
     stages = {}
     for stage, count in operations.items():
-        taken = statistics.median(turn[stage] for turn in turns[1:])
+        taken = statistics.median(turn[stage] for turn in turns)
         stages[stage] = {"seconds": taken, "operations": count, "limit_seconds": count / best}
     return {
         "operations": total,
@@ -218,9 +258,11 @@ def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
         "limit_seconds": limit,
         "whole": whole,
         "stages": stages,
-        "kinds": kinds_of_operation(variants["whole"], device),
-        "page_faults": page_faults(variants["whole"]),
     }
+
+
+def _profile(function: Callable, device: torch.device) -> dict:
+    return {"kinds": kinds_of_operation(function, device), "page_faults": page_faults(function)}
 
 
 def tables(name: str, found: dict) -> str:
@@ -248,19 +290,36 @@ def tables(name: str, found: dict) -> str:
     return f"## {name}\n\n{head}\n\n{stages}\n\n{where}\n\npage faults: {found['page_faults']}\n"
 
 
-def report_limit(*, output: Path | None = None, **given) -> None:
-    """Print Markdown tables for every dtype and batch size; see `qlseg benchmark --help` and `make_settings`."""
+def report_limit(*, training: bool = False, output: Path | None = None, **given) -> None:
+    """Print Markdown tables for every dtype and batch size; see `qlseg benchmark --help` and `make_settings`.
+
+    `training`: of a training step instead of a forward pass.
+    """
     settings = make_settings(**given)
+    name_of = "limit training" if training else "limit"
+    measure, batch_sizes = measure_limit, settings.batch_sizes
+    if training:
+        measure, batch_sizes = measure_step_limit, settings.training_batch_sizes
     kinds = settings.dtypes or ("fp32", "bf16") + ("fp16",) * (settings.device.type == "cuda")
     result = {"machine": machine(settings.device), "release": settings.release, "size": settings.size, "results": {}}
     print(f"# {settings.release}, {settings.size} x {settings.size}\n\n{json.dumps(result['machine'])}\n")
-    for batch in settings.batch_sizes:
+    for batch in batch_sizes:
         for kind in kinds:
-            name = f"limit b{batch} {kind}"
-            result["results"][name] = measure_limit(settings, kind, batch)
+            name = f"{name_of} b{batch} {kind}"
+            result["results"][name] = measure(settings, kind, batch)
             print(tables(name, result["results"][name]))
     if output:
         write_atomically(output, (json.dumps(result, indent=1) + "\n").encode())
 
 
-__all__ = ["count_operations", "measure_limit", "page_faults", "product_rate", "report_limit", "stage_of", "tables"]
+__all__ = [
+    "count_operations",
+    "count_step",
+    "measure_limit",
+    "measure_step_limit",
+    "page_faults",
+    "product_rate",
+    "report_limit",
+    "stage_of",
+    "tables",
+]

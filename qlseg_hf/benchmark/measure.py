@@ -64,11 +64,18 @@ def keep_freed_memory(keep: bool) -> None:
             ctypes.CDLL(None).mallopt(option, 2**31 - 1 if keep else 1 << 17)
 
 
+def clock() -> Callable[[], float]:
+    """Of CPUs: CPU seconds of this process where it computes in one thread, whatever else runs there; else seconds."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 def seconds(function: Callable, device: torch.device) -> float:
+    """Of one call; see `clock`."""
     if device.type != "cuda":
-        started = time.perf_counter()
+        now = clock()
+        started = now()
         function()
-        return time.perf_counter() - started
+        return now() - started
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     function()
@@ -120,6 +127,7 @@ def machine(device: torch.device) -> dict:
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": "CUDA events" if device.type == "cuda" else clock().__name__,
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -157,6 +165,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 __all__ = [
+    "clock",
     "keep_freed_memory",
     "machine",
     "markdown",

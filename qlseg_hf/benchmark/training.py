@@ -31,6 +31,30 @@ def loss_by_autograd(logits, labels, picture, label, alpha, gamma):
     return mask_losses(maps, labels[picture] == label[:, None, None], alpha, gamma)[:2]
 
 
+def half_precision(device: torch.device, kind: str):
+    """Autocast to a dtype of `DTYPES`; for fp32 nothing."""
+    return nullcontext() if kind == "fp32" else torch.autocast(device.type, DTYPES[kind])
+
+
+class StepInParts:
+    """A training step of a network on one batch, whole when called, or part by part in their order."""
+
+    def __init__(self, model, pixels: torch.Tensor, labels: torch.Tensor, half):
+        self.model, self.pixels, self.labels, self.half = model, pixels, labels, half
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+        self.parts = (self.forward, lambda: self.loss.backward(), self.optimizer.step)
+
+    def __call__(self) -> None:
+        for part in self.parts:
+            part()
+
+    def forward(self) -> None:
+        """The loss; gradients of the step before are dropped."""
+        self.model.zero_grad()
+        with self.half:
+            self.loss = self.model(self.pixels, labels=self.labels).loss
+
+
 def run_training(settings) -> dict:
     """Encoder: forward and backward from the sum of its maps. Whole network: forward, loss, backward.
 
@@ -46,7 +70,7 @@ def run_training(settings) -> dict:
     for kind, batch in itertools.product(
         settings.dtypes or ("bf16" if on_gpu else "fp32",), settings.training_batch_sizes
     ):
-        half = nullcontext() if kind == "fp32" else torch.autocast(settings.device.type, DTYPES[kind])
+        half = half_precision(settings.device, kind)
         pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device)
         labels = training_labels(batch, settings.size, model.config.num_labels, settings.device)
 
@@ -69,27 +93,21 @@ def whole_steps(model, pixels: torch.Tensor, labels: torch.Tensor, half) -> dict
     """Forward, loss and backward; the same with autograd's gradient of the mask losses; with an optimiser's update."""
     from ..model.loss_qlseg import MaskLosses
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
+    step = StepInParts(model, pixels, labels, half)
 
     def whole():
-        model.zero_grad()
-        with half:
-            loss = model(pixels, labels=labels).loss
-        loss.backward()
+        for part in step.parts[:2]:
+            part()
 
     def plain_loss():
         with mock.patch.object(MaskLosses, "apply", loss_by_autograd):
             whole()
 
-    def with_optimizer():
-        whole()
-        optimizer.step()
-
     return {
         "whole": whole,
         "whole, gradient of the mask losses by autograd": plain_loss,
-        "whole and AdamW": with_optimizer,
+        "whole and AdamW": step,
     }
 
 
-__all__ = ["loss_by_autograd", "run_training", "training_labels"]
+__all__ = ["StepInParts", "half_precision", "loss_by_autograd", "run_training", "training_labels"]

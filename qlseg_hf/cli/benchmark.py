@@ -33,22 +33,24 @@ def command(modes: tuple[str, ...], minutes: float, tiny: bool, **settings) -> N
       loading   augmented training pictures per second and worker
       peers     EoMT-L, Mask2Former Swin-L (these need scipy), UperNet-BEiT-L, SegFormer-B5, same size
     or one of these alone:
-      limit     times the limit: the operations at the rate of a matrix product of this machine, by stage and kind
+      limit     times the limit: the operations at the rate of a matrix product of this machine, by stage and kind;
+                limit training: those of a training step
       gpu       all that wants measuring on a GPU, each part for itself, within --minutes; status 1 if one failed
     Without a mode: forward, picture, training. Weights are random; results do not depend on them.
 
     Everything that is compared takes turns, so that a slow minute of the machine meets all alike; a ratio is the
     median over the turns. On a GPU times are those of CUDA events after warm-up, memory that of the allocator; on a
-    CPU memory is the peak of resident memory above what the process held before (Linux).
+    CPU memory is the peak of resident memory above what the process held before (Linux), and with --threads 1 times
+    are CPU seconds of the process, which other work on the machine changes little.
     """
     if modes == ("gpu",):
         from ..benchmark.gpu import report_gpu
 
         report_gpu(device=settings["device"], output=settings["output"], minutes=minutes, tiny=tiny)
-    elif modes == ("limit",):
+    elif modes in (("limit",), ("limit", "training")):
         from ..benchmark.limit import report_limit
 
-        report_limit(**settings)
+        report_limit(training="training" in modes, **settings)
     else:
         from ..benchmark.speed import benchmark
 

@@ -17,6 +17,7 @@ from qlseg_hf.benchmark.parts import Part, run_parts, write_report
 from qlseg_hf.benchmark.peers import peers
 from qlseg_hf.benchmark.settings import Settings, build, make_settings
 from qlseg_hf.benchmark.training import loss_by_autograd
+from qlseg_hf.cli import main as command
 from qlseg_hf.model.deformable_attention import sample_levels
 from qlseg_hf.model.loss_qlseg import MaskLosses
 from qlseg_hf.model.scores import combine, label_map_from_scores
@@ -97,6 +98,15 @@ def test_peak_memory_sees_what_is_freed_again():
     assert 30 <= peak.peak_bytes / 2**20 < 40
 
 
+def test_one_thread_is_timed_by_its_own_work(monkeypatch):
+    """What else the machine does meanwhile does not count, as waiting does not."""
+    nap, cpu = lambda: time.sleep(0.2), torch.device("cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert measure.seconds(nap, cpu) < 0.1 and measure.machine(cpu)["clock"] == "process_time"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert measure.seconds(nap, cpu) >= 0.2 and measure.machine(cpu)["clock"] == "perf_counter"
+
+
 def test_multiplications():
     assert measure.multiplications(lambda: torch.zeros(3, 5) @ torch.zeros(5, 7)) == 3 * 5 * 7
     q = torch.zeros(2, 3, 11, 8)  # PyTorch's counter passes over attention that is fused on a CPU
@@ -161,6 +171,32 @@ def test_limit(tmp_path, capsys):
         assert {"matrix products", "GELU", "norms", "softmax", "sampling", "copies"} <= set(found["kinds"])
         assert f"{found['operations'] / 1e9:.0f} GFLOP" in text
     assert text.count("| encoder: GELU |") == 2
+
+
+def test_operations_of_a_training_step():
+    """Backward is twice forward, but that pixels need no gradient; scores are not made."""
+    model, pixels = build(settings(device=torch.device("meta"))), torch.empty(2, 3, 512, 512, device="meta")
+    forward = limit.count_operations(model.requires_grad_(False), pixels)
+    found = limit.count_step(model.requires_grad_(True).train(), pixels)
+    total = sum(forward.values()) - forward["scores"]
+    patches = forward["patches and positions"]
+    assert found == {"forward and loss": total, "backward": 2 * total - patches, "AdamW": 0}
+
+
+def test_limit_of_a_training_step(tmp_path, capsys):
+    output = tmp_path / "limit.json"
+    words = ["--release", "tiny", "--dtype", "fp32,bf16", "--repeats", "2", "--device", "cpu", "--output", str(output)]
+    assert command.run(["benchmark", "limit", "training", *words]) == 0
+    text, results = capsys.readouterr().out, json.loads(output.read_text())["results"]
+    assert set(results) == {"limit training b2 fp32", "limit training b2 bf16"}
+    for name, found in results.items():
+        assert f"## {name}\n" in text and set(found["stages"]) == set(limit.STEP)
+        assert sum(row["operations"] for row in found["stages"].values()) == found["operations"]
+        whole = found["whole"]["whole"]
+        assert whole["to_limit"] == pytest.approx(whole["seconds"] / found["limit_seconds"])
+        # the parts are the whole: forward, backward and update
+        assert sum(row["seconds"] for row in found["stages"].values()) == pytest.approx(whole["seconds"], rel=0.9)
+        assert all(row["seconds"] > 0 for row in found["stages"].values())
 
 
 def test_kinds_of_operation():
