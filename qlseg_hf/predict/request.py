@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.layouts.files import is_picture
 from .manifest import FAILURES
 
 MOST_WORKERS = 8
+MOST_READ_HERE = 4  # files, without a worker
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Request:
             labels. They are not tinted, outlined or counted. All labels if not given.
         scales, flip, max_windows, max_memory_mb: see `segment`. With `max_memory_mb` an image is forwarded alone.
         do_resize: instead of the processor's: False segments images at their own resolution.
-        dtype: of the network; "auto" takes bfloat16 on GPUs that have it, else float32.
+        dtype: of the network; "auto": as the results in `output` have it, else bfloat16 on devices that have
+            instructions for it, else float32.
         batch_size: windows per forward pass; `segment`'s default if not given.
         batching: "exact" or "shared"; see `queue`.
         device: a GPU if there is one, else the CPU, if not given.
@@ -68,9 +71,14 @@ class Summary:
 
 
 def num_workers(request: Request) -> int:
-    """If not given, as many as cores that this process may use, shared by those of this machine; at most 8."""
+    """If not given, as many as cores that this process may use, shared by those of this machine; at most 8.
+
+    None for a few files: a worker imports PyTorch first, which takes seconds, and reading an image a fraction of one.
+    """
     if request.workers is not None:
         return request.workers
+    if len(request.sources) <= MOST_READ_HERE and all(is_picture(s) and os.path.isfile(s) for s in request.sources):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
