@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .hub.loading import load_network
 from .model.segmentation import segment
 from .predict.items import Item
-from .predict.manifest import Manifest, Notes
+from .predict.manifest import Manifest, Notes, stored_dtype
 from .predict.request import Request, Summary
 from .predict.run import finish_run, list_items, load, open_run
 from .predict.tables import OPEN_TABLES
@@ -112,7 +112,8 @@ def predict_on_cluster(request: Request, address: str, cores: int = 1) -> Summar
         _connect(ray, address)
     has_gpus = request.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     if request.dtype == "auto":  # the same for all actors, and for the driver, which has no GPU perhaps
-        request = replace(request, dtype="bfloat16" if has_gpus else "float32")
+        fastest = "bfloat16" if has_gpus else "float32"  # what processors the nodes have is not known here
+        request = replace(request, dtype=stored_dtype(request.output) or fastest)
     *_, plan, settings = load(request, "cpu")
     items, notes = list_items(request, plan.output)
     manifest = Manifest(request.output)

@@ -27,6 +27,7 @@ from ..hub.loading import load_network
 from ..model.image_io import load_picture
 from ..model.segmentation import segment
 from ..model.windows import window_layout
+from ..utils.devices import fastest_dtype
 from ..utils.text import first_line
 from ..utils.visualization import label_colors, label_map_picture, share
 
@@ -215,8 +216,10 @@ def make_page(model, processor, examples: list[str], title: str):
     return page.queue(max_size=20)
 
 
-def serve(source: str, pictures: Path | None = None) -> None:
+def serve(source: str, pictures: Path | None = None, dtype: str = "auto") -> None:
     """Load a model (folder or Hub id) and serve the page until it is stopped; `pictures` is a folder of examples.
+
+    `dtype`: of the network; "auto": see `fastest_dtype`.
 
     Raises:
         ValueError: `pictures` is no folder or holds no picture, or there is no such model.
@@ -224,8 +227,9 @@ def serve(source: str, pictures: Path | None = None) -> None:
     if pictures is not None and not pictures.is_dir():
         raise ValueError(f"{pictures} is no folder of pictures")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = load_network(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = fastest_dtype(device) if dtype == "auto" else dtype
+    model, processor = load_network(source, dtype=getattr(torch, dtype))
     model = model.to(device)
     with tempfile.TemporaryDirectory() as folder:
         page = make_page(model, processor, example_pictures(pictures, Path(folder)), f"QLSeg · {Path(source).name}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, subcommand
+from .options import PATH, dtype, subcommand
 
 
 @subcommand("app")
@@ -14,7 +14,8 @@ from .options import PATH, subcommand
 @click.option(
     "--pictures", type=PATH, metavar="DIR", envvar="QLSEG_PICTURES", help="Example pictures; drawn ones if not given."
 )
-def command(model: str, pictures: Path | None) -> None:
+@dtype("auto")
+def command(model: str, pictures: Path | None, dtype: str) -> None:
     """A page that segments pictures: hover for label names, set the opacity, choose labels, download the label map.
 
     MODEL is a folder or a Hub id; QLSEG_MODEL and QLSEG_PICTURES in the environment do as well. Gradio (extra `app`)
@@ -22,4 +23,4 @@ def command(model: str, pictures: Path | None) -> None:
     """
     from ..app.page import serve
 
-    serve(model, pictures)
+    serve(model, pictures, dtype)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import click
 
 from . import predict
-from .options import PATH, subcommand
+from .options import PATH, dtype, subcommand
 
 CONFIDENCE, LEAST_SHARE = 0.7, 0.2  # chosen by the table in docs/training.md
 AS_PREDICT = (
-    *("scales", "flip", "do_resize", "batch_size", "batching", "max_windows", "max_memory_mb", "dtype", "device"),
+    *("scales", "flip", "do_resize", "batch_size", "batching", "max_windows", "max_memory_mb", "device"),
     *("workers", "strict", "image_column", "split", "dataset_config"),
 )
 
@@ -43,6 +43,7 @@ def options_of_predict(function: Callable) -> Callable:
     default=LEAST_SHARE,
     help="Of each label's pixels, the surest that count even below it, or rare labels would vanish.",
 )
+@dtype("float32")
 @options_of_predict
 def command(confidence: float, least_share: float, **settings) -> None:
     """Label images by a model: a data set of the pixels that it is sure of, to train on.

@@ -32,7 +32,7 @@ from .options import PATH, dtype, scales, subcommand
 @click.option("--card", is_flag=True, help="Also write them into README.md in the model's folder.")
 @click.option("--report", type=PATH, metavar="FILE.html|DIR", help="Page of scores, confusions, pictures.")
 @click.option("--window_batch_size", type=int, help="Windows per forward pass.")
-@dtype
+@dtype("float32")
 @click.option("--resume", type=bool, default=True, help="Continue an interrupted run.")
 def command(**settings) -> None:
     """Measure mIoU, mAcc, aAcc, boundary IoU and boundary F1 of a model on a data set, by the paper's protocol.

@@ -62,8 +62,14 @@ def scales(function: Callable) -> Callable:
     )(function)
 
 
-dtype = click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="Of the network."
-)
+def dtype(default: str) -> Callable[[Callable], Callable]:
+    """Decorator: `--dtype`."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default=default,
+        help="Of the network; auto: bfloat16 on GPUs and CPUs that have instructions for it, else float32.",
+    )
+
 
 __all__ = ["Numbers", "PATH", "SETTINGS", "dtype", "scales", "subcommand"]

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from .options import PATH, Numbers, scales, subcommand
+from .options import PATH, Numbers, dtype, scales, subcommand
 
 FAILED = 3  # exit status if some images failed
 
@@ -55,14 +55,13 @@ class _Texts(Numbers):
 @click.option(
     "--max_memory_mb", type=float, help="MiB that an image may take beside the model; it is cut into strips."
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="float32",
-    help="Of the network; auto: bfloat16 on GPUs that have it.",
-)
+@dtype("auto")
 @click.option("--device", help="Such as cuda or cpu; a GPU if there is one.")
-@click.option("--workers", type=click.IntRange(0), help="Processes that read and write; by the number of cores.")
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Processes that read and write; by the number of cores, none for 1 to 4 files.",
+)
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")
 @click.option(
     "--ray", "address", metavar="ADDRESS", help="Of a Ray cluster to work on; auto: this machine's, or a new one."

@@ -25,6 +25,7 @@ from ..export.runtime import ExportedQLSeg
 from ..hub.card import add_result_to_card, inference_protocol
 from ..model.configuration_qlseg import __version__
 from ..model.image_processing_qlseg import QLSegImageProcessor
+from ..utils.devices import fastest_dtype
 from ..utils.distributed import fail_together, join_processes, report_deaths
 from ..utils.files import remove_partial, write_atomically
 from ..utils.hashing import file_sha256
@@ -57,7 +58,7 @@ class Request:
         output: JSON file for scores and protocol; what was counted until all is done lies beside it.
         card: also write them into README.md in the model's folder.
         report: HTML file with scores, confusions, worst and best pictures; or a folder for it and `per_label.csv`.
-        dtype: of the network.
+        dtype: of the network; "auto": see `fastest_dtype`.
         resume: continue an interrupted run.
     """
 
@@ -107,9 +108,10 @@ def measure(request: Request) -> None:
 
 
 def _evaluate(args: Request, state: PartialState) -> None:
+    dtype = fastest_dtype(state.device, state.num_processes) if args.dtype == "auto" else args.dtype
     with fail_together(state.num_processes):
         check_outputs(args)
-        model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
+        model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, dtype))
         if not isinstance(model, ExportedQLSeg):  # which stays on the CPU
             model = model.to(state.device)
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
@@ -282,7 +284,7 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
         "max_samples": args.max_samples,
         **inference_protocol(processor, args.scales, args.flip),
         "window_batch_size": args.window_batch_size,
-        "dtype": args.dtype,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "processes": state.num_processes,
         "hardware": torch.cuda.get_device_name(model.device) if is_gpu else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),

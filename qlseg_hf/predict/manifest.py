@@ -24,7 +24,11 @@ def _to_line(value: dict) -> str:
 
 def _read_lines(path: Path) -> list[dict]:
     """The lines of a file, without a last one that was not written to its end."""
-    text = path.read_bytes().decode("utf-8", errors="surrogatepass")
+    return _parse_lines(path, path.read_bytes())
+
+
+def _parse_lines(path: Path, content: bytes) -> list[dict]:
+    text = content.decode("utf-8", errors="surrogatepass")
     whole, _, _ = text.rpartition("\n")
     try:
         return [json.loads(line) for line in whole.split("\n") if line]
@@ -36,6 +40,16 @@ def read_entries(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
     """Settings and, by name, the entries of a run that has ended. OSError if there is none, ValueError if damaged."""
     first, *lines = _read_lines(folder / MANIFEST)
     return first["settings"], {line["name"]: line for line in lines}
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """Of the network whose results a folder holds; None if it holds none. ValueError if damaged."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        lines = _parse_lines(path, file.readline())
+    return lines[0].get("settings", {}).get("dtype") if lines else None
 
 
 class Manifest:
@@ -180,4 +194,4 @@ class Notes(Manifest):
         self.lines.append(line)
 
 
-__all__ = ["FAILURES", "MANIFEST", "Manifest", "Notes", "as_stored", "read_entries"]
+__all__ = ["FAILURES", "MANIFEST", "Manifest", "Notes", "as_stored", "read_entries", "stored_dtype"]

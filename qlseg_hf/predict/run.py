@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,13 +19,14 @@ from ..export.loading import is_file, load_network_or_file
 from ..export.runtime import ExportedQLSeg
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.segmentation import label_numbers, scale_factors
+from ..utils.devices import fastest_dtype
 from ..utils.distributed import fail_together, gather_objects, join_processes, report_deaths
 from ..utils.files import lock_folder
 from ..utils.hashing import json_sha256, weights_sha256
 from ..utils.text import first_line, printable
 from ..utils.visualization import label_colors
 from .items import Item, SourceOptions
-from .manifest import Manifest
+from .manifest import Manifest, stored_dtype
 from .request import Request, Summary, num_workers
 from .sinks import Output, check_formats, write_tables
 from .sources import find_items
@@ -73,6 +74,7 @@ def predict(request: Request) -> Summary:
 
 def _predict(request: Request, place: _Place) -> Summary:
     begin_imports(num_workers(request))
+    request = _settle_dtype(request, place)
     with fail_together(place.world_size):
         model, processor, plan, settings = load(request, place.device)
         items, notes = list_items(request, plan.output)
@@ -93,6 +95,27 @@ def _predict(request: Request, place: _Place) -> Summary:
             finish_run(manifest, plan.output)
     totals = [sum(counts) for counts in zip(*gather_objects((work.num_done, work.num_failed), place.world_size))]
     return Summary(totals[0], len(items) - len(missing), totals[1])
+
+
+def _settle_dtype(request: Request, place: _Place) -> Request:
+    """Instead of "auto" the dtype of the results that are there; if there are none, that all devices are fastest in.
+
+    So a run goes on as it was begun, on any machine.
+    """
+    if request.dtype != "auto":
+        return request
+    with fail_together(place.world_size):
+        stored = stored_dtype(request.output)
+    fastest = fastest_dtype(_find_device(request, place.device), place.world_size)
+    if is_file(request.model):
+        fastest = "float32"  # in which its labels were compared when it was exported
+    # all have read before the main process writes, and go by what that has read
+    return replace(request, dtype=gather_objects(stored, place.world_size)[0] or fastest)
+
+
+def _find_device(request: Request, name: str | None) -> torch.device:
+    on_gpu = torch.cuda.is_available() and not is_file(request.model)
+    return torch.device(name or ("cuda" if on_gpu else "cpu"))
 
 
 def source_options(request: Request) -> SourceOptions:
@@ -134,15 +157,13 @@ def finish_run(manifest: Manifest, output: Output) -> None:
 def load(
     request: Request, device_name: str | None = None
 ) -> tuple[PreTrainedModel | ExportedQLSeg, QLSegImageProcessor, Plan, dict[str, Any]]:
-    """Network and processor, what workers need to know, and the settings that decide what the results are."""
+    """Network and processor, what workers need to know, and the settings that decide what the results are.
+
+    The request's dtype is not "auto" any more.
+    """
     formats = check_formats(request.formats)
-    on_gpu = torch.cuda.is_available() and not is_file(request.model)
-    device = torch.device(device_name or ("cuda" if on_gpu else "cpu"))
-    dtype = request.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     rules = {} if request.do_resize is None else {"do_resize": request.do_resize}
-    model, processor = load_network_or_file(request.model, rules, dtype=getattr(torch, dtype))
+    model, processor = load_network_or_file(request.model, rules, dtype=getattr(torch, request.dtype))
     if getattr(model, "gives_labels", False):
         raise ValueError(f"{request.model} gives labels, and scores are needed; export it with --outputs scores")
     processor_settings, config = processor.settings(), model.config
@@ -162,9 +183,9 @@ def load(
         "labels": wanted,
         "scales": scales,
         "flip": request.flip,
-        "dtype": dtype,
+        "dtype": request.dtype,
     }
-    return model.to(device), processor, plan, settings
+    return model.to(_find_device(request, device_name)), processor, plan, settings
 
 
 def _work_in_rounds(work: Work, mine: list[Item], place: _Place, total: int, num_before: int) -> None:

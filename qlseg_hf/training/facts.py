@@ -9,6 +9,7 @@ import torch
 
 from ..data.check.survey import DataRequest, Survey
 from ..model.configuration_qlseg import QLSegConfig
+from ..utils.devices import has_bf16
 from .auto import RULES, DataFacts, DeviceFacts
 from .build import build_processor, read_label_names, sets_reduction
 from .distributed import launched_precision
@@ -83,10 +84,8 @@ def device_facts(device: torch.device, num_processes: int) -> DeviceFacts:
     precision, memory = launched_precision(), None
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
-        precision = precision or ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None)
-    elif device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # else bf16 is slower than fp32
-        precision = precision or "bf16"
-    return DeviceFacts(device.type, memory, num_processes, max(1, cores // num_processes), precision or "fp32")
+    precision = precision or ("bf16" if has_bf16(device) else "fp32")
+    return DeviceFacts(device.type, memory, num_processes, max(1, cores // num_processes), precision)
 
 
 __all__ = ["data_facts", "data_request", "device_facts", "reading_of"]

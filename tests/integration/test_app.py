@@ -146,6 +146,17 @@ def test_wrong_arguments_are_a_sentence(capsys, monkeypatch):
     assert run(["app"]) == 2 and "Missing argument 'MODEL'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given, dtype", [(("--dtype", "float32"), "float32"), ((), "bfloat16")])
+def test_dtype(capsys, monkeypatch, given, dtype):
+    def load_network(source, dtype):
+        raise ValueError(f"{source} in {dtype}")
+
+    monkeypatch.setattr(app, "load_network", load_network)
+    monkeypatch.setattr(app, "fastest_dtype", lambda device: "bfloat16")
+    assert run(["app", "model", *given]) == 1
+    assert capsys.readouterr().err == f"qlseg app: model in torch.{dtype}\n"
+
+
 def post(address: str, body: bytes, kind: str) -> dict | list:
     request = urllib.request.Request(address, body, {"Content-Type": kind})
     return json.loads(urllib.request.urlopen(request, timeout=60).read())

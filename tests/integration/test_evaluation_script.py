@@ -46,6 +46,15 @@ def test_label_rules_from_the_command_line(stored, references, tmp_path, script)
     assert status == 1 and "100 in " in stderr and "label_mapping: {100: 200}" in stderr
 
 
+def test_dtype(stored, references, tmp_path, script, monkeypatch):
+    """A measurement is in fp32 unless it is asked for; the protocol says what was used, not what was asked for."""
+    monkeypatch.setattr("qlseg_hf.evaluation.run.fastest_dtype", lambda device, world_size: "bfloat16")
+    basic = [stored.folder, "--data", references, "--split", "val", "--output", tmp_path / "out.json"]
+    for given, dtype in (((), "float32"), (("--dtype", "auto"), "bfloat16")):
+        assert script(*basic, *given)[0] == 0
+        assert strict(tmp_path / "out.json")["protocol"]["dtype"] == dtype
+
+
 def test_scores_that_mean_nothing_are_told(stored, references, tmp_path, script):
     """Labels from 0 on a model that reduces labels; one label; and files that belong to no picture."""
     basic = [stored.folder, "--data", references, "--split", "val", "--output", tmp_path / "out.json"]
