@@ -14,12 +14,13 @@ from .options import PATH, subcommand
 @click.option("--train", type=int, default=200, help="Number of training scenes.")
 @click.option("--validation", type=int, default=50, help="Number of validation scenes.")
 @click.option("--size", type=int, default=96, help="Sides are 0.85 to 1.4 times this, pixels.")
+@click.option("--labels", type=int, default=7, help="3, or 7 to 60: those above 7 are kinds of balls.")
 @click.option("--seed", type=int, default=0, help="Of all draws.")
-def command(folder: Path, train: int, validation: int, size: int, seed: int) -> None:
+def command(folder: Path, train: int, validation: int, size: int, labels: int, seed: int) -> None:
     """Draw a small data set of scenes with labels, to try things on: images/, annotations/ and labels.json.
 
     FOLDER is made if it is not there; it must be empty.
     """
     from ..data.scenes import make_scenes
 
-    make_scenes(folder, {"training": train, "validation": validation}, size, seed)
+    make_scenes(folder, {"training": train, "validation": validation}, size, seed, labels)

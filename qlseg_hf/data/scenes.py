@@ -4,14 +4,16 @@
 
 `make_scenes` writes images/{training,validation}/*.jpg, annotations/{training,validation}/*.png (palette pictures
 whose values are the labels, none reduced, none ignored) and labels.json ({label: name}). The seven labels differ in
-texture, shape and place: balls and buildings have any colour, trees that of grass, water that of the sky. A scene
-depends on seed, split and number only, so more of them repeat the first ones. About 100 scenes of 96 px a second.
+texture, shape and place: balls and buildings have any colour, trees that of grass, water that of the sky. With more
+than seven labels there are several kinds of balls, which differ in hue and pattern. A scene depends on seed, split,
+number and the number of labels only, so more of them repeat the first ones. About 100 scenes of 96 px a second.
 """
 
 import colorsys
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ LABELS = ("sky", "grass", "road", "water", "building", "tree", "ball")
 COLORS = np.array([0x87CEFA, 0x7CC83C, 0x6E6E6E, 0x1E50C8, 0xC8783C, 0x14641E, 0xE6283C])[:, None] >> [16, 8, 0] & 255
 SKY, GRASS, ROAD, WATER, BUILDING, TREE, BALL = range(len(LABELS))
 SPLITS = ("training", "validation")
+FEW = {"sky": [SKY], "land": [GRASS, ROAD, WATER], "thing": [BUILDING, TREE, BALL]}  # where 3 labels are asked for
+MOST_LABELS = 60  # beyond that, hues of balls are too near one another to be told apart
 
 
 class Canvas:
@@ -116,19 +120,31 @@ def paint_tree(canvas: Canvas, base: float, scale: float) -> None:
     canvas.paint(radius < 1, TREE, canvas.color((0.05, 0.42)), leaves)
 
 
-def paint_ball(canvas: Canvas, base: float, scale: float) -> None:
-    """A shaded ball of any colour with a highlight, lying on row `base` or in the air."""
+def ball_color(kind: int, kinds: int) -> np.ndarray:
+    """(3,) RGB in 0..1: three kinds have one hue, and differ in pattern and a little in brightness."""
+    return np.array(colorsys.hsv_to_rgb(kind // 3 / math.ceil(kinds / 3), 0.85, (1.0, 0.8, 0.6)[kind % 3]))
+
+
+def paint_ball(canvas: Canvas, base: float, scale: float, kinds: int = 1) -> None:
+    """A shaded ball with a highlight, lying on row `base` or in the air; the only kind has any colour."""
     rng, light = canvas.rng, canvas.light
+    kind = int(rng.integers(kinds)) if kinds > 1 else 0
     radius, middle = scale * rng.uniform(0.07, 0.17), rng.uniform(0, canvas.width)
     base = base if rng.random() < 0.6 else rng.uniform(0.2, 1) * canvas.height
     across, down = (canvas.x - middle) / radius, (canvas.y - base + radius) / radius
     upward = np.sqrt(np.clip(1 - across**2 - down**2, 0, None))  # towards the viewer
     bright = np.clip(0.5 * light * across - 0.5 * down + 0.7 * upward, 0, 1)[..., None]
-    color = canvas.color((0, 1), (0.1, 1), (0.4, 1)) * (0.25 + 0.75 * bright) + 0.6 * bright**16
-    canvas.paint(across**2 + down**2 < 1, BALL, color)
+    if kinds == 1:
+        color = canvas.color((0, 1), (0.1, 1), (0.4, 1))
+    else:
+        bands = (across * 0 + 1, np.sin(9 * down), np.sin(6 * across) * np.sin(6 * down))[kind % 3]
+        color = np.where((bands > 0)[..., None], ball_color(kind, kinds), 1.0)  # plain, stripes, checks
+    canvas.paint(across**2 + down**2 < 1, BALL + kind, color * (0.25 + 0.75 * bright) + 0.6 * bright**16)
 
 
-def draw_scene(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(
+    seed: int, split: str, index: int, size: int, num_labels: int = len(LABELS)
+) -> tuple[np.ndarray, np.ndarray]:
     """Picture (H, W, 3) and labels (H, W), both uint8, sides 0.85 to 1.4 times `size`."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     canvas = Canvas(rng, size)
@@ -136,16 +152,29 @@ def draw_scene(seed: int, split: str, index: int, size: int) -> tuple[np.ndarray
     side, top = min(canvas.height, canvas.width), horizon.mean()
     painters = [paint_building] * rng.integers(0, 3) + [paint_tree] * rng.integers(0, 4)
     things = [(painter, rng.uniform(0.03, 0.4)) for painter in painters]
-    things += [(paint_ball, rng.uniform(0.2, 1)) for _ in range(rng.integers(0, 4))]
+    ball = partial(paint_ball, kinds=max(1, num_labels - BALL))
+    things += [(ball, rng.uniform(0.2, 1)) for _ in range(rng.integers(0, 4))]
     for painter, depth in sorted(things, key=lambda thing: thing[1]):  # far ones first, and smaller
         painter(canvas, top + depth * (canvas.height - top), side * (0.75 + 0.7 * depth))
     weather = rng.uniform(0.55, 1.15) * rng.uniform(0.85, 1.1, 3)
     lit = 1 + 0.2 * canvas.light * (canvas.x / canvas.width)[..., None]
     picture = canvas.picture * weather * lit + rng.normal(0, 0.02, canvas.picture.shape)
-    return (np.clip(picture, 0, 1) * 255).astype(np.uint8), canvas.labels
+    labels = canvas.labels
+    if num_labels == len(FEW):
+        labels = np.select([np.isin(labels, merged) for merged in FEW.values()], range(len(FEW))).astype(np.uint8)
+    return (np.clip(picture, 0, 1) * 255).astype(np.uint8), labels
 
 
-def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int) -> None:
+def label_names_and_colors(num_labels: int) -> tuple[list[str], np.ndarray]:
+    """Names, and (num_labels, 3) uint8 colours of the label maps."""
+    if num_labels == len(FEW):
+        return list(FEW), COLORS[[merged[0] for merged in FEW.values()]]
+    kinds = num_labels - BALL
+    balls = [255 * ball_color(kind, kinds) for kind in range(1, kinds)]
+    return [*LABELS, *(f"ball {kind + 1}" for kind in range(1, kinds))], np.array([*COLORS, *balls], dtype=np.uint8)
+
+
+def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int, num_labels: int = len(LABELS)) -> None:
     """Draw a data set.
 
     Args:
@@ -153,6 +182,7 @@ def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int) -> 
         numbers: scenes of each of `SPLITS`.
         size: sides are 0.85 to 1.4 times this, pixels.
         seed: of all draws.
+        num_labels: 3 (sky, land, thing) or 7 to `MOST_LABELS`; those above 7 are further kinds of balls.
 
     Raises:
         ValueError: a number is too small, or `output` is not empty.
@@ -162,19 +192,22 @@ def make_scenes(output: Path, numbers: dict[str, int], size: int, seed: int) -> 
             f"size {size}, seed {seed} and {list(numbers.values())} scenes are given; at least 16 px, seed 0 and "
             "1 scene of each split are wanted"
         )
+    if num_labels != len(FEW) and not len(LABELS) <= num_labels <= MOST_LABELS:
+        raise ValueError(f"{num_labels} labels are given; {len(FEW)}, or {len(LABELS)} to {MOST_LABELS}, can be drawn")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder; name another, or remove it first")
     with partial_folder(output.name, output.parent) as root:
         for part in ("images", "annotations"):
             for split in SPLITS:
                 (root / part / split).mkdir(parents=True)
+        names, colors = label_names_and_colors(num_labels)
         scenes = [(split, index) for split in SPLITS for index in range(numbers[split])]
         for split, index in tqdm(scenes, unit=" scenes"):
-            picture, labels = draw_scene(seed, split, index, size)
+            picture, labels = draw_scene(seed, split, index, size, num_labels)
             name = f"scene_{split}_{index:06d}"
             Image.fromarray(picture).save(root / "images" / split / f"{name}.jpg", quality=92)
-            label_map_picture(labels, COLORS).save(root / "annotations" / split / f"{name}.png")
-        (root / "labels.json").write_text(json.dumps(dict(enumerate(LABELS)), indent=1) + "\n", encoding="utf-8")
+            label_map_picture(labels, colors).save(root / "annotations" / split / f"{name}.png")
+        (root / "labels.json").write_text(json.dumps(dict(enumerate(names)), indent=1) + "\n", encoding="utf-8")
         os.replace(root, output)  # so that a folder that exists is whole
 
 

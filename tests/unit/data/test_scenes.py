@@ -41,6 +41,28 @@ def scenes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("num_labels", [3, 8, 30])
+def test_number_of_labels(tmp_path, num_labels, capsys):
+    folder = tmp_path / "drawn"
+    sizes = "--train 250 --validation 1 --size 48".split()
+    assert run(["scenes", str(folder), "--labels", str(num_labels), *sizes]) == 0
+    names = json.loads((folder / "labels.json").read_text())
+    assert len(set(names.values())) == len(names) == num_labels
+    samples = open_dataset(folder, "train")
+    found = [samples[index].read()[1] for index in range(len(samples))]
+    assert set(np.unique(np.concatenate([one.ravel() for one in found]))) == set(range(num_labels))
+    drawn = [make_scenes.draw_scene(0, "training", index, 48)[1] for index in range(len(found))]
+    if num_labels == 3:  # the usual scenes with other names: sky; grass, road, water; building, tree, ball
+        assert all((np.array([0, 1, 1, 1, 2, 2, 2])[a] == b).all() for a, b in zip(drawn, found))
+
+
+def test_wrong_number_of_labels(tmp_path, capsys):
+    for wrong in ("2", "5", "61"):
+        assert run(["scenes", str(tmp_path / "drawn"), "--labels", wrong]) == 1
+        assert "3, or 7 to 60, can be drawn" in capsys.readouterr().err
+    assert not (tmp_path / "drawn").exists()
+
+
 def test_scenes_are_a_data_set(scenes):
     names = json.loads((scenes / "labels.json").read_text())
     assert list(names) == [str(label) for label in range(7)] and tuple(names.values()) == make_scenes.LABELS
