@@ -84,10 +84,10 @@ def open_raster(file: Any, settings: Settings) -> _Raster:
 @torch.no_grad()
 def segment_raster(
     item: Item, model: PreTrainedModel, request: Request, batch_size: int, output: Output
-) -> Iterator[tuple[int, int] | None]:
+) -> Iterator[tuple[int, int] | str]:
     """Segment a raster and write its GeoTIFF, and its record for `areas.csv`.
 
-    Yields None after each forward pass, and at the end the raster's (height, width).
+    Yields how far it is after each forward pass, as a text, and at the end the raster's (height, width).
 
     Raises:
         ValueError: it is no raster that can be read.
@@ -107,11 +107,12 @@ def segment_raster(
                     write_palette(written, output.colors)
                     rows = _Rows(written, profile["dtype"])
                     for found in _label_rows(raster, shape, model, request, batch_size):
-                        if found is not None:
+                        if isinstance(found, str):
+                            yield found
+                        else:
                             found = output.select(found)
                             counts += np.bincount(found.ravel(), minlength=len(counts))[: len(counts)]
                             rows.add(found)
-                        yield None
                     rows.flush()
                 if raster.brightest:
                     check_brightness(raster.brightest, 65535)
@@ -147,8 +148,8 @@ def _move(written: Path, place: Path) -> None:
 
 def _label_rows(
     raster: _Raster, size: tuple[int, int], model: PreTrainedModel, request: Request, batch_size: int
-) -> Iterator[np.ndarray | None]:
-    """Rows of the label map from top to bottom, as many at a time as are ready; None after each forward pass."""
+) -> Iterator[np.ndarray | str]:
+    """Rows of the label map from top to bottom, as many at a time as are ready; a text after each forward pass."""
     ((_, share, _, places),) = window_layout(request.settings, size, [1.0], False, request.max_windows)
     device = execution_device(model)
     num_pixels = block_pixels(len(model.config.id2label), device)
@@ -180,7 +181,7 @@ def _label_rows(
             with eval_mode(model):
                 forward_windows(model, batch)
             batch = []
-            yield None
+            yield f"{number / len(places):.0%}"
             is_last = number == len(places)
             yield from finish_rows(size[0] if is_last else places[number][0][0])
 

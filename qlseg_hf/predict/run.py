@@ -203,7 +203,8 @@ def _work_in_rounds(work: Work, mine: list[Item], place: _Place, total: int, num
                         break
             states = gather_objects((is_finished, work.num_done, work.num_failed), place.world_size)
             num_failed = sum(failed for *_, failed in states)
-            bar.set_postfix({"failed": num_failed} if num_failed else {}, refresh=False)
+            failed = f"failed={num_failed}" if num_failed else ""
+            bar.set_postfix_str(", ".join(filter(None, (failed, printable(work.now)))), refresh=False)
             bar.update(num_before + num_failed + sum(done for _, done, _ in states) - bar.n)
             if all(finished for finished, *_ in states):
                 return

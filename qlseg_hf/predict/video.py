@@ -162,12 +162,12 @@ def _writing(output: Output, name: str) -> Iterator[dict[str, _Writer]]:
             sync(path.parent)
 
 
-def segment_video(item: Item, queue: WindowQueue, output: Output) -> Iterator[tuple[int, int] | None]:
+def segment_video(item: Item, queue: WindowQueue, output: Output) -> Iterator[tuple[int, int] | str]:
     """Segment a video frame by frame and write it.
 
     Frames in flight are those whose windows wait for a full batch: fewer than a batch has windows.
 
-    Yields None after each frame, and at the end (height, width) of the last one.
+    Yields how far it is after each frame, as a text, and at the end (height, width) of the last one.
 
     Raises:
         ValueError: it cannot be read, or holds no frames.
@@ -189,7 +189,7 @@ def segment_video(item: Item, queue: WindowQueue, output: Output) -> Iterator[tu
             resized = resize_for_runs(picture, queue.request)
             ready |= {result.key: result for result in queue.add(number, resized)}
             write_ready()
-            yield None
+            yield f"frame {number + 1}"
         ready |= {result.key: result for result in queue.flush()}
         write_ready()
         if size is None:

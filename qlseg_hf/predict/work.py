@@ -43,6 +43,7 @@ class Work:
     ):
         (self.model, self.processor), self.request, self.plan, self.manifest = network, request, plan, manifest
         self.num_done = self.num_failed = 0
+        self.now = ""  # the video or raster that is segmented, and how far it is
         self.num_workers = num_workers(request)
         self.batch_size = request.batch_size or (2 if self.model.device.type == "cpu" else 8)
         self.with_confidence = "confidence" in plan.output.formats
@@ -73,6 +74,7 @@ class Work:
             remove_partial(folder)
         streamed = [item for item in items if is_video(item) or self._is_blockwise(item)]
         yield from self._segment_streamed(streamed)
+        self.now = ""
         left = {item.name for item in streamed}
         for item, prepared in self._read([item for item in items if item.name not in left]):
             if isinstance(prepared, Failure):
@@ -100,7 +102,8 @@ class Work:
                     steps = segment_video(item, self._make_queue(), self.plan.output)
                 else:
                     steps = segment_raster(item, self.model, self.queue.request, self.batch_size, self.plan.output)
-                while (size := next(steps)) is None:
+                while isinstance(size := next(steps), str):
+                    self.now = f"{item.name} {size}"
                     yield True
             except ValueError as error:
                 self._fail(item, first_line(error))

@@ -38,7 +38,9 @@ def run(path, tmp_path, model, processor, batch_size=2, formats=("geotiff", "csv
     output = Output(tmp_path / "out", formats, names, np.zeros((len(names), 3), np.uint8), wanted)
     request = Request(processor.settings(), [1.0], False, None, None, False, False)
     item = Item("a", str(path), (), LocalFile(str(path)))
-    *_, size = segment_raster(item, model, request, batch_size, output)
+    *progress, size = segment_raster(item, model, request, batch_size, output)
+    shares = [int(text.removesuffix("%")) for text in progress]
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 100
     with rasterio.open(tmp_path / "out" / "geotiff" / "a.tif") as file:
         assert (file.height, file.width) == size and file.crs.to_epsg() == 32632 and file.transform == PLACE
         return file.read(1)

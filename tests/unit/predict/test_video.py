@@ -37,6 +37,7 @@ def run(path, tmp_path, model, processor, *formats, batching="exact", batch_size
     waiting = WindowQueue(model, request, batch_size, batching)
     item = Item("sub/clip", str(path), (), VideoFile(str(path), max_frames))
     steps = list(segment_video(item, waiting, output))
+    assert steps[:-1] == [f"frame {number + 1}" for number in range(len(steps) - 1)]
     return steps[-1], len(steps) - 1, video_paths(output, item.name)
 
 
