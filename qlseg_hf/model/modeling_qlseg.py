@@ -576,6 +576,31 @@ class QLSegDetail(nn.Module):
         return torch.stack(finer) + logits
 
 
+def without_padding(
+    mask_logits: torch.Tensor, padded: tuple[int, int], size: tuple[int, int], finer: int = 1
+) -> torch.Tensor:
+    """(..., h, w) logits on a grid over `padded` pixels -> on one over the first `size` of them (heights, widths).
+
+    Resized to `size` they then lie where they belong. Masks of the published networks are stretched by the padding,
+    up to a patch at the far border; images of whole patches, as all windows of the paper's protocol, have none.
+    `finer`: how many cells become of one along each side; a coarse grid that is resized as it is would be blurred.
+    """
+    is_traced = torch.compiler.is_compiling()  # where sizes are symbols, which are not compared
+    for axis, full, side in ((-2, padded[0], size[0]), (-1, padded[1], size[1])):
+        if not is_traced and full == side and finer == 1:
+            continue
+        cells = mask_logits.shape[axis]
+        kept = (side * cells * finer + full - 1) // full
+        middle = (2 * torch.arange(kept, device=mask_logits.device) + 1) * (side * cells)
+        place = (middle / (2 * full * kept) - 0.5).clamp(min=0)  # of each new cell among the old ones
+        before = place.long()
+        share = (place - before).to(mask_logits.dtype)
+        share = share if axis == -1 else share[:, None]
+        first, second = (mask_logits.index_select(axis, i) for i in (before, (before + 1).clamp(max=cells - 1)))
+        mask_logits = first + (second - first) * share
+    return mask_logits
+
+
 def compete(mask_logits: torch.Tensor) -> torch.Tensor:
     """(T, B, K, h, w) logits -> those whose sigmoid is the softmax over the K labels, at most 0.9999.
 
@@ -701,6 +726,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             mask_logits = mask_logits + self.label_classifier(features.feature_maps[-1])
         if self.detail is not None:
             mask_logits = self.detail(padded.to(self.backbone.dtype), features.feature_maps[-1], mask_logits)
+        if self.config.mask_activation == "softmax":
+            finer = 1 if self.detail is not None else 4
+            mask_logits = without_padding(mask_logits, padded.shape[-2:], pixel_values.shape[-2:], finer)
         loss = logits = loss_terms = None
         if labels is not None:
             terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)

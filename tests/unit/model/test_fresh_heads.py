@@ -12,7 +12,8 @@ from transformers import ViTConfig, ViTModel
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
 from qlseg_hf.model.loss_qlseg import CompetingLosses, loss_normalizers, segmentation_loss
-from qlseg_hf.model.modeling_qlseg import QLSegViTBackbone, compete
+from qlseg_hf.model.modeling_qlseg import QLSegViTBackbone, compete, without_padding
+from qlseg_hf.model.scores import combine
 from qlseg_hf.weights import load_vit_weights, set_num_channels
 
 FRESH = {"mask_activation": "softmax", "use_label_classifier": True, "num_detail_channels": 8}
@@ -85,6 +86,40 @@ def test_competing_masks_are_a_softmax():
         found = compete(extreme[None, None, :, None, None])
         assert torch.isfinite(found).all() and found.sigmoid().max() == pytest.approx(0.9999, abs=1e-5)
     assert compete(logits.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "padded, size, grid",
+    [((48, 64), (44, 50), (3, 4)), ((48, 64), (36, 64), (12, 16)), ((28, 42), (23, 42), (7, 11))],
+    ids=["patches", "cells", "odd patches"],
+)
+def test_grid_without_padding(padded, size, grid):
+    """Values that are their place in the image are so still after the grid was cut to the image and resized to it."""
+    finer = 4 if grid == (3, 4) else 1
+    places = [(torch.arange(cells, dtype=torch.float32) + 0.5) * full / cells for cells, full in zip(grid, padded)]
+    maps = without_padding(torch.stack(torch.meshgrid(*places, indexing="ij"))[None], padded, size, finer)
+    found = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)[0]
+    expected = torch.stack(torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij"))
+    # beyond the centres of the old cells values are repeated, which the new ones beside them still show
+    border = 1 + max(int(full / old + side / new) for full, old, side, new in zip(padded, grid, size, maps.shape[-2:]))
+    inner = (slice(None), *(slice(border, side - border) for side in size))
+    assert found[inner].numel() > 0
+    torch.testing.assert_close(found[inner], expected[inner], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(37, 50), (36, 52), (33, 49)], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"num_detail_channels": 0}], ids=["details", "patches"])
+def test_padding_does_not_stretch_the_masks(changes, size):
+    """Scores of an image of any size are those of the image padded to whole patches, without what was added."""
+    model, pixel_values = fresh_model(**changes), torch.zeros(1, 3, 48, 64)
+    pixel_values[:, :, : size[0], : size[1]] = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        found = model(pixel_values[:, :, : size[0], : size[1]]).logits
+        padded = model(pixel_values)
+    expected = padded.logits[:, :, : size[0], : size[1]]
+    stretched = combine(padded.class_queries_logits, padded.masks_queries_logits, size)
+    distances = [(scores - expected).abs().mean() for scores in (found, stretched)]
+    assert distances[0] < 0.2 * distances[1]
 
 
 def test_details_begin_as_the_masks_are():
