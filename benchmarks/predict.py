@@ -84,7 +84,6 @@ def run_plain(model: Path, images: Path, output: Path) -> None:
 def run_launched(model: Path, images: Path, output: Path, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command += ["-m", "qlseg_hf.cli.predict", model, images, "--output", output, "--workers", "0"]
-    command += ["--dtype", "float32"]
     variables = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     subprocess.run(
         [*map(str, command)], check=True, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

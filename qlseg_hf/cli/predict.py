@@ -55,7 +55,7 @@ class _Texts(Numbers):
 @click.option(
     "--max_memory_mb", type=float, help="MiB that an image may take beside the model; it is cut into strips."
 )
-@dtype("auto")
+@dtype("float32")
 @click.option("--device", help="Such as cuda or cpu; a GPU if there is one.")
 @click.option(
     "--workers",

@@ -54,7 +54,7 @@ def test_run_learns_from_the_fifth_band(trained):
 def test_commands(trained, tmp_path):
     data, folder = trained
     picture = data / "images" / "validation" / "0.tif"
-    run("predict", folder, picture, "--output", tmp_path / "out", "--dtype", "float32")
+    run("predict", folder, picture, "--output", tmp_path / "out")
     stored = load_label_map(tmp_path / "out" / "labels" / "0.png")
     model, processor = (
         AutoModelForSemanticSegmentation.from_pretrained(folder),

@@ -44,7 +44,7 @@ def predict(server):
     """Run `qlseg predict`; its exit status must be `expect`."""
 
     def run(*arguments, expect: int = 0) -> subprocess.CompletedProcess:
-        done = server.complete("predict", *arguments, "--dtype", "float32")  # as `segment` here, on any machine
+        done = server.complete("predict", *arguments)
         assert done.returncode == expect, done.stderr
         return done
 
@@ -226,7 +226,7 @@ def test_videos(predict, network, tmp_path):
 
 
 def launch(processes: int, network, *arguments) -> subprocess.CompletedProcess:
-    command = [*launcher(processes), "-m", "qlseg_hf.cli.predict", network, *arguments, "--dtype", "float32"]
+    command = [*launcher(processes), "-m", "qlseg_hf.cli.predict", network, *arguments]
     variables = environment(ACCELERATE_USE_CPU="true")
     return subprocess.run([*map(str, command)], capture_output=True, text=True, env=variables, timeout=600)
 
@@ -244,7 +244,6 @@ def test_two_processes_give_what_one_gives(whole, network, images, tmp_path):
 def kill_and_resume(network, images, output: Path, steps: list[int]) -> list[int]:
     """Kill a run when it has written so many more files, each time going on; the files that were there then."""
     command = [sys.executable, "-m", "qlseg_hf", "predict", network, images, "--output", output, "--format", FORMATS]
-    command += ["--dtype", "float32"]
     counts, rng = [], np.random.default_rng(0)
     for step in steps:
         wanted = len(written(output)) + step
