@@ -203,7 +203,7 @@ def test_augmentation_keeps_picture_and_labels_together(
     steps = TrainingTransform(processor, y.size, crop, box, (low, high), cat_max, photometric)
     with pytest.MonkeyPatch.context() as patch:
         if not has_opencv:
-            patch.setattr(augmentation_module, "opencv", lambda: None)
+            patch.setattr(augmentation_module, "import_opencv", lambda: None)
         found, again = (steps.augment(picture, labels, np.random.default_rng(seed)) for _ in range(2))
     pixels, target = found["pixel_values"], found["labels"]
     assert all(torch.equal(found[name], again[name]) for name in found)

@@ -41,8 +41,8 @@ def test_a_run_goes_on_in_the_dtype_it_was_begun_in(network, tmp_path, monkeypat
         used.append(dtype)
         return load(*arguments, dtype=dtype)
 
-    load = run.load_network
-    monkeypatch.setattr(run, "load_network", load_network)
+    load = run.load_network_or_file
+    monkeypatch.setattr(run, "load_network_or_file", load_network)
 
     def predict(fastest: str, dtype: str = "auto", sources=("a.png", "b.png")) -> int:
         monkeypatch.setattr(run, "fastest_dtype", lambda *_: fastest)
