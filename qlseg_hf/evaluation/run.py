@@ -11,7 +11,7 @@ import json
 import platform
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from ..data.datasets import Samples, listed, open_dataset
-from ..export.loading import load_network_or_file
+from ..export.loading import is_file, load_network_or_file
 from ..export.runtime import ExportedQLSeg
 from ..hub.card import add_result_to_card, inference_protocol
 from ..model.configuration_qlseg import __version__
@@ -108,10 +108,13 @@ def measure(request: Request) -> None:
 
 
 def _evaluate(args: Request, state: PartialState) -> None:
-    dtype = fastest_dtype(state.device, state.num_processes) if args.dtype == "auto" else args.dtype
+    if args.dtype == "auto":
+        is_exported = is_file(args.model)  # whose labels were compared in fp32
+        fastest = "float32" if is_exported else fastest_dtype(state.device, state.num_processes)
+        args = replace(args, dtype=fastest)
     with fail_together(state.num_processes):
         check_outputs(args)
-        model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, dtype))
+        model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
         if not isinstance(model, ExportedQLSeg):  # which stays on the CPU
             model = model.to(state.device)
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
@@ -284,7 +287,7 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
         "max_samples": args.max_samples,
         **inference_protocol(processor, args.scales, args.flip),
         "window_batch_size": args.window_batch_size,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": args.dtype,
         "processes": state.num_processes,
         "hardware": torch.cuda.get_device_name(model.device) if is_gpu else f"CPU ({platform.machine()})",
         "threads": torch.get_num_threads(),

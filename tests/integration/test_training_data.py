@@ -16,7 +16,7 @@ def break_data(folder: Path, how: str) -> None:
         spoilt = {
             "out of range": np.full_like(labels, 77),
             "from one": labels + 1,
-            "colours": np.stack([labels] * 3, axis=-1),
+            "colours": np.stack([labels, labels, 255 - labels], axis=-1),
             "size": labels[:-3],
             "void": np.full_like(labels, 255),
             "one label": np.full_like(labels, 1),

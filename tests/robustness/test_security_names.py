@@ -101,6 +101,12 @@ def test_names_of_files_in_reports(tmp_path):
         def read(self, **reading):
             return np.zeros((2, 2, 3), dtype=np.uint8), np.full((2, 2), 99)
 
+        def read_palette(self):
+            return {}
+
+        def is_turned(self):
+            return False
+
     names = ["a", NAMES["direction"]]
     report = str(check_labels_of_dataset([Sample()], QLSegImageProcessor(), names, show_progress=False))
     assert "values that are no labels" in report and all(line.isprintable() for line in report.splitlines())
