@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from networks import tiny_config, tiny_model_and_processor, varied_model
+from networks import tiny_config, varied_model
 from PIL import Image
 from torch.nn import functional as F
 from transformers import pipeline
@@ -42,21 +42,12 @@ def pictures(height: int = 48, width: int = 96) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A network whose windows overlap, and its processor."""
-    folder = tmp_path_factory.mktemp("model")
-    for part in tiny_model_and_processor():
-        part.save_pretrained(folder)
-    return folder
+def loaded(network) -> QLSegForSemanticSegmentation:
+    return QLSegForSemanticSegmentation.from_pretrained(network).eval()
 
 
 @pytest.fixture(scope="module")
-def network(folder) -> QLSegForSemanticSegmentation:
-    return QLSegForSemanticSegmentation.from_pretrained(folder).eval()
-
-
-@pytest.fixture(scope="module")
-def exported(folder, tmp_path_factory):
+def exported(network, tmp_path_factory):
     """Its file by the command, and the graph that was made for it, which takes most of a minute."""
     path, programs = tmp_path_factory.mktemp("exported") / "new" / "net.xml", []
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +55,7 @@ def exported(folder, tmp_path_factory):
         patch.setattr(
             openvino_model, "make_program", lambda *rest: programs.append(make_program(*rest)) or programs[0]
         )
-        assert run(["export", folder, path, "--format", "openvino"]) == 0
+        assert run(["export", network, path, "--format", "openvino"]) == 0
     return path, programs[0]
 
 
@@ -87,29 +78,29 @@ def test_files_and_report(path):
     assert str(ROOT) not in text and str(path.parent) not in text  # nothing of the machine that wrote it
 
 
-def test_graph(path, network):
+def test_graph(path, loaded):
     graph = openvino.Core().read_model(path)
     assert str(graph.input(0).partial_shape) == "[?,3,?,?]"
     kinds = {node.get_element_type().get_type_name() for node in graph.get_ops() if node.get_type_name() == "Constant"}
     assert "f32" in kinds and "f16" not in kinds  # OpenVINO halves weights if it is not told otherwise
-    weights = sum(tensor.nbytes for tensor in network.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in loaded.state_dict().values())
     assert path.with_suffix(".bin").stat().st_size > 0.9 * weights
 
 
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_any_size(path, network, size):
-    expected, found = network(pixel_values=smooth(*size)), OpenVINOQLSeg.from_pretrained(path)(smooth(*size))
+def test_any_size(path, loaded, size):
+    expected, found = loaded(pixel_values=smooth(*size)), OpenVINOQLSeg.from_pretrained(path)(smooth(*size))
     for name in OUTPUTS:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
     assert size in SIZES[3:] or len(expected.logits.argmax(dim=1).unique()) > 1
 
 
-def test_called_like_the_network(path, network, folder):
+def test_called_like_the_network(path, loaded, network):
     model = OpenVINOQLSeg.from_pretrained(path)
-    config, expected = ({**one.config.to_dict(), "_name_or_path": ""} for one in (model, network))
+    config, expected = ({**one.config.to_dict(), "_name_or_path": ""} for one in (model, loaded))
     assert config == expected
-    assert model.processor.to_dict() == QLSegImageProcessor.from_pretrained(folder).to_dict()
+    assert model.processor.to_dict() == QLSegImageProcessor.from_pretrained(network).to_dict()
     inputs = model.processor(pictures()[0], return_tensors="pt")
     found = model(**inputs)
     assert isinstance(found, QLSegOutput) and torch.equal(found.window_offsets, inputs["window_offsets"])
@@ -145,17 +136,17 @@ def test_what_the_graph_is_asked_for(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"scales": (1, 1.3), "flip": True}, {"labels": [7, 19, 0]}])
-def test_segment(path, network, options):
+def test_segment(path, loaded, options):
     model = OpenVINOQLSeg.from_pretrained(path)
-    for a, b in zip(*(segment(one, model.processor, pictures(), **options) for one in (model, network)), strict=True):
+    for a, b in zip(*(segment(one, model.processor, pictures(), **options) for one in (model, loaded)), strict=True):
         assert (a == b).float().mean() >= 0.999 and len(b.unique()) > 1
 
 
-def test_pipeline(path, network):
+def test_pipeline(path, loaded):
     model = OpenVINOQLSeg.from_pretrained(path)
     found, expected = (
         pipeline("image-segmentation", model=one, image_processor=model.processor)(Image.fromarray(pictures()[0]))
-        for one in (model, network)
+        for one in (model, loaded)
     )
     assert [part["label"] for part in found] == [part["label"] for part in expected] and len(found) > 1
     for a, b in zip(found, expected):
@@ -214,11 +205,11 @@ def test_labels_alone(tmp_path):
 # ------------------------------------------------------------------------------------------------------- the commands
 
 
-def test_evaluate_and_predict(path, folder, data, tmp_path):
+def test_evaluate_and_predict(path, network, data, tmp_path):
     """Scores and label maps are those of the folder; the file stands in the protocol; bf16 by --dtype."""
-    processor = QLSegImageProcessor.from_pretrained(folder)
+    processor = QLSegImageProcessor.from_pretrained(network)
     images = data / "images" / "validation"
-    for model, name in ((folder, "torch"), (path, "file")):
+    for model, name in ((network, "torch"), (path, "file")):
         output = tmp_path / f"{name}.json"
         assert run(["evaluate", model, "--data", data, "--split", "validation", "--output", output]) == 0
         assert run(["predict", model, images, "--output", tmp_path / name, "--workers", "0"]) == 0
@@ -239,7 +230,7 @@ def test_evaluate_and_predict(path, folder, data, tmp_path):
 # --------------------------------------------------------------------------------------------------------- what fails
 
 
-def test_a_file_that_disagrees_is_not_left(exported, folder, tmp_path, monkeypatch, capsys):
+def test_a_file_that_disagrees_is_not_left(exported, network, tmp_path, monkeypatch, capsys):
     """Broken on purpose: the graph has other biases of the classes."""
     onnx_ir, program = importlib.import_module("onnx_ir"), exported[1]
     bias = program.graph.initializers["model.class_head.bias"]
@@ -247,7 +238,7 @@ def test_a_file_that_disagrees_is_not_left(exported, folder, tmp_path, monkeypat
     monkeypatch.setattr(openvino_model, "make_program", lambda *_: program)
     place = tmp_path / "net.xml"
     place.write_text("old")
-    assert run(["export", folder, place, "--format", "openvino"]) == 1
+    assert run(["export", network, place, "--format", "openvino"]) == 1
     assert "OpenVINO and PyTorch agree on" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [place] and place.read_text() == "old"
 
