@@ -25,7 +25,10 @@ from .voc import VOC
 from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
-MARKED = (VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, WEBDATASET, TABLES)
+MARKED = (
+    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO),
+    *(WEBDATASET, TABLES),
+)
 PLAIN = (FOLDERS, PAIRS)
 LAYOUTS = {name: (family, tree) for family in (*PLAIN, *MARKED) for name, tree in family.trees.items()}
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".json", ".xml")
@@ -77,6 +80,8 @@ def find_layout(
         colors = {int(label): list(color) for label, color in label_colors.items()}
     splits, decided = hold_out(Splits(found.openers), val_fraction, streaming)
     notes += decided
+    if alike := names_alike(names or []):
+        notes.append(f"{alike} are different labels, and their names differ in case or white space alone")
     return Layout(
         found.name,
         "; ".join([found.summary, *decided]),
@@ -192,12 +197,20 @@ def find_names(source: Source, found: Found, notes: list[str]) -> tuple[list[str
     if found.label_names is None or names == found.label_names:
         return names, table
     what = f"{path.relative_to(source.root)} gives {len(names)} label names, and {found.names_from} "
-    f"{len(found.label_names)}"
+    what += f"{len(found.label_names)}"
     if found.first_mask is None:
         notes.append(f"{what} in another order or spelling; the labels are those of {found.names_from}")
         return found.label_names, None
     notes.append(f"{what} others; set label_names to say which count")
     return None, table
+
+
+def names_alike(names: list[str]) -> str:
+    """Names that differ in case and white space alone, in words; empty if there are none."""
+    by_plain: dict[str, list[str]] = {}
+    for name in names:
+        by_plain.setdefault(" ".join(name.lower().split()), []).append(repr(name))
+    return "; ".join(" and ".join(own) for own in by_plain.values() if len(own) > 1)
 
 
 def is_color_picture(path: Path, colors: dict[int, list[int]]) -> bool:

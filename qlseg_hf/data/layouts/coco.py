@@ -4,6 +4,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
@@ -79,24 +80,29 @@ def candidates(source: Source) -> list[str]:
     ]
 
 
-def read_content(source: Source, name: str) -> dict | None:
-    """What a JSON file holds, if it is COCO's; ValueError if it is and cannot be read."""
+def read_json(source: Source, name: str, marks: Iterable[str]) -> Any:
+    """What a JSON file holds if its start or end has one of `marks` as a key, else None; ValueError if damaged."""
     path = source.root / name
     with path.open("rb") as file:
         head = file.read(HEAD)
         file.seek(max(path.stat().st_size - HEAD, 0))
         ends = head + file.read(HEAD)
-    if not any(f'"{key}"'.encode() in ends for key in KEYS):
+    if not any(f'"{mark}"'.encode() in ends for mark in marks):
         return None
     try:
-        content = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def read_content(source: Source, name: str) -> dict | None:
+    """What a JSON file holds, if it is COCO's; ValueError if it is and cannot be read."""
+    content = read_json(source, name, KEYS)
     if not isinstance(content, dict) or not content.keys() >= KEYS:
         return None
     for key in KEYS:
         if not isinstance(content[key], list) or not all(isinstance(entry, dict) for entry in content[key]):
-            raise ValueError(f"{path}: {key} must be a list of objects")
+            raise ValueError(f"{source.root / name}: {key} must be a list of objects")
     return content
 
 
@@ -257,12 +263,18 @@ class CocoMap(DrawnLabelMap):
             raise ValueError(f"the segmentation is {str(segmentation)[:40]}; polygons or run lengths are wanted")
         if size != [height, width]:
             raise ValueError(f"run lengths of size {size} are given for a picture of [{height}, {width}]")
-        runs = read_runs(counts) if isinstance(counts, str) else counts
-        if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
-            raise ValueError("run lengths must be a list of numbers or COCO's text")
-        if sum(runs) != height * width:
-            raise ValueError(f"run lengths do not add up to {height} x {width} pixels")
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T  # column after column
+        return fill_runs(counts, size)
+
+
+def fill_runs(counts: Any, size: list[int]) -> np.ndarray:
+    """(H, W) bool of `size` [height, width] of run lengths, numbers or COCO's text; ValueError if they are damaged."""
+    runs = read_runs(counts) if isinstance(counts, str) else counts
+    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+        raise ValueError("run lengths must be a list of numbers or COCO's text")
+    height, width = size
+    if sum(runs) != height * width:
+        raise ValueError(f"run lengths do not add up to {height} x {width} pixels")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T  # column after column
 
 
 def read_runs(text: str) -> list[int]:
@@ -348,4 +360,4 @@ class PanopticMap(DrawnLabelMap):
 COCO = Family({"coco-json": TREES["coco-json"]}, partial(find_coco, is_panoptic=False))
 PANOPTIC = Family({"coco-panoptic": TREES["coco-panoptic"]}, partial(find_coco, is_panoptic=True))
 
-__all__ = ["COCO", "PANOPTIC"]
+__all__ = ["COCO", "PANOPTIC", "candidates", "fill_runs", "read_json", "split_of"]

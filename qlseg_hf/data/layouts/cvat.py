@@ -14,14 +14,12 @@ import numpy as np
 from ..labels import read_text
 from ..samples import FolderSamples
 from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
-from .labelme import split_by_folders
 from .layout import Family, Found, Source
-from .polygons import Shape, ShapesMap, check_size, ignored_label, order_names, read_points
-from .splits import ALL, read_split_lists
+from .polygons import Shape, ShapesMap, check_size, ellipse_points, ignored_label, order_names, read_points
+from .splits import ALL, read_split_lists, split_by_folders
 
 TREES = {"cvat": "annotations.xml  images/a.jpg  (CVAT for images 1.1)"}
 DRAWN = ("polygon", "box", "ellipse", "mask")
-ELLIPSE_POINTS = 72
 
 
 def read_xml(path) -> ElementTree.Element | None:
@@ -82,7 +80,7 @@ def find_cvat(source: Source) -> Found | None:
     if not in_split and any(subsets.values()):
         for path, subset in subsets.items():
             in_split.setdefault(subset or "default", []).append(path)
-    in_split = in_split or split_by_folders(images)
+    in_split = in_split or split_by_folders(images, notes)
     if len(in_split) == 1 and next(iter(in_split)).lower() == "default":
         in_split = {ALL: next(iter(in_split.values()))}
     openers = {
@@ -127,16 +125,13 @@ def to_shape(element: ElementTree.Element) -> Shape:
 
 def outline_of(element: ElementTree.Element) -> tuple[tuple[float, float], ...]:
     """Corners of a box, or points on an ellipse, in pixels."""
-    if element.tag == "box":
-        left, top, right, bottom = (float(element.get(key, "nan")) for key in ("xtl", "ytl", "xbr", "ybr"))
-        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        x, y = (left + right) / 2, (top + bottom) / 2
-    else:
-        x, y, across, down = (float(element.get(key, "nan")) for key in ("cx", "cy", "rx", "ry"))
-        turns = [2 * math.pi * i / ELLIPSE_POINTS for i in range(ELLIPSE_POINTS)]
-        corners = [(x + across * math.cos(turn), y + down * math.sin(turn)) for turn in turns]
     angle = math.radians(float(element.get("rotation", "0")))
-    cos, sin = math.cos(angle), math.sin(angle)
+    if element.tag == "ellipse":
+        x, y, across, down = (float(element.get(key, "nan")) for key in ("cx", "cy", "rx", "ry"))
+        return read_points(ellipse_points(x, y, across, down, angle))
+    left, top, right, bottom = (float(element.get(key, "nan")) for key in ("xtl", "ytl", "xbr", "ybr"))
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    x, y, cos, sin = (left + right) / 2, (top + bottom) / 2, math.cos(angle), math.sin(angle)
     turned = [(x + (u - x) * cos - (v - y) * sin, y + (u - x) * sin + (v - y) * cos) for u, v in corners]
     return read_points([(round(u, 6), round(v, 6)) for u, v in turned])  # a right angle stays one
 

@@ -67,6 +67,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:NUM_NAMED]) + more
 
 
+def delimiter_of(line: str) -> str:
+    """What parts the cells of a table's first line: a tab, a semicolon or a comma, whichever is most frequent."""
+    return max(",;\t", key=line.count)
+
+
 def describe_files(root: Path, files: list[str], folders: list[str]) -> str:
     """What lies in a folder, a line per folder: counts by ending and a few names."""
     if not files:
@@ -128,6 +133,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "Locator",
     "base_of",
+    "delimiter_of",
     "describe_files",
     "is_hidden",
     "is_picture",

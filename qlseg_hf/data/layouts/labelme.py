@@ -17,8 +17,8 @@ from ..labels import read_text
 from ..samples import DrawnLabelMap, FolderSamples
 from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
-from .polygons import Shape, check_size, draw_shapes, ignored_label, order_names, read_points
-from .splits import ALL, SPLIT_WORDS, read_split_lists
+from .polygons import Shape, check_size, draw_shapes, ellipse_points, ignored_label, order_names, read_points
+from .splits import read_split_lists, split_by_folders
 
 REGIONS = ("polygon", "rectangle", "circle", "mask")  # kinds of shapes that have an inside
 TREES = {"labelme": 'a.jpg  a.json  (with "shapes"; any sub-folders, {train,val}/ or no split)'}
@@ -76,22 +76,13 @@ def find_labelme(source: Source) -> Found | None:
     if left := [name for name in pictures if name not in pairs]:
         notes.append(f"{len(left)} images have no annotation and are left out: {listed(left)}")
     names = order_names(sorted(labels))
-    in_split = read_split_lists(source, list(pairs)) or split_by_folders(pairs)
+    in_split = read_split_lists(source, list(pairs)) or split_by_folders(pairs, notes)
     openers = {
         split: partial(open_labelme, source, split, [(p, pairs[p]) for p in own if p in pairs], names, notes)
         for split, own in in_split.items()
     }
     where = "the labels that occur, by the alphabet"
     return Found("labelme", "LabelMe's JSON beside images", openers, names, where, ignored_label(names), notes=notes)
-
-
-def split_by_folders(pictures) -> dict[str, list[str]]:
-    """Images by the first folder on their path that names a split; one part if there is none."""
-    found: dict[str, list[str]] = {}
-    for picture in pictures:
-        split = next((part for part in PurePosixPath(picture).parts[:-1] if part.lower() in SPLIT_WORDS), ALL)
-        found.setdefault(split, []).append(picture)
-    return found
 
 
 def open_labelme(source: Source, split: str, pairs: list[tuple[str, str]], names: list[str], notes: list[str]):
@@ -132,8 +123,7 @@ def to_region(shape: dict) -> Shape:
     elif kind == "circle":
         (x, y), rim = points
         radius = math.dist((x, y), rim)
-        turns = [2 * math.pi * i / 72 for i in range(72)]
-        points = tuple((x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns)
+        points = tuple(ellipse_points(x, y, radius, radius))
     elif kind == "mask":
         picture = open_picture(
             NamedBytes(base64.b64decode(shape.get("mask") or ""), f"the mask of {shape['label']!r}")
@@ -145,4 +135,4 @@ def to_region(shape: dict) -> Shape:
 
 LABELME = Family(TREES, find_labelme)
 
-__all__ = ["LABELME", "split_by_folders"]
+__all__ = ["LABELME"]

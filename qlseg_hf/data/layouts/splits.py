@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +22,7 @@ from ..samples import (
     Samples,
     TableSamples,
 )
-from .files import MASK_SUFFIXES, Locator, is_hidden, is_picture, stem_of, suffix_of
+from .files import MASK_SUFFIXES, Locator, is_hidden, is_picture, listed, stem_of, suffix_of
 from .layout import Source, Splits
 
 TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
@@ -140,6 +141,20 @@ def _located(locator: Locator, names: list[str], path: Path) -> dict[str, str | 
             raise ValueError(
                 f"{path} gives {picture} two label maps, {found[picture]} and {label_map}; correct the list"
             )
+    return found
+
+
+def split_by_folders(pictures: Iterable[str], notes: list[str]) -> dict[str, list[str]]:
+    """Images by the first folder on their path that names a split; one part, `ALL`, if there is none.
+
+    Images in no such folder, where others are in one, are left out, which is added to `notes`.
+    """
+    found: dict[str, list[str]] = {}
+    for picture in pictures:
+        split = next((part for part in picture.split("/")[:-1] if part.lower() in SPLIT_WORDS), ALL)
+        found.setdefault(split, []).append(picture)
+    if len(found) > 1 and (left := found.pop(ALL, [])):
+        notes.append(f"{len(left)} images lie in no folder of a split, and are left out: {listed(left)}")
     return found
 
 
@@ -275,4 +290,4 @@ def _labels_of(samples: Samples) -> dict[int, set]:
     return known
 
 
-__all__ = ["choose_validation", "find_split", "hold_out", "place_of", "read_split_lists"]
+__all__ = ["choose_validation", "find_split", "hold_out", "place_of", "read_split_lists", "split_by_folders"]

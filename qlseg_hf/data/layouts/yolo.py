@@ -9,16 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from PIL import Image
 
-from ...model.image_io import turn_upright
 from ..labels import find_label_file, names_in_order, read_text
 from ..samples import DrawnLabelMap, FolderSamples
 from .files import is_picture, listed, stem_of, suffix_of
-from .labelme import split_by_folders
 from .layout import Family, Found, Source
-from .polygons import Shape, check_size, draw_shapes, ignored_label, order_names
-from .splits import ALL, read_split_lists
+from .polygons import Shape, draw_shapes, ignored_label, order_names, picture_size
+from .splits import ALL, read_split_lists, split_by_folders
 
 TREES = {
     "yolo": "images/{train,val}/a.jpg  labels/{train,val}/a.txt  data.yaml  (also train/images, train/labels; each "
@@ -80,7 +77,7 @@ def find_yolo(source: Source) -> Found | None:
             f"{source.root} has polygons of class {max(counts)}, and {where} names {len(classes)} classes"
         )
     notes = [f"{boxes} lines of text files are boxes, which have no outline, and are left out"] if boxes else []
-    in_split = split_by_folders(pairs)
+    in_split = split_by_folders(pairs, notes)
     if set(in_split) == {ALL}:
         in_split = {split: list(own) for split, own in read_split_lists(source, list(pairs)).items()} or in_split
     for split in [split for split, own in in_split.items() if texts.isdisjoint(pairs[name] for name in own)]:
@@ -146,12 +143,10 @@ class YoloMap(DrawnLabelMap):
         return {self.classes[label] for label, _ in self.lines()}
 
     def draw(self) -> np.ndarray:
-        with Image.open(self.picture) as picture:
-            width, height = turn_upright(picture).size
-        size = check_size(height, width)
+        height, width = picture_size(self.picture)
         lines = sorted(self.lines(), key=lambda line: -area_of(line[1]))
         shapes = [Shape(self.classes[k], tuple((x * width, y * height) for x, y in points)) for k, points in lines]
-        return draw_shapes(size, shapes, self.names)
+        return draw_shapes((height, width), shapes, self.names)
 
 
 def area_of(points: tuple[tuple[float, float], ...]) -> float:

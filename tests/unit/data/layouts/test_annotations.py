@@ -205,6 +205,15 @@ def test_labelme(tmp_path):
     assert len(open_dataset(tmp_path, "train")) == 1
 
 
+def test_images_in_no_folder_of_a_split_are_told(tmp_path):
+    """They were taken for "train" before, and the images of the folder of that name were lost."""
+    for name, folder in (("a", "train"), ("b", "other"), ("c", "other")):
+        put_labelme(tmp_path, name, [shape("dog", CORNERS)], folder)
+    layout = find_layout(tmp_path)
+    assert "images: train 1" in layout.description
+    assert "2 images lie in no folder of a split, and are left out: other/b.jpg, other/c.jpg" in layout.notes
+
+
 @pytest.mark.parametrize(
     "shapes, message",
     [
