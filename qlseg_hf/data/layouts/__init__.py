@@ -20,13 +20,14 @@ from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
 from .splits import find_split, hold_out
+from .supervisely import SUPERVISELY
 from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
 from .voc import VOC
 from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
-    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO),
+    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY),
     *(WEBDATASET, TABLES),
 )
 PLAIN = (FOLDERS, PAIRS)
