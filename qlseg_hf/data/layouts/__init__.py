@@ -16,6 +16,7 @@ from .coco import COCO, PANOPTIC
 from .cvat import CVAT
 from .files import describe_files, suffix_of
 from .folders import FOLDERS
+from .label_studio import LABEL_STUDIO
 from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
@@ -27,7 +28,7 @@ from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
-    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY),
+    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO),
     *(WEBDATASET, TABLES),
 )
 PLAIN = (FOLDERS, PAIRS)
