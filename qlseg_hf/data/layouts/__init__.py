@@ -23,12 +23,13 @@ from .pairs import PAIRS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
 from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
+from .via import VIA
 from .voc import VOC
 from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
-    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO),
+    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA),
     *(WEBDATASET, TABLES),
 )
 PLAIN = (FOLDERS, PAIRS)
@@ -68,7 +69,8 @@ def find_layout(
     source = Source(str(data), root, file, config, image_column, label_column, streaming)
     source.colors = None if label_colors is None else check_colors(label_colors)
     found = find_family(source, layout)
-    if found.name not in ("table", "webdataset", "hub") and (streaming or config or image_column or label_column):
+    columns = (image_column, label_column if found.name != "via" else None)
+    if found.name not in ("table", "webdataset", "hub") and (streaming or config or any(columns)):
         raise ValueError(
             f"{data} is a folder of pictures and label maps: streaming, config and columns do not apply to it"
         )
