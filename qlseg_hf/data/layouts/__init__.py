@@ -14,6 +14,7 @@ from ..samples import check_colors, palette_of
 from .cityscapes import CITYSCAPES
 from .coco import COCO, PANOPTIC
 from .cvat import CVAT
+from .datumaro import DATUMARO
 from .files import describe_files, suffix_of
 from .folders import FOLDERS
 from .label_studio import LABEL_STUDIO
@@ -29,7 +30,7 @@ from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
-    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA),
+    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA, DATUMARO),
     *(WEBDATASET, TABLES),
 )
 PLAIN = (FOLDERS, PAIRS)
