@@ -21,6 +21,7 @@ from .label_studio import LABEL_STUDIO
 from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
+from .runs import RUNS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
 from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
@@ -30,7 +31,7 @@ from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
-    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA, DATUMARO),
+    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA, DATUMARO, RUNS),
     *(WEBDATASET, TABLES),
 )
 PLAIN = (FOLDERS, PAIRS)
@@ -146,6 +147,8 @@ def find_family(source: Source, layout: str | None) -> Found:
             if family in ALONE or found.summary == SAVED:
                 return found
             fits[family] = found
+    if source.file is not None and RUNS in fits:
+        fits.pop(TABLES, None)  # which takes any table that is given
     if source.file is None and not any(family in fits for family in IS_MADE_OF_PAIRS):
         if found := FOLDERS.find(source) or PAIRS.find(source):
             fits[FOLDERS] = found
