@@ -62,7 +62,8 @@ class Segmenter:
 
         Returns:
             the batch without its image column, with `label_map`, bytes of row after row of uint8 labels (uint16 for
-            more than 256), empty if the image failed; `height` and `width`; `error`, empty if it did not.
+            more than 256, uint32 for more than 65,536), empty if the image failed; `height` and `width`; `error`,
+            empty if it did not.
         """
         rows = [self._segment(image) for image in batch[self.column]]
         found = {name: [row[name] for row in rows] for name in ("label_map", "height", "width", "error")}
@@ -73,7 +74,7 @@ class Segmenter:
             (label_map,) = segment(self.model, self.processor, image, **self.options)
         except (OSError, TypeError, ValueError) as error:
             return {"label_map": b"", "height": 0, "width": 0, "error": first_line(error)}
-        kind = np.uint8 if self.model.config.num_labels <= 256 else np.uint16
+        kind = np.min_scalar_type(self.model.config.num_labels - 1)
         height, width = label_map.shape
         return {"label_map": label_map.numpy().astype(kind).tobytes(), "height": height, "width": width, "error": ""}
 

@@ -9,6 +9,7 @@ H x W a picture's own size, h x w its resized size, both in pixels.
 """
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def load_picture(
             or 16 bits of grey or RGB; 16-bit values that would all be black; 16-bit values without `keep_values` in
             pictures of other bands; 8-bit values with it; floating-point values without `keep_float`.
         TypeError: another type.
+
+    Warns of an array of integers that are 0 and 1 alone.
     """
     file, name = None, "the picture"
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
@@ -233,6 +236,12 @@ def _to_8_bit(array: np.ndarray, is_shifted: bool) -> np.ndarray:
         return (array >> 8).astype(np.uint8)
     if array.dtype != np.uint8 and array.size and (array.min() < 0 or array.max() > 255):
         raise ValueError(f"the picture holds {array.dtype} values outside 0..255; use uint8, or uint16 for 16 bit")
+    if array.max(initial=0) == 1:
+        warnings.warn(
+            "a picture holds 0 and 1 alone, which is nearly black; if these are floats of 0..1 made integers, "
+            "multiply them by 255 before, and if it is a mask, give the picture instead",
+            stacklevel=2,
+        )
     return array.astype(np.uint8, copy=False)
 
 

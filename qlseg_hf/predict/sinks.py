@@ -66,6 +66,11 @@ class Output:
     colors: np.ndarray
     wanted: list[int] | None = None
 
+    def __post_init__(self) -> None:
+        """ValueError for more labels than 16 bits hold beside void."""
+        if len(self.names) > 65535:
+            raise ValueError(f"{len(self.names)} labels do not fit into files of 16 bits; 65,535 at most do")
+
     @property
     def void(self) -> int | None:
         """What pixels of labels that are not wanted hold; None if all are wanted."""

@@ -340,3 +340,16 @@ def test_label_maps_that_are_refused(tmp_path):
             load_label_map(source)
     Image.fromarray(GRAY).save(tmp_path / "x.png")
     assert np.array_equal(load_label_map(tmp_path / "x.png"), GRAY)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_integers_of_0_and_1_alone_are_told(kind, recwarn):
+    """Floats that were made integers too early, or a mask in the place of its picture: black, to the eye."""
+    array = np.zeros((4, 5, 3), dtype=kind)
+    load_picture(array)
+    load_picture(array.astype(bool))
+    load_picture(array + 2)
+    assert not [w for w in recwarn if "0 and 1 alone" in str(w.message)]
+    array[1] = 1
+    with pytest.warns(UserWarning, match="a picture holds 0 and 1 alone, which is nearly black"):
+        load_picture(array)

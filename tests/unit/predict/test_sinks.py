@@ -142,3 +142,10 @@ def test_formats():
         check_formats(["labels", "mask"])
     with pytest.raises(ValueError, match="names nothing to write"):
         check_formats([])
+
+
+def test_more_labels_than_16_bits_hold_beside_void_are_refused(tmp_path):
+    colors = np.zeros((65536, 3), np.uint8)
+    Output(tmp_path, ("labels",), tuple(map(str, range(65535))), colors[1:])
+    with pytest.raises(ValueError, match="65536 labels do not fit into files of 16 bits; 65,535 at most do"):
+        Output(tmp_path, ("labels",), tuple(map(str, range(65536))), colors)

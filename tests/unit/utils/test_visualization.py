@@ -70,3 +70,11 @@ def test_save_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_picture(Image.new("L", (2, 2)), tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"] and (tmp_path / "x.png").read_text() == "old"
+
+
+def test_more_labels_than_16_bits_hold_are_refused():
+    """They would come back as others: 65,536 as 0."""
+    colors = np.zeros((65537, 3), np.uint8)
+    assert np.asarray(label_map_picture(np.array([[65535]]), colors[1:])).max() == 65535
+    with pytest.raises(ValueError, match="65537 labels do not fit into the 16 bits of a PNG file; 65,536 at most do"):
+        label_map_picture(np.array([[65536]]), colors)
