@@ -24,20 +24,21 @@ from .pairs import PAIRS
 from .runs import RUNS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
-from .tables import SAVED, TABLES, WEBDATASET, find_by_datasets
+from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets
 from .via import VIA
+from .vistas import VISTAS
 from .voc import VOC
 from .yolo import YOLO
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
-    *(VOC, CITYSCAPES, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA, DATUMARO, RUNS),
+    *(VOC, CITYSCAPES, VISTAS, PANOPTIC, COCO, LABELME, CVAT, YOLO, SUPERVISELY, LABEL_STUDIO, VIA, DATUMARO, RUNS),
     *(WEBDATASET, TABLES),
 )
 PLAIN = (FOLDERS, PAIRS)
 LAYOUTS = {name: (family, tree) for family in (*PLAIN, *MARKED) for name, tree in family.trees.items()}
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".json", ".xml")
-ALONE = (VOC, CITYSCAPES)  # whose folders no other layout has
+ALONE = (VOC, CITYSCAPES, VISTAS)  # whose folders no other layout has
 IS_MADE_OF_PAIRS = (PANOPTIC, WEBDATASET)  # whose label maps a plain layout might take for its own
 
 
@@ -149,7 +150,9 @@ def find_family(source: Source, layout: str | None) -> Found:
             fits[family] = found
     if source.file is not None and RUNS in fits:
         fits.pop(TABLES, None)  # which takes any table that is given
-    if source.file is None and not any(family in fits for family in IS_MADE_OF_PAIRS):
+    # a table that says of which split each line is says more than the names of its files
+    is_plain = TABLES not in fits or BY_COLUMN not in fits[TABLES].summary
+    if source.file is None and is_plain and not any(family in fits for family in IS_MADE_OF_PAIRS):
         if found := FOLDERS.find(source) or PAIRS.find(source):
             fits[FOLDERS] = found
     if not fits:

@@ -7,17 +7,20 @@ import io
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from ..labels import find_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
-from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, listed, suffix_of
+from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, delimiter_of, listed, suffix_of
 from .layout import Family, Found, Opener, Source
 from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
 
 IMAGE_COLUMNS = (
     "image",
+    "sat_image",
     "img",
     "picture",
     "photo",
@@ -39,6 +42,7 @@ MOST_ROWS = 100  # of a table that are looked at to tell its columns
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
+BY_COLUMN = "splits by its column"
 DATASETS_SUFFIXES = (".parquet", ".arrow")
 METADATA = ("metadata.csv", "metadata.jsonl", "train.json", "train.zip")  # which `datasets` reads too
 TREES = {
@@ -59,8 +63,16 @@ def find_table(source: Source) -> Found | None:
         return find_saved(source)
     if text_files := text_tables(source):
         reader = READERS[suffix_of(text_files[0])]
-        settings = {"delimiter": "\t"} if suffix_of(text_files[0]) == ".tsv" else {}
-        return find_files(source, "table", f"table {listed(text_files)}", reader, text_files, settings)
+        signs = {delimiter_of(read_head(source.root / name)[0]) for name in text_files if reader == "csv"}
+        if len(signs) > 1:
+            raise ValueError(f"{listed(text_files)} in {source.root} part their cells by different signs; use one")
+        settings = {"delimiter": signs.pop()} if signs else {}
+        found = find_files(source, "table", f"table {listed(text_files)}", reader, text_files, settings)
+        if source.file is None and not source.streaming and find_label_file(root, source.files, []):
+            first = next(iter(next(iter(found.openers.values()))()), None)
+            is_file = first is not None and isinstance(first.label_map, str)
+            found = replace(found, first_mask=Path(first.label_map) if is_file else None)
+        return found
     if source.file is not None and suffix_of(source.file.name) == ".parquet":
         return find_files(source, "table", f"table {source.file.name}", "parquet", [source.file.name], {})
     return None
@@ -97,18 +109,21 @@ def text_tables(source: Source) -> list[str]:
     return next(iter(found.values()), [])
 
 
-def names_files(path: Path) -> bool:
-    """Whether one of the first rows of a table names two files or more."""
+def read_head(path: Path) -> list[str]:
+    """The first lines of a text file, one at least."""
     with path.open("rb") as file:
         text = file.read(1 << 16).decode("utf-8-sig", errors="replace")
-    lines = text.splitlines()[:MOST_ROWS]
+    return text.splitlines()[:MOST_ROWS] or [""]
+
+
+def names_files(path: Path) -> bool:
+    """Whether one of the first rows of a table names two files or more."""
+    lines = read_head(path)
     try:
         if READERS[suffix_of(path.name)] == "csv":
-            rows = list(
-                csv.reader(io.StringIO("\n".join(lines)), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            )
+            rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter_of(lines[0])))
         else:
-            row = json.loads(lines[0]) if lines else {}
+            row = json.loads(lines[0])
             rows = [[v for v in row.values() if isinstance(v, str)]] if isinstance(row, dict) else []
     except (csv.Error, RecursionError, ValueError):
         return False
@@ -140,7 +155,7 @@ def find_files(source: Source, name: str, summary: str, reader: str, files: list
         else:
             column, parts, bare = told
             notes += bare
-            summary += f", splits by its column {column}"
+            summary += f", {BY_COLUMN} {column}"
         if twice := openers.keys() & parts.keys():
             raise ValueError(
                 f"{source.data} has two parts called {', '.join(sorted(twice))}; give one table, or rename one"

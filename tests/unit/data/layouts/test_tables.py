@@ -61,6 +61,42 @@ def test_paths_are_relative_to_the_table(tmp_path, ending, columns, monkeypatch)
     assert [sample.name for sample in stream] == ["a.png", "b.png"]
 
 
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_semicolons_and_tabs_in_csv_files(tmp_path, sign):
+    """As spreadsheets write them where a comma parts the digits of numbers."""
+    put_files(tmp_path, "ab")
+    rows = [["image", "mask", "size"], *([f"pics/{name}.png", f"marks/{name}.png", "1,5"] for name in "ab")]
+    (tmp_path / "train.csv").write_text("\n".join(sign.join(row) for row in rows) + "\n")
+    assert names_of(open_dataset(tmp_path, "train", val_fraction=0)) == ["a.png", "b.png"]
+    (tmp_path / "val.csv").write_text("image,mask\npics/a.png,marks/a.png\n")
+    with pytest.raises(ValueError, match="train.csv, val.csv in .* part their cells by different signs; use one"):
+        find_layout(tmp_path)
+
+
+def test_deepglobe(tmp_path):
+    """Pairs, a table that says the same of train and that the other parts have no masks, and a table of colours."""
+    colors = np.array([[0, 255, 255], [255, 255, 0], [0, 0, 0]], dtype=np.uint8)
+    labels = np.array([[0, 1, 2, 2]] * 2)
+    rows = ["image_id,split,sat_image_path,mask_path"]
+    for name, split in (("1", "train"), ("2", "train"), ("3", "valid"), ("4", "test")):
+        (tmp_path / split).mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 4, 3), 9, np.uint8)).save(tmp_path / f"{split}/{name}_sat.jpg")
+        if split == "train":
+            Image.fromarray(colors[labels]).save(tmp_path / f"{split}/{name}_mask.png")
+        rows.append(f"{name},{split},{split}/{name}_sat.jpg,{f'{split}/{name}_mask.png' if split == 'train' else ''}")
+    (tmp_path / "class_dict.csv").write_text(
+        "name,r,g,b\nurban_land,0,255,255\nagriculture_land,255,255,0\nunknown,0,0,0\n"
+    )
+    for has_table in (False, True):
+        if has_table:
+            (tmp_path / "metadata.csv").write_text("\n".join(rows) + "\n")
+        layout = find_layout(tmp_path, val_fraction=0)
+        assert (layout.name, list(layout.splits)) == ("table" if has_table else "pairs", ["train"])
+        assert layout.label_names == ["urban_land", "agriculture_land", "unknown"]
+        assert sum("have no label maps at all" in note for note in layout.notes) == 2
+        np.testing.assert_array_equal(open_dataset(tmp_path, "train", val_fraction=0)[1].read()[1], labels)
+
+
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_one_table_is_divided(tmp_path, ending):
     names = [f"n{i}" for i in range(20)]
@@ -156,7 +192,7 @@ def test_what_datasets_reads_by_itself(tmp_path):
     assert samples.layout.name == "table" and names_of(samples) == ["a.png", "b.png", "c.png"]
 
 
-@pytest.mark.parametrize("ending", ["png", "mask.png"])
+@pytest.mark.parametrize("ending", ["png", "mask.png", "seg.png"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_webdataset(tmp_path, ending, streaming):
     for split, names in (("train", "abc"), ("val", "d")):
