@@ -9,7 +9,7 @@ indices.
 import copy
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,10 +251,11 @@ class Samples(ABC):
     """What every kind of data set has.
 
     `split`: the name that was found. `notes`: sentences on files of the split that belong to no sample. `layout`: the
-    `Layout` that it was found by, where `open_dataset` opened it.
+    `Layout` that it was found by, where `open_dataset` opened it. `class_names`: (where, names) of other columns.
     """
 
     layout = None
+    class_names: Sequence[tuple[str, list[str]]] = ()
 
     def __init__(self, split: str, label_colors: dict | None, notes: Iterable[str] = ()):
         self.split, self.label_colors, self.notes = split, label_colors, list(notes)
@@ -383,6 +384,7 @@ class ChosenSamples(Samples):
     def __init__(self, samples, chosen: list[int], split: str | None = None, notes: Iterable[str] | None = None):
         super().__init__(split or samples.split, samples.label_colors, samples.notes if notes is None else notes)
         self.samples, self.chosen, self.layout = samples, chosen, samples.layout
+        self.class_names = samples.class_names
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How stored values become labels where nobody has said it: what is plain is decided and told, the rest is asked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,38 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
     else:
         propose_for_names(rules, tallies)
         note_void_names(rules, tallies)
+    return rules
+
+
+def name_by_hints(
+    findings: list[Finding],
+    given: dict[str, Any],
+    hints: Sequence[tuple[str, list[str]]],
+    class_names: Sequence[tuple[str, list[str]]],
+) -> Rules:
+    """As `decide_rules` without names, but by those of a hint if it has K and the labels are 0..K-1 as stored.
+
+    Hints that do not fit, and as many `class_names` as labels, are told. Names that may be others are worse than none.
+    """
+    rules = decide_rules(findings, None, given)
+    count, values = len(rules.names), listed([name.removeprefix("label_") for name in rules.names])
+    is_plain = not rules.is_open and not {"label_mapping", "do_reduce_labels"} & rules.settings.keys()
+    is_plain = is_plain and rules.names == [f"label_{label}" for label in range(count)]
+    for where, names in hints:
+        if is_plain and len(names) == count:
+            rules = decide_rules(findings, names, given)
+            rules.notes.append(f"the labels 0..{count - 1} all occur and are called as in {where}: {listed(names)}")
+            return rules
+        rules.notes.append(
+            f"{where} gives {len(names)} names ({listed(names)}), and label maps hold {values}; set label_names if "
+            "you know which is which"
+        )
+    for where, names in class_names:
+        if len(names) == count:
+            rules.notes.append(
+                f"{where} has as many names as there are labels ({listed(names)}); set label_names if the label maps "
+                "hold them, in this order"
+            )
     return rules
 
 
@@ -271,4 +304,4 @@ def settings_text(settings: dict[str, Any]) -> str:
     )
 
 
-__all__ = ["Rules", "decide_rules", "settings_text"]
+__all__ = ["Rules", "decide_rules", "name_by_hints", "settings_text"]

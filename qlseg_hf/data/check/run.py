@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look at a whole data set before training on it: every image is read once, and all is said that follows."""
 
+from collections.abc import Sequence
+
 from ..bands import BandSums
 from ..datasets import Samples, open_dataset
 from ..layouts import Layout, find_layout
 from ..layouts.splits import NOT_DIVIDED, UNION_SPLITS, find_split
 from .counting import Finding
 from .labels import read_findings, report_on_labels
-from .rules import Rules, decide_rules
+from .rules import Rules, decide_rules, name_by_hints
 from .survey import DataRequest, Survey
 from .warnings import add_sentences
 
@@ -30,7 +32,8 @@ def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
     for name, samples in splits.items():
         findings[name] = read_findings(samples, None, request.num_threads, reading, f"reading {name}", show_progress)
         sums[name] = take_bands(findings[name])
-    rules = rules_of(request, layout, [found for split in dict.fromkeys(uses.values()) for found in findings[split]])
+    used = [found for split in dict.fromkeys(uses.values()) for found in findings[split]]
+    rules = rules_of(request, layout, used, opened["training"].class_names)
     processor = processor or rules.make_processor()
     reports = {
         use: report_on_labels(
@@ -63,8 +66,13 @@ def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
     return survey
 
 
-def rules_of(request: DataRequest, layout, used: list[Finding]) -> Rules:
-    """Names and settings: those that are given, then those of the layout, then what the values say."""
+def rules_of(
+    request: DataRequest, layout, used: list[Finding], class_names: Sequence[tuple[str, list[str]]] = ()
+) -> Rules:
+    """Names and settings: those that are given, then those of the layout, then what the values say.
+
+    `class_names`: (where, names) of other columns, which may be of whole images and are told alone.
+    """
     names, given = request.label_names, dict(request.rules)
     if request.processor is not None:
         return Rules(list(names or []), given)
@@ -73,7 +81,9 @@ def rules_of(request: DataRequest, layout, used: list[Finding]) -> Rules:
         for key in ("ignore_index", "label_mapping"):
             if getattr(layout, key) is not None:
                 given.setdefault(key, getattr(layout, key))
-    return decide_rules(used, names, given)
+    if names is not None or layout is None:
+        return decide_rules(used, names, given)
+    return name_by_hints(used, given, layout.hints, class_names)
 
 
 def open_splits(request: DataRequest) -> tuple[dict[str, Samples], Layout | None]:

@@ -28,7 +28,7 @@ from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets
 from .via import VIA
 from .vistas import VISTAS
 from .voc import VOC
-from .yolo import YOLO
+from .yolo import YOLO, yaml_names
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
 MARKED = (
@@ -87,6 +87,7 @@ def find_layout(
         colors = {int(label): list(color) for label, color in label_colors.items()}
     splits, decided = hold_out(Splits(found.openers), val_fraction, streaming)
     notes += decided
+    hints = [] if names or source.root is None or source.file is not None else find_hints(source, notes)
     if alike := names_alike(names or []):
         notes.append(f"{alike} are different labels, and their names differ in case or white space alone")
     return Layout(
@@ -98,6 +99,7 @@ def find_layout(
         found.ignore_index,
         found.label_mapping,
         notes,
+        hints,
     )
 
 
@@ -214,6 +216,16 @@ def find_names(source: Source, found: Found, notes: list[str]) -> tuple[list[str
         return found.label_names, None
     notes.append(f"{what} others; set label_names to say which count")
     return None, table
+
+
+def find_hints(source: Source, notes: list[str]) -> list[tuple[str, list[str]]]:
+    """(file, names) of a `data.yaml` as YOLO has it, which may leave background out; told if it cannot be read."""
+    try:
+        found = yaml_names(source)
+    except ValueError as error:
+        notes.append(f"label names are not read: {error}")
+        return []
+    return [] if found is None else [(found[1], found[0])]
 
 
 def names_alike(names: list[str]) -> str:

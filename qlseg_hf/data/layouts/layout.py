@@ -54,6 +54,7 @@ class Layout:
     ignore_index: the label that the layout says does not count.
     label_mapping: {stored value: label}, where the layout stores other values than labels.
     notes: sentences on what was decided and left out. Each split has its own too.
+    hints: (where, names) of names that may be those of the labels, if these turn out to be as many.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     ignore_index: int | None = None
     label_mapping: dict[int, int] | None = None
     notes: list[str] = field(default_factory=list)
+    hints: list[tuple[str, list[str]]] = field(default_factory=list)
 
     @cached_property
     def description(self) -> str:

@@ -7,10 +7,12 @@ import io
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..labels import find_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
@@ -266,9 +268,23 @@ def open_slice(source: Source, split: str):
 
 def to_samples(source: Source, table, split: str):
     """Samples of a table; ValueError for columns that cannot be guessed."""
+    class_names = list(names_of_features(table.features or {}))
     table, columns = drop_decoding(table, source.image_column, source.label_column)
     kind = StreamedSamples if source.streaming else TableSamples
-    return kind(table, columns, split, source.colors, source.root)
+    samples = kind(table, columns, split, source.colors, source.root)
+    samples.class_names = class_names
+    return samples
+
+
+def names_of_features(feature: Any, where: str = "column") -> Iterator[tuple[str, list[str]]]:
+    """(where, names) of each `ClassLabel` in the features of a table, also of those in lists and structs."""
+    if isinstance(feature, dict):
+        for name, own in feature.items():
+            yield from names_of_features(own, f"{where} {name}" if where == "column" else f"{where}.{name}")
+    elif hasattr(feature, "feature"):
+        yield from names_of_features(feature.feature, where)
+    elif isinstance(getattr(feature, "names", None), list):
+        yield where, list(feature.names)
 
 
 def drop_decoding(table, image_column: str | None, label_column: str | None):

@@ -94,8 +94,8 @@ def find_yolo(source: Source) -> Found | None:
     return Found("yolo", "polygons in text files", openers, names, where, ignored_label(names), notes=notes)
 
 
-def read_classes(source: Source) -> tuple[list[str], str]:
-    """Names of the classes, and the file that has them; ValueError if there is none."""
+def yaml_names(source: Source) -> tuple[list[str], str] | None:
+    """Names of classes, and the YAML file at the top that has them; None without one, ValueError if it is damaged."""
     for name in source.files:
         if "/" in name or suffix_of(name) not in (".yaml", ".yml"):
             continue
@@ -105,6 +105,13 @@ def read_classes(source: Source) -> tuple[list[str], str]:
                 return names_in_order(content["names"]), name
         except (RecursionError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{source.root / name} cannot be read: {error}") from error
+    return None
+
+
+def read_classes(source: Source) -> tuple[list[str], str]:
+    """Names of the classes, and the file that has them; ValueError if there is none."""
+    if found := yaml_names(source):
+        return found
     if label_file := find_label_file(source.root, source.files, []):
         return label_file[1], label_file[0].name
     raise ValueError(f"{source.root} names no classes; a data.yaml with names: [...] is wanted, as YOLO has it")
@@ -156,4 +163,4 @@ def area_of(points: tuple[tuple[float, float], ...]) -> float:
 
 YOLO = Family(TREES, find_yolo)
 
-__all__ = ["YOLO"]
+__all__ = ["YOLO", "yaml_names"]
