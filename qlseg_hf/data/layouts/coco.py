@@ -80,14 +80,19 @@ def candidates(source: Source) -> list[str]:
     ]
 
 
-def read_json(source: Source, name: str, marks: Iterable[str]) -> Any:
-    """What a JSON file holds if its start or end has one of `marks` as a key, else None; ValueError if damaged."""
+def read_json(source: Source, name: str, marks: Iterable[str], opening: str = "{") -> Any:
+    """What a JSON file holds if it begins with `opening` and its start or end has one of `marks` as a key, else None.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     path = source.root / name
     with path.open("rb") as file:
         head = file.read(HEAD)
         file.seek(max(path.stat().st_size - HEAD, 0))
         ends = head + file.read(HEAD)
-    if not any(f'"{mark}"'.encode() in ends for mark in marks):
+    is_one = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(opening.encode())
+    if not is_one or not any(f'"{mark}"'.encode() in ends for mark in marks):
         return None
     try:
         return json.loads(read_text(path))

@@ -19,7 +19,7 @@ TREES = {"datumaro": "annotations/{train,val}.json  images/{train,val}/a.jpg  (D
 
 def read_items(source: Source, name: str) -> tuple[list[dict], list[str]] | None:
     """Items of Datumaro's file, and its labels in their order; None of another file, ValueError for damage."""
-    content = read_json(source, name, ("items", "categories"))
+    content = read_json(source, name, ("items", "label_id"))
     if not isinstance(content, dict) or not isinstance(content.get("items"), list):
         return None
     categories = content.get("categories")

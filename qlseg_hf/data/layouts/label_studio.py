@@ -25,7 +25,7 @@ TREES = {"label-studio": "project-1.json  images/a.jpg  (Label Studio's export a
 
 def read_tasks(source: Source, name: str) -> list[dict] | None:
     """The tasks of an export; None of another file. ValueError for JSON-MIN, which lacks what is needed."""
-    content = read_json(source, name, ("annotations", "completions", "original_width"))
+    content = read_json(source, name, ("annotations", "completions", "original_width"), "[")
     if not isinstance(content, list) or not content or not all(isinstance(task, dict) for task in content):
         return None
     if all(isinstance(task.get("data"), dict) and isinstance(annotations_of(task), list) for task in content):

@@ -49,6 +49,7 @@ def find_supervisely(source: Source) -> Found | None:
     metas = [name for name in source.files if base_of(name) == "meta.json" and name.count("/") < 2]
     if source.file is not None or not metas:
         return None
+    metas = [name for name in metas if name.count("/") == min(other.count("/") for other in metas)]
     files, pairs = set(source.files), {}
     for name in source.files:
         folder, _, base = name.rpartition("/")

@@ -80,6 +80,15 @@ def test_coco_run_lengths_crowds_and_ignored(tmp_path):
     assert (read_first(tmp_path) == 1).all()
 
 
+def test_large_files_are_not_parsed_by_every_family(tmp_path, monkeypatch):
+    """COCO's may take 10 seconds; it is read for polygons and for panoptic segments."""
+    put_coco(tmp_path, [region(7, [SQUARE])])
+    parsed = []
+    monkeypatch.setattr(json, "loads", lambda text, load=json.loads: parsed.append(text) or load(text))
+    find_layout(tmp_path)
+    assert len(parsed) == 2
+
+
 @pytest.mark.parametrize(
     "segmentation, message",
     [

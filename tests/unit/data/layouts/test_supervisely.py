@@ -120,6 +120,16 @@ def test_what_contradicts_is_refused(tmp_path):
         find_layout(tmp_path)
 
 
+def test_the_project_is_that_of_the_upper_file_of_classes(tmp_path):
+    put(tmp_path / "two", [polygon("dog", SQUARE)])
+    put(tmp_path / "one", [polygon("dog", SQUARE)])
+    with pytest.raises(ValueError, match="one/meta.json and two/meta.json; give the folder of one project"):
+        find_layout(tmp_path)
+    assert find_layout(tmp_path / "two").name == "supervisely"
+    (tmp_path / "meta.json").write_text('{"classes": [{"title": "dog", "shape": "polygon"}]}')
+    assert find_layout(tmp_path, val_fraction=0).label_names == ["background", "dog"]
+
+
 def test_names_that_differ_in_case_alone_are_told(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "CLASSES", [*CLASSES, ("DOG", "polygon")])
     put(tmp_path, [polygon("dog", SQUARE), polygon("DOG", SQUARE)])
