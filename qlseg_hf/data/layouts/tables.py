@@ -14,7 +14,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..labels import find_label_file
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from ..labels import find_label_file, read_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
 from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, delimiter_of, listed, suffix_of
 from .layout import Family, Found, Opener, Source
@@ -44,6 +47,7 @@ MOST_ROWS = 100  # of a table that are looked at to tell its columns
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
+NAMES_FILE = "id2label.json"
 BY_COLUMN = "splits by its column"
 DATASETS_SUFFIXES = (".parquet", ".arrow")
 METADATA = ("metadata.csv", "metadata.jsonl", "train.json", "train.zip")  # which `datasets` reads too
@@ -247,8 +251,27 @@ def find_on_hub(source: Source) -> Found:
     where = str(source.root or source.data)
     names = datasets.get_dataset_split_names(where, source.config)
     openers = {split: partial(open_loaded, source, split) for split in names}
-    name, summary = ("table", "read by datasets") if source.root else ("hub", f"{source.data} on the Hub")
-    return Found(name, summary, openers)
+    if source.root:
+        return Found("table", "read by datasets", openers)
+    notes: list[str] = []
+    label_names = names_on_hub(source.data, notes)
+    return Found("hub", f"{source.data} on the Hub", openers, label_names, NAMES_FILE, notes=notes)
+
+
+def names_on_hub(repo: str, notes: list[str]) -> list[str] | None:
+    """Names of the labels of a data set on the Hub, by its `id2label.json`; None without one.
+
+    That it is damaged, or that nobody could look, is told in `notes`.
+    """
+    try:
+        return read_label_file(Path(hf_hub_download(repo, NAMES_FILE, repo_type="dataset")))[0]
+    except LocalEntryNotFoundError:
+        notes.append(f"the Hub could not be asked for {NAMES_FILE} of {repo}, which may name the labels")
+    except EntryNotFoundError:
+        pass
+    except ValueError as error:
+        notes.append(f"{NAMES_FILE} of {repo} is not read: {error}")
+    return None
 
 
 def open_loaded(source: Source, split: str):

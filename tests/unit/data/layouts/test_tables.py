@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
@@ -219,3 +220,24 @@ def test_a_stream_is_not_divided(tmp_path):
     assert len(list(open_dataset(tmp_path, "train", streaming=True))) == 20
     with pytest.raises(ValueError, match="it has train; a stream cannot be divided"):
         open_dataset(tmp_path, "val", streaming=True)
+
+
+def test_names_of_a_data_set_on_the_hub(hub, monkeypatch, tmp_path):
+    """Of its `id2label.json`, whose keys are the labels; without one, or with a damaged one, there are none."""
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    api = HfApi()
+    for name, content in (("named", b'{"1": "road", "0": "sky"}'), ("broken", b'{"1": "road"}'), ("bare", None)):
+        api.create_repo(f"me/{name}", repo_type="dataset")
+        file = "README.md" if content is None else "id2label.json"
+        api.upload_file(path_or_fileobj=content or b"x", path_in_repo=file, repo_id=f"me/{name}", repo_type="dataset")
+    layout = find_layout("me/named")
+    assert (layout.name, layout.label_names, layout.notes) == ("hub", ["sky", "road"], [])
+    layout = find_layout("me/broken")
+    assert layout.label_names is None and "the keys must be 0..0, each once" in layout.notes[0]
+    layout = find_layout("me/bare")
+    assert (layout.label_names, layout.notes) == (None, [])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    told = ["the Hub could not be asked for id2label.json of me/other, which may name the labels"]
+    assert find_layout("me/other").notes == told
+    assert find_layout("me/named").label_names == ["sky", "road"]  # that was fetched before
