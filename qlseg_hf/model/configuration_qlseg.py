@@ -113,7 +113,9 @@ def _check_no_kernels(values: dict) -> None:
 
 
 def _number_keys(id2label: dict) -> dict[int, str]:
-    """{number: name} from keys that are numbers, or texts of numbers as JSON has them; ValueError for others."""
+    """{number: name}, in the order of the numbers, whatever order they came in: JSON that was sorted as text has 10
+    before 2. Keys are numbers, or texts of numbers as JSON has them; ValueError for others.
+    """
     try:
         numbers = {
             int(number) if isinstance(number, str) else index(number): name for number, name in id2label.items()
@@ -122,7 +124,7 @@ def _number_keys(id2label: dict) -> dict[int, str]:
         raise ValueError(f"id2label must be {{number: name}}, got {id2label!r:.80}") from error
     if len(numbers) < len(id2label):
         raise ValueError(f"id2label names a number twice: {id2label!r:.80}")
-    return numbers
+    return dict(sorted(numbers.items()))
 
 
 def copy_code(folder: str | os.PathLike) -> None:

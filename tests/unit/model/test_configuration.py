@@ -1,5 +1,7 @@
 """Numbers of the released networks, validation and JSON."""
 
+import json
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -112,3 +114,27 @@ def test_what_was_changed_is_checked_when_saved(tmp_path):
         config.save_pretrained(tmp_path)
     with pytest.raises(StrictDataclassError, match="Field 'num_decoder_blocks' expected int, got str"):
         config.num_decoder_blocks = "3"
+
+
+def test_labels_stand_in_the_order_of_their_numbers(tmp_path):
+    """JSON that a tool has sorted as text has "10" before "2"; scores of one label then got the name of another."""
+    names = [f"name of {number}" for number in range(20)]
+    tiny_config(id2label=dict(enumerate(names))).save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    text = json.dumps(stored, sort_keys=True)
+    assert text.index('"10": "name of 10"') < text.index('"2": "name of 2"')
+    (tmp_path / "config.json").write_text(text)
+    reversed_names = dict(reversed(list(enumerate(names))))
+    for config in (
+        QLSegConfig.from_pretrained(tmp_path),
+        QLSegConfig.from_pretrained(tmp_path, id2label=reversed_names),
+        tiny_config(id2label=reversed_names),
+    ):
+        assert list(config.id2label.values()) == list(config.label2id) == names
+
+
+def test_scores_stand_beside_their_labels():
+    """`from_pretrained(id2label=...)` sets the field of a configuration that was made before."""
+    config = tiny_config(num_labels=3)
+    config.id2label = {2: "c", 0: "a", 1: "b"}
+    assert list(QLSegForSemanticSegmentation(config).config.id2label.items()) == [(0, "a"), (1, "b"), (2, "c")]
