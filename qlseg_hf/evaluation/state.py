@@ -18,7 +18,7 @@ from ..data.datasets import Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..utils.files import write_atomically
-from ..utils.hashing import json_sha256, weights_sha256
+from ..utils.hashing import config_sha256, json_sha256, weights_sha256
 from .metrics import StreamingScores
 
 Ranked = tuple[float, int, str]  # mIoU, index and name of a picture
@@ -135,6 +135,7 @@ def protocol_of_state(
     return {
         "model": weights_sha256(model),
         "label names": json.dumps(model.config.id2label),
+        "configuration of the model": config_sha256(model.config),
         "processor (picture sizes, windows or label rules)": json.dumps(processor.to_dict(), default=str),
         "data set": fingerprint_of_samples(samples),
         "scales": str(scales),

@@ -22,7 +22,7 @@ from ..model.segmentation import label_numbers, scale_factors
 from ..utils.devices import fastest_dtype
 from ..utils.distributed import fail_together, gather_objects, join_processes, report_deaths
 from ..utils.files import lock_folder
-from ..utils.hashing import json_sha256, weights_sha256
+from ..utils.hashing import config_sha256, json_sha256, weights_sha256
 from ..utils.text import first_line, printable
 from ..utils.visualization import label_colors
 from .items import Item, SourceOptions
@@ -179,6 +179,7 @@ def load(
     plan = Plan(processor_settings, scales, request.flip, max_windows, request.max_memory_mb is None, output)
     settings = {
         "weights_sha256": weights_sha256(model),
+        "config_sha256": config_sha256(config),
         "processor": {key: value for key, value in processor.to_dict().items() if key in PIXEL_SETTINGS},
         "labels": wanted,
         "scales": scales,

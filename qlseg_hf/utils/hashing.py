@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 
+# of a configuration: where it came from, and what wrote it or runs it
+NOT_OF_THE_NETWORK = {"_name_or_path", "architectures", "auto_map", "custom_pipelines", "dtype"}
+NOT_OF_THE_NETWORK |= {"qlseg_hf_version", "transformers_version"}
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file of any size, as a hex string."""
@@ -39,9 +43,19 @@ def weights_sha256(model: Any) -> str:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def config_sha256(config: Any) -> str:
+    """SHA-256 of what a network's configuration says beside its weights: numbers, and names and colours of labels.
+
+    The same for any dtype, attention code and place that the network was loaded in and from.
+    """
+    parts = (config.to_diff_dict(), config.backbone_config.to_diff_dict())
+    whole, backbone = ({k: v for k, v in part.items() if k not in NOT_OF_THE_NETWORK} for part in parts)
+    return json_sha256(whole | {"backbone_config": backbone})
+
+
 def json_sha256(value: Any) -> str:
     """SHA-256 of a value as JSON, as a hex string; the same in every process and version."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
-__all__ = ["file_sha256", "json_sha256", "weights_sha256"]
+__all__ = ["config_sha256", "file_sha256", "json_sha256", "weights_sha256"]

@@ -239,6 +239,8 @@ def test_state_of_another_protocol_is_refused(stored, references, tmp_path):
     other = stored.model()
     with torch.no_grad():
         next(other.parameters()).add_(1)
+    threshold = stored.model()
+    threshold.config.mask_threshold = 0.1
     stride = type(stored.processor).from_pretrained(stored.folder, window_stride=32)
     (references / "images/fewer").mkdir()
     (references / "annotations/fewer").mkdir()
@@ -246,6 +248,7 @@ def test_state_of_another_protocol_is_refused(stored, references, tmp_path):
         shutil.copy(references / part / "validation/0.png", references / part / "fewer/0.png")
     changes = [
         ("model", {"model": other}),
+        ("configuration of the model", {"model": threshold}),
         ("processor", {"processor": stride}),
         ("data set", {"samples": open_dataset(references, "fewer")}),
         ("scales", {"scales": (0.5, 1)}),

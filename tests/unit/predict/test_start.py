@@ -1,15 +1,23 @@
 """What `qlseg predict` does before the first image: cheap, and with the same answers as what it replaces."""
 
+import json
 import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from networks import BACKBONES, tiny_config
+from networks import network as network_on
+from PIL import Image
 from torch import nn
 
+from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.hub.loading import is_finite
 from qlseg_hf.predict.request import Request, num_workers
-from qlseg_hf.utils.hashing import weights_sha256
+from qlseg_hf.predict.run import predict
+from qlseg_hf.utils.hashing import config_sha256, weights_sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -35,6 +43,32 @@ def test_hash_of_weights():
     same[0].weight.data = same[0].weight.data.reshape(3, 4)
     found |= {weights_sha256(same), weights_sha256(model.half())}
     assert len(found) == 5
+
+
+def test_hash_of_a_configuration(network, tmp_path):
+    """It is that of the network and its labels, and not of how it was loaded."""
+    expected = config_sha256(tiny_config())
+    folder = shutil.copytree(network, tmp_path / "copy")
+    for settings in ({}, {"dtype": torch.bfloat16}, {"attn_implementation": "eager"}):
+        assert config_sha256(QLSegForSemanticSegmentation.from_pretrained(folder, **settings).config) == expected
+    changes = {"mask_threshold": 0.5, "palette": [[1, 2, 3]] * 20, "id2label": {i: f"x{i}" for i in range(20)}}
+    found = {config_sha256(tiny_config(**{name: value})) for name, value in changes.items()}
+    found.add(config_sha256(tiny_config(levels=(0, 2))))
+    found.add(config_sha256(network_on(BACKBONES["dinov2"][0]).config))
+    assert len(found | {expected}) == len(changes) + 3
+
+
+@pytest.mark.parametrize("change", [{"id2label": {i: f"x{i}" for i in range(20)}}, {"mask_threshold": 0.5}])
+def test_a_changed_configuration_is_not_taken_for_the_network_of_before(network, tmp_path, change):
+    """The weights are the same, and names, colours or masks are not."""
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    folder = shutil.copytree(network, tmp_path / "network")
+    request = Request(str(folder), (str(tmp_path / "a.png"),), tmp_path / "out", ("csv",), device="cpu")
+    assert predict(request).num_done == 1 and predict(request).num_before == 1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=r"holds results of other settings \(config_sha256"):
+        predict(request)
 
 
 def test_a_few_files_are_read_without_workers(tmp_path):
