@@ -54,12 +54,25 @@ class _Raster:
     settings: Settings
     brightest: int = 0  # of 16 bits, so far
 
+    def __post_init__(self):
+        self.is_inverted = self.file.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"  # as GDAL leaves it
+        self.num_bits = int(self.file.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 16))  # of 16
+
     def read(self, rows: Span, columns: Span) -> torch.Tensor:
-        """(n, height, width) fp32 pixels of a window, as `load_picture` and the processor give them."""
+        """(n, height, width) fp32 pixels of a window, as `load_picture` and the processor give them.
+
+        Raises:
+            ValueError: there are NaN or infinite values.
+        """
         values = self.file.read(self.bands, window=((rows[0], rows[1]), (columns[0], columns[1])))
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError("the picture holds NaN or infinite values")
+        if self.is_inverted and values.dtype.kind == "u":
+            values = np.iinfo(values.dtype).max - values
         if values.dtype == np.uint16 and not self.settings.reading["keep_values"]:
-            self.brightest = max(self.brightest, int(values.max(initial=0)))
-            values = (values >> 8).astype(np.uint8)
+            if self.num_bits == 16:
+                self.brightest = max(self.brightest, int(values.max(initial=0)))
+            values = (values >> (self.num_bits - 8)).astype(np.uint8)
         return self.settings.normalized(torch.from_numpy(values))
 
 

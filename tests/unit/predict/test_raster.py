@@ -95,6 +95,39 @@ def test_16_bits_grey_alpha_and_wanted_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "kind, scale, profile",
+    [
+        ("uint8", 1, {"photometric": "MINISWHITE"}),
+        ("uint16", 257, {"photometric": "MINISWHITE"}),
+        ("uint16", 16, {"nbits": 12}),
+    ],
+)
+def test_grey_whose_values_mean_something_else(kind, scale, profile, tmp_path):
+    """White that is zero, and 12 bits, as `load_picture` reads them."""
+    model, processor = tiny_model_and_processor(do_resize=False)
+    path = write_raster(tmp_path / "in.tif", noise(70, 80, 1).astype(kind) * scale, **profile)
+    expected = segment(model, processor, path)[0].numpy()
+    assert len(np.unique(expected)) > 1
+    assert np.array_equal(run(path, tmp_path, model, processor), expected)
+
+
+def test_what_is_not_a_number_is_refused(tmp_path):
+    """It made all labels of its windows 0."""
+    settings = {"do_resize": False, "do_rescale": False, "image_mean": 127.5, "image_std": 127.5}
+    model, processor = tiny_model_and_processor(**settings)
+    values = noise(70, 80).astype(np.float32)
+    path = write_raster(tmp_path / "in.tif", values)
+    assert np.array_equal(run(path, tmp_path, model, processor), segment(model, processor, path)[0].numpy())
+    for wrong in (np.nan, np.inf):
+        values[1, 60, 70] = wrong
+        path = write_raster(tmp_path / "wrong.tif", values)
+        for refusing in (lambda path: run(path, tmp_path / "2", model, processor), processor.load_picture):
+            with pytest.raises(ValueError, match="the picture holds NaN or infinite values"):
+                refusing(path)
+        assert not list((tmp_path / "2").rglob("*.tif"))
+
+
+@pytest.mark.parametrize(
     "values, message",
     [
         (noise(40, 40, 5), "it has 5 bands; the processor takes 3"),
