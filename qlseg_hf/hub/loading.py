@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.utils import logging
 
 from ..model.configuration_qlseg import QLSegConfig
+from ..model.runtime import is_finite
 from ..utils.text import first_line
 from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 
@@ -70,11 +71,6 @@ def load_network(
     return model.eval(), processor
 
 
-def is_finite(x: torch.Tensor) -> bool:
-    """Whether a tensor holds neither NaN nor infinity: both show in its extremes, in 1/8 of the time of `isfinite`."""
-    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x)).isfinite().all())
-
-
 @contextmanager
 def name_in_errors(what: str) -> Iterator[None]:
     """Whatever is raised because of damaged or wrong files says which; OSError of transformers does already."""
@@ -94,4 +90,4 @@ def check_spelling(values: dict) -> None:
             raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
-__all__ = ["hide_bars", "is_finite", "load_network"]
+__all__ = ["hide_bars", "load_network"]

@@ -267,8 +267,8 @@ class QLSegImageProcessor(BaseImageProcessor):
             `segmentation_scores` (fp32, on the CPU) per picture.
 
         Raises:
-            ValueError: there are no logits (training mode), windows are missing or given twice, or there is not one
-                target size, of two whole numbers above 0, per picture.
+            ValueError: there are no logits (training mode), windows are missing or given twice, the logits hold
+                NaN, or there is not one target size, of two whole numbers above 0, per picture.
         """
         if outputs.logits is None:
             raise ValueError(

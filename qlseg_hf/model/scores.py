@@ -169,7 +169,13 @@ def first_maximum(scores: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def label_map_from_scores(plane: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(K, h, w) scores -> (H, W) int64 labels on the CPU: the best label of the scores resized to `size`."""
+    """(K, h, w) scores -> (H, W) int64 labels on the CPU: the best label of the scores resized to `size`.
+
+    Raises:
+        ValueError: there is NaN among the scores.
+    """
+    if plane.amax().isnan():
+        raise ValueError("the logits hold NaN: the network's weights, its input or a dtype of float16 made it")
     label_map = torch.empty(size, dtype=torch.int64)
     plane, old = plane.float(), tuple(plane.shape[1:])
     with torch.autocast(plane.device.type, enabled=False):  # bf16 cannot hold label numbers beyond 256

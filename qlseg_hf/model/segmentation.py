@@ -112,7 +112,8 @@ def segment(
     Raises:
         ValueError, TypeError: something in `images` is not an image, `scales` is empty or not positive, `labels` are
             none of the model's, the processor's settings do not go together, another argument is of a wrong type,
-            `max_memory_mb` is too little for an image, or an image has more windows than `max_windows`.
+            `max_memory_mb` is too little for an image, an image has more windows than `max_windows`, or the network
+            gives NaN or infinite numbers, as in float16 many do.
     """
     settings = _check_processor(processor)
     settings.check_network(model.config)

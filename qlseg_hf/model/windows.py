@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .image_io import resize_picture
 from .memory import RESIZED_PIXELS
 from .processor_settings import Settings
-from .runtime import execution_device
+from .runtime import execution_device, is_finite
 from .scores import Span, mask_block, overlap
 
 WINDOWS_PER_RUN = 128  # a strip of about 85 : 1 where window and stride are 512 and 341 pixels
@@ -169,11 +169,21 @@ def _group_windows(windows: Iterable[Window], max_pixels: int) -> Iterator[tuple
 
 
 def forward_windows(model: PreTrainedModel, batch: list[tuple[Window, torch.Tensor]]) -> None:
-    """One forward pass; what the network says goes into the windows, in fp32, mirrored back."""
+    """One forward pass; what the network says goes into the windows, in fp32, mirrored back.
+
+    Raises:
+        ValueError: that is not finite; the labels would all be 0.
+    """
     pixel_values = torch.stack([pixels for _, pixels in batch]).to(execution_device(model), model.dtype)
     outputs = model(pixel_values=pixel_values, output_logits=False)
+    mask_logits = outputs.masks_queries_logits.float()
     class_probs = outputs.class_queries_logits.float().softmax(dim=-1)[..., :-1].transpose(1, 2)  # (B, K, K)
-    for (window, _), probs, masks in zip(batch, class_probs, outputs.masks_queries_logits.float()):
+    if not (is_finite(class_probs) and is_finite(mask_logits)):
+        raise ValueError(
+            f"the network gives NaN or infinite numbers in {str(model.dtype).removeprefix('torch.')}; float16 holds "
+            "nothing above 65504, so load it with dtype=torch.bfloat16 or float32; if it was, its weights are damaged"
+        )
+    for (window, _), probs, masks in zip(batch, class_probs, mask_logits):
         # copies, so that a window does not hold on to the whole batch
         window.class_probs = probs.clone(memory_format=torch.contiguous_format)
         window.any_probs = probs.sum(dim=0, keepdim=True)

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from networks import tiny_model_and_processor
 from PIL import Image
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 from transformers.pipelines import ImageSegmentationPipeline
@@ -124,6 +125,21 @@ def test_model_mode_is_kept(stored):
     first = segment(model, stored.processor, stored.picture("wide"))[0]
     assert model.training
     assert torch.equal(first, segment(model, stored.processor, stored.picture("wide"))[0])  # no dropout
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["class_head.bias", "decoder.blocks.1.branches.0.1.cross_attn.q_proj.bias"])
+def test_a_network_that_gives_no_numbers_is_told(wrong, part):
+    """Of damaged weights, or of float16 that overflows: every label was 0."""
+    model, processor = tiny_model_and_processor()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    model.get_parameter(part).data[3] = wrong
+    with pytest.raises(ValueError, match="the network gives NaN or infinite numbers in float32"):
+        segment(model, processor, picture)
+    with torch.no_grad():
+        outputs = model(**processor(picture, return_tensors="pt"))
+    with pytest.raises(ValueError, match="the logits hold NaN"):
+        processor.post_process_semantic_segmentation(outputs)
 
 
 def test_wrong_input(stored):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from qlseg_hf import QLSegForSemanticSegmentation
-from qlseg_hf.hub.loading import is_finite
+from qlseg_hf.model.runtime import is_finite
 from qlseg_hf.predict.request import Request, num_workers
 from qlseg_hf.predict.run import predict
 from qlseg_hf.utils.hashing import config_sha256, weights_sha256
