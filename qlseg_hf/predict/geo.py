@@ -56,8 +56,8 @@ def encode_polygons(labels: np.ndarray, names: tuple[str, ...], void: int | None
         labels: (H, W) unsigned integers.
         names: of the labels.
         void: a value that is outlined nowhere.
-        place: gives coordinates in the source's reference system, which is named; else columns and rows in pixels
-            from the upper left corner.
+        place: gives coordinates in the source's reference system, which is named by its code, or by its text (WKT) if
+            it has none; else columns and rows in pixels from the upper left corner.
     """
     features_of = import_package("rasterio.features", "shapes", "GeoJSON", GEO)
     options = {} if place is None else {"transform": place.transform}
@@ -72,8 +72,10 @@ def encode_polygons(labels: np.ndarray, names: tuple[str, ...], void: int | None
         for geometry, value in found
     ]
     collection: dict[str, Any] = {"type": "FeatureCollection"}
-    if place is not None and place.crs is not None and (code := place.crs.to_authority()):
-        collection["crs"] = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:{code[0]}::{code[1]}"}}
+    if place is not None and place.crs is not None:  # without a name, readers take degrees of WGS 84
+        code = place.crs.to_authority()
+        name = f"urn:ogc:def:crs:{code[0]}::{code[1]}" if code else place.crs.to_wkt()
+        collection["crs"] = {"type": "name", "properties": {"name": name}}
     return json.dumps(collection | {"features": features}).encode()
 
 

@@ -8,7 +8,6 @@ equals that of the whole raster, pixel by pixel. What is held does not grow with
 width by 0.7 MB per window of 150 labels.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from ..model.runtime import eval_mode, execution_device
 from ..model.scores import Span, block_pixels, blocks, overlap
 from ..model.segmentation import Request, Strip, Target, finish_strip
 from ..model.windows import Run, Window, forward_windows, window_layout
-from ..utils.files import partial_folder, sync, write_atomically
+from ..utils.files import partial_folder, sync
 from .geo import Georeference, geotiff_profile, import_rasterio, write_palette
 from .items import Item, LocalFile, RemoteFile
 from .sinks import SUFFIXES, Output
@@ -133,9 +132,7 @@ def segment_raster(
                 _move(beside / path.name, path)
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"{item.source} cannot be read as a raster: {error}") from error
-    if output.has_records:
-        areas = {int(label): int(counts[label]) for label in counts.nonzero()[0]}
-        write_atomically(output.record_path(item.name), json.dumps({"areas": areas}).encode())
+    output.write_records(item.name, counts)
     yield shape
 
 

@@ -3,8 +3,8 @@
 """What is written of a label map: files per image, and a record per image that whole tables are assembled from.
 
 `labels`, `overlay`, `confidence` (PNG), `geojson` and `geotiff` are files per image in folders of these names. `coco`,
-`csv` and `parquet` are one file for all images. They are assembled at the end of a run, by name, from `records/`, so
-that a run that goes on after a kill has everything in them once.
+`csv` and `parquet` are one file for all images. They are assembled at the end of a run, by name, from `records/`
+(areas) and `runs/` (run lengths), so that a run that goes on after a kill has everything in them once.
 """
 
 import csv
@@ -25,7 +25,7 @@ from .items import Item
 SUFFIXES = {"labels": ".png", "overlay": ".png", "confidence": ".png", "geojson": ".geojson", "geotiff": ".tif"}
 TABLES = {"coco": "coco.json", "csv": "areas.csv", "parquet": "rle.parquet"}
 FORMATS = (*SUFFIXES, *TABLES)
-RECORDS = "records"
+AREAS, MASKS = "records", "runs"  # folders of what each image adds to tables
 ROWS_PER_GROUP = 10_000
 
 
@@ -85,14 +85,16 @@ class Output:
     def paths(self, name: str) -> list[Path]:
         """The files of an image."""
         paths = [self.root / kind / f"{name}{SUFFIXES[kind]}" for kind in self.formats if kind in SUFFIXES]
-        return [*paths, self.record_path(name)] if self.has_records else paths
+        return [*paths, *(self.record_path(kind, name) for kind in self.records)]
 
-    def record_path(self, name: str) -> Path:
-        return self.root / RECORDS / f"{name}.json"
+    def record_path(self, kind: str, name: str) -> Path:
+        return self.root / kind / f"{name}.json"
 
     @property
-    def has_records(self) -> bool:
-        return bool(set(self.formats) & set(TABLES))
+    def records(self) -> list[str]:
+        """The kinds of records that the tables need: `AREAS`, and `MASKS` for some."""
+        needed = {AREAS: set(TABLES), MASKS: {"coco", "parquet"}}
+        return [kind for kind, formats in needed.items() if formats & set(self.formats)]
 
     def write(self, item: Item, picture: np.ndarray | None, labels: np.ndarray, confidence: np.ndarray | None) -> None:
         """Write all files of an image.
@@ -119,8 +121,16 @@ class Output:
                     write_atomically(path, geo.encode_polygons(labels, self.names, self.void, place))
                 else:
                     write_atomically(path, geo.encode_geotiff(labels, self.colors, self.void, place))
-        if self.has_records:
-            write_atomically(self.record_path(item.name), json.dumps(self._record(labels)).encode())
+        if self.records:
+            counts = np.bincount(labels.ravel(), minlength=len(self.names))[: len(self.names)]
+            self.write_records(item.name, counts, labels)
+
+    def write_records(self, name: str, counts: np.ndarray, labels: np.ndarray | None = None) -> None:
+        """Write what an image adds to tables. `counts`: (K,) pixels of each label; `labels`: as of `write`."""
+        for kind in self.records:
+            found = {int(label): int(counts[label]) for label in counts.nonzero()[0]}
+            record = found if kind == AREAS else {label: _run_lengths(labels == label) for label in found}
+            write_atomically(self.record_path(kind, name), json.dumps(record).encode())
 
     def _label_picture(self, labels: np.ndarray) -> Image.Image:
         """Palette mode where all values fit into 8 bits, else 16 bit."""
@@ -128,20 +138,12 @@ class Output:
             return Image.fromarray(labels.astype(np.uint16))
         return label_map_picture(labels, self.colors)
 
-    def _record(self, labels: np.ndarray) -> dict:
-        """Areas of the labels that occur, and their masks where a table holds these."""
-        counts = np.bincount(labels.ravel(), minlength=len(self.names))[: len(self.names)]
-        record = {"areas": {int(label): int(counts[label]) for label in counts.nonzero()[0]}}
-        if {"coco", "parquet"} & set(self.formats):
-            mask = _coco_mask()
-            record["masks"] = {}
-            for label in record["areas"]:
-                code = mask.encode(np.asfortranarray(labels == label, dtype=np.uint8))
-                record["masks"][label] = {
-                    "counts": code["counts"].decode("ascii"),
-                    "bbox": mask.toBbox(code).astype(int).tolist(),
-                }
-        return record
+
+def _run_lengths(is_label: np.ndarray) -> dict[str, Any]:
+    """COCO's run lengths and box of an (H, W) mask."""
+    mask = _coco_mask()
+    code = mask.encode(np.asfortranarray(is_label, dtype=np.uint8))
+    return {"counts": code["counts"].decode("ascii"), "bbox": mask.toBbox(code).astype(int).tolist()}
 
 
 def write_tables(output: Output, entries: Iterable[dict]) -> None:
@@ -155,9 +157,10 @@ def write_tables(output: Output, entries: Iterable[dict]) -> None:
 
 
 def _records(output: Output, done: list[dict]) -> Iterator[tuple[int, dict, dict]]:
-    """(number from 1, entry of the manifest, record) of each image."""
+    """(number from 1, entry of the manifest, records by their kind) of each image."""
     for number, entry in enumerate(done, 1):
-        yield number, entry, json.loads(output.record_path(entry["name"]).read_bytes())
+        records = {kind: json.loads(output.record_path(kind, entry["name"]).read_bytes()) for kind in output.records}
+        yield number, entry, records
 
 
 def _write_coco(path: Path, output: Output, done: list[dict]) -> None:
@@ -171,13 +174,13 @@ def _write_coco(path: Path, output: Output, done: list[dict]) -> None:
         file.write('{"annotations": [')
         count = 0
         for number, entry, record in _records(output, done):
-            for label, found in record["masks"].items():
+            for label, found in record[MASKS].items():
                 annotation = {
                     "id": (count := count + 1),
                     "image_id": number,
                     "category_id": int(label),
                     "segmentation": {"size": [entry["height"], entry["width"]], "counts": found["counts"]},
-                    "area": record["areas"][label],
+                    "area": record[AREAS][label],
                     "bbox": found["bbox"],
                     "iscrowd": 0,
                 }
@@ -195,7 +198,7 @@ def _write_areas(path: Path, output: Output, done: list[dict]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["image", "label", "label_name", "pixels", "share"])
         for _, entry, record in _records(output, done):
-            for label, pixels in record["areas"].items():
+            for label, pixels in record[AREAS].items():
                 share = pixels / (entry["height"] * entry["width"])
                 rows.writerow([entry["source"], label, output.names[int(label)], pixels, f"{share:.6f}"])
 
@@ -211,9 +214,9 @@ def _write_parquet(path: Path, output: Output, done: list[dict]) -> None:
     with _parquet().ParquetWriter(path, schema) as writer:
         for _, entry, record in _records(output, done):
             image = entry["source"].encode(errors="replace").decode()
-            for label, found in record["masks"].items():
+            for label, found in record[MASKS].items():
                 known = {"image": image, "label": int(label), "label_name": output.names[int(label)]}
-                rows.append(known | _sides(entry) | {"area": record["areas"][label], "counts": found["counts"]})
+                rows.append(known | _sides(entry) | {"area": record[AREAS][label], "counts": found["counts"]})
             if len(rows) >= ROWS_PER_GROUP:
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
                 rows.clear()

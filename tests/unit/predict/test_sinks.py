@@ -101,6 +101,19 @@ def test_areas_and_parquet(tmp_path):
     assert np.array_equal(back, LABELS)
 
 
+def test_a_table_that_is_added_leaves_the_others(tmp_path):
+    """`--format coco`, then `csv`, then both: the areas had taken the place of the run lengths."""
+    pytest.importorskip("pycocotools")
+    for formats in (["coco"], ["csv"]):
+        write(output(tmp_path, *formats))
+    both = output(tmp_path, "coco", "csv")
+    assert all(path.exists() for path in both.paths("sub/a"))
+    write_tables(both, [entry(item(), LABELS.shape, both.formats)])
+    annotations = json.loads((tmp_path / "coco.json").read_text())["annotations"]
+    areas = {a["category_id"]: a["area"] for a in annotations}
+    assert areas == dict(zip(*np.unique(LABELS, return_counts=True)))
+
+
 @pytest.mark.parametrize("wanted", [None, [0, 3]])
 def test_polygons(tmp_path, wanted):
     shapely = pytest.importorskip("shapely")
@@ -134,6 +147,20 @@ def test_georeference(tmp_path):
     assert stored["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32632"
     xs = [x for f in stored["features"] for ring in f["geometry"]["coordinates"] for x, _ in ring]
     assert (min(xs), max(xs)) == (500000, 500520)
+
+
+def test_a_reference_system_without_a_code_is_named(tmp_path):
+    """A reader takes coordinates of no named system for degrees."""
+    rasterio = pytest.importorskip("rasterio")
+    crs = rasterio.CRS.from_proj4("+proj=tmerc +lat_0=12.3 +lon_0=4.5 +k=1 +x_0=100 +y_0=0 +ellps=GRS80 +units=m")
+    profile = {"driver": "GTiff", "height": 27, "width": 52, "count": 3, "dtype": "uint8", "crs": crs}
+    place = rasterio.transform.from_origin(500000, 5400000, 10, 10)
+    with rasterio.open(tmp_path / "in.tif", "w", transform=place, **profile) as file:
+        file.write(np.zeros((3, 27, 52), np.uint8))
+    write(output(tmp_path, "geojson"), one=item("a", str(tmp_path / "in.tif")))
+    name = json.loads((tmp_path / "geojson" / "a.geojson").read_text())["crs"]["properties"]["name"]
+    with rasterio.open(tmp_path / "in.tif") as file:
+        assert rasterio.CRS.from_user_input(name) == file.crs
 
 
 def test_formats():
