@@ -294,12 +294,10 @@ def fit_positions(positions: torch.Tensor, grid: tuple[int, int], source: str | 
 
 def read_weights(source: str | Path, revision: str | None, token: str | bool | None) -> tuple[dict, dict]:
     """State dict and `config.json` (empty if there is none) of a file, a folder or a Hub repository."""
-    path = Path(source)
+    path, config = Path(source), read_beside(source, "config.json", revision, token)
     if path.is_file():
-        return read_file(path), {}
+        return read_file(path), config
     options = {"revision": revision, "token": token, "_raise_exceptions_for_missing_entries": False}
-    config_file = cached_file(os.fspath(source), "config.json", **options)
-    config = json.loads(Path(config_file).read_text(encoding="utf-8")) if config_file else {}
     for name in ("model.safetensors", "pytorch_model.bin"):
         if found := cached_file(os.fspath(source), name, **options):
             return read_file(Path(found)), config
@@ -308,6 +306,18 @@ def read_weights(source: str | Path, revision: str | None, token: str | bool | N
             files = [Path(cached_file(os.fspath(source), shard, revision=revision, token=token)) for shard in shards]
             return {key: value for file in files for key, value in read_file(file).items()}, config
     raise ValueError(f"{source} holds neither model.safetensors nor pytorch_model.bin")
+
+
+def read_beside(
+    source: str | Path, name: str, revision: str | None = None, token: str | bool | None = None, **options: bool
+) -> dict:
+    """The JSON file `name` beside weights, which are a file, a folder or a Hub repository; {} if there is none."""
+    path = Path(source)
+    found: str | Path | None = path.with_name(name) if path.is_file() else None
+    if not path.is_file():
+        options = {"_raise_exceptions_for_missing_entries": False} | options
+        found = cached_file(os.fspath(source), name, revision=revision, token=token, **options)
+    return json.loads(Path(found).read_text(encoding="utf-8")) if found and Path(found).is_file() else {}
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:

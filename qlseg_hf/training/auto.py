@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.check.suggestions import MOST_CROP, suggest_crop_size
 from ..utils.text import printable
-from .encoder import SIZES, Encoder, find_encoder
+from .encoder import SIZES, Encoder, find_encoder, find_normalization
 from .recipe import Recipe
 from .yaml_text import write_on_one_line
 
@@ -27,6 +27,7 @@ GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}
 GPU_SHARE = 0.8  # of its memory that a step may take
 MOST_EXTRA = 0.5  # of a batch
 RULES = ("do_reduce_labels", "ignore_index", "label_mapping")
+AS_TRAINED = "that the encoder was trained with"
 
 Decision = tuple[str, tuple[Any, str]]  # key, (value, why)
 
@@ -143,11 +144,14 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
         if isinstance(described, dict) and "num_channels" not in described and recipe.num_channels not in (None, 3):
             backbone = described | {"num_channels": recipe.num_channels}
             yield "config", (recipe.config | {"backbone_config": backbone}, "bands of the images")
+        if recipe.backbone and not settings and not {"image_mean", "image_std"} & set(recipe.processor):
+            mean, std, note = find_normalization(recipe.backbone)
+            settings, why = {"image_mean": mean, "image_std": std}, note or AS_TRAINED
     else:
         head = head_config(encoder, crop, recipe.num_channels or data.num_channels)
         yield "config", (head | recipe.config, "a head that fits the encoder")
         settings = data.band_settings or {"image_mean": encoder.image_mean, "image_std": encoder.image_std}
-        why = "of the bands" if data.band_settings else encoder.note or "that the encoder was trained with"
+        why = "of the bands" if data.band_settings else encoder.note or AS_TRAINED
     if not recipe.model and settings and not {"image_mean", "image_std"} & set(recipe.processor):
         yield "processor", (settings | recipe.processor, why)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from ..utils.text import first_line
-from ..weights import read_weights
+from ..weights import read_beside, read_weights
 
 # The first that can be read is taken: DINOv3 is gated, and asks everybody to accept its licence on its page.
 SIZES = {
@@ -88,6 +88,8 @@ def describe_encoder(source: str | Path) -> Encoder:
     """
     weights, stored = read_weights(source, None, None)
     if stored.get("model_type", "vit") != "vit":
+        if Path(source).is_file():
+            raise ValueError(f"{source} lies beside the config.json of a {stored['model_type']}; give their folder")
         return _encoder_of_transformers(source)
     if "patch_embed.proj.weight" in weights:
         layers, projection, fc1 = "blocks", "patch_embed.proj.weight", "mlp.fc1.weight"
@@ -122,7 +124,7 @@ def describe_encoder(source: str | Path) -> Encoder:
         "num_channels": channels,
         "use_class_token": "cls_token" in weights or "embeddings.cls_token" in weights,
     }
-    mean, std, note = _normalization(source, stored)
+    mean, std, note = find_normalization(source)
     return Encoder(
         str(source), config, width, config["num_hidden_layers"], max(patch), mean, std, is_own_kind=True, note=note
     )
@@ -132,16 +134,25 @@ def _is_in(key: str, layers: str) -> bool:
     return key.startswith(f"{layers}.") and key[len(layers) + 1 :].split(".")[0].isdigit()
 
 
-def _normalization(source: str | Path, stored: dict) -> tuple[list[float], list[float], str]:
-    """Mean and deviation that a plain ViT was trained with, and a sentence if its files do not say."""
+def find_normalization(source: str | Path) -> tuple[list[float], list[float], str]:
+    """Mean and deviation per band that an encoder was trained with, by the files beside its weights.
+
+    Args:
+        source: see `describe_encoder`.
+
+    Returns:
+        three numbers each; and "", or a sentence where the files do not say and those of most of its kind are taken.
+    """
+    stored = read_beside(source, "config.json")
     timm = stored.get("pretrained_cfg", stored)
-    if "mean" in timm and "std" in timm:
-        return list(timm["mean"]), list(timm["std"]), ""
-    if (Path(source) / "preprocessor_config.json").is_file():
-        processor = AutoImageProcessor.from_pretrained(source)
-        return list(processor.image_mean), list(processor.image_std), ""
-    note = f"{source} does not say how its images were normalised; 0.5 and 0.5 are taken, those of AugReg's ViTs"
-    return *HALF, "" if stored.get("model_type") == "vit" else note
+    theirs = read_beside(source, "preprocessor_config.json", _raise_exceptions_for_connection_errors=False)
+    for values, keys in ((timm, ("mean", "std")), (theirs, ("image_mean", "image_std"))):
+        if all(isinstance(values.get(key), list) for key in keys):
+            return *(list(values[key]) for key in keys), ""
+    kind = stored.get("model_type", "vit")
+    is_half = kind in HALF_FAMILIES
+    taken = "0.5 and 0.5 are taken, those of AugReg's ViTs" if is_half else "ImageNet's are taken"
+    return *(HALF if is_half else IMAGENET), f"{source} does not say how its images were normalised; {taken}"
 
 
 def _encoder_of_transformers(source: str | Path) -> Encoder:
@@ -151,7 +162,7 @@ def _encoder_of_transformers(source: str | Path) -> Encoder:
     if missing:
         raise ValueError(f"{source} is a {config.model_type} without {', '.join(missing)}; a plain ViT is wanted")
     patch = config.patch_size
-    mean, std = HALF if config.model_type in HALF_FAMILIES else IMAGENET
+    mean, std, note = find_normalization(source)
     described = {
         key: value
         for key, value in config.to_diff_dict().items()
@@ -163,10 +174,11 @@ def _encoder_of_transformers(source: str | Path) -> Encoder:
         config.hidden_size,
         config.num_hidden_layers,
         patch if isinstance(patch, int) else max(patch),
-        list(mean),
-        list(std),
+        mean,
+        std,
         is_own_kind=False,
+        note=note,
     )
 
 
-__all__ = ["SIZES", "Encoder", "describe_encoder", "find_encoder"]
+__all__ = ["SIZES", "Encoder", "describe_encoder", "find_encoder", "find_normalization"]

@@ -132,7 +132,27 @@ def test_given_fields_of_the_network_win_over_the_decided_ones():
 def test_a_network_that_the_recipe_describes_is_left_alone():
     config = {"backbone_config": {"hidden_size": 96}}
     recipe, _ = complete_recipe(open_recipe(config=config), DATA, DeviceFacts("cpu"))
-    assert recipe.config == config and recipe.backbone is None and recipe.learning_rate == 1e-5
+    assert recipe.config == config and recipe.backbone is None and recipe.processor == {}
+
+
+@pytest.mark.parametrize(
+    "described, rate", [({"hidden_size": 96}, 3e-4), ({"hidden_size": 384}, 1.5e-4), ({}, 5.6e-5)]
+)
+def test_a_described_encoder_is_no_trained_model(described, rate):
+    """The paper's 1e-5 is for a model; a fresh head, on random weights even, would learn next to nothing by it."""
+    recipe, told = complete_recipe(open_recipe(config={"backbone_config": described}), DATA, DeviceFacts("cpu"))
+    assert recipe.learning_rate == rate and dict(told)["learning_rate"].endswith("by the encoder's width")
+
+
+def test_a_described_encoder_keeps_the_normalisation_of_its_weights(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "dinov3_vit"}')
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}')
+    given = open_recipe(config={"backbone_config": {"hidden_size": 96}}, backbone=str(tmp_path))
+    recipe, told = complete_recipe(given, DATA, DeviceFacts("cpu"))
+    assert recipe.processor == {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    assert "that the encoder was trained with" in dict(told)["processor"]
+    again, told = complete_recipe(dataclasses.replace(recipe, backbone="gone"), DATA, DeviceFacts("cpu"))
+    assert again.processor == recipe.processor and not told
 
 
 @pytest.mark.parametrize("epochs, max_steps, steps", [(2, None, 184), (0.001, None, 1), (2, 5, 5)])

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from networks import timm_weights
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, ViTConfig, ViTModel
@@ -45,7 +46,7 @@ def test_vit_of_transformers(tmp_path):
     config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32)
     ViTModel(config).save_pretrained(tmp_path)
     found = describe_encoder(tmp_path)
-    assert found.config["num_attention_heads"] == 4 and found.depth == 2 and found.is_own_kind and not found.note
+    assert found.config["num_attention_heads"] == 4 and found.depth == 2 and found.is_own_kind
     load_vit_weights(network(found).backbone, found.source)
 
 
@@ -108,3 +109,51 @@ def test_gated_weights_leave_the_next(monkeypatch):
     monkeypatch.setattr(encoder_module, "hf_hub_download", gated)
     monkeypatch.setattr(encoder_module, "describe_encoder", lambda source: source)
     assert find_encoder("small") == "timm/vit_small_patch16_384.augreg_in21k_ft_in1k"
+
+
+# as facebook/dino-vitb16 and facebook/dinov3-vitl16-pretrain-sat493m have it: not what most of their kind were given
+OWN = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
+
+
+def save_vit(folder, **settings):
+    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32)
+    ViTModel(config).save_pretrained(folder)
+    if settings:
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+def save_dinov2(folder, **settings):
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=28, mlp_ratio=2)
+    Dinov2Model(config).save_pretrained(folder)
+    if settings:
+        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("save", [save_vit, save_dinov2])
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_files_beside_the_weights_give_mean_and_deviation(save, on_the_hub, hub, tmp_path):
+    save(tmp_path, **OWN)
+    source = str(tmp_path)
+    if on_the_hub:
+        source = f"me/{save.__name__}"
+        HfApi().create_repo(source)
+        HfApi().upload_folder(repo_id=source, folder_path=tmp_path)
+    found = describe_encoder(source)
+    assert (found.image_mean, found.image_std, found.note) == (OWN["image_mean"], OWN["image_std"], "")
+
+
+@pytest.mark.parametrize("save, mean", [(save_vit, 0.5), (save_dinov2, 0.485)])
+def test_mean_and_deviation_that_no_file_gives_are_told(save, mean, tmp_path):
+    save(tmp_path)
+    found = describe_encoder(tmp_path)
+    assert found.image_mean[0] == mean and "does not say how its images were normalised" in found.note
+
+
+def test_a_file_of_weights_has_its_config_beside_it(tmp_path):
+    save_vit(tmp_path, **OWN)
+    found = describe_encoder(tmp_path / "model.safetensors")
+    assert found.config["num_attention_heads"] == 4 and found.image_mean == OWN["image_mean"]
+    load_vit_weights(network(found).backbone, found.source)
+    save_dinov2(tmp_path)
+    with pytest.raises(ValueError, match="lies beside the config.json of a dinov2; give their folder"):
+        describe_encoder(tmp_path / "model.safetensors")
