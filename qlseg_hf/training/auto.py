@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ..data.check.suggestions import MOST_CROP, suggest_crop_size
+from ..model.configuration_qlseg import QLSegViTConfig
 from ..utils.text import printable
 from .encoder import SIZES, Encoder, find_encoder, find_normalization
 from .recipe import Recipe
@@ -190,8 +191,8 @@ def _schedule(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[
         steps, why = _number_of_steps(recipe, data, device)
         yield "max_steps", (steps, why)
     if recipe.learning_rate is None:
-        is_fresh = not recipe.model and recipe.backbone
-        width = (recipe.config.get("backbone_config") or {}).get("hidden_size") if is_fresh else None
+        described = recipe.config.get("backbone_config") or {}
+        width = None if recipe.model else described.get("hidden_size", QLSegViTConfig.hidden_size)
         yield "learning_rate", (encoder_rate(width), "by the encoder's width" if width else "the paper's")
     if recipe.warmup_steps is None:
         yield "warmup_steps", (min(1500, max(1, steps // 20)), "")
