@@ -17,7 +17,11 @@ from .options import PATH, dtype, scales, subcommand
 @click.option("--image_column", help="Guessed if not given, as is --label_column.")
 @click.option("--label_column")
 @click.option("--layout", help="What the folder is, where it cannot be told: voc, pairs, IMAGES:MASKS, ...")
-@click.option("--val_fraction", type=float, help="Of the training images, where there is no other split; 0.2.")
+@click.option(
+    "--val_fraction",
+    type=float,
+    help="Of the training images, where there is no other split; by default what the model's recipe says, else 0.2.",
+)
 @click.option("--label_colors", type=PATH, metavar="FILE.yaml", help="{label: [red, green, blue]} of colour masks.")
 @click.option("--streaming", is_flag=True, help="Read the data set without downloading it.")
 @scales
@@ -57,16 +61,22 @@ DATA_KEYS = (
 def with_data_file(settings: dict) -> dict:
     """Settings of the command line, and below them what a data.yaml says.
 
+    Of `val_fraction` the model's own recipe stands between the two: a larger part than was held out would hold images
+    that the model was trained on.
+
     Raises:
         ValueError: the file is not one that `qlseg check` writes, or the colours are not colours.
     """
     from ..training.build import read_label_names
     from ..training.recipe import check_values, is_data_file, read_data_file
+    from ..training.yaml_text import read_mapping
 
     given = {key: value for key, value in settings.items() if value is not None}
     values = read_data_file(Path(given["data"])) if is_data_file(given["data"]) else {"data": given["data"]}
     if colors := given.pop("label_colors", None):
         values["label_colors"] = str(colors)
+    if (own := Path(given["model"], "recipe.yaml")).is_file() and (fraction := read_mapping(own).get("val_fraction")):
+        values["val_fraction"] = fraction
     recipe = check_values(values)
     of_data = {key: getattr(recipe, key) for key in DATA_KEYS if getattr(recipe, key) is not None}
     names, _ = read_label_names(recipe.label_names)

@@ -67,3 +67,17 @@ def test_layout_says_how_values_become_labels(tmp_path):
     model.config.id2label = dict(enumerate(f"x{name}" for name in names))
     _, notes = apply_layout(request, model, processor, samples)
     assert "the scores mean something only if these are the same" in notes[0]
+
+
+def test_the_part_that_a_model_was_not_trained_on_is_held_out(tmp_path):
+    """A fifth in place of its tenth would be trained on by half."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "recipe.yaml").write_text("val_fraction: 0.1\ndata: photos\n")
+    (tmp_path / "data.yaml").write_text("data: photos\nval_fraction: 0.2\n")
+    model = {"model": str(tmp_path / "model")}
+    for data in ("photos", str(tmp_path / "data.yaml")):
+        assert with_data_file(SETTINGS | model | {"data": data})["val_fraction"] == 0.1
+    assert with_data_file(SETTINGS | model | {"val_fraction": 0.3})["val_fraction"] == 0.3
+    assert with_data_file(SETTINGS)["val_fraction"] == 0.2
+    (tmp_path / "model" / "recipe.yaml").write_text("val_fraction: 0\ndata: photos\n")
+    assert with_data_file(SETTINGS | model)["val_fraction"] == 0.2
