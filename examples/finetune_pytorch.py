@@ -30,7 +30,8 @@ device = "cuda" if torch.cuda.is_available() else "cpu"
 names = json.loads((Path(data) / "labels.json").read_text())
 id2label = {int(label): name for label, name in names.items()}
 model = AutoModelForSemanticSegmentation.from_pretrained(source, id2label=id2label, reuse_labels=True).to(device)
-processor = AutoImageProcessor.from_pretrained(source, do_reduce_labels=False)
+sizes = {"size": {"shortest_edge": 96}, "window_size": 96, "window_stride": 64}  # in training and prediction alike
+processor = AutoImageProcessor.from_pretrained(source, do_reduce_labels=False, **sizes)
 
 # crops that are scaled, flipped and normalised; a sample is asked for by (epoch, index)
 samples = open_dataset(data, "train")

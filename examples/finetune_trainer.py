@@ -21,21 +21,24 @@ names = json.loads((Path(data) / "labels.json").read_text())
 id2label = {int(label): name for label, name in names.items()}
 model = AutoModelForSemanticSegmentation.from_pretrained(source, id2label=id2label, reuse_labels=True)
 # label rules do not depend on each other: stored values, an offset by one, and the label that does not count
-processor = AutoImageProcessor.from_pretrained(source, do_reduce_labels=False, ignore_index=255, label_mapping=None)
+rules = {"do_reduce_labels": False, "ignore_index": 255, "label_mapping": None}
+# one size for all, so that they can be batched; it is saved, so that predictions see what training saw
+size = {"size": {"height": 96, "width": 96}, "do_sliding_window": False}
+processor = AutoImageProcessor.from_pretrained(source, **rules, **size)
 
 
 class Pictures(Dataset):
-    """Pictures and label maps of one split, all of one size, so that they can be batched."""
+    """Pictures and label maps of one split."""
 
-    def __init__(self, split: str, side: int):
-        self.samples, self.size = open_dataset(data, split), {"height": side, "width": side}
+    def __init__(self, split: str):
+        self.samples = open_dataset(data, split)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict:
         picture, labels = self.samples[index].read()  # (H, W, 3) uint8 and (H, W) integers as stored
-        features = processor(picture, segmentation_maps=labels, size=self.size, do_sliding_window=False)
+        features = processor(picture, segmentation_maps=labels)
         return {"pixel_values": features["pixel_values"][0], "labels": features["labels"][0]}
 
 
@@ -48,7 +51,7 @@ arguments = TrainingArguments(
     prediction_loss_only=True,  # `qlseg evaluate OUTPUT --data scenes` measures mIoU
     report_to="none",
 )
-trainer = Trainer(model, arguments, train_dataset=Pictures("train", 96), eval_dataset=Pictures("validation", 96))
+trainer = Trainer(model, arguments, train_dataset=Pictures("train"), eval_dataset=Pictures("validation"))
 trainer.train()
 print(trainer.evaluate())
 trainer.save_model(output)

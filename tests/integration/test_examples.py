@@ -43,6 +43,7 @@ def test_examples_of_training(script, word, stored, tmp_path):
     assert tuple(model.config.id2label.values()) == LABELS
     assert not torch.equal(model.pixel_encoder.level_embeddings, stored.model().pixel_encoder.level_embeddings)
     processor = QLSegImageProcessor.from_pretrained(tmp_path / "model")
+    assert set(dict(processor.settings().size).values()) == {96}  # as in training, whatever that of the source was
     assert segment(model, processor, stored.picture("wide"))[0].max() < len(LABELS)
 
 
