@@ -120,6 +120,8 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
         model.config.palette = palette
     if recipe.label_weights is not None:
         model.config.label_weights = order_label_weights(recipe.label_weights, model.config)
+    elif "label_weights" not in recipe.config:
+        model.config.label_weights = None  # those of a model that training starts from are its own run's
     prepare_for_training(model, recipe)
     return model
 
@@ -200,4 +202,11 @@ def plain_model(model: QLSegForSemanticSegmentation, weights: dict[str, torch.Te
     return plain
 
 
-__all__ = ["add_lora", "build_model", "build_processor", "plain_model", "read_label_names", "sets_reduction"]
+__all__ = [
+    "add_lora",
+    "build_model",
+    "build_processor",
+    "plain_model",
+    "read_label_names",
+    "sets_reduction",
+]

@@ -202,3 +202,18 @@ def test_dinov3_recipe(server, data, tmp_path):
     assert sorted(moved) == sorted(
         f"model.layer.{i}.attention.{part}_proj.weight" for i in range(2) for part in ("q", "k", "v", "o")
     )
+
+
+@pytest.mark.parametrize("stored", ["a"], indirect=True)
+def test_weights_of_labels_are_those_of_the_recipe(stored, tmp_path):
+    """Not those of the run before, of which the recipe that is written beside the model would say nothing."""
+    stored.model(label_weights=[2.0] * 20).save_pretrained(tmp_path)
+    stored.processor.save_pretrained(tmp_path)
+    assert QLSegConfig.from_pretrained(tmp_path).label_weights == [2.0] * 20
+    for changes, weights in (
+        ({}, None),
+        ({"label_weights": [3.0] * 20}, [3.0] * 20),
+        ({"config": {"label_weights": [4.0] * 20}}, [4.0] * 20),
+    ):
+        model = build_model(small_recipe(model=str(tmp_path), **changes), 255)
+        assert model.config.label_weights == weights
