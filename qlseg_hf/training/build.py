@@ -71,6 +71,24 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
     return QLSegImageProcessor(**(size | {"window_stride": max(1, recipe.crop_size * 2 // 3)} | given))
 
 
+def scale_warning(recipe: Recipe, processor: QLSegImageProcessor) -> str | None:
+    """The sentence on a run that trains on images of another size than its model is evaluated at; or None."""
+    settings, trained = processor.settings(), min(recipe.resize_box or (recipe.crop_size,))
+    if not settings.do_resize:
+        measured, is_same = "as large as they are (do_resize: false)", recipe.resize_box is not None
+        remedy = "set resize_box: [long side, short side] to the sides of the images"
+    else:
+        side = min(dict(settings.size).values())
+        measured, is_same = f"with one of {side}, as the processor has it", side == trained
+        remedy = f"set resize_box: [2048, {side}], or size and window_size of processor to those of the crops"
+    if is_same:
+        return None
+    return (
+        f"images are trained on with a short side of {trained} pixels times scale_range, and evaluated {measured}, so "
+        f"what they show has another size; {remedy}"
+    )
+
+
 def check_inherited_rules(recipe: Recipe, processor: QLSegImageProcessor, given: dict) -> None:
     """See `build_processor`. `given`: the processor's settings that the recipe states."""
     own = [key for key in ("label_names", "label_colors", "label_mapping") if getattr(recipe, key)]
@@ -208,5 +226,6 @@ __all__ = [
     "build_processor",
     "plain_model",
     "read_label_names",
+    "scale_warning",
     "sets_reduction",
 ]

@@ -19,7 +19,7 @@ from ..utils.distributed import StopSignals, fail_together, gather_objects, join
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically
 from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
 from .average import MovingAverage
-from .build import build_model, build_processor, read_label_names
+from .build import build_model, build_processor, read_label_names, scale_warning
 from .checkpoints import checkpoints, identity, load_checkpoint, read_recipe, read_state, step_of
 from .data import look_at_data, open_split
 from .distributed import SHARDED, check_batch, launched_precision, start_accelerator
@@ -103,6 +103,8 @@ def build_run(recipe: Recipe, signals: StopSignals, unreadable: list) -> Run:
     """
     accelerator = start_accelerator(recipe)
     processor = build_processor(recipe)
+    if accelerator.is_main_process and (warning := scale_warning(recipe, processor)):
+        print(f"warning: {warning}", file=sys.stderr)
     training_samples = open_split(recipe, recipe.train_split)
     set_seed(recipe.seed)
     model = build_model(recipe, processor.ignore_index)

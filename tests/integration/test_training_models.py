@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
-from qlseg_hf.training.build import add_lora, build_model, build_processor, plain_model
+from qlseg_hf.training.build import add_lora, build_model, build_processor, plain_model, scale_warning
 from qlseg_hf.training.recipe import Recipe, load_recipe
 
 
@@ -217,3 +217,28 @@ def test_weights_of_labels_are_those_of_the_recipe(stored, tmp_path):
     ):
         model = build_model(small_recipe(model=str(tmp_path), **changes), 255)
         assert model.config.label_weights == weights
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"crop_size": 32}, None),
+        ({"crop_size": 64}, "of 64 pixels times scale_range, and evaluated with one of 32, .*: \\[2048, 32\\]"),
+        ({"crop_size": 64, "resize_box": [2048, 32]}, None),
+        ({"crop_size": 32, "resize_box": [90, 40]}, "short side of 40 pixels .* evaluated with one of 32"),
+        ({"crop_size": 32, "processor": {"do_resize": False}}, "evaluated as large as they are .*resize_box: \\[long"),
+        ({"crop_size": 32, "processor": {"do_resize": False}, "resize_box": [90, 40]}, None),
+        ({"crop_size": 32, "processor": {"size": {"height": 48, "width": 40}}}, "evaluated with one of 40"),
+    ],
+)
+def test_a_size_that_is_not_trained_on_is_told(network, changes, sentence):
+    recipe = small_recipe(model=str(network), **changes)
+    found = scale_warning(recipe, build_processor(recipe))
+    assert found is None if sentence is None else re.search(sentence, found)
+
+
+def test_recipes_train_on_the_size_that_they_measure():
+    paths = [path for path in (ROOT / "qlseg_hf" / "recipes").glob("*.yaml") if "\nmodel:" not in path.read_text()]
+    assert len(paths) > 5
+    for recipe in map(load_recipe, paths):
+        assert scale_warning(recipe, build_processor(recipe)) is None
