@@ -63,7 +63,24 @@ def survey_data(request: DataRequest, show_progress: bool = True) -> Survey:
         sums[uses["training"]],
     )
     add_sentences(survey, [*getattr(layout, "notes", []), *broken])
+    survey.warnings += order_warnings(request, getattr(layout, "label_names", None))
     return survey
+
+
+def order_warnings(request: DataRequest, theirs: Sequence[str] | None) -> list[str]:
+    """The sentence on names that are given in another order than the data have them in; nothing if values are mapped.
+
+    `theirs`: names of the layout, or of a file beside the data.
+    """
+    given = request.label_names
+    plain, wanted = ([name.strip().casefold() for name in names or ()] for names in (theirs, given))
+    if plain == wanted or sorted(plain) != sorted(wanted) or request.rules.get("label_mapping") is not None:
+        return []
+    number = next(i for i, (one, other) in enumerate(zip(plain, wanted)) if one != other)
+    return [
+        f"label {number} is called {given[number]!r}, and by the data {theirs[number]!r}: the names stand in another "
+        "order; leave label_names out if the data are right, or correct the names beside them"
+    ]
 
 
 def rules_of(

@@ -389,3 +389,15 @@ def test_names_cannot_do_harm(qlseg, tmp_path):
     text = said.out + "\n".join(line for line in said.err.splitlines() if "pictures/s" not in line)
     text += (tmp_path / "out" / "report.html").read_text() + (tmp_path / "out" / "data.yaml").read_text()
     assert all(sign.isprintable() or sign == "\n" for sign in text)
+
+
+def test_names_in_another_order_than_beside_the_data(qlseg, tmp_path):
+    """Each label would be learnt under another's name."""
+    data = make_folders(tmp_path / "data", [0, 1, 2])
+    (data / "labels.txt").write_text("Sky\nroad\ncar\n")
+    said = qlseg(data, "--label_names", "[road, sky, car]")
+    assert "warning: label 0 is called 'road', and by the data 'Sky': the names stand in another order" in said.out
+    for names in ("[sky, road, car]", "[heaven, street, car]"):
+        assert "another order" not in qlseg(data, "--label_names", names).out
+    mapped = qlseg(data, "--label_names", "[road, sky, car]", "--label_mapping", "{0: 1, 1: 0}")
+    assert "another order" not in mapped.out
