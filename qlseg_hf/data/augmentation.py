@@ -5,7 +5,9 @@
 Everything random follows from (seed, epoch, sample index), never from a worker, a process or what was drawn before:
 any number of processes and workers sees the same pictures, and position p of a run is reached without the p before it.
 
-Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding.
+Source: the training pipeline of mmsegmentation 0.30 that Xie et al. 2024 used, in its order and with its rounding,
+but for labels: OpenCV's INTER_NEAREST, which it takes, copies the pixel at the first corner of a new one, which shifts
+labels against their picture by half a pixel of the crop.
 """
 
 from collections.abc import Iterator
@@ -171,7 +173,7 @@ class TrainingTransform:
     def draw_crop(
         self, labels: np.ndarray, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[slice, slice, np.ndarray]:
-        """Rows and columns of the crop in the resized picture, and its labels (h, w), as OpenCV's nearest has them.
+        """Rows and columns of the crop in the resized picture, and its labels (h, w), of the nearest pixels.
 
         A draw is accepted when more than one label occurs in it, ignored pixels aside, and the most frequent covers
         less than `cat_max_ratio` of them; after `CROP_DRAWS` the last stands. Only the crop is ever resized.
@@ -190,8 +192,8 @@ class TrainingTransform:
 
 
 def nearest(old: int, new: int) -> np.ndarray:
-    """For each of `new` pixels along a side of `old`, the pixel it copies: OpenCV's floor(i * scale)."""
-    return np.minimum((np.arange(new) * (1 / (new / old))).astype(np.int64), old - 1)
+    """For each of `new` pixels along a side of `old`, the pixel that its middle lies in, the later one of two."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
 
 
 def resize_sample(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:

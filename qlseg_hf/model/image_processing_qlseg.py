@@ -202,7 +202,9 @@ class QLSegImageProcessor(BaseImageProcessor):
             planes = [settings.normalized(resize_picture(picture, size))]
             if maps is not None:
                 reduced = settings.reduce_labels(torch.from_numpy(maps[index]))
-                planes.append(F.interpolate(reduced[None, None].double(), size=size, mode="nearest")[0, 0].long())
+                planes.append(
+                    F.interpolate(reduced[None, None].double(), size=size, mode="nearest-exact")[0, 0].long()
+                )
             if not settings.do_sliding_window:
                 pixel_values.append(planes[0])
                 labels.extend(planes[1:])

@@ -261,6 +261,19 @@ def test_labels_are_resized_nearest_only():
     assert found.unique().tolist() == [0, 200]
 
 
+@pytest.mark.parametrize("size", [(30, 41), (17, 90), (40, 31)])
+def test_labels_stay_on_their_pixels_when_resized(size):
+    """The picture holds the place of each pixel, and the label map its number; half a pixel, and 8 bit rounds."""
+    y, x = np.indices((25, 37))
+    picture = np.stack([x, y, y], axis=-1).astype(np.uint8)
+    settings = {"size": {"height": size[0], "width": size[1]}, "do_rescale": False, "do_normalize": False}
+    processor = QLSegImageProcessor(do_sliding_window=False, ignore_index=-1, **settings)
+    found = processor(picture, segmentation_maps=y * 37 + x, return_tensors="pt")
+    labels, (across, down, _) = found["labels"][0], found["pixel_values"][0]
+    for error in (across - labels % 37, down - labels // 37):
+        assert error.abs().max() <= 1.01 and error.mean().abs() < 0.2
+
+
 def test_no_picture_at_all():
     """`need at least one array to stack`."""
     for images in ([], (), iter([]), np.zeros((0, 4, 4, 3), np.uint8)):
