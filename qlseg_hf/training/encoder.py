@@ -146,13 +146,14 @@ def find_normalization(source: str | Path) -> tuple[list[float], list[float], st
     stored = read_beside(source, "config.json")
     timm = stored.get("pretrained_cfg", stored)
     theirs = read_beside(source, "preprocessor_config.json", _raise_exceptions_for_connection_errors=False)
-    for values, keys in ((timm, ("mean", "std")), (theirs, ("image_mean", "image_std"))):
-        if all(isinstance(values.get(key), list) for key in keys):
-            return *(list(values[key]) for key in keys), ""
-    kind = stored.get("model_type", "vit")
-    is_half = kind in HALF_FAMILIES
+    for values, mean, std in ((timm, "mean", "std"), (theirs, "image_mean", "image_std")):
+        if isinstance(values.get(mean), list) and isinstance(values.get(std), list):
+            return list(values[mean]), list(values[std]), ""
+    is_half = stored.get("model_type", "vit") in HALF_FAMILIES
+    mean_of_kind, std_of_kind = HALF if is_half else IMAGENET
     taken = "0.5 and 0.5 are taken, those of AugReg's ViTs" if is_half else "ImageNet's are taken"
-    return *(HALF if is_half else IMAGENET), f"{source} does not say how its images were normalised; {taken}"
+    note = f"{source} does not say how its images were normalised; {taken}"
+    return list(mean_of_kind), list(std_of_kind), note
 
 
 def _encoder_of_transformers(source: str | Path) -> Encoder:
