@@ -26,7 +26,7 @@ FIXTURES = Path(__file__).resolve().parent / "fixtures"
 # so that a failure in them says what differs
 pytest.register_assert_rewrite("training_runs", "programs", "evaluations")
 from networks import tiny_config, tiny_model_and_processor, varied_model  # noqa: E402
-from programs import ROOT, make_data, train, write_recipe  # noqa: E402, F401
+from programs import ROOT, make_data, write_recipe  # noqa: E402, F401
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor  # noqa: E402
 from qlseg_hf.convert import convert_file  # noqa: E402
@@ -121,11 +121,10 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def whole_run(data, tmp_path_factory) -> Path:
+def whole_run(server, data, tmp_path_factory) -> Path:
     """A run that was never stopped: accumulation, workers, augmentation, dropout, moving average."""
     folder = tmp_path_factory.mktemp("whole")
-    done = train(write_recipe(folder, data))
-    assert done.returncode == 0, done.stderr[-2000:]
+    server.complete("train", write_recipe(folder, data), expect=0)
     return folder / "run"
 
 

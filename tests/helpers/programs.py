@@ -113,6 +113,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def ranks(processes: int) -> list[dict[str, str]]:
+    """Of each of so many processes, what torchrun tells it."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    shared |= {"LOCAL_WORLD_SIZE": str(processes)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
 def launcher(processes: int) -> list[str]:
     """The start of a command for so many processes of this machine."""
     if processes == 1:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from programs import ROOT, environment, launcher, write_recipe
+from programs import ROOT, environment, launcher, ranks, write_recipe
 
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
 from qlseg_hf.data.datasets import open_dataset
@@ -21,20 +21,34 @@ SAYS = ("qlseg train: ", "qlseg check: ", "qlseg evaluate: ")  # how a sentence 
 
 
 class ForkServer:
-    """See fork_server.py."""
+    """See fork_server.py. A command has the environment of `programs.environment`, on CPUs, and `variables`.
+
+    What modules read when they are imported is that of the server's own start.
+    """
 
     def __init__(self):
         command = [sys.executable, str(ROOT / "tests" / "helpers" / "fork_server.py")]
-        env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.pid = None
 
-    def start(self, log: Path, *arguments, errors: Path | None = None, folder: Path = ROOT) -> int:
+    def start(
+        self,
+        log: Path,
+        *arguments,
+        errors: Path | None = None,
+        folder: Path = ROOT,
+        processes: int = 1,
+        **variables: str,
+    ) -> int:
         """The id of a new process, and of its group; stderr goes into `log` as well if there is no file for it."""
         if self.pid is not None:  # a test that failed has left it
             os.killpg(self.pid, signal.SIGKILL)
             self.exit_code()
-        line = [*map(str, (folder, log, errors or log)), [*map(str, arguments)]]
+        shared = environment(**{"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"} | variables)
+        own = [{}] if processes == 1 else ranks(processes)
+        line = [*map(str, (folder, log, errors or log)), [shared | one for one in own], [*map(str, arguments)]]
         self.process.stdin.write(json.dumps(line) + "\n")
         self.process.stdin.flush()
         self.pid = int(self.process.stdout.readline())
@@ -49,12 +63,14 @@ class ForkServer:
         self.start(log, *arguments)
         return self.exit_code(), log.read_text()
 
-    def complete(self, *arguments, folder: Path = ROOT) -> subprocess.CompletedProcess:
-        """What `subprocess.run` gives of the command `qlseg ARGUMENTS`."""
+    def complete(self, *arguments, expect: int | None = None, **settings) -> subprocess.CompletedProcess:
+        """What `subprocess.run` gives of the command `qlseg ARGUMENTS`; its exit status must be `expect` if given."""
         with TemporaryDirectory() as place:
             files = Path(place, "stdout"), Path(place, "stderr")
-            self.start(files[0], *arguments, errors=files[1], folder=folder)
-            return subprocess.CompletedProcess(arguments, self.exit_code(), *(file.read_text() for file in files))
+            self.start(files[0], *arguments, errors=files[1], **settings)
+            done = subprocess.CompletedProcess(arguments, self.exit_code(), *(file.read_text() for file in files))
+        assert expect in (None, done.returncode), done.stderr[-4000:]
+        return done
 
     def close(self) -> None:
         if self.pid is not None:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import torch
 from conftest import ROOT
 from evaluations import SIZES, pretend_rank, strict, without_time
 from PIL import Image
-from programs import free_port
+from training_runs import is_running, wait_until
 
 from qlseg_hf import load_label_map, load_picture, segment
 from qlseg_hf.data.datasets import open_dataset
@@ -25,7 +24,6 @@ from qlseg_hf.evaluation.metrics import confusion_counts, scores
 from qlseg_hf.evaluation.state import remove_state, state_path
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("stored", ["a"], indirect=True)]
-SCRIPT = ["-m", "qlseg_hf.cli.evaluate"]
 
 
 def slow_scores(stored, references, **settings) -> dict:
@@ -40,49 +38,15 @@ def slow_scores(stored, references, **settings) -> dict:
     return scores(counts)
 
 
-def launch(num_processes: int, *arguments, code: str | None = None) -> list[subprocess.Popen]:
-    """Start the script once per process, with the environment that torchrun sets."""
-    shared = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    if num_processes > 1:
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
-        shared |= {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-    processes = []
-    for rank in range(num_processes):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}
-        start = [sys.executable, *SCRIPT] if code is None else [sys.executable, "-c", code]
-        processes.append(
-            subprocess.Popen(
-                [*start, *map(str, arguments)],
-                env=os.environ | shared | own,
-                cwd=ROOT,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
-    return processes
-
-
-def finish(processes: list[subprocess.Popen], expect: int = 0) -> list[tuple[str, str]]:
-    """(stdout, stderr) of each process; none may hang."""
-    try:
-        outputs = [process.communicate(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [expect] * len(processes), outputs
-    return outputs
-
-
 @pytest.mark.parametrize("others", [(2,), pytest.param((3,), marks=pytest.mark.slow)])
-def test_any_number_of_processes_gives_one_result(stored, references, tmp_path, others):
+def test_any_number_of_processes_gives_one_result(server, stored, references, tmp_path, others):
     found = {}
     for n in (1, *others):
         arguments = [stored.folder, "--data", references, "--split", "val"]
         arguments += ["--output", tmp_path / f"{n}.json", "--report", tmp_path / f"report{n}"]
-        outputs = finish(launch(n, *arguments))
-        assert "mIoU" in outputs[0][0] and all(not stdout for stdout, _ in outputs[1:])
-        assert f"1 of {n} processes" in outputs[0][1] or n == 1
+        done = server.complete("evaluate", *arguments, processes=n, expect=0)
+        assert done.stdout.count("mIoU ") == 1 and done.stdout.count("\n") > 30  # of one process, all rows
+        assert f"1 of {n} processes" in done.stderr or n == 1
         found[n] = strict(tmp_path / f"{n}.json")
         assert found[n]["num_pictures"] == 5 and found[n]["protocol"]["processes"] == n
         assert not list(tmp_path.glob("*.state*"))
@@ -96,7 +60,7 @@ def test_any_number_of_processes_gives_one_result(stored, references, tmp_path, 
     for row, iou in zip(found[1]["per_label"], expected["iou"]):
         assert row["iou"] == (None if np.isnan(iou) else pytest.approx(iou, rel=1e-12))
     low, high = found[1]["miou_interval"]
-    assert low < high and outputs[0][0].count("\n") > 30  # a row per label, and the protocol
+    assert low < high
     protocol = found[1]["protocol"]
     assert protocol["split"] == "validation" and protocol["size"] == {"shortest_edge": 96}
     assert protocol["window_size"] == 96 and protocol["window_stride"] == 64 and protocol["do_reduce_labels"] is True
@@ -126,7 +90,7 @@ def check_ranking(stored, references, result):
     "launcher", [["torch.distributed.run", "--nproc-per-node", "3"], ["accelerate.commands.launch", "--cpu"]]
 )
 def test_launchers(stored, references, tmp_path, launcher):
-    command = [sys.executable, "-m", *launcher, *SCRIPT, stored.folder, "--data", references]
+    command = [sys.executable, "-m", *launcher, "-m", "qlseg_hf.cli.evaluate", stored.folder, "--data", references]
     command += ["--split", "val", "--scales", "0.5,1", "--flip", "--output", tmp_path / "out.json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run([*map(str, command)], env=environment, check=True, timeout=900, capture_output=True)
@@ -137,12 +101,13 @@ def test_launchers(stored, references, tmp_path, launcher):
     assert found["protocol"]["processes"] == (3 if "3" in launcher else 1)
 
 
-def test_killed_and_resumed(stored, references, tmp_path):
-    output = tmp_path / "out.json"
+def test_killed_and_resumed(server, stored, references, tmp_path):
+    output, state = tmp_path / "out.json", tmp_path / "out.json.state.1-of-1"
     arguments = [stored.folder, "--data", references, "--split", "validation", "--output", output]
-    # the real script, with a state after every picture and a pause that leaves time for the kill
-    code = """
-import runpy, sys, time
+    # the real command, with a state after every picture and a pause that leaves time for the kill
+    (tmp_path / "paused.py").write_text("""
+import sys, time
+from qlseg_hf.cli.main import run
 from qlseg_hf.evaluation import evaluator as evaluation
 evaluation.ROUND_SECONDS = 0
 count = evaluation.count_for_a_round
@@ -151,24 +116,17 @@ def paused(mine, counted, *others):
         time.sleep(300)
     return count(mine, counted, *others)
 evaluation.count_for_a_round = paused
-runpy.run_module("qlseg_hf.cli.evaluate", run_name="__main__")
-"""
-    process = launch(1, *arguments, code=code)[0]
-    state = tmp_path / "out.json.state.1-of-1"
-    try:
-        deadline = time.monotonic() + 600
-        while not (state.exists() and next_index(state) == 2):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert not output.exists()
+sys.exit(run(["evaluate", *sys.argv[1:]]))
+""")
+    pid = server.start(tmp_path / "log", tmp_path / "paused.py", *arguments)
+    wait_until(lambda: (state.exists() and next_index(state) == 2) or not is_running(pid))
+    os.killpg(pid, signal.SIGKILL)
+    assert server.exit_code() == -signal.SIGKILL and not output.exists()
     # what was counted is not looked at again: without these two the rest would not give the result of all five
     reference = evaluate_samples(stored.model(), stored.processor, open_dataset(references, "val"), progress=False)
     for name in ("0.png", "1.png"):
         (references / "images/validation" / name).write_text("no picture")
-    finish(launch(1, *arguments))
+    server.complete("evaluate", *arguments, expect=0)
     found = strict(output)
     for key in ("protocol", "worst", "best"):
         found.pop(key)
@@ -183,14 +141,14 @@ def next_index(state) -> int:
         return json.loads(file.metadata()["evaluation"])["next_index"]
 
 
-def test_one_failing_process_stops_all_with_one_sentence(stored, references, tmp_path):
+def test_one_failing_process_stops_all_with_one_sentence(server, stored, references, tmp_path):
     (references / "images/validation/1.png").write_text("no picture")  # process 1's first
     output = tmp_path / "out.json"
     arguments = [stored.folder, "--data", references, "--split", "val", "--output", output]
-    outputs = finish(launch(2, *arguments), expect=1)
-    sentences = [line for _, stderr in outputs for line in stderr.splitlines() if line.startswith("qlseg evaluate: ")]
+    done = server.complete("evaluate", *arguments, processes=2, expect=1)
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("qlseg evaluate: ")]
     assert len(sentences) == 1 and "images/validation/1.png" in sentences[0]
-    assert not any("Traceback" in stderr or stdout for stdout, stderr in outputs) and not output.exists()
+    assert "Traceback" not in done.stderr and not done.stdout and not output.exists()
 
 
 def test_shares_of_processes_add_up(stored, references, monkeypatch):

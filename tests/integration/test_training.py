@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +13,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from networks import tiny_config
-from programs import STILL, environment, stats_of, train, write_recipe
+from programs import STILL, stats_of, write_recipe
 from recipes import small_recipe
-from training_runs import assert_same_run
+from training_runs import assert_same_run, is_running, wait_until
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.training.average import MovingAverage
-from qlseg_hf.training.checkpoints import checkpoints, save_checkpoint
+from qlseg_hf.training.checkpoints import checkpoints, read_state, save_checkpoint
 from qlseg_hf.training.optimization import parameter_groups
 from qlseg_hf.training.step import training_step
 
@@ -107,26 +105,18 @@ def test_moving_average():
     assert model.weight.item() == 1.0
 
 
-def test_resume_is_exact_after_kills(whole_run, data, tmp_path):
+def test_resume_is_exact_after_kills(whole_run, server, data, tmp_path):
     """SIGKILL to the whole process group at three random moments; the same command each time."""
-    recipe, draw, exit_codes = write_recipe(tmp_path, data), random.Random(7), []
-    command = [sys.executable, "-m", "qlseg_hf.cli.train", str(recipe)]
+    recipe, draw, run = write_recipe(tmp_path, data), random.Random(7), tmp_path / "run"
     for _ in range(3):
-        before = checkpoints(tmp_path / "run")
-        process = subprocess.Popen(
-            command, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 600
+        before, pid = checkpoints(run), server.start(tmp_path / "log", "train", recipe)
         # let it get past what the last kill left, then strike at any moment, saving included
-        while checkpoints(tmp_path / "run") == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: checkpoints(run) != before or not is_running(pid))  # noqa: B023 (called at once)
         time.sleep(draw.uniform(0, 0.3))
-        os.killpg(process.pid, signal.SIGKILL)
-        exit_codes.append(process.wait())
-    assert exit_codes == [-signal.SIGKILL] * 3  # none had ended by itself
-    done = train(recipe)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert_same_run(tmp_path / "run", whole_run)
+        os.killpg(pid, signal.SIGKILL)
+        assert server.exit_code() == -signal.SIGKILL  # it had not ended by itself
+    server.complete("train", recipe, expect=0)
+    assert_same_run(run, whole_run)
 
 
 def test_resume_in_the_middle_of_saving(whole_run, server, data, tmp_path):
@@ -155,21 +145,20 @@ def test_starting_over_does_not_mix_runs(whole_run, server, data, tmp_path):
     assert_same_run(tmp_path / "run", whole_run)
 
 
-def test_resume_with_other_processes_and_accumulation(data, tmp_path):
+def test_resume_with_other_processes_and_accumulation(server, data, tmp_path):
     """2 steps on one process, 2 on two, 2 on one with batches of 1: the curve of one run, and each change is said."""
-    changes = {"config": STILL, "eval_steps": 6, "num_workers": 0, "warmup_steps": 0}
+    changes = {"config": STILL, "eval_steps": 6, "num_workers": 0, "warmup_steps": 0, "max_steps": 6}
     curves = []
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-        recipe = write_recipe(tmp_path / name, data, max_steps=6, per_device_batch_size=2, **changes)
-        run = tmp_path / name / "run"
+        recipe, run = write_recipe(tmp_path / name, data, **changes), tmp_path / name / "run"
         if name == "whole":
-            assert train(recipe).returncode == 0
+            server.complete("train", recipe, expect=0)
         else:
             steps = (([], 1), (["--per_device_batch_size=1"], 2), (["--per_device_batch_size=4"], 1))
             for number, (more, processes) in enumerate(steps):
-                done = train(recipe, *more, "--keep_checkpoints=9", processes=processes)
-                assert done.returncode == 0, done.stderr[-3000:]
+                more = [*more, "--keep_checkpoints=9"]
+                done = server.complete("train", recipe, *more, processes=processes, expect=0)
                 if number:
                     assert f"num_processes: {3 - processes} -> {processes}" in done.stderr, done.stderr
                     assert "dropout and drop path draw other numbers" in done.stderr
@@ -179,13 +168,13 @@ def test_resume_with_other_processes_and_accumulation(data, tmp_path):
         curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
     assert len(curves[0]) == 6
     np.testing.assert_allclose(curves[0], curves[1], rtol=5e-4)
-    state = json.loads((checkpoints(run)[-1] / "state.json").read_text())
-    assert (state["num_processes"], state["distribution"], state["precision"]) == (1, "NO", "fp32")
-    state = json.loads((checkpoints(run)[1] / "state.json").read_text())
-    assert (state["num_processes"], state["distribution"], state["precision"]) == (2, "MULTI_CPU", "fp32")
+    for place, num_processes, distribution in ((-1, 1, "NO"), (1, 2, "MULTI_CPU")):
+        state = read_state(checkpoints(run)[place])
+        found = (state["num_processes"], state["distribution"], state["precision"])
+        assert found == (num_processes, distribution, "fp32")
 
-    done = train(recipe, "--total_batch_size=8", "--max_steps=9", processes=2)
-    assert done.returncode == 1 and "this run has 2 (MULTI_CPU) and 8; resume as it was, or start a new" in done.stderr
+    done = server.complete("train", recipe, "--total_batch_size=8", "--max_steps=9", processes=2, expect=1)
+    assert "this run has 2 (MULTI_CPU) and 8; resume as it was, or start a new" in done.stderr
     assert f"with model: {run}/last" in done.stderr
 
 

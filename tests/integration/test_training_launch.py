@@ -14,19 +14,26 @@ from qlseg_hf.training.distributed import check_batch, fit_to_recipe, launch_fac
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_do_not_change_the_curve(data, tmp_path, processes):
-    """The same total batch on one process and on several, dropout off: the same losses up to rounding."""
-    curves = []
-    for count in (1, processes):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        recipe = write_recipe(folder, data, config=STILL, per_device_batch_size=1, max_steps=6, num_workers=0)
-        done = train(recipe, processes=count)
-        assert done.returncode == 0, done.stderr[-3000:]
-        lines = (folder / "run" / "losses.jsonl").read_text().splitlines()
+def test_processes_do_not_change_the_curve(server, data, tmp_path, processes):
+    """The same total batch on one process and on several, dropout off: the same losses up to rounding.
+
+    torchrun starts them without a word of accelerate's, and they are one run, not several.
+    """
+    runs, curves = [tmp_path / name / "run" for name in ("one", "several")], []
+    for run in runs:
+        run.parent.mkdir()
+        recipe = write_recipe(run.parent, data, config=STILL, per_device_batch_size=1, max_steps=6, num_workers=0)
+        if run is runs[0]:
+            server.complete("train", recipe, expect=0)
+        else:
+            done = train(recipe, processes=processes, ACCELERATE_USE_CPU="false")
+            assert done.returncode == 0, done.stderr[-3000:]
+        lines = (run / "losses.jsonl").read_text().splitlines()
         curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
     assert len(curves[0]) == 6
     np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
+    card = (runs[1] / "last" / "README.md").read_text()
+    assert f"- hardware: {processes} x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
 
 
 @pytest.fixture
@@ -106,13 +113,3 @@ def test_deepspeed_takes_the_batch_of_the_recipe(monkeypatch):
     for key in ("optimizer", "scheduler", "tensor_parallel"):
         with pytest.raises(ValueError, match=f"configuration holds {key}, which the recipe decides"):
             fit_to_recipe(deepspeed(**{key: {"type": "x"}}), recipe)
-
-
-def test_torchrun_joins_on_cpus(data, tmp_path):
-    """Without a word of accelerate's: one run of two processes, and not two runs."""
-    recipe = write_recipe(tmp_path, data, max_steps=2, eval_steps=2, num_workers=0)
-    done = train(recipe, processes=2, ACCELERATE_USE_CPU="false")
-    assert done.returncode == 0, done.stderr[-3000:]
-    card = (tmp_path / "run" / "last" / "README.md").read_text()
-    assert "- hardware: 2 x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
-    assert len((tmp_path / "run" / "losses.jsonl").read_text().splitlines()) == 2
