@@ -15,7 +15,7 @@ import pytest
 from conftest import FIXTURES
 from networks import tiny_model_and_processor
 from PIL import Image
-from programs import environment, launcher, stats_of
+from programs import environment, stats_of
 
 from qlseg_hf import segment
 from qlseg_hf.utils.hashing import file_sha256
@@ -43,12 +43,7 @@ def images(tmp_path_factory) -> Path:
 def predict(server):
     """Run `qlseg predict`; its exit status must be `expect`."""
 
-    def run(*arguments, expect: int = 0) -> subprocess.CompletedProcess:
-        done = server.complete("predict", *arguments)
-        assert done.returncode == expect, done.stderr
-        return done
-
-    return run
+    return lambda *arguments, expect=0, **settings: server.complete("predict", *arguments, expect=expect, **settings)
 
 
 def maps(output: Path) -> dict[str, np.ndarray]:
@@ -225,20 +220,14 @@ def test_videos(predict, network, tmp_path):
     assert "0 images segmented, 2 were done before, 1 failed" in predict(*arguments, expect=3).stdout
 
 
-def launch(processes: int, network, *arguments) -> subprocess.CompletedProcess:
-    command = [*launcher(processes), "-m", "qlseg_hf.cli.predict", network, *arguments]
-    variables = environment(ACCELERATE_USE_CPU="true")
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, env=variables, timeout=600)
-
-
-def test_two_processes_give_what_one_gives(whole, network, images, tmp_path):
-    pytest.importorskip("accelerate")
+def test_two_processes_give_what_one_gives(predict, whole, network, images, tmp_path):
     output = tmp_path / "out"
-    done = launch(2, network, images, "--output", output, "--format", FORMATS, "--workers", 1)
+    arguments = [network, images, "--output", output, "--format", FORMATS, "--workers", 1]
+    done = predict(*arguments, processes=2, expect=3)
     assert done.stdout.count(f"{NUM_IMAGES} images segmented, 2 failed") == 1, done.stderr  # one of them says it
     assert tree(output) == tree(whole)
-    done = launch(2, network, images, "--output", output, "--format", FORMATS, "--scales", 3, "--workers", 1)
-    assert done.returncode == 1 and done.stderr.count("holds results of other settings") == 1
+    done = predict(*arguments, "--scales", 3, processes=2, expect=1)
+    assert done.stderr.count("holds results of other settings") == 1
 
 
 def kill_and_resume(network, images, output: Path, steps: list[int]) -> list[int]:
