@@ -67,6 +67,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
         accelerator = Accelerator(log_with=recipe.report_to, project_dir=recipe.output_dir, mixed_precision=wanted)
         KEPT.append(accelerator)
         check_launch(accelerator, wanted)
+        check_compilation(accelerator, recipe)
         build_whole_networks(accelerator)
         fit_to_recipe(accelerator, recipe)
     return accelerator
@@ -117,6 +118,19 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
         raise ValueError(
             f"accelerate's dynamo_backend {backend.value.lower()} wraps the whole network, which could not be saved; "
             "leave it out (--dynamo_backend no) and set compile: true in the recipe"
+        )
+
+
+def check_compilation(accelerator: Accelerator, recipe: Recipe) -> None:
+    """ValueError for what was seen to give wrong numbers.
+
+    GCC 12.2 with -O3 takes inductor's kernels (PyTorch 2.13) apart that transpose 16-bit maps on CPUs with AVX-512: most
+    of what the pixel encoder gives is then another number, and some is NaN. With -O1 the same kernels are right.
+    """
+    if recipe.compile and accelerator.device.type == "cpu" and accelerator.mixed_precision != "no":
+        raise ValueError(
+            f"compile: true in {accelerator.mixed_precision} gives wrong numbers on CPUs with some C++ compilers; set "
+            "precision: fp32, or leave compile out, which gains little on a CPU"
         )
 
 

@@ -100,7 +100,7 @@ class Recipe:
         precision: fp32, bf16 or fp16, of the forward pass. auto: what accelerate's launcher was told, else bf16
             where the GPU or CPU has it, else fp32.
         gradient_checkpointing: less memory for more time.
-        compile: torch.compile of encoder, pixel encoder and decoder.
+        compile: torch.compile of encoder, pixel encoder and decoder; on a CPU in fp32 alone.
         eval_steps: interval of evaluations. auto: an eighth of max_steps, at most 4000, and in
             which as many images are trained on as an evaluation reads.
         save_steps: interval of checkpoints. auto: that of evaluations, at most 1000.

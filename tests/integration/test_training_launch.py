@@ -1,6 +1,7 @@
 """What accelerate, DeepSpeed and torchrun start: the same curve, or a refusal."""
 
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +63,15 @@ def test_what_accelerate_would_not_do_is_refused(monkeypatch, fresh_accelerate, 
     with pytest.raises((ImportError, ValueError), match=sentence):
         start_accelerator(small_recipe(output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_half_precision_is_not_compiled_on_cpus(monkeypatch, fresh_accelerate, precision):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    recipe = small_recipe(compile=True, precision=precision)
+    refusal = pytest.raises(ValueError, match="compile: true in bf16 gives wrong numbers on CPUs")
+    with refusal if precision == "bf16" else nullcontext():
+        start_accelerator(recipe)
 
 
 def test_precision_is_stated(monkeypatch, fresh_accelerate):
