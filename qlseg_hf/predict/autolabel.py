@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..data.check.outputs import to_yaml
 from ..data.layouts.files import PICTURE_SUFFIXES, listed, suffix_of
+from ..export.loading import is_file, load_network_or_file
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.image_io import NamedBytes, load_label_map, load_picture
 from ..model.image_processing_qlseg import QLSegImageProcessor
@@ -154,10 +155,14 @@ def check_output(output: Path) -> None:
 
 
 def read_teacher(source: str) -> Teacher:
-    """Names, colours and processor of a model."""
-    config = QLSegConfig.from_pretrained(source)
+    """Names, colours and processor of a model, or of a file that it was exported to."""
+    if is_file(source):
+        model, processor = load_network_or_file(source)
+        config = model.config
+    else:
+        config, processor = QLSegConfig.from_pretrained(source), QLSegImageProcessor.from_pretrained(source)
     names = [config.id2label[label] for label in range(config.num_labels)]
-    return Teacher(str(source), names, label_colors(config), QLSegImageProcessor.from_pretrained(source))
+    return Teacher(str(source), names, label_colors(config), processor)
 
 
 def make_paths(items: list[Item], work: Path) -> dict[str, _Paths]:

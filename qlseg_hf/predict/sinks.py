@@ -76,11 +76,16 @@ class Output:
         """What pixels of labels that are not wanted hold; None if all are wanted."""
         return None if self.wanted is None else 255 if len(self.names) <= 255 else 65535
 
+    @property
+    def label_dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """Of stored label maps: uint8, uint16 if that is too little for labels or void."""
+        return np.uint8 if max(len(self.names) - 1, self.void or 0) <= 255 else np.uint16
+
     def select(self, labels: np.ndarray) -> np.ndarray:
-        """(H, W) integers -> (H, W) uint8, uint16 if that is too little, void where a label is not wanted."""
+        """(H, W) integers -> (H, W) `label_dtype`, void where a label is not wanted."""
         if self.wanted is not None:
             labels = np.where(np.isin(labels, self.wanted), labels, self.void)
-        return labels.astype(np.uint8 if max(len(self.names) - 1, self.void or 0) <= 255 else np.uint16)
+        return labels.astype(self.label_dtype)
 
     def paths(self, name: str) -> list[Path]:
         """The files of an image."""

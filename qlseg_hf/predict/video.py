@@ -112,9 +112,9 @@ def read_frames(reader: VideoFile | Camera) -> Iterator[_Frame]:
 class _Writer:
     """Writes frames of one size into a video file."""
 
-    def __init__(self, path: Path, kind: str, num_labels: int):
+    def __init__(self, path: Path, kind: str, is_wide: bool):
         self.container, self.kind, self.stream = import_av().open(str(path), "w"), kind, None
-        self.format = "rgb24" if kind == "overlay" else "gray" if num_labels <= 256 else "gray16le"
+        self.format = "rgb24" if kind == "overlay" else "gray16le" if is_wide else "gray"
         self.time = -1
 
     def add(self, values: np.ndarray, frame: _Frame) -> None:
@@ -150,7 +150,8 @@ def _writing(output: Output, name: str) -> Iterator[dict[str, _Writer]]:
         beside = {kind: stack.enter_context(partial_folder(path.name, path.parent)) for kind, path in paths.items()}
         written = {kind: beside[kind] / path.name for kind, path in paths.items()}
         try:
-            writers = {kind: _Writer(path, kind, len(output.names)) for kind, path in written.items()}
+            is_wide = output.label_dtype is np.uint16
+            writers = {kind: _Writer(path, kind, is_wide) for kind, path in written.items()}
             yield writers
             for writer in writers.values():
                 writer.close()

@@ -149,7 +149,7 @@ def order_label_weights(label_weights: list[float] | dict, config: QLSegConfig) 
     if isinstance(label_weights, dict):
         if unknown := set(label_weights) - set(config.label2id):
             raise ValueError(f"label_weights names {sorted(unknown)}, which are no labels")
-        return [float(label_weights.get(name, 1.0)) for name in config.label2id]
+        return [float(label_weights.get(name, 1.0)) for name in config.id2label.values()]
     if len(label_weights) != config.num_labels:
         raise ValueError(f"{len(label_weights)} label_weights for {config.num_labels} labels")
     return label_weights

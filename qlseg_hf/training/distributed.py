@@ -124,8 +124,8 @@ def check_launch(accelerator: Accelerator, asked: str) -> None:
 def check_compilation(accelerator: Accelerator, recipe: Recipe) -> None:
     """ValueError for what was seen to give wrong numbers.
 
-    GCC 12.2 with -O3 takes inductor's kernels (PyTorch 2.13) apart that transpose 16-bit maps on CPUs with AVX-512: most
-    of what the pixel encoder gives is then another number, and some is NaN. With -O1 the same kernels are right.
+    GCC 12.2 with -O3 breaks kernels of inductor (PyTorch 2.13) that transpose 16-bit maps on CPUs with AVX-512:
+    most of what the pixel encoder gives is then another number, and some is NaN. With -O1 the kernels are right.
     """
     if recipe.compile and accelerator.device.type == "cpu" and accelerator.mixed_precision != "no":
         raise ValueError(

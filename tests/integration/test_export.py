@@ -160,6 +160,9 @@ def test_commands_take_it(stored, exported, data, tmp_path, capsys):
     for image in images:
         maps = [load_label_map(tmp_path / name / "labels" / f"{image.stem}.png") for name in ("file", "torch")]
         assert (maps[0] == maps[1]).mean() >= 0.999 and len(np.unique(maps[1])) > 1
+    settings = ["--output", tmp_path / "pseudo", "--confidence", "0.01", "--workers", "0"]
+    assert run_command(["autolabel", "--model", exported[0], "--data", images[0], *settings]) == 0
+    assert len(list((tmp_path / "pseudo" / "masks").iterdir())) == 1
     # the folder of results knows the file by its content
     assert run_command(["predict", stored.folder, *images, "--output", tmp_path / "file", "--workers", "0"]) == 1
     assert "other settings (weights_sha256" in capsys.readouterr().err

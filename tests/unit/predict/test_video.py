@@ -30,9 +30,11 @@ def write_video(path, count: int, height: int = 50, width: int = 70, codec: str 
     return path
 
 
-def run(path, tmp_path, model, processor, *formats, batching="exact", batch_size=2, max_frames=None, names=20):
+def run(
+    path, tmp_path, model, processor, *formats, batching="exact", batch_size=2, max_frames=None, names=20, wanted=None
+):
     colors = np.random.default_rng(1).integers(0, 256, (names, 3), dtype=np.uint8)
-    output = Output(tmp_path / "out", formats, tuple(map(str, range(names))), colors)
+    output = Output(tmp_path / "out", formats, tuple(map(str, range(names))), colors, wanted)
     request = Request(processor.settings(), [1.0], False, None, "auto", False, False)
     waiting = WindowQueue(model, request, batch_size, batching)
     item = Item("sub/clip", str(path), (), VideoFile(str(path), max_frames))
@@ -81,17 +83,21 @@ def test_few_frames_are_held_and_keep_their_order(tmp_path, monkeypatch):
     assert len(differing) == 30 and max(differing) < 0.01
 
 
-def test_more_than_256_labels(tmp_path):
+@pytest.mark.parametrize("num_labels, wanted", [(300, None), (256, list(range(0, 256, 2)))])
+def test_labels_of_16_bits(num_labels, wanted, tmp_path):
+    """256 labels fit into 8 bits, and one more for what is not wanted does not."""
     from networks import tiny_config, varied_model
 
     model, processor = (
-        varied_model(tiny_config(num_labels=300, semantic_loss_ignore_index=-100)),
+        varied_model(tiny_config(num_labels=num_labels, semantic_loss_ignore_index=-100)),
         tiny_model_and_processor()[1],
     )
     source = write_video(tmp_path / "in.mkv", 3)
-    *_, (labels,) = run(source, tmp_path, model, processor, "labels", names=300)
+    *_, (labels,) = run(source, tmp_path, model, processor, "labels", names=num_labels, wanted=wanted)
     found = decoded(labels, "gray16le")
     expected = [segment(model, processor, picture)[0].numpy() for _, picture in decoded(source, "rgb24")]
+    if wanted is not None:
+        expected = [np.where(np.isin(one, wanted), one, 65535) for one in expected]
     assert all(np.array_equal(one, other) for (_, one), other in zip(found, expected)) and np.max(expected) > 255
 
 

@@ -3,7 +3,9 @@
 import pytest
 import yaml
 
+from qlseg_hf import QLSegConfig
 from qlseg_hf.cli.train import describe_keys, split_words
+from qlseg_hf.training.build import order_label_weights
 from qlseg_hf.training.recipe import Recipe, load_recipe
 
 
@@ -111,3 +113,10 @@ def test_the_recipe_among_the_words(words, recipe, others):
 def test_two_recipes():
     with pytest.raises(ValueError, match="one of tiny, max_steps is wanted; keys are written --key value"):
         split_words(("tiny", "max_steps"))
+
+
+def test_label_weights_where_two_labels_have_one_name():
+    config = QLSegConfig(id2label={0: "road", 1: "car", 2: "car"})
+    assert order_label_weights({"car": 3}, config) == [1.0, 3.0, 3.0]
+    with pytest.raises(ValueError, match="label_weights names .'bus'., which are no labels"):
+        order_label_weights({"bus": 3}, config)
