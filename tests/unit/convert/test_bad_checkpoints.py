@@ -20,6 +20,7 @@ class Beside:
     """Stands for a class of somebody's."""
 
 
+@pytest.mark.integration
 def test_other_objects_are_refused_with_a_command(checkpoint, tmp_path, capsys):
     """The command does what it promises."""
     weights, meta = checkpoint

@@ -477,6 +477,7 @@ def test_orientation_of_the_picture(tmp_path):
     assert Sample(tmp_path / "a.png", LABELS, "x").read()[0].shape[:2] == LABELS.shape
 
 
+@pytest.mark.integration
 def test_import_is_light():
     """yaml, the other extra, comes with transformers anyhow."""
     code = "import sys, qlseg_hf.data.check, qlseg_hf.data.augmentation as a; print(a.__name__, *sys.modules.keys())"

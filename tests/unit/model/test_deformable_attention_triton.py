@@ -254,6 +254,7 @@ print(sampling_triton.triton, sampling_triton.CAN_LAUNCH)
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "text, word",
     [

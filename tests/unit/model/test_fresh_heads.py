@@ -221,6 +221,7 @@ def test_more_bands():
         assert not torch.allclose(five(torch.cat([rgb, others], dim=1)).logits, expected)
 
 
+@pytest.mark.integration
 def test_compile_without_graph_breaks():
     model = fresh_model()
     pixel_values = torch.randn(2, 3, 45, 60)

@@ -36,6 +36,7 @@ assert "evaluate" not in sys.modules
 """
 
 
+@pytest.mark.integration
 def test_a_script_that_hides_the_package(tmp_path):
     """`python folder/x.py` puts the folder first, where an evaluate.py may lie."""
     pytest.importorskip("datasets")
