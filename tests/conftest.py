@@ -205,15 +205,8 @@ def running(server, data, tmp_path):
     return lambda: start_long_run(server, data, tmp_path)
 
 
-# fixtures of tests/integration that take from five seconds to a minute
-LONG_FIXTURES = ("exported", "out", "trained", "wheel", "whole", "whole_run")
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items) -> None:
-    """What lies in these folders runs whole commands: see the marker. A long fixture is made by one process of two."""
+    """What lies in these folders runs whole commands: see the marker."""
     for item in items:
         if item.path.relative_to(FIXTURES.parent).parts[0] in ("integration", "robustness"):
             item.add_marker(pytest.mark.integration)
-            for name in set(LONG_FIXTURES) & set(item.fixturenames):
-                item.add_marker(pytest.mark.xdist_group(name))
