@@ -15,7 +15,16 @@ from ..labels import read_text
 from ..samples import FolderSamples
 from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
-from .polygons import Shape, ShapesMap, check_size, ellipse_points, ignored_label, order_names, read_points
+from .polygons import (
+    Shape,
+    ShapesMap,
+    check_size,
+    ellipse_points,
+    ignored_label,
+    order_names,
+    read_points,
+    tell_left_out,
+)
 from .splits import ALL, read_split_lists, split_by_folders
 
 TREES = {"cvat": "annotations.xml  images/a.jpg  (CVAT for images 1.1)"}
@@ -64,10 +73,7 @@ def find_cvat(source: Source) -> Found | None:
                 raise ValueError(f"{path} is annotated twice, in {images[path][0]} and in {file}; keep one")
             images[path] = (file, image)
     left_out = Counter(e.tag for _, image in images.values() for e in image if e.tag not in (*DRAWN, "tag"))
-    notes = [
-        f"{count} shapes of kind {kind} are left out; polygons, boxes, ellipses and masks are read"
-        for kind, count in left_out.items()
-    ]
+    notes = tell_left_out("shapes", left_out, "polygons, boxes, ellipses and masks")
     if left := [name for name in pictures if name not in images]:
         notes.append(f"{len(left)} images are not in {listed(roots)} and are left out: {listed(left)}")
     listed_labels = [

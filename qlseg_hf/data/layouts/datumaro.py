@@ -10,7 +10,7 @@ from typing import Any
 from .coco import candidates, fill_runs, read_json
 from .files import Locator, is_picture, listed, stem_of
 from .layout import Family, Found, Source
-from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, picture_size, read_points
+from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, picture_size, read_points, tell_left_out
 from .splits import ALL
 
 DRAWN = ("polygon", "mask")
@@ -69,9 +69,7 @@ def find_datumaro(source: Source) -> Found | None:
             f"{len(missing)} of {len(missing) + len(maps)} images of {listed(files)} are missing in {source.root}: "
             f"{listed(missing)}"
         )
-    notes = [
-        f"{count} annotations of kind {k} are left out; polygons and masks are read" for k, count in kinds.items()
-    ]
+    notes = tell_left_out("annotations", kinds, "polygons and masks")
     summary = f"Datumaro's {listed(files)}"
     return find_drawn(source, "datumaro", summary, maps, names, next(iter(files)), notes, in_split)
 

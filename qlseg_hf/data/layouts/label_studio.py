@@ -15,7 +15,17 @@ import numpy as np
 from .coco import candidates, read_json, split_of
 from .files import Locator, base_of, is_picture, listed
 from .layout import Family, Found, Source
-from .polygons import ReadMap, Shape, check_size, ellipse_points, find_drawn, order_names, picture_size, read_points
+from .polygons import (
+    ReadMap,
+    Shape,
+    check_size,
+    ellipse_points,
+    find_drawn,
+    order_names,
+    picture_size,
+    read_points,
+    tell_left_out,
+)
 from .splits import ALL
 
 DRAWN = ("polygon", "brush", "ellipse")
@@ -69,11 +79,8 @@ def find_label_studio(source: Source) -> Found | None:
             f"{len(missing)} of {sum(map(len, files.values()))} images of {listed(files)} are missing in "
             f"{source.root}: {listed(missing)}; put them there under these names"
         )
-    notes = [
-        f"{count} regions of kind {kind} are left out; polygons, brush strokes and ellipses are read"
-        for kind, count in kinds.items()
-        if kind not in DRAWN
-    ]
+    left_out = {kind: count for kind, count in kinds.items() if kind not in DRAWN}
+    notes = tell_left_out("regions", left_out, "polygons, brush strokes and ellipses")
     if several:
         notes.append(
             f"{len(several)} images have several annotations; of each the one that is the ground truth counts, else "

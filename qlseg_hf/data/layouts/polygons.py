@@ -8,7 +8,7 @@ the label that does not count, 255 (-100 where there are more than 255 labels).
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,6 +104,11 @@ def ellipse_points(x: float, y: float, across: float, down: float, turn: float =
     turns = [2 * math.pi * i / ELLIPSE_POINTS for i in range(ELLIPSE_POINTS)]
     arms = [(across * math.cos(angle), down * math.sin(angle)) for angle in turns]
     return [(round(x + u * cos - v * sin, 6), round(y + u * sin + v * cos, 6)) for u, v in arms]
+
+
+def tell_left_out(what: str, kinds: Mapping[str, int], read: str) -> list[str]:
+    """A sentence for each kind of shape, of `kinds` with their numbers, that is not among those that are `read`."""
+    return [f"{count} {what} of kind {kind} are left out; {read} are read" for kind, count in kinds.items()]
 
 
 def check_size(height: Any, width: Any) -> tuple[int, int]:
@@ -205,4 +210,5 @@ __all__ = [
     "order_names",
     "picture_size",
     "read_points",
+    "tell_left_out",
 ]

@@ -17,7 +17,7 @@ from ...model.image_io import NamedBytes, open_picture
 from ..labels import read_text
 from .files import base_of, is_picture, stem_of
 from .layout import Family, Found, Source
-from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, read_points
+from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, read_points, tell_left_out
 
 DRAWN = ("polygon", "bitmap")  # kinds of objects that have an inside; rectangles are boxes of detectors
 MAX_BYTES = 1 << 28  # of an unpacked bitmap's PNG file
@@ -73,10 +73,7 @@ def find_supervisely(source: Source) -> Found | None:
         raise ValueError(f"{source.root} has objects of class {unknown[0]!r}, which is not in {metas[0]}")
     kept = [entry for entry in classes if entry.get("shape") in (*DRAWN, "any") or entry.get("title") in occurring]
     names = order_names(str(entry.get("title")) for entry in kept)
-    notes = [
-        f"{count} objects of kind {kind} are left out; polygons and bitmaps are read"
-        for kind, count in left_out.items()
-    ]
+    notes = tell_left_out("objects", left_out, "polygons and bitmaps")
     drawn = {
         picture: ReadMap(ann, labels, names, partial(read_shapes, source.root / ann))
         for picture, (ann, labels) in maps.items()

@@ -10,7 +10,7 @@ from typing import Any
 from .coco import candidates, read_json, split_of
 from .files import Locator, is_picture, listed
 from .layout import Family, Found, Source
-from .polygons import ReadMap, Shape, ellipse_points, find_drawn, order_names, picture_size, read_points
+from .polygons import ReadMap, Shape, ellipse_points, find_drawn, order_names, picture_size, read_points, tell_left_out
 from .splits import ALL
 
 DRAWN = ("polygon", "rect", "circle", "ellipse")
@@ -69,11 +69,8 @@ def find_via(source: Source) -> Found | None:
             f"{len(missing)} of {sum(len(e) for e, _ in files.values())} images of {listed(files)} are missing in "
             f"{source.root}: {listed(missing)}"
         )
-    notes = [
-        f"{count} regions of kind {kind} are left out; {', '.join(DRAWN)} are read"
-        for kind, count in kinds.items()
-        if kind not in DRAWN
-    ]
+    left_out = {kind: count for kind, count in kinds.items() if kind not in DRAWN}
+    notes = tell_left_out("regions", left_out, ", ".join(DRAWN))
     if bare := sum(label == NO_LABEL for _, own in images.values() for label, _ in own):
         notes.append(f"{bare} regions have no {attribute}, so their pixels do not count")
     labels = {path: frozenset(label for label, _ in own) for path, (_, own) in images.items()}
