@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from ..labels import read_text
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
-from .folders import IMAGE_AFFIX, MASK_AFFIX, Entry, divide, read_folder_name, strip_affix
+from .folders import Entry, divide
 from .layout import Family, Found, Source
+from .words import IMAGE_AFFIX, MASK_AFFIX, read_folder_name, strip_affix
 
 CLASSES_FILE = "_classes.csv"
 TREES = {
