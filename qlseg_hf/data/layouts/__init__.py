@@ -150,7 +150,7 @@ def find_family(source: Source, layout: str | None) -> Found:
             if family in ALONE or found.summary == SAVED:
                 return found
             fits[family] = found
-    if source.file is not None and RUNS in fits:
+    if source.file is not None and len(fits) > 1:
         fits.pop(TABLES, None)  # which takes any table that is given
     # a table that says of which split each line is says more than the names of its files
     is_plain = TABLES not in fits or BY_COLUMN not in fits[TABLES].summary

@@ -36,6 +36,17 @@ MOST_MASKS, CLEARLY = 50, 1.5  # masks that are looked at to tell the order, and
 TREES = {"rle-csv": "train.csv  train_images/a.jpg  (Kaggle: ImageId,EncodedPixels,ClassId and the like)"}
 
 
+def read_cells(path: Path, sign: str) -> list[list[str]]:
+    """Cells of the lines of a CSV file that are not empty, of any length; ValueError if it cannot be read."""
+    limit = csv.field_size_limit(sys.maxsize)  # a mask may be longer than 131 072 letters
+    try:
+        return [row for row in csv.reader(io.StringIO(read_text(path)), delimiter=sign) if row]
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
 def read_rows(path: Path) -> tuple[list[tuple[str, str | None, str]], str] | None:
     """(image, class or None, run lengths) of the lines, and the heading of the run lengths; None of another table."""
     with path.open("rb") as file:
@@ -48,13 +59,7 @@ def read_rows(path: Path) -> tuple[list[tuple[str, str | None, str]], str] | Non
     )
     if image is None or runs is None:
         return None
-    limit = csv.field_size_limit(sys.maxsize)  # a mask may be longer than 131 072 letters
-    try:
-        rows = [row for row in csv.reader(io.StringIO(read_text(path)), delimiter=sign) if row][1:]
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
+    rows = read_cells(path, sign)[1:]
     if not any(
         re.fullmatch(r"\s*\d+ +\d+( +\d+ +\d+)*\s*", row[runs]) for row in rows[:1000] if len(row) == len(heads)
     ):
@@ -186,4 +191,4 @@ def read_shapes(path: Path, own: list[tuple[str, str]], by_columns: bool) -> tup
 
 RUNS = Family(TREES, find_runs)
 
-__all__ = ["RUNS"]
+__all__ = ["RUNS", "read_cells"]

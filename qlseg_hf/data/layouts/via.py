@@ -1,26 +1,57 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""VGG Image Annotator: a JSON file with the regions of all images, of which one attribute is the label."""
+"""VGG Image Annotator: a JSON or CSV file with the regions of all images, of which one attribute is the label.
 
+Files of version 3 number shapes, attributes and the options of attributes; they are brought to the form of version 2.
+"""
+
+import json
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .coco import candidates, read_json, split_of
-from .files import Locator, is_picture, listed
+from .files import Locator, delimiter_of, is_picture, listed, suffix_of
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, ellipse_points, find_drawn, order_names, picture_size, read_points, tell_left_out
+from .runs import read_cells
 from .splits import ALL
 
 DRAWN = ("polygon", "rect", "circle", "ellipse")
+# Of version 3, by the number that a shape begins with; a polygon has as many x, y as it likes
+KINDS = (
+    "",
+    "point",
+    "rect",
+    "circle",
+    "ellipse",
+    "line",
+    "polyline",
+    "polygon",
+    "extreme_rectangle",
+    "extreme_circle",
+)
+KEYS = {"rect": "x y width height".split(), "circle": "cx cy r".split(), "ellipse": "cx cy rx ry".split()}
+SHAPE_COLUMN = "region_shape_attributes"  # of a CSV file
 NO_LABEL, ONLY_LABEL = "__ignore__", "foreground"
-TREES = {"via": "via_project.json  a.jpg  (VGG Image Annotator 2; also {train,val}/via_region_data.json)"}
+TREES = {
+    "via": "via_project.json  a.jpg  (VGG Image Annotator 1, 2 and 3, its CSV too; also "
+    "{train,val}/via_region_data.json)"
+}
 
 
 def read_entries(source: Source, name: str) -> tuple[list[dict], dict] | None:
     """Images of VIA's file with their regions, and what it says of their attributes; None of another file."""
-    content = read_json(source, name, ("regions", "_via_img_metadata"))
+    if suffix_of(name) == ".csv":
+        return read_csv(source.root / name)
+    content = read_json(source, name, ("regions", "_via_img_metadata", "vid_list"))
+    if isinstance(content, dict) and content.keys() >= {"project", "attribute", "file", "view", "metadata"}:
+        try:
+            return read_version_3(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{source.root / name} is a project of VIA 3, and damaged: {error!r}") from error
     images = content.get("_via_img_metadata", content) if isinstance(content, dict) else None
     if not isinstance(images, dict) or not images:
         return None
@@ -29,6 +60,54 @@ def read_entries(source: Source, name: str) -> tuple[list[dict], dict] | None:
         return None
     attributes = (content.get("_via_attributes") or {}).get("region") or {}
     return entries, attributes
+
+
+def read_csv(path: Path) -> tuple[list[dict], dict] | None:
+    """As `read_entries`, of VIA's CSV: a line for each region, and one for an image without any."""
+    with path.open("rb") as file:
+        line = file.readline(1 << 12).decode("utf-8-sig", errors="replace")
+    if SHAPE_COLUMN not in line:
+        return None
+    (heads, *rows), images = read_cells(path, delimiter_of(line)), {}
+    heads = [head.strip().lstrip("#") for head in heads]
+    for number, row in enumerate(rows, 2):
+        try:
+            cells = dict(zip(heads, row, strict=True))
+            shape, attributes = json.loads(cells[SHAPE_COLUMN]), json.loads(cells["region_attributes"])
+            entry = images.setdefault(cells["filename"], {"filename": cells["filename"], "regions": []})
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"line {number} of {path} is none of VIA's: {error!r}") from error
+        entry["regions"] += [{"shape_attributes": shape, "region_attributes": attributes}] if shape else []
+    return list(images.values()), {}
+
+
+def read_version_3(content: dict) -> tuple[list[dict], dict]:
+    """As `read_entries`, of a project of VIA 3; an error of any kind if it is damaged."""
+    files = {str(key): str(file["fname"]) for key, file in content["file"].items()}
+    images = {str(key): [files[str(fid)] for fid in view["fid_list"]] for key, view in content["view"].items()}
+    if pair := next((names for names in images.values() if len(names) > 1), None):
+        raise ValueError(f"a view shows {len(pair)} images, {listed(pair)}; one is wanted")
+    entries = {view: {"filename": name, "regions": []} for view, (name,) in images.items()}
+    attributes = {str(key): attribute for key, attribute in content["attribute"].items()}
+    for region in content["metadata"].values():
+        if not region["xy"]:
+            continue  # of the whole image
+        values = {attributes[key]["aname"]: value for key, value in region["av"].items()}
+        for key, value in region["av"].items():
+            if attributes[key]["type"] == 2 and value:  # a checkbox, "0,2"
+                values[attributes[key]["aname"]] = dict.fromkeys(value.split(","), True)
+        entries[str(region["vid"])]["regions"].append(
+            {"shape_attributes": to_version_2(region["xy"]), "region_attributes": values}
+        )
+    return list(entries.values()), {attribute["aname"]: attribute for attribute in attributes.values()}
+
+
+def to_version_2(shape: list[float]) -> dict:
+    """The shape of version 3, [number of its kind, numbers ...], by names."""
+    kind, numbers = KINDS[shape[0]], shape[1:]
+    return {"name": kind, "all_points_x": numbers[0::2], "all_points_y": numbers[1::2]} | dict(
+        zip(KEYS.get(kind, ()), numbers)
+    )
 
 
 def regions_of(entry: dict) -> list[dict]:
@@ -41,9 +120,16 @@ def regions_of(entry: dict) -> list[dict]:
     return regions
 
 
+def tables(source: Source) -> Iterable[str]:
+    """CSV files that may be VIA's: the one that was given, or all."""
+    names = source.files if source.file is None else [source.file.name]
+    return (name for name in names if suffix_of(name) == ".csv")
+
+
 def find_via(source: Source) -> Found | None:
     """Images of all of VIA's files. Labels are those that occur, by the alphabet."""
-    files = {name: found for name in candidates(source) if (found := read_entries(source, name)) is not None}
+    names = [*candidates(source), *tables(source)]
+    files = {name: found for name in names if (found := read_entries(source, name)) is not None}
     if not files:
         return None
     locator = Locator(name for name in source.files if is_picture(name))
@@ -145,8 +231,8 @@ def outline_of(attributes: dict) -> tuple[tuple[float, float], ...]:
         if len(xs) != len(ys):
             raise ValueError(f"a polygon has {len(xs)} x and {len(ys)} y")
         return read_points(list(zip(xs, ys)))
-    keys = {"rect": "x y width height", "circle": "cx cy r r", "ellipse": "cx cy rx ry"}[kind].split()
-    x, y, across, down = (float(attributes.get(key, "nan")) for key in keys)
+    keys = KEYS[kind]
+    x, y, across, down = (float(attributes.get(key, "nan")) for key in (*keys, keys[-1])[:4])
     if kind == "rect":
         return read_points([(x, y), (x + across, y), (x + across, y + down), (x, y + down)])
     return read_points(ellipse_points(x, y, across, down, float(attributes.get("theta", 0))))

@@ -127,3 +127,90 @@ def test_images_of_an_upright_size(tmp_path):
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(ValueError, match="1 of 1 images of via_project.json are missing .*: a.jpg"):
         find_layout(tmp_path)
+
+
+def put_3(root, regions, names=("a.jpg",), attributes=None, views=None):
+    """A project of VIA 3. `regions`: [(view, [number of the kind, numbers ...], {attribute: value})]."""
+    for name in names:
+        Image.new("RGB", (8, 6), (9, 9, 9)).save(root / name)
+    kind = {"aname": "kind", "anchor_id": "FILE1_Z0_XY1", "type": 4, "options": {"0": "dog", "1": "cat"}}
+    files = {str(i): {"fid": i, "fname": name, "type": 2, "loc": 1, "src": ""} for i, name in enumerate(names, 1)}
+    metadata = {
+        f"1_{i}": {"vid": view, "flg": 0, "z": [], "xy": xy, "av": av} for i, (view, xy, av) in enumerate(regions)
+    }
+    content = {
+        "project": {"pid": "x", "data_format_version": "3.1.1", "vid_list": list(files)},
+        "config": {"file": {}, "ui": {}},
+        "attribute": {"1": kind} if attributes is None else attributes,
+        "file": files,
+        "view": views or {key: {"fid_list": [int(key)]} for key in files},
+        "metadata": metadata,
+    }
+    (root / "via_project_1Jan.json").write_text(json.dumps(content))
+
+
+def test_a_project_of_version_3(tmp_path):
+    polygon, rect = [7, 0, 0, 3, 0, 3, 3, 0, 3], [2, 5, 4, 2, 1]
+    regions = [
+        ("1", polygon, {"1": "0"}),
+        ("1", rect, {"1": "1"}),
+        ("2", [3, 4, 3, 2], {"1": "1"}),
+        ("2", [1, 4, 3], {"1": "1"}),
+        ("1", [], {"1": "0"}),  # of the whole image
+        ("1", [2, 0, 5, 1, 0], {}),
+    ]
+    put_3(tmp_path, regions, ["a.jpg", "b.jpg"])
+    layout = find_layout(tmp_path, val_fraction=0)
+    assert (layout.name, layout.label_names) == ("via", ["background", "cat", "dog"])
+    assert layout.notes[:2] == [
+        "1 regions of kind point are left out; polygon, rect, circle, ellipse are read",
+        "1 regions have no kind, so their pixels do not count",
+    ]
+    expected = np.zeros((6, 8), dtype=np.int64)
+    expected[:4, :4], expected[4:6, 5:8], expected[5, 0:2] = 2, 1, 255
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    np.testing.assert_array_equal(samples[0].read()[1], expected)
+    circle = samples[1].read()[1]
+    assert circle[3, 2:7].all() and circle[1:6, 4].all() and not circle[:, [0, 1, 7]].any()
+
+
+def test_what_is_refused_of_version_3(tmp_path):
+    several = {"1": {"aname": "kind", "type": 2, "options": {"0": "dog", "1": "cat"}}}
+    put_3(tmp_path, [("1", [2, 0, 0, 1, 1], {"1": "0,1"})], attributes=several)
+    with pytest.raises(ValueError, match="a region has 2 values of kind, 0, 1; one is wanted"):
+        find_layout(tmp_path)
+    put_3(tmp_path, [("1", [2, 0, 0, 1, 1], {"1": "1"})], attributes=several)
+    assert find_layout(tmp_path).label_names == ["background", "cat"]
+    put_3(tmp_path, [("1", [2, 0, 0, 1, 1], {"4": "1"})])
+    with pytest.raises(ValueError, match="via_project_1Jan.json is a project of VIA 3, and damaged: KeyError"):
+        find_layout(tmp_path)
+    put_3(tmp_path, [], ["a.jpg", "b.jpg"], views={"1": {"fid_list": [1, 2]}})
+    with pytest.raises(ValueError, match="a view shows 2 images, a.jpg, b.jpg; one is wanted"):
+        find_layout(tmp_path)
+
+
+@pytest.mark.parametrize("sign", ["", "#"])
+@pytest.mark.parametrize("is_given", [False, True])
+def test_a_csv_file(tmp_path, sign, is_given):
+    heads = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
+    xs, ys = ([v for v in corners for _ in range(20000)] for corners in ([0, 3, 3, 0], [0, 0, 3, 3]))
+    many = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}  # a cell longer than the csv module reads
+    rows = [("a.jpg", 0, many, {"kind": "dog"}), ("a.jpg", 1, RECT, {"kind": "cat"}), ("b.jpg", 0, {}, {})]
+    lines = [sign + heads]
+    for name, number, shape, attributes in rows:
+        cells = [json.dumps(cell).replace('"', '""') for cell in (shape, attributes)]
+        lines.append(f'{name},99,"{{}}",2,{number},"{cells[0]}","{cells[1]}"')
+        Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / name)
+    file = tmp_path / "via_project_csv.csv"
+    file.write_text("\n".join(lines))
+    place = file if is_given else tmp_path
+    layout = find_layout(place, val_fraction=0)
+    assert (layout.name, layout.label_names) == ("via", ["background", "cat", "dog"])
+    expected = np.zeros((6, 8), dtype=np.int64)
+    expected[:4, :4], expected[4:6, 5:8] = 2, 1
+    samples = open_dataset(place, "train", val_fraction=0)
+    np.testing.assert_array_equal(samples[0].read()[1], expected)
+    assert len(samples) == 2 and not samples[1].read()[1].any()
+    file.write_text("\n".join([*lines, "c.jpg,9"]))
+    with pytest.raises(ValueError, match="line 5 of .*via_project_csv.csv is none of VIA's"):
+        find_layout(place)
