@@ -1,7 +1,8 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Label Studio's JSON export: a list of tasks, with polygons in percent, and brush strokes in run lengths."""
+"""Label Studio's JSON exports: a list of tasks, with polygons in percent, and brush strokes in run lengths."""
 
+import json
 import re
 from collections import Counter
 from functools import partial
@@ -30,20 +31,37 @@ from .splits import ALL
 
 DRAWN = ("polygon", "brush", "ellipse")
 NO_LABEL = "__ignore__"  # of regions that nobody has given a label
-TREES = {"label-studio": "project-1.json  images/a.jpg  (Label Studio's export as JSON)"}
+TREES = {"label-studio": "project-1.json  images/a.jpg  (Label Studio's export as JSON or JSON-MIN)"}
 
 
 def read_tasks(source: Source, name: str) -> list[dict] | None:
-    """The tasks of an export; None of another file. ValueError for JSON-MIN, which lacks what is needed."""
+    """The tasks of an export; None of another file."""
     content = read_json(source, name, ("annotations", "completions", "original_width"), "[")
     if not isinstance(content, list) or not content or not all(isinstance(task, dict) for task in content):
         return None
     if all(isinstance(task.get("data"), dict) and isinstance(annotations_of(task), list) for task in content):
         return content
-    cells = [cell for task in content for value in task.values() if isinstance(value, list) for cell in value]
-    if any(isinstance(cell, dict) and "original_width" in cell for cell in cells):
-        raise ValueError(f"{source.root / name} is Label Studio's JSON-MIN; export the project as JSON")
-    return None
+    is_brief = any("original_width" in cell for row in content for cell in cells_of(row))
+    return tasks_of_rows(content) if is_brief and all("annotator" in row for row in content) else None
+
+
+def cells_of(row: dict) -> list[dict]:
+    """The regions in a row of JSON-MIN."""
+    cells = [cell for value in row.values() if isinstance(value, list) for cell in value]
+    return [cell for cell in cells if isinstance(cell, dict)]
+
+
+def tasks_of_rows(rows: list[dict]) -> list[dict]:
+    """Tasks of JSON-MIN, where an annotation is a row and a region has no number: equal shapes count as one region."""
+    tasks: dict[str, dict] = {}
+    for row in rows:
+        task = tasks.setdefault(str(row.get("id")), {"id": row.get("id"), "data": row, "annotations": []})
+        result = []
+        for cell in cells_of(row):
+            shape = {key: value for key, value in cell.items() if not key.endswith("labels")}
+            result.append(cell | {"id": json.dumps(shape), "value": cell})
+        task["annotations"].append({"result": result, "updated_at": row.get("updated_at")})
+    return list(tasks.values())
 
 
 def annotations_of(task: dict) -> Any:

@@ -204,7 +204,7 @@ def test_what_is_refused(tmp_path):
     refused("it was turned by 90 degrees in Label Studio", [task([polygon("a", image_rotation=90)])])
     refused("regions are of images of 2 sizes", [task([polygon("a"), polygon("a", original_width=9, number="q")])])
     refused("picture 6 x 8, label map 6 x 9", [task([polygon("a", original_width=9)])])
-    refused("is Label Studio's JSON-MIN; export the project as JSON", [{"image": "a.jpg", "label": [SIDES]}])
+    refused("is no layout that is known", [{"image": "a.jpg", "label": [SIDES]}])
     refused("has 0 images in its data", [task([], "a.wav")])
 
 
@@ -213,3 +213,28 @@ def test_two_exports_are_splits_by_their_names(tmp_path):
     put(tmp_path, [task([polygon("y")], "b.jpg")], ["images/b.jpg"], file="val.json")
     layout = find_layout(tmp_path)
     assert list(layout.splits) == ["train", "val"] and read_first(tmp_path, "val")[0, 0] == 2
+
+
+def test_the_brief_export(tmp_path):
+    """JSON-MIN: a row for each annotation, labels and shapes of separate controls without a number that joins them."""
+    area = np.zeros((6, 8), dtype=bool)
+    area[4:, 5:] = True
+    size = {key: SIDES[key] for key in ("original_width", "original_height")}
+    shape = {"points": LEFT_TOP, "closed": True} | size
+    stroke = {"format": "rle", "rle": pack(rgba(area))} | size
+    old = {"id": 1, "annotator": 1, "updated_at": "2024-01-01", "image": "/data/upload/1/0a1b2c3d-a.jpg"}
+    new = old | {"updated_at": "2024-01-02", "good": "yes"}
+    rows = [
+        new | {"tag": [shape | {"labels": ["dog"]}], "poly": [shape], "brush": [stroke | {"brushlabels": ["Ant"]}]},
+        old | {"tag": [shape | {"labels": ["wrong"]}]},
+        old | {"id": 2, "image": "b.jpg"},
+    ]
+    put(tmp_path, rows, ["images/a.jpg", "images/b.jpg"])
+    layout = find_layout(tmp_path, val_fraction=0)
+    assert (layout.name, layout.label_names) == ("label-studio", ["background", "Ant", "dog"])
+    assert "1 images have several annotations" in layout.notes[0] and "b.jpg" in layout.notes[1]
+    expected = np.zeros((6, 8), dtype=np.int64)
+    expected[:4, :4], expected[area] = 2, 1
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    np.testing.assert_array_equal(samples[0].read()[1], expected)
+    assert not samples[1].read()[1].any()
