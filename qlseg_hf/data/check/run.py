@@ -100,7 +100,7 @@ def rules_of(
                 given.setdefault(key, getattr(layout, key))
     if names is not None or layout is None:
         return decide_rules(used, names, given)
-    return name_by_hints(used, given, layout.hints, class_names)
+    return name_by_hints(used, given, layout.hints, [*class_names, *layout.class_names])
 
 
 def open_splits(request: DataRequest) -> tuple[dict[str, Samples], Layout | None]:

@@ -24,7 +24,7 @@ from .pairs import PAIRS
 from .runs import RUNS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
-from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets
+from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets, names_of_info
 from .via import VIA
 from .vistas import VISTAS
 from .voc import VOC
@@ -87,7 +87,9 @@ def find_layout(
         colors = {int(label): list(color) for label, color in label_colors.items()}
     splits, decided = hold_out(Splits(found.openers), val_fraction, streaming)
     notes += decided
-    hints = [] if names or source.root is None or source.file is not None else find_hints(source, notes)
+    is_bare = not names and source.root is not None and source.file is None
+    hints = find_hints(source, notes) if is_bare else []
+    class_names = names_of_info(source, notes) if is_bare and found.summary != SAVED else []
     if alike := names_alike(names or []):
         notes.append(f"{alike} are different labels, and their names differ in case or white space alone")
     return Layout(
@@ -100,6 +102,7 @@ def find_layout(
         found.label_mapping,
         notes,
         hints,
+        class_names,
     )
 
 

@@ -55,6 +55,7 @@ class Layout:
     label_mapping: {stored value: label}, where the layout stores other values than labels.
     notes: sentences on what was decided and left out. Each split has its own too.
     hints: (where, names) of names that may be those of the labels, if these turn out to be as many.
+    class_names: (where, names) of columns that `datasets` describes beside the files, which are told alone.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Layout:
     label_mapping: dict[int, int] | None = None
     notes: list[str] = field(default_factory=list)
     hints: list[tuple[str, list[str]]] = field(default_factory=list)
+    class_names: list[tuple[str, list[str]]] = field(default_factory=list)
 
     @cached_property
     def description(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..labels import find_label_file, read_label_file
+from ..labels import find_label_file, read_label_file, read_text
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
 from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, delimiter_of, listed, suffix_of
 from .layout import Family, Found, Opener, Source
@@ -48,6 +48,7 @@ SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
 NAMES_FILE = "id2label.json"
+INFO_FILES = ("dataset_info.json", "dataset_infos.json")
 BY_COLUMN = "splits by its column"
 DATASETS_SUFFIXES = (".parquet", ".arrow")
 METADATA = ("metadata.csv", "metadata.jsonl", "train.json", "train.zip")  # which `datasets` reads too
@@ -310,6 +311,33 @@ def names_of_features(feature: Any, where: str = "column") -> Iterator[tuple[str
         yield where, list(feature.names)
 
 
+def names_of_info(source: Source, notes: list[str]) -> list[tuple[str, list[str]]]:
+    """(where, names) of each `ClassLabel` in what `datasets` writes of the columns, beside a folder of files.
+
+    A file that cannot be read is told in `notes`.
+    """
+
+    def names_below(content: Any, where: str) -> Iterator[tuple[str, list[str]]]:
+        if (
+            isinstance(content, dict)
+            and content.get("_type") == "ClassLabel"
+            and isinstance(content.get("names"), list)
+        ):
+            yield where, [str(name) for name in content["names"]]
+        for key, own in content.items() if isinstance(content, dict) else ():
+            yield from names_below(own, where if key in ("features", "feature") else f"{where}.{key}")
+
+    found = []
+    for name in INFO_FILES:
+        try:
+            content = json.loads(read_text(source.root / name)) if name in source.files else {}
+        except (RecursionError, ValueError) as error:
+            notes.append(f"{name} is not read: {error}")
+            continue
+        found += names_below(content, name)
+    return found
+
+
 def drop_decoding(table, image_column: str | None, label_column: str | None):
     """`table` cut down to its picture and label columns, which are not decoded, and the two names."""
     columns = find_columns(table, image_column, label_column)
@@ -394,4 +422,4 @@ def is_called(name: str, candidates: tuple[str, ...]) -> bool:
 TABLES = Family({key: TREES[key] for key in ("table", "hub")}, find_table)
 WEBDATASET = Family({"webdataset": TREES["webdataset"]}, find_webdataset)
 
-__all__ = ["SAVED", "TABLES", "WEBDATASET", "find_by_datasets", "open_slice"]
+__all__ = ["SAVED", "TABLES", "WEBDATASET", "find_by_datasets", "names_of_info", "open_slice"]

@@ -1,5 +1,7 @@
 """Names that lie beside a data set and may be those of its labels: attached if they fit exactly, else told."""
 
+import json
+
 import numpy as np
 import pytest
 from made_data import make_folders
@@ -89,3 +91,25 @@ def test_names_of_other_columns_are_told_alone(tmp_path):
     assert found.rules.names == ["label_0", "label_1"]
     told = [note.split(" has as many")[0] for note in found.notes if "has as many names as there are labels" in note]
     assert told == ["column kind", "column objects.category"]
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "dataset_infos.json"])
+def test_names_that_datasets_keeps_beside_files_are_told_alone(tmp_path, file):
+    put_masks(tmp_path, [0, 1, 2])
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": ["road", "car", "sky"], "_type": "ClassLabel"},
+        "objects": {"feature": {"kind": {"names": ["a", "b"], "_type": "ClassLabel"}}, "_type": "Sequence"},
+    }
+    content = {"features": features} if file == "dataset_info.json" else {"default": {"features": features}}
+    (tmp_path / file).write_text(json.dumps(content))
+    where = f"{file}.label" if file == "dataset_info.json" else f"{file}.default.label"
+    layout = find_layout(tmp_path)
+    assert layout.label_names is None and [names for _, names in layout.class_names][1] == ["a", "b"]
+    assert layout.class_names[0] == (where, ["road", "car", "sky"])
+    found = survey(tmp_path)
+    assert found.rules.names == ["label_0", "label_1", "label_2"]
+    told = [note for note in found.notes if note.startswith(f"{where} has as many names as there are labels")]
+    assert len(told) == 1 and "set label_names if the label maps hold them" in told[0]
+    (tmp_path / file).write_text("{")
+    assert any(note.startswith(f"{file} is not read: ") for note in find_layout(tmp_path).notes)
