@@ -120,10 +120,10 @@ def count_pages(picture: Image.Image) -> int | str:
     return pages
 
 
-def tiff_directory(source: str | Path | io.BytesIO) -> dict | None:
+def tiff_directory(source: str | Path | BinaryIO) -> dict | None:
     """Tags of the first page of a TIFF; None if it is no TIFF, or damaged."""
     try:
-        with nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        with open(source, "rb") if isinstance(source, (str, os.PathLike)) else nullcontext(source) as file:
             file.seek(0)
             start = file.read(8)
             directory = TiffImagePlugin.ImageFileDirectory_v2(start + file.read(8) if start[2:3] == b"+" else start)
@@ -353,5 +353,6 @@ __all__ = [
     "open_file",
     "open_picture",
     "shorten",
+    "tiff_directory",
     "turn_upright",
 ]

@@ -6,6 +6,9 @@ For a TIFF that is segmented at its own resolution in a single run, when nothing
 Windows are forwarded in the order and the batches of `segment`, and scores are made in its blocks, so the label map
 equals that of the whole raster, pixel by pixel. What is held does not grow with the raster's height, and with its
 width by 0.7 MB per window of 150 labels.
+
+Colours that are stored as YCbCr, as GDAL's JPEG compression does if asked, are made RGB in another way by GDAL than by
+Pillow, which reads whole images; so those that Pillow can read are read whole.
 """
 
 import os
@@ -14,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
+from PIL import Image
 from transformers import PreTrainedModel
 
-from ..model.image_files import check_brightness
+from ..model.image_files import TIFF_COLOURS, check_brightness, tiff_directory
 from ..model.processor_settings import Settings
 from ..model.runtime import eval_mode, execution_device
 from ..model.scores import Span, block_pixels, blocks, overlap
@@ -31,6 +36,7 @@ from .sinks import SUFFIXES, Output
 
 BLOCKWISE = {"geotiff", "csv"}  # formats that are written row by row
 TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_WIDTH, TIFF_HEIGHT, YCBCR = 256, 257, 6
 ROWS_AT_A_TIME = 512  # at least; the height of the tiles that are written
 CACHE_MB = 256  # of blocks that GDAL keeps
 
@@ -41,7 +47,18 @@ def is_blockwise(item: Item, settings: Settings, scales: list[float], flip: bool
         return False
     is_single = not settings.do_resize and settings.do_sliding_window and list(scales) == [1.0] and not flip
     is_file = isinstance(item.reader, LocalFile) or (isinstance(item.reader, RemoteFile) and item.reader.length < 0)
-    return is_single and is_file and item.source.lower().endswith(TIFF_SUFFIXES)
+    return is_single and is_file and item.source.lower().endswith(TIFF_SUFFIXES) and not _is_read_whole(item.reader)
+
+
+def _is_read_whole(reader: LocalFile | RemoteFile) -> bool:
+    """Whether a TIFF is stored as YCbCr and small enough for Pillow; of one that cannot be opened others tell that."""
+    try:
+        with open(reader.path, "rb") if isinstance(reader, LocalFile) else fsspec.open(reader.address).open() as file:
+            tags = tiff_directory(file) or {}
+    except OSError:
+        return False
+    pixels = tags.get(TIFF_WIDTH, 0) * tags.get(TIFF_HEIGHT, 0)
+    return tags.get(TIFF_COLOURS) == YCBCR and pixels <= 2 * (Image.MAX_IMAGE_PIXELS or np.inf)
 
 
 @dataclass

@@ -58,6 +58,11 @@ def find_items(sources: list[str], options: SourceOptions | None = None) -> tupl
                 )
         if not count:
             raise ValueError(f"{source} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    if bare := [item.source for item in found.values() if not item.stamp]:
+        notes.append(
+            f"{len(bare)} images are named by addresses of which size and time are not asked, so they are not redone "
+            f"if they change; give another --output for that: {listed(bare)}"
+        )
     return [found[name] for name in sorted(found)], notes
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from networks import tiny_model_and_processor
+from PIL import Image
 
 from qlseg_hf import segment
 from qlseg_hf.model import scores
 from qlseg_hf.model.segmentation import Request
 from qlseg_hf.predict import raster
-from qlseg_hf.predict.items import Item, LocalFile
+from qlseg_hf.predict.items import Item, LocalFile, RemoteFile
 from qlseg_hf.predict.raster import is_blockwise, open_raster, segment_raster
 from qlseg_hf.predict.sinks import Output
 
@@ -168,6 +169,22 @@ def test_which_images_are_segmented_block_by_block():
     assert not is_blockwise(item, settings, [1.0], True, ("geotiff",))
     assert not is_blockwise(item, tiny_model_and_processor()[1].settings(), [1.0], False, ("geotiff",))
     assert not is_blockwise(Item("a", "/a.png", (), LocalFile("/a.png")), settings, [1.0], False, ("geotiff",))
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+@pytest.mark.parametrize("profile", [{"photometric": "YCBCR", "compress": "JPEG"}, {"compress": "JPEG"}])
+def test_ycbcr_is_read_whole_where_it_can_be(is_remote, profile, tmp_path, monkeypatch):
+    """GDAL smooths its colours where Pillow repeats them, which gave other labels than the whole image."""
+    _, processor = tiny_model_and_processor(do_resize=False)
+    path = write_raster(tmp_path / "in.tif", noise(90, 80), **profile)
+    reader = RemoteFile(f"file://{path}") if is_remote else LocalFile(str(path))
+    item, settings = Item("a", str(path), (), reader), processor.settings()
+    with rasterio.open(path) as file:
+        differ = np.abs(file.read().transpose(1, 2, 0).astype(int) - processor.load_picture(path)).max()
+    assert (differ > 20) == ("photometric" in profile)
+    assert is_blockwise(item, settings, [1.0], False, ("geotiff",)) == (differ == 0)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 80 // 2 - 1)  # no other reader is left
+    assert is_blockwise(item, settings, [1.0], False, ("geotiff",))
 
 
 def test_pixels_are_those_of_the_whole(tmp_path):

@@ -165,3 +165,15 @@ def test_a_changed_picture_has_another_stamp(tmp_path):
     before = find_items([str(path)])[0][0].stamp
     Image.new("RGB", (99, 9)).save(path)
     assert find_items([str(path)])[0][0].stamp != before
+
+
+def test_addresses_whose_changes_are_not_noticed_are_told(tmp_path):
+    write(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text("a.png\nhttps://example.com/x/b.png\n")
+    items, notes = find_items([str(tmp_path / "list.txt"), "http://example.com/c.png"])
+    assert [bool(item.stamp) for item in items] == [True, False, False]
+    assert notes == [
+        "2 images are named by addresses of which size and time are not asked, so they are not redone if they change; "
+        "give another --output for that: https://example.com/x/b.png, http://example.com/c.png"
+    ]
+    assert find_items([str(tmp_path / "a.png")])[1] == []
