@@ -14,13 +14,16 @@ from typing import Any
 NUMBERED_NAME = re.compile(r"(\d+)(?:\s*[,:;=|_-]\s*|\s*[.)]?\s+)(\S.*)")
 LABEL_FILES = re.compile(  # names of files beside the data that hold names of labels
     r"(labels?|classes|class_names|label_names|names|label_map|id2label|label2id|metainfo)\.(json|txt)|.+\.names"
-    r"|(class_dict|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt",
+    r"|(class_dict[\w-]*|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt"
+    r"|((label|class)_?colou?rs?|.*colou?r_?map)\.txt",
     re.IGNORECASE,
 )
 # Headings of tables, without blanks and signs
 NAME_HEADS = ("name", "classname", "labelname", "class", "label", "category", "names", "classes", "labels")
 NUMBER_HEADS = ("id", "classid", "labelid", "index", "idx", "number", "value", "pixelvalue")
 COLORS = ("red", "green", "blue")
+COLOR_AND_NAME = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,:]+([^\s\d].*)")
+NUMBER_NAME_AND_COLOR = re.compile(r"(\d+)[\s,:]+([^\s\d].*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
 
 
@@ -65,13 +68,30 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
         raise ValueError(f"label file {path}: {error}") from error
 
 
-def read_color_map(text: str) -> tuple[list[str], list[list[int]]] | None:
-    """Names and colours of CVAT's `labelmap.txt`, "name:r,g,b:parts:actions"; None of another text."""
+def read_color_map(text: str) -> tuple[list[str] | dict[str, str], list[list[int]]] | None:
+    """Names and colours of CVAT's `labelmap.txt`, "name:r,g,b:parts:actions", or of lines; None of another text.
+
+    Lines are all "r g b name", as of CamVid, labels in their order, or all "number name r g b", from 0 on.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if rows := match_all(COLOR_AND_NAME, lines):
+        return [row[4] for row in rows], [_to_color(row[4], row.group(1, 2, 3)) for row in rows]
+    if rows := match_all(NUMBER_NAME_AND_COLOR, lines):
+        names = {row[1]: row[2] for row in rows}
+        if len(names) < len(rows):
+            raise ValueError("two of its lines begin with the same number; give each its own")
+        rows.sort(key=lambda row: int(row[1]))
+        return names, [_to_color(row[2], row.group(3, 4, 5)) for row in rows]
     if not lines or not re.match(r"#\s*label\s*:\s*color_rgb", lines[0]):
         return None
     rows = [line.split(":") for line in lines[1:] if ":" in line]
     return [name.strip() for name, *_ in rows], [_to_color(name, color.split(",")) for name, color, *_ in rows]
+
+
+def match_all(pattern: re.Pattern, lines: list[str]) -> list[re.Match]:
+    """What each line matches; [] if one does not."""
+    found = [match for match in map(pattern.fullmatch, lines) if match]
+    return found if len(found) == len(lines) else []
 
 
 def _to_color(name: str, cells: list[str]) -> list[int]:

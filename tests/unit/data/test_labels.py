@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qlseg_hf.data.labels import names_in_order, read_label_file
+from qlseg_hf.data.labels import find_label_file, names_in_order, read_label_file
 from qlseg_hf.training.build import read_label_names
 
 NAMES = ["sky", "tree", "traffic light"]
@@ -129,6 +129,36 @@ def test_tables_of_colours(tmp_path):
     path.write_text("name,r,g,b\nsky,1,2\n")
     with pytest.raises(ValueError, match="the line 'sky, 1, 2' has 3 cells; 4 are wanted"):
         read_label_file(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1 2 3\tsky\n4 5 6\ttree\n\n7 8 9\t\ttraffic light\n",  # CamVid
+        "1,2,3, sky\n4,5,6, tree\n7,8,9, traffic light\n",
+        "0 sky 1 2 3\n2 traffic light 7 8 9\n1 tree 4 5 6\n",  # RUGD
+    ],
+)
+def test_lines_of_colours(tmp_path, text):
+    path = tmp_path / "label_colors.txt"
+    path.write_text(text)
+    assert read_label_file(path) == (NAMES, [[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+    found = find_label_file(tmp_path, ["label_colors.txt"], [])
+    assert found is not None and found[1] == NAMES
+    for wrong, message in (
+        (text.replace("8", "300"), "red, green, blue of 0..255 are wanted"),
+        (text.replace("2 traffic", "1 traffic").replace("tree", "sky"), "same number|all called 'sky'"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            read_label_file(path)
+
+
+@pytest.mark.parametrize("name", ["class_dict_seg.csv", "RUGD_annotation-colormap.txt", "class_colours.txt"])
+def test_names_of_files_of_colours(tmp_path, name):
+    (tmp_path / name).write_text("name,r,g,b\nsky,1,2,3\n" if name.endswith("csv") else "1 2 3 sky\n")
+    notes = []
+    assert find_label_file(tmp_path, [name], notes) == (tmp_path / name, ["sky"], [[1, 2, 3]]) and notes == []
 
 
 @pytest.mark.parametrize(
