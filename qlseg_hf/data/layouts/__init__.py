@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layouts of data sets: what a folder, a file or a Hub id is, found by looking at it. One file per family."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from PIL import Image
 
 from ...utils.text import printable
 from ..labels import find_label_file
-from ..samples import check_colors, palette_of
+from ..samples import as_grey, check_colors, palette_of
 from .cityscapes import CITYSCAPES
 from .coco import COCO, PANOPTIC
 from .cvat import CVAT
 from .datumaro import DATUMARO
-from .files import describe_files, suffix_of
-from .folders import FOLDERS
+from .files import describe_files, is_hidden, listed, suffix_of
+from .folders import FOLDERS, suggest_folders
 from .label_studio import LABEL_STUDIO
 from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
@@ -28,6 +29,7 @@ from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets, name
 from .via import VIA
 from .vistas import VISTAS
 from .voc import VOC
+from .words import read_folder_name
 from .yolo import YOLO, yaml_names
 
 # Layouts with marks of their own; of these one may fit, and of the others one that fits is only looked for after them.
@@ -39,6 +41,14 @@ PLAIN = (FOLDERS, PAIRS)
 LAYOUTS = {name: (family, tree) for family in (*PLAIN, *MARKED) for name, tree in family.trees.items()}
 FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar", ".json", ".xml")
 ALONE = (VOC, CITYSCAPES, VISTAS)  # whose folders no other layout has
+READ_ME = re.compile(r"(read_?me|licen[sc]e|citation|copying|changelog)|.*\.(md|pdf|html?|url)$", re.IGNORECASE)
+UNREAD = {  # endings of files that nothing here reads, and what to do
+    (".zip", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"): "unpack archives",
+    (".mat", ".h5", ".hdf5", ".npz", ".nii", ".dcm", ".mha", ".tfrecord", ".pkl", ".geojson", ".shp"): (
+        "not read; write label maps as PNG, of the size of their images"
+    ),
+    (".json", ".ndjson", ".xml"): "if these are annotations, export them as COCO, which every tool for them can",
+}
 IS_MADE_OF_PAIRS = (PANOPTIC, WEBDATASET)  # whose label maps a plain layout might take for its own
 
 
@@ -69,6 +79,8 @@ def find_layout(
         ImportError: a package is needed and missing.
     """
     root, file = find_root(data)
+    if root is not None and file is None and not (layout and ":" in layout):
+        root = enter_only_folder(root)
     source = Source(str(data), root, file, config, image_column, label_column, streaming)
     source.colors = None if label_colors is None else check_colors(label_colors)
     found = find_family(source, layout)
@@ -122,9 +134,18 @@ def find_root(data: str | Path) -> tuple[Path | None, Path | None]:
         raise FileNotFoundError(
             f"data set {data} is no folder; give a folder, a table or an annotation file "
             f"({', '.join(FILE_SUFFIXES)}), or "
-            "the id of a data set on the Hub"
+            "the id of a data set on the Hub; archives are to be unpacked"
         )
     return None, None
+
+
+def enter_only_folder(root: Path) -> Path:
+    """The folder that a folder holds alone, as unpacked archives have it, unless its name tells a role or a split."""
+    inside = [path for path in root.iterdir() if not is_hidden(path.name) and not READ_ME.match(path.name)]
+    if len(inside) != 1 or not inside[0].is_dir() or read_folder_name(inside[0].name) != (None, None):
+        return root
+    is_loop = root.resolve().is_relative_to(inside[0].resolve())  # which is told where the files are listed
+    return root if is_loop or not any(inside[0].iterdir()) else enter_only_folder(inside[0])
 
 
 def find_family(source: Source, layout: str | None) -> Found:
@@ -183,6 +204,12 @@ def fail(source: Source, layout: str | None, text: str) -> Any:
     """Raise `UnknownLayoutError` with what was seen, the layouts that are known, and the options that help."""
     seen = describe_files(source.root, source.files, source.folders) if source.root else f"{source.data} is no folder"
     known = LAYOUTS if layout not in LAYOUTS else {layout: LAYOUTS[layout]}
+    endings = {name.lower()[at:] for name in source.files if (at := name.lower().rfind(".")) > 0}
+    for kinds, what in UNREAD.items():
+        if found := [ending for ending in kinds if ending in endings]:
+            text += f". {listed(found)}: {what}"
+    if pair := suggest_folders(source.files):
+        text += f". Files of the same names lie in {' and in '.join(pair)}: if these are it, layout: {':'.join(pair)}"
     width = max(map(len, known))
     trees = "\n".join(f"  {name:{width}}  {tree}" for name, (_, tree) in known.items())
     raise UnknownLayoutError(
@@ -252,6 +279,8 @@ def is_color_picture(path: Path, colors: dict[int, list[int]]) -> bool:
             palette = palette_of(picture)
             if palette is None:
                 return picture.mode in ("RGB", "RGBA")
+            if picture.format == "GIF":
+                return as_grey(picture.convert("RGB")) is None
             labels = {tuple(color): label for label, color in colors.items()}
             used = {index: palette[index] for index in np.unique(picture).tolist() if index in palette}
     except (OSError, ValueError, Image.DecompressionBombError):  # reading the sample says what is wrong

@@ -17,10 +17,10 @@ from ...model.image_io import open_picture
 from ...utils.optional import import_package
 from ..labels import read_text
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import Locator, is_picture, listed, stem_of, suffix_of
+from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
 from .polygons import IGNORED_NAMES, check_size, ignored_label, label_of, order_names, read_points
-from .splits import ALL, SPLIT_WORDS
+from .splits import ALL, SPLIT_WORDS, find_kind
 
 KEYS = {"images", "annotations", "categories"}
 OTHER_TASKS = ("captions", "keypoints", "image_info")
@@ -155,8 +155,11 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     split = split_of(file)
     root = folder.parent if folder.name.lower() in ("annotations", "annotation", "labels") else folder
     pictures = [name for name in source.files if is_picture(name)]
-    places = [place for name in source.folders if (place := PurePosixPath(name)).name.lower() == split.lower()]
-    near = places[0].as_posix() if places else root.as_posix()
+    inside = {path.rpartition("/")[0] for path in pictures}
+    named = [name for name in source.folders if find_kind(base_of(name)) == find_kind(split)]
+    named = [name for name in named if any(f"{place}/".startswith(f"{name}/") for place in inside)]
+    named.sort(key=lambda name: base_of(name).lower() != split.lower())
+    near = named[0] if named else root.as_posix()
     locator = Locator(path for path in pictures if "panoptic" not in path.rpartition("/")[0])
     found, missing = {}, []
     for entry in content["images"]:

@@ -4,16 +4,20 @@
 
 import os
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from ..samples import NUM_NAMED
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".npy")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".npy")
-# JPEG changes labels at every edge, WebP may, and who writes GIF puts its palette, and so the labels, in another order
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp", ".gif")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")  # JPEG changes labels at every edge, and WebP may
+MASK_FOLDER = re.compile(
+    r"(^|/)([^/]*[-_ ])?(masks?|labels?|gt|seg|segmentation(class)?|annotations?)/", re.IGNORECASE
+)
 MAX_FOLDERS, MAX_NAMES = 12, 3  # of what was seen
 
 
@@ -97,7 +101,7 @@ class Locator:
         self.by_ending = defaultdict(list)  # by file name, with and without ending
         for path in files:
             name = base_of(path)
-            for key in dict.fromkeys((name, stem_of(name))):
+            for key in dict.fromkeys(normalize("NFC", key) for key in (name, stem_of(name))):
                 self.by_ending[key].append(path)
 
     def find(self, name: str, near: str = "") -> str | None:
@@ -110,18 +114,21 @@ class Locator:
         Raises:
             ValueError: several files fit equally well.
         """
+        name = normalize("NFC", name)
         parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         found = self.by_ending.get(parts[-1], []) if parts else []
-        exact = [path for path in found if base_of(path) == parts[-1]]
+        exact = [path for path in found if normalize("NFC", base_of(path)) == parts[-1]]
         found = exact or found
         for count in range(2, len(parts) + 1):  # the more of the path fits the better
             tail = "/".join(parts[-count:-1])
-            longer = [path for path in found if f"/{PurePosixPath(path).parent}".endswith(f"/{tail}")]
+            longer = [path for path in found if f"/{normalize('NFC', path.rpartition('/')[0])}".endswith(f"/{tail}")]
             if not longer:
                 break
             found = longer
         if len(found) > 1:
             found = [path for path in found if PurePosixPath(path).is_relative_to(near)] or found
+        if len(found) > 1:
+            found = [path for path in found if not MASK_FOLDER.search(path)] or found
         if len(found) > 1:
             raise ValueError(f"{name!r} could mean {listed(found)}; write more of its path, or rename them")
         return found[0] if found else None

@@ -10,10 +10,12 @@ path, with the file's name without its ending, is the same for an image and its 
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import PurePosixPath
+from unicodedata import normalize
 
 from ..samples import FolderSamples
 from .files import (
@@ -28,11 +30,15 @@ from .files import (
     suffix_of,
 )
 from .layout import Family, Found, Source
-from .splits import ALL, read_split_lists
-from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, strip_affix
+from .parts import find_parts
+from .splits import ALL, UNION_SPLITS, find_kind, read_split_lists
+from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, guess_roles, guess_splits, read_folder_name, strip_affix
 
 TRAIN_IDS = "_labelTrainIds"
 TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
+BLACK_AND_WHITE = "{0: [0, 0, 0], 1: [255, 255, 255]}"
+SUFFIXES = {*PICTURE_SUFFIXES, *MASK_SUFFIXES}
+MOST_PLACES = 200  # folders that are compared to suggest two
 NESTED = "\0"  # in place of "/" in a folder of several names that counts as one
 
 TREES = {
@@ -62,13 +68,9 @@ class Entry:
         """The path below `place`."""
         return self.path if self.place == "." else self.path[len(self.place) + 1 :]
 
-    @property
-    def key(self) -> tuple:
-        return self.rest, self.stem
 
-
-def read_paths(source: Source) -> list[Entry]:
-    """An `Entry` for each file of a data set."""
+def read_paths(source: Source, guessed: Iterable[str] = ()) -> list[Entry]:
+    """An `Entry` for each file of a data set; of the roles `guessed` also by other words of the folders' names."""
     roles = None
     if source.roles is not None:  # folders with several names on their path become one
         roles = (source.roles[0].replace("/", NESTED), source.roles[1].replace("/", NESTED))
@@ -79,22 +81,35 @@ def read_paths(source: Source) -> list[Entry]:
             folder = f"/{folder}/".replace(f"/{role}/", f"/{role.replace('/', NESTED)}/", 1).strip("/")
         split_paths.append(folder.split("/") if folder else [])
     words = {name: read_folder_name(name, roles) for folders in split_paths for name in folders}
-    places = [next((i for i, name in enumerate(folders) if words[name][0]), None) for folders in split_paths]
+    for role in guessed:
+        names = [name for name, (own, split) in words.items() if not own and not split]
+        words |= {name: (role, None) for name in guess_roles(names, role)}
+    if not any(split for _, split in words.values()):
+        for depth in range(max(map(len, split_paths), default=0)):  # those that are nearest to the top
+            names = {folders[depth] for folders in split_paths if len(folders) > depth}
+            if found := guess_splits(names):
+                words |= {name: (words[name][0], split) for name, split in found.items()}
+                break
+    # the last such name counts, as in Images/ann_dir, and others say nothing
+    places = [max((i for i, name in enumerate(folders) if words[name][0]), default=None) for folders in split_paths]
     is_below = any(  # whether the folders in one of images are splits, whatever their names
-        at is not None and len(folders) > at + 1 and words[folders[at + 1]][1]
+        at is not None and words[folders[at]][0] == IMAGE and len(folders) > at + 1 and words[folders[at + 1]][1]
         for folders, at in zip(split_paths, places)
     )
     entries = []
     for path, folders, at in zip(source.files, split_paths, places):
         role, split = words[folders[at]] if at is not None else (None, None)
-        split_at = at if split else _place_of_split([words[name][1] for name in folders], at, is_below)
-        split = split or (folders[split_at] if split_at is not None else None)
-        used = {at, split_at}
-        last = max((place for place in used if place is not None), default=-1)
-        rest = tuple(name for place, name in enumerate(folders) if place not in used)
+        splits = [words[name][1] for name in folders]
+        if split and split.lower() in UNION_SPLITS and any(own for own in splits if own != split):
+            split = None  # stuffthingmaps_trainval2017/train2017
+        split_at = at if split else _place_of_split(splits, at, is_below)
+        split = split or (splits[split_at] or folders[split_at] if split_at is not None else None)
+        used = {split_at, *(i for i, name in enumerate(folders) if words[name][0])}
+        last = max((place for place in (at, split_at) if place is not None), default=-1)
+        rest = tuple(normalize("NFC", name) for place, name in enumerate(folders) if place not in used)
         place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
-        entries.append(Entry(path, role, folder, split, place, rest, stem_of(base_of(path))))
+        entries.append(Entry(path, role, folder, split, place, rest, normalize("NFC", stem_of(base_of(path)))))
     return entries
 
 
@@ -106,31 +121,31 @@ def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) ->
     if at > 0 and splits[at - 1]:
         return at - 1
     if is_below and count > at + 1:
-        return at + 1
+        return next((place for place in range(at + 1, count) if splits[place]), at + 1)
     return next((place for place in (*range(at - 1, -1, -1), *range(at + 1, count)) if splits[place]), None)
 
 
 def find_folders(source: Source) -> Found | None:
-    """Images in one folder and label maps in another."""
+    """Images in one folder and label maps in another; by whole names of folders, else by words in them."""
     entries = read_paths(source)
-    masks = [
-        entry for entry in entries if entry.role == MASK and suffix_of(entry.path) in (*MASK_SUFFIXES, *LOSSY_SUFFIXES)
-    ]
-    if not masks:
+    parts = sort_roles(entries)
+    if source.roles is None and not (parts and any(pairs_up(parts))):
+        missing = [
+            role
+            for role in (IMAGE, MASK)
+            if not any(e.role == role and suffix_of(e.path) in SUFFIXES for e in entries)
+        ]
+        guessed = sort_roles(read_paths(source, missing))
+        parts = guessed if guessed and (not parts or any(pairs_up(guessed))) else parts
+    if parts is None:
         return None
-    pictures = [entry for entry in entries if entry.role == IMAGE]
-    loose = [entry for entry in entries if entry.role is None and is_picture(entry.path)]
+    pictures, masks, loose, is_camvid = parts
+    if not all(pairs_up(parts)) and (found := find_parts(source, pictures, masks)):
+        return found
     notes = []
-    is_camvid = not any(is_picture(entry.path) for entry in pictures)
-    if is_camvid:  # train/ beside trainannot/, or images above the folder of label maps
-        pictures, loose = loose, []
-        if not pictures:
-            return None
     if loose:
         paths = listed(entry.path for entry in loose)
         notes.append(f"{len(loose)} images lie in no folder of images, and are left out: {paths}")
-    if any(entry.stem.endswith(TRAIN_IDS) for entry in masks):  # COCO-Stuff's other maps hold other values
-        masks = [entry for entry in masks if entry.stem.endswith(TRAIN_IDS)]
     image_folders = sorted({entry.role_folder or entry.place for entry in pictures})
     mask_folders = sorted({entry.role_folder for entry in masks})
     summary = f"images in {listed(image_folders)}, label maps in {listed(mask_folders)}"
@@ -144,6 +159,40 @@ def find_folders(source: Source) -> Found | None:
         name = "ade20k" if is_ade20k else "folders"
     found = divide(source, name, summary, pictures, masks, _empty_splits(source, pictures))
     return replace(found, notes=[*found.notes, *notes])
+
+
+def sort_roles(entries: list[Entry]) -> tuple[list[Entry], list[Entry], list[Entry], bool] | None:
+    """Images, label maps, images of no folder, and whether images are in folders of no role, as CamVid's `train`."""
+    masks = [e for e in entries if e.role == MASK and suffix_of(e.path) in (*MASK_SUFFIXES, *LOSSY_SUFFIXES)]
+    pictures = [entry for entry in entries if entry.role == IMAGE]
+    loose = [entry for entry in entries if entry.role is None and is_picture(entry.path)]
+    is_camvid = not any(is_picture(entry.path) for entry in pictures)
+    if is_camvid:  # train/ beside trainannot/, or images above the folder of label maps
+        pictures, loose = loose, []
+    if not masks or not pictures:
+        return None
+    if any(entry.stem.endswith(TRAIN_IDS) for entry in masks):  # COCO-Stuff's other maps hold other values
+        masks = [entry for entry in masks if entry.stem.endswith(TRAIN_IDS)]
+    return pictures, masks, loose, is_camvid
+
+
+def pairs_up(parts: tuple[list[Entry], list[Entry], list[Entry], bool]) -> Iterator[bool]:
+    """Of each split that has images and label maps, whether some have one name."""
+    pictures = [entry for entry in parts[0] if is_picture(entry.path)]
+    for split in dict.fromkeys(entry.split for entry in pictures):
+        own = [entry for entry in pictures if entry.split == split]
+        if masks := masks_of_split(split, parts[1]):
+            yield any(look_up(own, masks)[0].values())
+
+
+def masks_of_split(split: str | None, masks: list[Entry]) -> list[Entry]:
+    """Label maps of a split of images: in a folder of its name, else of a name that means the same, else in none."""
+    if split is None:
+        return masks
+    for is_own in (lambda own: own.lower() == split.lower(), lambda own: find_kind(own) == find_kind(split)):
+        if found := [mask for mask in masks if mask.split and is_own(mask.split)]:
+            return found
+    return [] if any(mask.split for mask in masks) else masks
 
 
 def _empty_splits(source: Source, pictures: list[Entry]) -> list[str]:
@@ -186,13 +235,10 @@ def divide(
                 for split, own in in_split.items()
             }
             return Found(name, summary, openers, notes=notes, first_mask=first)
-        return Found(
-            name,
-            summary,
-            {ALL: partial(open_part, source, ALL, pictures, masks, notes)},
-            notes=notes,
-            first_mask=first,
-        )
+        if not all(entry.split for entry in masks) or len({entry.split for entry in masks}) < 2:
+            openers = {ALL: partial(open_part, source, ALL, pictures, masks, notes)}
+            return Found(name, summary, openers, notes=notes, first_mask=first)
+        in_split = by_split_of_masks(pictures, masks)  # which alone are in folders of splits
     beside = [entry for entry in in_split.pop(None, []) if is_picture(entry.path)]
     with_splits = {entry.role_folder for own in in_split.values() for entry in own}
     elsewhere = [entry.path for entry in beside if entry.role_folder not in with_splits]
@@ -202,8 +248,9 @@ def divide(
     others = [f"{len(elsewhere)} images lie in no folder of a split: {listed(elsewhere)}"] if elsewhere else []
     openers = {}
     for split, own in in_split.items():
-        own_masks = [entry for entry in masks if (entry.split or "").lower() == split.lower()]
-        openers[split] = partial(open_part, source, split, own, own_masks, notes)
+        own_masks = masks_of_split(split, masks)
+        in_list = None if any(entry.split for entry in own_masks) else {}  # of all splits, so some belong to others
+        openers[split] = partial(open_part, source, split, own, own_masks, notes, in_list)
         if not own_masks and len(in_split) > 1:
             del openers[split]
             notes.append(f"{len(own)} images of {split} have no label maps at all, so this is no split here")
@@ -212,6 +259,15 @@ def divide(
     for split in empty:
         openers.setdefault(split, partial(open_part, source, split, [], [], notes))
     return Found(name, summary, dict(sorted(openers.items())), notes=[*notes, *others], first_mask=first)
+
+
+def by_split_of_masks(pictures: list[Entry], masks: list[Entry]) -> dict[str | None, list[Entry]]:
+    """Images, which tell no split, by that of their label map; None for those without one."""
+    own: dict[Entry, str | None] = dict.fromkeys(pictures)
+    for split in dict.fromkeys(mask.split for mask in masks):
+        found, _ = look_up(pictures, [mask for mask in masks if mask.split == split])
+        own |= {picture: split for picture, maps in found.items() if maps}
+    return {split: [p for p in pictures if own[p] == split] for split in dict.fromkeys(own.values())}
 
 
 def open_part(
@@ -236,27 +292,21 @@ def open_part(
         first = missing[0]
         place = masks[0].place if masks else "the folder of label maps"
         expected = f"{place}/{stem_of(first.name)}{suffix_of(masks[0].path) if masks else '.png'}"
-        raise ValueError(
-            ". ".join(
-                [
-                    f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is "
-                    f"{expected} of "
-                    f"picture {first.path}; add them, or take the pictures out"
-                    + (
-                        "; or name both folders, as in layout: photos:ground_truth"
-                        if len(missing) == len(pairs)
-                        else ""
-                    ),
-                    *own_notes,
-                    *notes,
-                ]
-            )
+        remedy = ""
+        if len(missing) == len(pairs):
+            pair = suggest_folders(source.files) or ("photos", "ground_truth")
+            remedy = f"; or name both folders, as in layout: {':'.join(pair)}"
+        text = (
+            f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
+            f"picture {first.path}; add them, or take the pictures out{remedy}"
         )
-    if lossy := [mask.path for _, mask in pairs if suffix_of(mask.path) in LOSSY_SUFFIXES]:
+        raise ValueError(". ".join([text, *own_notes, *notes]))
+    lossy = [mask.path for _, mask in pairs if suffix_of(mask.path) in LOSSY_SUFFIXES]
+    if lossy and len(source.colors or ()) != 2:
         raise ValueError(
-            f"{len(lossy)} label maps in {source.root} are JPEG or WebP, which change labels at every "
-            "edge, or GIF, which renumbers them: "
-            f"{listed(lossy)}; store them as PNG, from what they were made of"
+            f"{len(lossy)} label maps in {source.root} are JPEG or WebP, which change labels at every edge: "
+            f"{listed(lossy)}; store them as PNG, from what they were made of, or say which two colours they have, as "
+            f"in label_colors: {BLACK_AND_WHITE}, and each pixel gets the nearer"
         )
     return FolderSamples(
         source.root, [(picture.path, mask.path) for picture, mask in pairs], split, source.colors, [*own_notes, *notes]
@@ -267,40 +317,38 @@ def match(
     source: Source, pictures: list[Entry], masks: list[Entry], in_list: dict[str, str | None] | None
 ) -> tuple[list[tuple[Entry, Entry | None]], list[str]]:
     """(image, label map or None), and sentences on files that belong to none."""
-    by_key, by_core = defaultdict(list), defaultdict(list)
-    for mask in masks:
-        by_key[mask.key].append(mask)
-        by_core[mask.rest, strip_affix(mask.stem, MASK_AFFIX)].append(mask)
-
     told = told_masks(source, masks, in_list or {})
+    names = [entry for entry in pictures if is_picture(entry.path)]
+    by_picture, notes = look_up(names, masks)
 
     def masks_of(picture: Entry) -> list[Entry]:
-        if picture.path in told:
-            return [told[picture.path]]
-        return by_key.get(picture.key) or by_core.get((picture.rest, strip_affix(picture.stem, IMAGE_AFFIX)), [])
+        return [told[picture.path]] if picture.path in told else by_picture[picture]
 
-    names = [entry for entry in pictures if is_picture(entry.path)]
-    notes: list[str] = []
-    if names and masks and not any(map(masks_of, names)) and (found_by := match_by_common_affix(names, masks)):
-        by_key, affix = found_by
-        notes.append(f"label maps are called {affix}, with the NAME of their image")
     others = [entry for entry in pictures if not is_picture(entry.path)]
     kinds = ", ".join(PICTURE_SUFFIXES)
     places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
     mask_places = listed(sorted({str(source.root / entry.place) for entry in masks}))
-    if unread := [e for e in others if masks_of(e) and suffix_of(e.path) not in TEXT_SUFFIXES]:
+    unread = [entry for entry in others if suffix_of(entry.path) not in TEXT_SUFFIXES]
+    if unread := [entry for entry, own in look_up(unread, masks)[0].items() if own]:
         raise ValueError(
             f"{len(unread)} of {len(names) + len(unread)} pictures in {places} are not of a kind that is "
             f"read ({kinds}): "
             f"{listed(e.name for e in unread)}; convert them, or take them and their label maps out"
         )
     found = {entry: masks_of(entry) for entry in names}
-    folders = sorted({mask.role_folder for own in found.values() for mask in own})
+    used = {(entry.role_folder, mask.role_folder) for entry, own in found.items() for mask in own}
+    sizes = Counter(mask.role_folder for mask in masks)  # a folder of so many files is none of strays
+    is_each = all(len(set(own)) == len(used) for own in zip(*used))  # each folder of images has one of label maps
+    folders = {folder for _, folder in used} if not is_each else {folder for _, folder in list(used)[:1]}
+    if used and in_list is None:
+        folders |= {f for f, size in sizes.items() if size >= len(names) and f not in {own for _, own in used}}
+    folders = sorted(folders)
     if len(folders) > 1:
         of = next(entry for entry, own in found.items() if own)
+        options = [f"layout: {of.role_folder or of.place}:{folder}" for folder in folders]
         raise ValueError(
             f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
-            f"pictures; say which counts, as in layout: {of.role_folder or of.place}:{folders[0]}"
+            f"pictures; say which counts, as in {' or '.join(options)}"
         )
     for entry, own in found.items():
         if len(own) > 1:
@@ -347,29 +395,62 @@ def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None
     return found
 
 
-def match_by_common_affix(pictures: list[Entry], masks: list[Entry]) -> tuple[dict, str] | None:
-    """Label maps by the key of their image, and what stands before or behind all of their names, as in `a_L`.
+def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list[Entry]], list[str]]:
+    """{image: label maps of its name}, and sentences on how they were found, where their paths are not the same.
+
+    If no image has a label map in the same folders, those that all images lie in do not count, nor those that all
+    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png.
+    """
+    own: dict[Entry, list[Entry]] = {picture: [] for picture in pictures}
+    common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
+    for skip in dict.fromkeys([(0, 0), common]):
+        by_key, by_core = defaultdict(list), defaultdict(list)
+        for mask in masks:
+            rest = mask.rest[skip[1] :]
+            by_key[rest, mask.stem].append(mask)
+            by_core[rest, strip_affix(mask.stem, MASK_AFFIX)].append(mask)
+        for picture in pictures:
+            rest = picture.rest[skip[0] :]
+            found = by_key.get((rest, picture.stem)) or by_core.get((rest, strip_affix(picture.stem, IMAGE_AFFIX)))
+            own[picture] = found or []
+        notes = []
+        if pictures and masks and not any(own.values()) and (found := match_by_common_affix(pictures, masks, skip)):
+            own, affix = found
+            notes.append(f"label maps are called {affix}, with the NAME of their image")
+        if first := next((picture for picture, maps in own.items() if maps), None):
+            if skip != (0, 0):
+                notes.append(f"label maps lie in other folders than images, as {own[first][0].path} of {first.path}")
+            return own, notes
+    return own, []
+
+
+def match_by_common_affix(
+    pictures: list[Entry], masks: list[Entry], skip: tuple[int, int]
+) -> tuple[dict[Entry, list[Entry]], str] | None:
+    """Label maps by their image, and what stands before or behind all of their names, as in `a_L`.
 
     What all names of images share may be left away too, as in `top_1_RGB` and `top_1_label_noBoundary`. None unless
-    every image then has exactly one label map.
+    every image then has exactly one label map. `skip`: how many folders of images, and of label maps, do not count.
     """
     for of_masks in common_affixes(entry.stem for entry in masks)[1:]:
         by_rest = defaultdict(list)
         for mask in masks:
-            by_rest[mask.rest, strip_ends(mask.stem, of_masks)].append(mask)
+            by_rest[mask.rest[skip[1] :], strip_ends(mask.stem, of_masks)].append(mask)
         for of_pictures in common_affixes(entry.stem for entry in pictures):
-            keys = {picture: (picture.rest, strip_ends(picture.stem, of_pictures)) for picture in pictures}
+            keys = {picture: (picture.rest[skip[0] :], strip_ends(picture.stem, of_pictures)) for picture in pictures}
             if len(set(keys.values())) == len(keys) and all(len(by_rest.get(key, ())) == 1 for key in keys.values()):
-                return {picture.key: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
+                return {picture: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
     return None
 
 
 def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
-    """(before, behind) that all stems share up to a sign that parts words: none, the one, the other, both."""
+    """(before, behind) that all stems share up to a sign that parts words, or a digit: none, one, the other, both."""
     stems = list(stems)
     if len(stems) < 2:
         return [("", "")]
     before = re.match(r"(.*[-_. ])?", os.path.commonprefix(stems))[0]
+    letters = {re.match(r"[^\W\d_]*(?=\d)|", stem[len(before) :])[0] for stem in stems}
+    before += letters.pop() if len(letters) == 1 else ""  # image001, mask001
     behind = os.path.commonprefix([stem[len(before) :][::-1] for stem in stems])[::-1]
     behind = re.search(r"([-_. ].*)?$", behind)[0]
     return list(dict.fromkeys([("", ""), ("", behind), (before, ""), (before, behind)]))
@@ -379,6 +460,29 @@ def strip_ends(stem: str, affix: tuple[str, str]) -> str:
     return stem.removeprefix(affix[0]).removesuffix(affix[1])
 
 
+def suggest_folders(files: Iterable[str]) -> tuple[str, str] | None:
+    """Two names of folders below which pictures have the same names, that with photographs first; None without any."""
+    below: dict[str, Counter] = defaultdict(Counter)  # names of pictures, and how many have each
+    photographs, total = Counter(), 0
+    for path in files:
+        if suffix_of(path) in (*SUFFIXES, *LOSSY_SUFFIXES):
+            folders = [name for name in path.split("/")[:-1] if not read_folder_name(name)[1]]
+            total += 1
+            for place in {*folders[:1], *folders[-1:]}:
+                below[place][stem_of(base_of(path))] += 1
+                photographs[place] += suffix_of(path) in LOSSY_SUFFIXES
+    places = [place for place in sorted(below) if not any(guess_splits([place, other]) for other in below)]
+    best: tuple[int, tuple[str, str]] | None = None
+    for pair in combinations(places[:MOST_PLACES], 2):
+        one, other = sorted(pair, key=lambda place: -photographs[place])
+        shared = below[one].keys() & below[other].keys()
+        count = sum(below[one][stem] + below[other][stem] for stem in shared)
+        is_told = photographs[one] == below[one].total() and not photographs[other]
+        if is_told and 4 * count > total and (best is None or count > best[0]):
+            best = count, (one, other)
+    return best and best[1]
+
+
 FOLDERS = Family(TREES, find_folders)
 
-__all__ = ["FOLDERS", "Entry", "divide", "read_paths"]
+__all__ = ["FOLDERS", "Entry", "divide", "suggest_folders"]

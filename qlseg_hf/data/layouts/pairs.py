@@ -7,6 +7,7 @@ import io
 import re
 from collections import defaultdict
 from dataclasses import replace
+from unicodedata import normalize
 
 from ..labels import read_text
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
@@ -21,8 +22,11 @@ TREES = {
 }
 
 
-def read_pairs(source: Source) -> tuple[list[Entry], list[Entry]]:
-    """Images and label maps of folders that hold both; nothing if their names do not tell."""
+def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Images, label maps and other masks of folders that hold all; nothing if their names do not tell.
+
+    Other masks are called after an image and as masks, with something in between: `a_color_mask` beside `a_mask`.
+    """
     entries = []
     for path in source.files:
         if not (is_picture(path) or suffix_of(path) in MASK_SUFFIXES):
@@ -32,7 +36,7 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry]]:
         split = folders[at] if at is not None else None
         rest = tuple(name for i, name in enumerate(folders) if i != at)
         place = "/".join(folders[: at + 1]) if at is not None else "."
-        entries.append(Entry(path, None, "", split, place, rest, stem_of(base_of(path))))
+        entries.append(Entry(path, None, "", split, place, rest, normalize("NFC", stem_of(base_of(path)))))
     masks = [entry for entry in entries if strip_affix(entry.stem, MASK_AFFIX) != entry.stem]
     cores = {(entry.split, entry.rest, strip_affix(entry.stem, IMAGE_AFFIX)) for entry in entries}
     masks = [e for e in masks if (e.split, e.rest, strip_affix(e.stem, MASK_AFFIX)) in cores]
@@ -46,18 +50,29 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry]]:
             if e not in images and suffix_of(e.path) in MASK_SUFFIXES and (e.split, e.rest, e.stem) in cores
         ]
     own = set(masks)
-    return [entry for entry in entries if entry not in own and is_picture(entry.path)], masks
+    pictures = [entry for entry in entries if entry not in own and is_picture(entry.path)]
+    stems = {(e.split, e.rest, e.stem) for e in pictures}
+    others = [
+        e
+        for e in pictures
+        if strip_affix(e.stem, MASK_AFFIX) != e.stem
+        and any((e.split, e.rest, e.stem[: found.start()]) in stems for found in re.finditer(r"[-_. ]", e.stem))
+    ]
+    left = set(others)
+    return [entry for entry in pictures if entry not in left], masks, others
 
 
 def find_pairs(source: Source) -> Found | None:
     """Pairs in one folder, with the names of `_classes.csv` if each folder has one."""
-    pictures, masks = read_pairs(source)
+    pictures, masks, others = read_pairs(source)
     if not masks or not pictures:
         return None
+    notes = [f"{len(others)} other masks are left out: {listed(e.path for e in others)}"] if others else []
     tables = [name for name in source.files if base_of(name) == CLASSES_FILE]
     example = f"{base_of(pictures[0].path)} and {base_of(masks[0].path)}"
     if not tables:
-        return divide(source, "pairs", f"images and label maps in one folder, as {example}", pictures, masks)
+        found = divide(source, "pairs", f"images and label maps in one folder, as {example}", pictures, masks)
+        return replace(found, notes=[*found.notes, *notes])
     classes = {name: read_classes(source, name) for name in tables}
     if len({tuple(rows) for rows in classes.values()}) > 1:
         raise ValueError(f"{listed(classes)} in {source.root} name different classes; export the splits together")
@@ -66,7 +81,9 @@ def find_pairs(source: Source) -> Found | None:
     numbers = list(range(len(values)))
     label_mapping = None if values == numbers else dict(zip(values, numbers))
     found = divide(source, "roboflow", f"Roboflow's masks, as {example}", pictures, masks)
-    return replace(found, label_names=[name for _, name in rows], names_from=tables[0], label_mapping=label_mapping)
+    notes = [*found.notes, *notes]
+    names = [name for _, name in rows]
+    return replace(found, label_names=names, names_from=tables[0], label_mapping=label_mapping, notes=notes)
 
 
 def read_classes(source: Source, name: str) -> list[tuple[int, str]]:

@@ -25,12 +25,15 @@ from ..samples import (
 from .files import MASK_SUFFIXES, Locator, is_hidden, is_picture, listed, stem_of, suffix_of
 from .layout import Source, Splits
 
-TRAIN_SPLITS = ("train", "training", "train2014", "train2017")
-VALIDATION_SPLITS = ("validation", "val", "valid", "dev", "val2014", "val2017")
-TEST_SPLITS = ("test", "testing", "test2014")
+YEARS = range(2005, 2031)  # as in train2017
+TRAIN_SPLITS = ("train", "training", "trn", *(f"train{year}" for year in YEARS))
+VALIDATION_SPLITS = ("validation", "val", "valid", "dev", *(f"val{year}" for year in YEARS))
+TEST_SPLITS = ("test", "testing", "tst", *(f"test{year}" for year in YEARS))
 UNION_SPLITS = ("trainval", "train_val", "all", "full")
-SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val", "test2015", "test2017")
+SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val")
 LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets", "imagesets/segmentation", "imagesets/main")
+# Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
+LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
 TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
 NOT_DIVIDED = "there is no validation split"
 ALL = "all"  # the name of a part that nobody has divided
@@ -60,6 +63,12 @@ def find_split(wanted: str, available: list[str], where: str | Path, hint: str =
     raise ValueError(f"{where} has no split {wanted!r}; it has {', '.join(available) or 'none'}{hint}")
 
 
+def find_kind(split: str) -> str:
+    """What a split is for, whatever it is called: "training" is "train"; an unknown name is for itself."""
+    kinds = (TRAIN_SPLITS, VALIDATION_SPLITS, TEST_SPLITS)
+    return next((words[0] for words in kinds if split.lower() in words), split.lower())
+
+
 def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str, str | None]]:
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
@@ -70,16 +79,20 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
     """
-    lists = {}
+    lists, locator = {}, Locator(pictures)
     for name in source.files:
         if suffix_of(name) not in (".txt", ".lst", ".yaml", ".yml", ".json"):
             continue
         path = PurePosixPath(name)
-        if path.parent.as_posix().removeprefix(".").lower() not in LIST_FOLDERS:
+        folder, is_list = path.parent.as_posix().removeprefix(".").lower(), suffix_of(name) in (".txt", ".lst")
+        if folder not in LIST_FOLDERS and not (is_list and folder == "annotations"):
             continue
-        if suffix_of(name) in (".txt", ".lst") and path.stem.lower() in SPLIT_WORDS:
+        plain = LIST_WORDS.sub("", path.stem.lower())
+        if is_list and path.stem.lower() in SPLIT_WORDS:
             found = {path.stem: _lines(source.root / name)}
-        elif suffix_of(name) in (".yaml", ".yml", ".json") and path.stem.lower() in TABLE_OF_SPLITS:
+        elif is_list and plain in SPLIT_WORDS and _names_any(locator, _lines(source.root / name)):
+            found = {plain: _lines(source.root / name)}
+        elif not is_list and path.stem.lower() in TABLE_OF_SPLITS:
             found = _read_table_of_splits(source, name)
         else:
             continue
@@ -87,8 +100,15 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
             if split in lists:
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
-    locator = Locator(pictures if lists else ())
     return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
+
+
+def _names_any(locator: Locator, lines: list[str]) -> bool:
+    """Whether one of the lines of a text file names a picture; `train_id.txt` may hold anything."""
+    try:
+        return any(locator.find(name) for line in lines for name in (line, *re.split(r"[\s,;]+", line)[:1]))
+    except ValueError:  # names that mean several pictures
+        return True
 
 
 def _lines(path: Path) -> list[str]:
@@ -290,4 +310,12 @@ def _labels_of(samples: Samples) -> dict[int, set]:
     return known
 
 
-__all__ = ["choose_validation", "find_split", "hold_out", "place_of", "read_split_lists", "split_by_folders"]
+__all__ = [
+    "choose_validation",
+    "find_kind",
+    "find_split",
+    "hold_out",
+    "place_of",
+    "read_split_lists",
+    "split_by_folders",
+]

@@ -3,8 +3,10 @@
 """What names of folders and files tell: whether they hold images or label maps, and of which split."""
 
 import re
+from collections.abc import Iterable
+from functools import cache
 
-from .splits import SPLIT_WORDS
+from .splits import SPLIT_WORDS, find_kind
 
 IMAGE, MASK = "image", "mask"
 IMAGE_WORDS = (
@@ -16,15 +18,36 @@ MASK_WORDS = (
     *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
     *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages"),
+    *("1stmanual", "2ndmanual", "manual"),
 )
 MASK_AFFIX = (
-    "labelTrainIds|labelIds|masks?|labels?|lbl|gt|ground[-_]?truth|seg(?:mentation)?s?|annot(?:ation)?s?|targets?"
+    "labelTrainIds|labelIds|masks?|labels?|lbl|lab|gt|ground[-_]?truth|seg(?:mentation)?s?|anno(?:t(?:ation)?)?s?"
+    "|targets?"
 )
 IMAGE_AFFIX = "leftImg8bit|images?|img|rgb|photos?|pictures?|sat|inputs?|orig(?:inal)?"
+ROLE_OF = dict.fromkeys(IMAGE_WORDS, IMAGE) | dict.fromkeys(MASK_WORDS, MASK)
+# Words that count where no folder is called by one of the others
+GUESSED_MASK_WORDS = (
+    "semantic",
+    "semantics",
+    "semseg",
+    "lab",
+    "labs",
+    "anno",
+    "annos",
+    "parsing",
+    "segmentationclassaug",
+)
+GUESSED_ROLE_OF = ROLE_OF | {"frame": IMAGE, "frames": IMAGE} | dict.fromkeys(GUESSED_MASK_WORDS, MASK)
+LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)
 
 
 def strip_affix(stem: str, affix: str) -> str:
-    """A stem without what says that it is an image or a label map: `a_mask`, `a.mask`, `mask_a`; else as it is."""
+    """A stem without what says that it is an image or a label map: `a_mask`, `a.mask`, `mask_a`; else as it is.
+
+    Neither does the ending of the image count in the name of its label map, as in `a.jpg.png`.
+    """
+    stem = re.sub(r"\.(png|jpe?g|tiff?|bmp)$", "", stem, flags=re.IGNORECASE)
     found = re.fullmatch(rf"(.+?)[-_. ](?:{affix})|(?:{affix})[-_. ](.+)", stem, re.IGNORECASE)
     return (found[1] or found[2]) if found else stem
 
@@ -34,16 +57,60 @@ def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[s
     if roles is not None:
         return {roles[0]: IMAGE, roles[1]: MASK}.get(name), name if name.lower() in SPLIT_WORDS else None
     plain = re.sub(r"[^a-z0-9]", "", re.sub(r"[-_. ](png|jpe?g|tiff?|bmp)s?$", "", name.lower()))
-    role_of = dict.fromkeys(IMAGE_WORDS, IMAGE) | dict.fromkeys(MASK_WORDS, MASK)
-    if plain in role_of:
-        return role_of[plain], None
+    if plain in ROLE_OF:
+        return ROLE_OF[plain], None
     if name.lower() in SPLIT_WORDS:
         return None, name
-    for split in sorted(SPLIT_WORDS, key=len, reverse=True):
-        if split in plain and (role := role_of.get(plain.replace(split, "", 1))):
+    for split in LONGEST_FIRST:
+        if split in plain and (role := ROLE_OF.get(plain.replace(split, "", 1))):
             start = name.lower().find(split)
             return role, name[start : start + len(split)] if start >= 0 else split
     return None, None
 
 
-__all__ = ["IMAGE", "IMAGE_AFFIX", "MASK", "MASK_AFFIX", "read_folder_name", "strip_affix"]
+@cache
+def words_in(name: str) -> tuple[str, ...]:
+    """The words of a name, parted by signs, digits and capitals: "gtFine_2" is gt, Fine, 2."""
+    return tuple(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", re.sub(r"[-_ ]with[-_ ].*", "", name)))
+
+
+def guess_roles(names: Iterable[str], role: str) -> list[str]:
+    """Those of the folders' names that tell a role as a whole by further words; without any, by words in them.
+
+    Up to three words count as one, and label maps win: `GTs_for_participants`, `label_images_semantic`.
+    """
+    by_name = {name: [word.lower() for word in words_in(name)] for name in names}
+    whole = [name for name, words in by_name.items() if GUESSED_ROLE_OF.get("".join(words)) == role]
+    parts = {
+        name: {
+            GUESSED_ROLE_OF.get("".join(words[i:j])) for j in range(len(words) + 1) for i in range(max(j - 3, 0), j)
+        }
+        for name, words in by_name.items()
+    }
+    return whole or [name for name, found in parts.items() if role in found and (role == MASK or MASK not in found)]
+
+
+def guess_splits(names: Iterable[str]) -> dict[str, str]:
+    """Splits by words in folders' names, where names that are else the same tell several: `uavid_train`, `uavid_val`.
+
+    Other folders may be called `train_station`.
+    """
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        if split := next((word for word in words_in(name) if word.lower() in SPLIT_WORDS), None):
+            others = tuple(word.lower() for word in words_in(name) if word != split)
+            groups.setdefault(others, {})[name] = split
+    several = [group for group in groups.values() if len(set(map(find_kind, group.values()))) > 1]
+    return {name: split for group in several for name, split in group.items()}
+
+
+__all__ = [
+    "IMAGE",
+    "IMAGE_AFFIX",
+    "MASK",
+    "MASK_AFFIX",
+    "guess_roles",
+    "guess_splits",
+    "read_folder_name",
+    "strip_affix",
+]

@@ -153,6 +153,24 @@ def test_coco_of_one_file_and_of_roboflow(tmp_path):
         find_layout(tmp_path / "two")
 
 
+def test_masks_of_the_same_names_beside_the_images_of_coco(tmp_path):
+    put_coco(tmp_path, [region(7, [SQUARE])], "annotations.json", "images")
+    put(tmp_path / "masks/a.jpg")
+    put(tmp_path / "train_labels/a.jpg")
+    (sample,) = open_dataset(tmp_path, "train", layout="coco-json", val_fraction=0)
+    assert sample.name == "images/a.jpg"
+    put(tmp_path / "others/a.jpg")
+    with pytest.raises(ValueError, match="'a.jpg' could mean images/a.jpg, others/a.jpg; write more of its path"):
+        open_dataset(tmp_path, "train", layout="coco-json", val_fraction=0)
+
+
+def test_years_in_names_of_splits(tmp_path):
+    for split in ("train", "val"):  # as of Fashionpedia
+        put_coco(tmp_path, [region(7, [SQUARE])], f"instances_attributes_{split}2020.json", split)
+    assert list(find_layout(tmp_path).splits) == ["train2020", "val2020"]
+    assert open_dataset(tmp_path, "train")[0].name == "train/a.jpg"
+
+
 def test_coco_panoptic(tmp_path):
     put(tmp_path / "val2017/a.jpg")
     numbers = np.zeros((6, 8, 3), dtype=np.uint8)

@@ -168,6 +168,8 @@ def test_what_yaml_may_say(tmp_path):
         ("images/top_{name}_RGBIR.png", "labels/top_{name}_noBoundary.png"),
         ("images/{name}_training.png", "masks/{name}_manual1.png"),
         ("images/{name}.png", "masks/class-{name}.png"),
+        ("images/img0{name}.png", "masks/mask0{name}.png"),
+        ("images/{name}.jpg", "masks/{name}.jpg___fuse.png"),  # SuperAnnotate's
     ],
 )
 def test_what_all_names_of_label_maps_share(tmp_path, image, mask):
@@ -229,15 +231,245 @@ def test_splits_count_in_folders_that_are_named(tmp_path):
     [
         ("{split}/images/{name}.jpg", "{split}/v2.0/labels/{name}.png"),
         ("images/10k/{split}/{name}.jpg", "labels/sem_seg/{split}/{name}.png"),
-        ("{split}/{name}/images/{name}.png", "{split}/{name}/masks/first.png"),
+        ("images/{split}/{name}.jpg", "annotations/trimaps/{split}/{name}.png"),
+        ("{split}/data/{name}.jpg", "{split}/sem_seg/{name}.png"),
     ],
 )
-def test_label_maps_of_another_place_are_not_guessed(tmp_path, image, mask):
+def test_label_maps_of_another_place(tmp_path, image, mask):
+    """If all images lie in one folder and all label maps in another, nothing is left to be guessed; it is told."""
     put_pairs(tmp_path, image, mask, split="train")
+    put_pairs(tmp_path, image, mask, "c", split="val")
+    samples = open_dataset(tmp_path, "train")
+    assert len(read_all(samples)) == 2 and len(read_all(open_dataset(tmp_path, "val"))) == 1
+    told = f"as {mask.format(name='a', split='train')} of {image.format(name='a', split='train')}"
+    assert samples.notes == [f"label maps lie in other folders than images, {told}"]
+
+
+def test_label_maps_of_several_other_places_are_not_guessed(tmp_path):
+    put_pairs(tmp_path, "{name}/images/{name}.png", "{name}/masks/first.png")
     with pytest.raises(
         ValueError, match="2 of 2 label maps are missing .* or name both folders, as in layout: photos:"
     ):
         open_dataset(tmp_path, "train")
+    for kind in ("v1.2", "v2.0"):
+        put_pairs(tmp_path / "two", "pics/{name}.jpg", f"{kind}/labels/{{name}}.png")
+    with pytest.raises(ValueError, match="2 of 2 label maps are missing .* as in layout: pics:labels"):
+        open_dataset(tmp_path / "two", "train")
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("{split}/image_2/{name}.png", "{split}/semantic/{name}.png"),  # KITTI
+        ("{split}/image_2/{name}.png", "{split}/semantic_labels/{name}.png"),
+        ("{split}/{split}-org-img/{name}.jpg", "{split}/{split}-label-img/{name}_lab.png"),  # FloodNet
+        ("Task1-2_{split}_Input/{name}.jpg", "Task1_{split}_GroundTruth/{name}_segmentation.png"),  # ISIC
+        ("leftImg8bit/{split}/0/{name}_leftImg8bit.png", "gtFine/{split}/0/{name}_gtFine_labellevel3Ids.png"),  # IDD
+        ("rgb_anon/fog/{split}/{name}_rgb_anon.png", "gt/fog/{split}/{name}_gt_labelTrainIds.png"),  # ACDC
+        ("{split}2017/{name}.jpg", "stuffthingmaps_trainval2017/{split}2017/{name}.png"),  # COCO-Stuff
+        ("TrainVal_images/{split}_images/{name}.jpg", "TrainVal_parsing/{split}_segmentations/{name}.png"),  # LIP
+        ("Images/img_dir/{split}/{name}.jpg", "Images/ann_dir/{split}/{name}.png"),  # FoodSeg103
+        ("set_{split}/seq1/Images/{name}.png", "set_{split}/seq1/Labels/{name}.png"),  # UAVid
+        ("images/images/{split}/{name}.png", "masks/masks/{split}/{name}.png"),  # unpacked on Kaggle
+        ("segmentation/images/{split}/{name}.png", "segmentation/masks/{split}/{name}.png"),
+        ("{split}/images/{name}.png", "{split}/images/masks/{name}.png"),
+        ("{split}_img/{name}.jpg", "{split}_lab/{name}.png"),  # DeepCrack
+        ("{split}_X-Image/{name}.jpg", "{split}_X-Mask/{name}.png"),
+    ],
+)
+def test_words_in_names_of_folders(tmp_path, image, mask):
+    """Where no folder is called by one word, words in the names count; of several on a path the last one."""
+    names = {"train": "abc", "val": "de"}
+    for split in names:
+        put_pairs(tmp_path, image, mask, names[split], split=split)
+        for label, name in enumerate(names[split]):
+            Image.fromarray(np.full((2, 4), 10 * label, dtype=np.uint8)).save(
+                tmp_path / mask.format(name=name, split=split)
+            )
+    for split in names:
+        samples = open_dataset(tmp_path, split)
+        assert samples.split in (split, f"{split}2017") and len(samples) == len(names[split])
+        for index in range(len(samples)):
+            picture, label_map = samples[index].read()
+            assert (label_map == picture[0, 0, 0]).all()
+
+
+def test_words_in_names_that_mean_no_split(tmp_path):
+    for place in ("train_station", "test_tube"):
+        put_pairs(tmp_path, f"images/{place}/{{name}}.jpg", f"masks/{place}/{{name}}.png")
+    assert len(open_dataset(tmp_path, "train", val_fraction=0)) == 4
+
+
+def test_whole_names_of_folders_count_more_than_words(tmp_path):
+    put_pairs(tmp_path, "image_2/{name}.png", "semantic/{name}.png")
+    put_pairs(tmp_path, "image_3/{name}.png", "semantic_rgb/{name}.png", "c")
+    (tmp_path / "image_3/c.png").unlink()
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert read_all(samples) == ["image_2/a.png", "image_2/b.png"]
+    assert "1 images lie in no folder of images, and are left out: semantic_rgb/c.png" in samples.layout.notes
+    for name in "ab":
+        (tmp_path / f"sample_images/{name}.png").parent.mkdir(exist_ok=True)
+        (tmp_path / f"semantic/{name}.png").rename(tmp_path / f"sample_images/{name}.png")
+    put_pairs(tmp_path / "camvid", "train/{name}.png", "trainannot/{name}.png")
+    put(tmp_path / "camvid/sample_images/a.png", 5)
+    assert read_all(open_dataset(tmp_path / "camvid", "train", val_fraction=0)) == ["train/a.png", "train/b.png"]
+
+
+@pytest.mark.parametrize("is_each", [True, False])
+def test_a_folder_of_label_maps_for_each_folder_of_images(tmp_path, is_each):
+    put_pairs(tmp_path, "TR-Image/{name}.jpg", "TR-Mask/{name}.png", "ab")
+    put_pairs(tmp_path, "TE-Image/{name}.jpg", "TE-Mask/{name}.png", "cd")
+    if is_each:
+        assert len(read_all(open_dataset(tmp_path, "train", val_fraction=0))) == 4
+    else:
+        put_pairs(tmp_path, "TE-Image/{name}.jpg", "TR-Mask/{name}.png", "c")
+        with pytest.raises(ValueError, match="2 folders of label maps, TE-Mask and TR-Mask"):
+            open_dataset(tmp_path, "train", val_fraction=0)
+
+
+def test_a_folder_as_large_that_nothing_is_called_after(tmp_path):
+    """As DRIVE's: the field of view lies in `mask` under the images' names, and the vessels elsewhere under others."""
+    put_pairs(tmp_path, "images/{name}_training.tif", "mask/{name}_training_mask.gif", "abc")
+    for label, name in enumerate("abc"):
+        (tmp_path / "1st_manual").mkdir(exist_ok=True)
+        Image.fromarray(np.full((2, 4), 10 * label, dtype=np.uint8)).save(tmp_path / f"1st_manual/{name}_manual1.gif")
+    with pytest.raises(ValueError, match="1st_manual and mask, .* layout: images:1st_manual or layout: images:mask"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+    samples = open_dataset(tmp_path, "train", val_fraction=0, layout="images:1st_manual")
+    for index in range(3):
+        picture, label_map = samples[index].read()
+        assert (label_map == picture[0, 0, 0]).all()
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("images/{name}.jpg", "masks/{split}/{name}.png"),
+        ("images/{split}/{name}.jpg", "masks/{name}.png"),
+        ("images/{split}ing/{name}.jpg", "masks/{split}/{name}.png"),
+    ],
+)
+def test_splits_that_images_or_label_maps_alone_tell(tmp_path, image, mask):
+    put_pairs(tmp_path, image, mask, "abc", split="train")
+    put_pairs(tmp_path, image, mask, "de", split="test")
+    for split, names in (("train", "abc"), ("test", "de")):
+        samples = open_dataset(tmp_path, split)
+        assert [name[-5] for name in read_all(samples)] == list(names) and samples.notes == []
+
+
+def test_the_only_folder_is_the_data_set(tmp_path):
+    """As archives are unpacked; lists and names then lie at its top."""
+    inner = tmp_path / "VOCdevkit/VOC2012"
+    put_pairs(inner, "JPEGImages/{name}.jpg", "SegmentationClass/{name}.png", ["2007_000001", "2007_000002"])
+    put(inner / "JPEGImages/2007_000003.jpg", 1)
+    (inner / "ImageSets/Segmentation").mkdir(parents=True)
+    (inner / "ImageSets/Segmentation/train.txt").write_text("2007_000002\n")
+    (inner / "ImageSets/Segmentation/val.txt").write_text("2007_000001\n")
+    (tmp_path / "README.md").write_text("x")
+    assert find_layout(tmp_path).name == "voc"
+    assert read_all(open_dataset(tmp_path, "train")) == ["JPEGImages/2007_000002.jpg"]
+    put_pairs(tmp_path / "one/images", "{name}.jpg", "{name}_mask.png")  # a name that tells something stays
+    assert read_all(open_dataset(tmp_path / "one", "train", val_fraction=0)) == ["images/a.jpg", "images/b.jpg"]
+    (tmp_path / "loop/x").mkdir(parents=True)
+    (tmp_path / "loop/x/y").symlink_to(tmp_path / "loop")
+    with pytest.raises(ValueError, match="is a link to a folder above it"):
+        find_layout(tmp_path / "loop")
+
+
+@pytest.mark.parametrize(
+    "file", ["train_list.txt", "trn.txt", "annotations/train.txt", "train_ids.lst", "list_train.txt"]
+)
+def test_lists_of_other_names(tmp_path, file):
+    put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
+    other = file.replace("train", "val").replace("trn", "val")
+    (tmp_path / file).write_text("c 1 1 1\na 2 1 1\n")
+    (tmp_path / other).write_text("b 1 2 1\nd 1 1 1\n")
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/c.jpg", "images/a.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/b.jpg", "images/d.jpg"]
+
+
+def test_files_that_only_seem_lists(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcd")
+    (tmp_path / "train_id.txt").write_text("17\n18\n")
+    assert len(open_dataset(tmp_path, "train", val_fraction=0)) == 4
+
+
+def test_endings_of_images_in_names_of_label_maps(tmp_path):
+    for shade, ending in enumerate(("jpg", "png")):
+        put(tmp_path / f"images/{shade}.{ending}", 1)
+        put(tmp_path / f"masks/{shade}.{ending}.png")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/0.jpg", "images/1.png"]
+
+
+def test_names_in_other_unicode_forms(tmp_path):
+    """macOS writes an accent as a sign of its own."""
+    put(tmp_path / "images/a\u0308.jpg", 1)
+    put(tmp_path / "masks/\u00e4.png")
+    (tmp_path / "train.txt").write_text("\u00e4\n", encoding="utf-8")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/a\u0308.jpg"]
+
+
+def test_a_folder_of_masks_for_each_label(tmp_path):
+    labels = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
+    for split, names in (("train", "ab"), ("val", "c")):
+        for name in names:
+            put(tmp_path / f"images/{split}/{name}.jpg", 9)
+            for label, folder in ((1, "car"), (2, "road")):
+                path = tmp_path / f"masks/{folder}/{split}/{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(((labels == label) * 255).astype(np.uint8)).save(path)
+    put(tmp_path / "images/train/z.jpg", 9)
+    (tmp_path / "masks/car/train/b.png").unlink()
+    layout = find_layout(tmp_path)
+    assert layout.label_names == ["background", "car", "road"] and layout.ignore_index == 255
+    assert layout.description.startswith("folders: a folder of masks for each label (car, road)")
+    assert layout.notes == ["1 images have no mask at all, and are left out: images/train/z.jpg"]
+    train = open_dataset(tmp_path, "train")
+    np.testing.assert_array_equal(train[0].read()[1], labels)
+    np.testing.assert_array_equal(train[1].read()[1], np.where(labels == 1, 0, labels))
+    np.testing.assert_array_equal(open_dataset(tmp_path, "val")[0].read()[1], labels)
+    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "masks/car/val/c.png")  # more than a mask
+    with pytest.raises(ValueError, match="label maps are missing"):
+        open_dataset(tmp_path, "val")
+    for name in ("a", "b"):  # masks of the same
+        Image.fromarray((labels == 2).astype(np.uint8)).save(tmp_path / f"masks/car/train/{name}.png")
+    (tmp_path / "masks/car/val/c.png").unlink()
+    with pytest.raises(ValueError, match="car and road show the same, as masks of two people do"):
+        find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (["a.zip", "b.tar.gz"], r"\.zip, \.gz: unpack archives"),
+        (["images/a.mat"], r"\.mat: not read; write label maps as PNG"),
+        (["annotations/a.json"], r"\.json: if these are annotations, export them as COCO"),
+    ],
+)
+def test_files_of_other_kinds_are_told_with_what_to_do(tmp_path, files, message):
+    put(tmp_path / "photos/a.jpg", 1)
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"is no layout that is known. {message}"):
+        find_layout(tmp_path)
+
+
+def test_two_folders_are_proposed_by_the_names_of_their_files(tmp_path):
+    put_pairs(tmp_path, "{split}/clicks/x/{name}.jpg", "{split}/ids/x/{name}.png", "abc", split="train")
+    put(tmp_path / "train/stray/q.png", 1)
+    with pytest.raises(ValueError, match="lie in clicks and in ids: if these are it, layout: clicks:ids"):
+        find_layout(tmp_path)
+    assert len(read_all(open_dataset(tmp_path, "train", layout="clicks:ids", val_fraction=0))) == 3
+
+
+def test_other_masks_of_an_image_in_one_folder(tmp_path):
+    """As CholecSeg8k's: those whose name says more than that they are masks are no images."""
+    put_pairs(tmp_path, "{name}_endo.png", "{name}_endo_mask.png", "ab")
+    put_pairs(tmp_path, "{name}_endo_color_mask.png", "{name}_endo_watershed_mask.png", "ab")
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert read_all(samples) == ["a_endo.png", "b_endo.png"]
+    assert samples.layout.notes[0].startswith("4 other masks are left out: a_endo_color_mask.png, a_endo_watershed")
 
 
 def test_what_belongs_to_no_sample_is_told(tmp_path):
