@@ -23,6 +23,7 @@ from ..model.image_io import NamedBytes, load_label_map, load_picture, open_pict
 from ..utils.optional import import_package
 
 HEADS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP")  # kinds of files that have a palette or an orientation
+MOST_OTHER = 0.005  # share of a JPEG mask of two colours that may lie in regions of others
 NUM_NAMED = 5  # files and labels that a sentence names
 
 
@@ -98,11 +99,15 @@ class Sample:
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()
+            if getattr(source, "format", None) in ("JPEG", "MPO", "WEBP") and len(self.label_colors or ()) == 2:
+                return nearer_labels(source, self.label_colors)
             if getattr(source, "format", None) in ("JPEG", "MPO"):
                 raise SampleError("the label map is a JPEG file, which does not keep its values", "lossy label map")
             if self.label_colors is not None:
                 return labels_from_colors(source, self.label_colors)
-            if isinstance(source, Image.Image) and source.mode in ("RGB", "RGBA"):
+            if getattr(source, "format", None) == "GIF":  # programs put its palette in any order
+                source = source.convert("RGB")
+            if isinstance(source, Image.Image) and source.mode in ("LA", "RGB", "RGBA"):
                 if (grey := as_grey(source)) is not None:
                     return grey
                 raise SampleError(
@@ -110,7 +115,7 @@ class Sample:
                     "{label: [red, green, blue]}, or store one label per pixel",
                     "colour mask",
                 )
-            return load_label_map(source)
+            return load_label_map(whole_numbers(source))
 
     def read_palette(self) -> dict[int, tuple[int, int, int]]:
         """{index: (r, g, b)} of a label map that has a palette of which the indices count; {} of any other."""
@@ -185,9 +190,28 @@ def open_head(source: Any) -> Iterator[Image.Image | None]:
         yield opened
 
 
+def whole_numbers(source: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
+    """Integers of a label map that is stored as floating-point numbers, as by GIS programs; any other as it is.
+
+    Raises:
+        ValueError: some are no whole numbers, or NaN.
+    """
+    if isinstance(source, Image.Image) and source.mode == "F":
+        source = np.asarray(source)
+    if not isinstance(source, np.ndarray) or source.dtype.kind != "f":
+        return source
+    is_odd = ~np.isfinite(source) | (source != np.round(source)) | (np.abs(source) > 1 << 24)
+    if is_odd.any():
+        raise ValueError(
+            f"it holds floating-point numbers, of which {source[is_odd].flat[0]:.6g} is no label; store one whole "
+            "number per pixel, and of nodata a number of its own"
+        )
+    return source.astype(np.int64)
+
+
 def as_grey(picture: Image.Image) -> np.ndarray | None:
-    """(H, W) int64 of an RGB(A) picture of equal bands and no transparency; None of any other."""
-    bands = np.asarray(picture)
+    """(H, W) int64 of a picture of equal bands and no transparency, of mode LA, RGB or RGBA; None of any other."""
+    bands = np.asarray(picture.convert("RGBA") if picture.mode == "LA" else picture)
     if (bands[..., 3:] != 255).any() or (bands[..., :1] != bands[..., 1:3]).any():
         return None
     return bands[..., 0].astype(np.int64)
@@ -230,6 +254,28 @@ def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tupl
             f"{len(values)} colours are not in label_colors: {', '.join(worst_colors)}; {remedy}", "unknown colour"
         )
     return np.asarray(labels, dtype=np.int64)[place]
+
+
+def nearer_labels(source: Image.Image, label_colors: dict[tuple, int]) -> np.ndarray:
+    """(H, W) int64: of two labels that whose colour is nearer to the pixel's, as JPEG leaves it along edges.
+
+    Raises:
+        SampleError: there are regions of other colours.
+    """
+    values = np.asarray(source.convert("RGB"), dtype=np.float64)
+    (first, last), labels = np.array(list(label_colors), dtype=np.float64), list(label_colors.values())
+    step, length = last - first, np.linalg.norm(last - first)
+    share = (values - first) @ step / length**2  # 0 at the first colour, 1 at the last
+    aside = np.linalg.norm(values - first - share[..., None] * step, axis=-1)
+    is_other = (np.abs(share - 0.5) < 0.25) | (aside > 0.25 * length)
+    inner = is_other[1:-1, 1:-1] & is_other[:-2, 1:-1] & is_other[2:, 1:-1] & is_other[1:-1, :-2] & is_other[1:-1, 2:]
+    if inner.sum() > MOST_OTHER * inner.size:
+        raise SampleError(
+            f"{inner.sum()} pixels lie in regions of other colours than the two of label_colors; store the mask as "
+            "PNG",
+            "unknown colour",
+        )
+    return np.where(share > 0.5, labels[1], labels[0]).astype(np.int64)
 
 
 def check_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:

@@ -16,7 +16,8 @@ PROBLEMS = {
     "label map": ("label maps cannot be read", "copy them again or take their pictures out"),
     "lossy label map": (
         "label maps are JPEG files, which change labels at every edge",
-        "store them as PNG, from what they were made of, or with each value rounded to its nearest label",
+        "store them as PNG, from what they were made of, or with each value rounded to its nearest label; if they "
+        "have two colours alone, set label_colors: {label: [red, green, blue]}, and each pixel gets the nearer",
     ),
     "colour mask": (
         "label maps are colour pictures",
