@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layouts of data sets: what a folder, a file or a Hub id is, found by looking at it. One file per family."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 from ...utils.text import printable
 from ..labels import find_label_file
-from ..samples import as_grey, check_colors, palette_of
+from ..samples import TableSamples, as_grey, check_colors, palette_of
 from .cityscapes import CITYSCAPES
 from .coco import COCO, PANOPTIC
 from .cvat import CVAT
@@ -183,6 +185,8 @@ def find_family(source: Source, layout: str | None) -> Found:
             fits[FOLDERS] = found
     if not fits:
         return find_by_datasets(source) or fail(source, None, f"{source.data} is no layout that is known")
+    if fits.keys() == {TABLES, FOLDERS} and names_same_pairs(source, fits[TABLES], fits[FOLDERS]):
+        fits.pop(FOLDERS if len(fits[TABLES].openers) > 1 else TABLES)
     if len(fits) > 1:
         texts = [f"{found.name} ({found.summary})" for found in fits.values()]
         names = " or ".join(f"layout: {found.name}" for found in fits.values())
@@ -190,6 +194,28 @@ def find_family(source: Source, layout: str | None) -> Found:
             f"{source.data} can be read in {len(fits)} ways: {'; '.join(texts)}. Say which counts: {names}"
         )
     return next(iter(fits.values()))
+
+
+def names_same_pairs(source: Source, table: Found, folders: Found) -> bool:
+    """Whether a table names those images and label maps, all of them and no other, that folders pair too."""
+    if source.streaming:
+        return False
+    try:
+        rows = [sample for opener in table.openers.values() for sample in iterate_rows(opener())]
+        pairs = [pair for opener in folders.openers.values() for pair in opener().pairs]
+    except ValueError:  # which of the two is meant has to be asked
+        return False
+    told = {(os.path.relpath(image, source.root), os.path.relpath(mask, source.root)) for image, mask in rows}
+    return told == {(os.path.normpath(image), os.path.normpath(mask)) for image, mask in pairs}
+
+
+def iterate_rows(samples: TableSamples) -> Iterator[tuple[str, str]]:
+    """Paths of images and label maps of a table; ValueError if it holds something else."""
+    for row in samples.table:
+        image, mask = (samples.place(row[column]) for column in samples.columns)
+        if not isinstance(image, str) or not isinstance(mask, str):
+            raise ValueError(f"row {row} holds no paths")
+        yield image, mask
 
 
 class UnknownLayoutError(ValueError):

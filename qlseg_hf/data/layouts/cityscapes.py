@@ -1,10 +1,9 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Cityscapes: leftImg8bit and gtFine, as training ids or as the 34 label ids."""
+"""Cityscapes: leftImg8bit and gtFine, or gtCoarse, as training ids or as the 34 label ids."""
 
 from collections import defaultdict
 from functools import partial
-from pathlib import PurePosixPath
 
 from ..samples import FolderSamples
 from .files import listed
@@ -32,38 +31,39 @@ LABEL_MAPPING = {value: LABEL_IDS.index(value) if value in LABEL_IDS else VOID f
 IMAGE_ENDING = "_leftImg8bit.png"
 TREES = {
     "cityscapes": "leftImg8bit/{train,val}/CITY/a_leftImg8bit.png  gtFine/{train,val}/CITY/a_gtFine_labelIds.png  "
-    "(or _labelTrainIds.png)"
+    "(or _labelTrainIds.png, or gtCoarse)"
 }
 
 
 def find_cityscapes(source: Source) -> Found | None:
     """Splits of leftImg8bit. Training ids count where there are some, else label ids with their `label_mapping`."""
+    images = files_below(source, "leftImg8bit")
+    places = [(place, found) for place in ("gtFine", "gtCoarse") if (found := files_below(source, place))]
+    place, maps = places[0] if places else ("", {})
+    kinds = [kind for kind in ("labelTrainIds", "labelIds") if any(path.endswith(f"_{kind}.png") for path in maps)]
     pictures = defaultdict(list)
-    for path in source.files:
-        parts = PurePosixPath(path).parts
-        if len(parts) > 2 and parts[0] == "leftImg8bit" and path.endswith(IMAGE_ENDING):
-            pictures[parts[1]].append(path)
-    fine = [path for path in source.files if path.startswith("gtFine/")]
-    kinds = [kind for kind in ("labelTrainIds", "labelIds") if any(path.endswith(f"_{kind}.png") for path in fine)]
+    for path in images:
+        if "/" in path and path.endswith(IMAGE_ENDING):
+            pictures[path.partition("/")[0]].append(path)
     if not pictures or not kinds:
         return None
-    kind, files = kinds[0], set(source.files)
-    openers, notes = {}, []
+    kind, openers, notes = kinds[0], {}, []
     for split, own in sorted(pictures.items()):
-        pairs = [(path, map_of(path, kind)) for path in own]
-        if not any(mask in files for _, mask in pairs):
+        names = [f"{path.removesuffix(IMAGE_ENDING)}_{place}_{kind}.png" for path in own]
+        if not any(name in maps for name in names):
             notes.append(f"{len(own)} images of {split} have no label maps at all, so this is no split here")
             continue
+        pairs = [(images[path], maps.get(name, f"{place}/{name}")) for path, name in zip(own, names)]
         openers[split] = partial(open_pairs, source, split, pairs, kind, notes)
-    strange = [p for p in source.files if p.startswith("leftImg8bit/") and not p.endswith(IMAGE_ENDING)]
+    strange = [path for path in images.values() if not path.endswith(IMAGE_ENDING)]
     if strange:
         notes.append(
             f"{len(strange)} files in leftImg8bit do not end with {IMAGE_ENDING} and are left out: {listed(strange)}"
         )
-    first = next(source.root / path for path in fine if path.endswith(f"_{kind}.png"))
+    first = next(source.root / path for path in maps.values() if path.endswith(f"_{kind}.png"))
     return Found(
         "cityscapes",
-        f"leftImg8bit and gtFine ({kind})",
+        f"leftImg8bit and {place} ({kind})",
         openers,
         label_names=NAMES,
         names_from="Cityscapes",
@@ -74,8 +74,10 @@ def find_cityscapes(source: Source) -> Found | None:
     )
 
 
-def map_of(path: str, kind: str) -> str:
-    return f"gtFine{path.removeprefix('leftImg8bit').removesuffix(IMAGE_ENDING)}_gtFine_{kind}.png"
+def files_below(source: Source, folder: str) -> dict[str, str]:
+    """{path below a folder of that name, wherever it lies: path} of the files in it."""
+    parts = {path: f"/{path}".partition(f"/{folder}/")[2] for path in source.files}
+    return {below: path for path, below in parts.items() if below}
 
 
 def open_pairs(source: Source, split: str, pairs: list[tuple[str, str]], kind: str, notes: list[str]) -> FolderSamples:

@@ -196,7 +196,7 @@ def open_json(
     """Samples of a JSON of polygons and run lengths."""
     import_masks()
     images, notes = locate_images(source, file, content)
-    by_image, boxes = defaultdict(list), 0
+    by_image, boxes, lines = defaultdict(list), 0, 0
     for annotation in content["annotations"]:
         if annotation.get("image_id") not in images:
             raise ValueError(
@@ -207,14 +207,17 @@ def open_json(
                 f"{source.root / file}: an annotation has category {annotation.get('category_id')!r}, "
                 "which is not listed"
             )
-        if annotation.get("segmentation"):
+        if shapes := annotation.get("segmentation"):
             by_image[annotation["image_id"]].append(annotation)
+            lines += sum(isinstance(points, list) and len(points) < 6 and not len(points) % 2 for points in shapes)
         else:
             boxes += 1
     if not by_image and content["annotations"]:
         raise ValueError(f"{source.root / file} has boxes alone and no segmentation; annotate polygons or masks")
     if boxes:
         notes.append(f"{boxes} annotations of {file} have no segmentation and are left out")
+    if lines:
+        notes.append(f"{lines} polygons of {file} have fewer than 3 points, so no inside, and are left out")
     if empty := [path for number, (path, _) in images.items() if number not in by_image]:
         notes.append(
             f"{len(empty)} pictures of {file} have no annotation, so all of each is background: {listed(empty)}"
@@ -259,9 +262,9 @@ class CocoMap(DrawnLabelMap):
         """(H, W) bool; ValueError if the annotation is damaged."""
         (height, width), segmentation = self.size, annotation["segmentation"]
         if isinstance(segmentation, list):
-            polygons = [read_points(points) for points in segmentation]
-            if any(len(points) < 3 for points in polygons):
-                raise ValueError("a polygon has fewer than 3 points")
+            polygons = [points for points in map(read_points, segmentation) if len(points) > 2]
+            if not polygons:
+                return np.zeros(self.size, dtype=bool)
             flat = [[v for point in points for v in point] for points in polygons]
             masks = import_masks()
             counts, size = masks.merge(masks.frPyObjects(flat, height, width))["counts"].decode(), [height, width]

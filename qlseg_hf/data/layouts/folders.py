@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
@@ -67,6 +67,11 @@ class Entry:
     def name(self) -> str:
         """The path below `place`."""
         return self.path if self.place == "." else self.path[len(self.place) + 1 :]
+
+    def name_parts(self, skip: int, is_folded: bool) -> tuple[tuple[str, ...], str]:
+        """`rest` without its first folders, and `stem`; in small letters if folded."""
+        rest = self.rest[skip:]
+        return (tuple(map(str.lower, rest)), self.stem.lower()) if is_folded else (rest, self.stem)
 
 
 def read_paths(source: Source, guessed: Iterable[str] = ()) -> list[Entry]:
@@ -239,7 +244,13 @@ def divide(
             openers = {ALL: partial(open_part, source, ALL, pictures, masks, notes)}
             return Found(name, summary, openers, notes=notes, first_mask=first)
         in_split = by_split_of_masks(pictures, masks)  # which alone are in folders of splits
-    beside = [entry for entry in in_split.pop(None, []) if is_picture(entry.path)]
+    loose = in_split.pop(None, [])
+    if not any(any(look_up(own, masks_of_split(split, masks))[0].values()) for split, own in in_split.items()):
+        if any(look_up(loose, masks)[0].values()):  # images/, masks/ and test_images/
+            found = divide(source, name, summary, loose, masks)
+            told = [f"{len(own)} images of {s} have no label maps, and are left out" for s, own in in_split.items()]
+            return replace(found, notes=[*found.notes, *told])
+    beside = [entry for entry in loose if is_picture(entry.path)]
     with_splits = {entry.role_folder for own in in_split.values() for entry in own}
     elsewhere = [entry.path for entry in beside if entry.role_folder not in with_splits]
     if beside := [entry for entry in beside if entry.role_folder in with_splits]:
@@ -399,20 +410,19 @@ def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list
     """{image: label maps of its name}, and sentences on how they were found, where their paths are not the same.
 
     If no image has a label map in the same folders, those that all images lie in do not count, nor those that all
-    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png.
+    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png. If that finds none either, capitals do not count.
     """
     own: dict[Entry, list[Entry]] = {picture: [] for picture in pictures}
     common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
-    for skip in dict.fromkeys([(0, 0), common]):
+    for is_folded, skip in product((False, True), dict.fromkeys([(0, 0), common])):
         by_key, by_core = defaultdict(list), defaultdict(list)
         for mask in masks:
-            rest = mask.rest[skip[1] :]
-            by_key[rest, mask.stem].append(mask)
-            by_core[rest, strip_affix(mask.stem, MASK_AFFIX)].append(mask)
+            rest, stem = mask.name_parts(skip[1], is_folded)
+            by_key[rest, stem].append(mask)
+            by_core[rest, strip_affix(stem, MASK_AFFIX)].append(mask)
         for picture in pictures:
-            rest = picture.rest[skip[0] :]
-            found = by_key.get((rest, picture.stem)) or by_core.get((rest, strip_affix(picture.stem, IMAGE_AFFIX)))
-            own[picture] = found or []
+            rest, stem = picture.name_parts(skip[0], is_folded)
+            own[picture] = by_key.get((rest, stem)) or by_core.get((rest, strip_affix(stem, IMAGE_AFFIX))) or []
         notes = []
         if pictures and masks and not any(own.values()) and (found := match_by_common_affix(pictures, masks, skip)):
             own, affix = found

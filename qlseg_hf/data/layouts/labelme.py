@@ -61,7 +61,8 @@ def find_labelme(source: Source) -> Found | None:
             continue
         told = str(content.get("imagePath") or "").replace("\\", "/")
         near = PurePosixPath(name).parent
-        picture = stems.get(stem_of(name)) or (locator.find(told, near.as_posix()) if told else None)
+        picture = stems.get(stem_of(name)) or find_alike(locator, stem_of(name))
+        picture = picture or (locator.find(told, near.as_posix()) if told else None)
         picture = picture or locator.find(stem_of(base_of(name)))
         if picture is None:
             raise ValueError(f"{source.root / name} annotates {told!r}, which is missing in {source.root}")
@@ -83,6 +84,14 @@ def find_labelme(source: Source) -> Found | None:
     }
     where = "the labels that occur, by the alphabet"
     return Found("labelme", "LabelMe's JSON beside images", openers, names, where, ignored_label(names), notes=notes)
+
+
+def find_alike(locator: Locator, path: str) -> str | None:
+    """The image whose path ends as a JSON's does, if it is one: files may have been renamed since `imagePath`."""
+    try:
+        return locator.find(path)
+    except ValueError:
+        return None
 
 
 def open_labelme(source: Source, split: str, pairs: list[tuple[str, str]], names: list[str], notes: list[str]):

@@ -28,15 +28,8 @@ IMAGE_AFFIX = "leftImg8bit|images?|img|rgb|photos?|pictures?|sat|inputs?|orig(?:
 ROLE_OF = dict.fromkeys(IMAGE_WORDS, IMAGE) | dict.fromkeys(MASK_WORDS, MASK)
 # Words that count where no folder is called by one of the others
 GUESSED_MASK_WORDS = (
-    "semantic",
-    "semantics",
-    "semseg",
-    "lab",
-    "labs",
-    "anno",
-    "annos",
-    "parsing",
-    "segmentationclassaug",
+    *("semantic", "semantics", "semseg", "lbl", "lbls", "lab", "labs", "labeled", "labelled", "annotated", "anno"),
+    *("annos", "parsing", "segmentationclassaug"),
 )
 GUESSED_ROLE_OF = ROLE_OF | {"frame": IMAGE, "frames": IMAGE} | dict.fromkeys(GUESSED_MASK_WORDS, MASK)
 LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)

@@ -93,7 +93,6 @@ def test_large_files_are_not_parsed_by_every_family(tmp_path, monkeypatch):
     "segmentation, message",
     [
         ([[0, 0, 1]], "are no points"),
-        ([[0, 0, 1, 1]], "fewer than 3 points"),
         ({"size": [6, 8], "counts": [0, 47]}, "do not add up"),
         ({"size": [6, 8], "counts": [60, -12]}, "must be a list"),
         ({"size": [8, 6], "counts": [0, 48]}, "run lengths of size"),
@@ -107,6 +106,16 @@ def test_damaged_coco_regions(tmp_path, segmentation, message):
     put_coco(tmp_path, [region(7, segmentation)])
     with pytest.raises(SampleError, match=f"train2017/a.jpg: label map: .*{message}"):
         read_first(tmp_path)
+
+
+def test_polygons_without_an_inside(tmp_path):
+    """As wrong clicks leave them; they are no reason to refuse the image."""
+    put_coco(tmp_path, [region(7, [SQUARE, [0, 0, 1, 1]]), region(3, [[]]), region(3, [[5, 5]])])
+    samples = open_dataset(tmp_path, "train")
+    assert "3 polygons of annotations/instances_train2017.json have fewer than 3 points" in samples.notes[0]
+    expected = np.zeros((6, 8), dtype=np.int64)
+    expected[:4, :4] = 2
+    np.testing.assert_array_equal(samples[0].read()[1], expected)
 
 
 def test_broken_coco(tmp_path):
@@ -230,6 +239,21 @@ def test_labelme(tmp_path):
     np.testing.assert_array_equal(read_first(tmp_path), expected)
     assert read_first(tmp_path, "val")[0, 0] == 3  # the later over the earlier
     assert len(open_dataset(tmp_path, "train")) == 1
+
+
+def test_labelme_of_renamed_files(tmp_path):
+    """Their JSON may still tell the name that another image has now."""
+    for number, name in enumerate("ab"):
+        put(tmp_path / f"images/{name}.jpg")
+        shape = {"label": name, "points": [[0, 0], [4, 0], [4, 4]], "shape_type": "polygon"}
+        content = {"shapes": [shape], "imagePath": f"{'ba'[number]}.jpg", "imageHeight": 6, "imageWidth": 8}
+        (tmp_path / "json").mkdir(exist_ok=True)
+        (tmp_path / f"json/{name}.json").write_text(json.dumps(content))
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert {samples[i].name: set(samples[i].label_map.labels()) for i in range(2)} == {
+        "images/a.jpg": {"a"},
+        "images/b.jpg": {"b"},
+    }
 
 
 def test_images_in_no_folder_of_a_split_are_told(tmp_path):

@@ -619,6 +619,40 @@ def test_what_cvat_exports_as_masks(tmp_path):
     np.testing.assert_array_equal(train[0].read()[1], labels)
 
 
+def test_images_of_a_test_beside_images_with_label_maps(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abc")
+    put(tmp_path / "test_images/t.jpg", 1)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert len(read_all(samples)) == 3
+    assert samples.layout.notes == ["1 images of test have no label maps, and are left out"]
+
+
+def test_names_that_differ_in_capitals(tmp_path):
+    put_pairs(tmp_path, "images/IMG_{name}.JPG", "masks/img_{name}_Mask.png")
+    assert len(read_all(open_dataset(tmp_path, "train", val_fraction=0))) == 2
+
+
+@pytest.mark.parametrize(
+    "images, maps",
+    [("leftImg8bit", "gtCoarse"), ("leftImg8bit_trainvaltest/leftImg8bit", "gtFine_trainvaltest/gtFine")],
+)
+def test_cityscapes_as_its_archives_are_unpacked(tmp_path, images, maps):
+    kind = maps.rpartition("/")[2]
+    for split, name in (("train", "a"), ("val", "b")):
+        put(tmp_path / f"{images}/{split}/bonn/{name}_leftImg8bit.png", 1)
+        for what in ("labelIds", "instanceIds"):
+            put(tmp_path / f"{maps}/{split}/bonn/{name}_{kind}_{what}.png")
+    layout = find_layout(tmp_path)
+    assert layout.name == "cityscapes" and layout.label_mapping and list(layout.splits) == ["train", "val"]
+    assert read_all(open_dataset(tmp_path, "val")) == [f"{images}/val/bonn/b_leftImg8bit.png"]
+    (tmp_path / f"{maps}/val/bonn/b_{kind}_labelIds.png").rename(tmp_path / f"{maps}/val/bonn/c_{kind}_labelIds.png")
+    put(tmp_path / f"{images}/val/bonn/c_leftImg8bit.png", 1)
+    with pytest.raises(
+        ValueError, match=f"1 of 2 label maps are missing .* is {kind}/val/bonn/b_{kind}_labelIds.png of"
+    ):
+        open_dataset(tmp_path, "val")
+
+
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds"])
 def test_cityscapes(tmp_path, kind):
     for split in ("train", "val"):

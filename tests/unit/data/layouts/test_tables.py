@@ -241,3 +241,39 @@ def test_names_of_a_data_set_on_the_hub(hub, monkeypatch, tmp_path):
     told = ["the Hub could not be asked for id2label.json of me/other, which may name the labels"]
     assert find_layout("me/other").notes == told
     assert find_layout("me/named").label_names == ["sky", "road"]  # that was fetched before
+
+
+@pytest.mark.parametrize("file", ["metadata.jsonl", "train.csv"])
+def test_a_table_of_what_folders_pair_too(tmp_path, file):
+    """It is no second way to read them, unless it names others."""
+    names = "abcdef"
+    for value, name in enumerate(names):
+        for folder, ending in (("images", "png"), ("masks", "png")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(np.full((2, 4), value, dtype=np.uint8)).save(tmp_path / f"{folder}/{name}.{ending}")
+
+    def write(path, pairs):
+        rows = [{"file_name": f"images/{one}.png", "mask": f"./masks/{other}.png"} for one, other in pairs]
+        lines = (
+            map(json.dumps, rows)
+            if path.suffix == ".jsonl"
+            else ["file_name,mask", *(",".join(r.values()) for r in rows)]
+        )
+        path.write_text("\n".join(lines))
+
+    write(tmp_path / file, zip(names, names))
+    layout = find_layout(tmp_path, val_fraction=0)
+    assert layout.name == "folders" and len(layout.splits["train"]) == 6
+    write(tmp_path / file, zip(names, names[::-1]))
+    with pytest.raises(ValueError, match="can be read in 2 ways: table .*layout: table or layout: folders"):
+        find_layout(tmp_path)
+    write(tmp_path / file, zip("abc", "abc"))
+    with pytest.raises(ValueError, match="can be read in 2 ways"):
+        find_layout(tmp_path)
+    if file == "train.csv":
+        write(tmp_path / "val.csv", zip("def", "def"))
+        layout = find_layout(tmp_path)
+        assert layout.name == "table" and {split: len(layout.splits[split]) for split in layout.splits} == {
+            "train": 3,
+            "val": 3,
+        }
