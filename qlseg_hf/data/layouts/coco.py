@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags, Image
 
 from ...model.image_io import open_picture
 from ...utils.optional import import_package
@@ -225,11 +226,20 @@ def open_json(
     items = []
     for number, (path, entry) in images.items():
         try:
-            size = check_size(entry.get("height"), entry.get("width"))
+            height, width = entry.get("height"), entry.get("width")
+            size = plain_size(source.root / path) if height is None is width else check_size(height, width)
         except ValueError as error:
             raise ValueError(f"{source.root / file}: image {path}: {error}") from error
         items.append((path, CocoMap(f"{file}#{number}", size, by_image[number], categories, names)))
     return FolderSamples(source.root, items, split, None, notes)
+
+
+def plain_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image; ValueError if EXIF turns it: a JSON without sizes does not tell what it means."""
+    with Image.open(path) as picture:
+        if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            raise ValueError("the JSON tells no size, and its EXIF orientation turns it; add height and width")
+        return check_size(picture.height, picture.width)
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,8 @@ def divide(
             return Found(name, summary, openers, notes=notes, first_mask=first)
         in_split = by_split_of_masks(pictures, masks)  # which alone are in folders of splits
     loose = in_split.pop(None, [])
-    if not any(any(look_up(own, masks_of_split(split, masks))[0].values()) for split, own in in_split.items()):
+    paired = {split: any(look_up(own, masks_of_split(split, masks))[0].values()) for split, own in in_split.items()}
+    if not any(paired.values()):
         if any(look_up(loose, masks)[0].values()):  # images/, masks/ and test_images/
             found = divide(source, name, summary, loose, masks)
             told = [f"{len(own)} images of {s} have no label maps, and are left out" for s, own in in_split.items()]
@@ -262,7 +263,7 @@ def divide(
         own_masks = masks_of_split(split, masks)
         in_list = None if any(entry.split for entry in own_masks) else {}  # of all splits, so some belong to others
         openers[split] = partial(open_part, source, split, own, own_masks, notes, in_list)
-        if not own_masks and len(in_split) > 1:
+        if len(in_split) > 1 and (not own_masks or (in_list is not None and not paired[split])):
             del openers[split]
             notes.append(f"{len(own)} images of {split} have no label maps at all, so this is no split here")
     if not openers:

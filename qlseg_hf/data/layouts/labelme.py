@@ -17,10 +17,19 @@ from ..labels import read_text
 from ..samples import DrawnLabelMap, FolderSamples
 from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
-from .polygons import Shape, check_size, draw_shapes, ellipse_points, ignored_label, order_names, read_points
+from .polygons import (
+    Shape,
+    check_size,
+    draw_shapes,
+    ellipse_points,
+    ignored_label,
+    order_names,
+    picture_size,
+    read_points,
+)
 from .splits import read_split_lists, split_by_folders
 
-REGIONS = ("polygon", "rectangle", "circle", "mask")  # kinds of shapes that have an inside
+REGIONS = ("polygon", "rectangle", "rotation", "circle", "mask")  # kinds of shapes that have an inside
 TREES = {"labelme": 'a.jpg  a.json  (with "shapes"; any sub-folders, {train,val}/ or no split)'}
 
 
@@ -95,7 +104,7 @@ def find_alike(locator: Locator, path: str) -> str | None:
 
 
 def open_labelme(source: Source, split: str, pairs: list[tuple[str, str]], names: list[str], notes: list[str]):
-    items = [(picture, LabelmeMap(name, source.root / name, names)) for picture, name in pairs]
+    items = [(picture, LabelmeMap(name, source.root / name, source.root / picture, names)) for picture, name in pairs]
     return FolderSamples(source.root, items, split, None, notes)
 
 
@@ -105,6 +114,7 @@ class LabelmeMap(DrawnLabelMap):
 
     name: str
     path: Path
+    picture: Path  # which tells the size where the file does not, as of versions before 4
     names: list[str]
 
     def labels(self) -> set[str]:
@@ -115,15 +125,20 @@ class LabelmeMap(DrawnLabelMap):
         content = read_labelme(self.path)
         if content is None:
             raise ValueError(f"{self.path} holds no shapes any more")
-        size = check_size(content.get("imageHeight"), content.get("imageWidth"))
+        height, width = content.get("imageHeight"), content.get("imageWidth")
+        size = picture_size(self.picture) if height is None is width else check_size(height, width)
         shapes = [to_region(shape) for shape in content["shapes"] if kind_of(shape) in REGIONS]
         return draw_shapes(size, shapes, self.names)
 
 
 def to_region(shape: dict) -> Shape:
-    """The region that a shape of LabelMe means: rectangles by two corners, circles by centre and a point "
-    "on the rim."""
+    """The region that a shape means: rectangles by two corners, circles by centre and a point on the rim.
+
+    X-AnyLabeling writes four corners of a rectangle, and of one that is turned, a "rotation".
+    """
     kind, points = kind_of(shape), read_points(shape.get("points"))
+    if kind in ("rectangle", "rotation") and len(points) == 4:
+        return Shape(shape["label"], points)
     if kind != "polygon" and len(points) != 2:
         raise ValueError(f"a {kind} of {shape['label']!r} has {len(points)} points; 2 are wanted")
     if kind == "rectangle":

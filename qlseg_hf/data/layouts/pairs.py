@@ -7,17 +7,19 @@ import io
 import re
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from unicodedata import normalize
 
-from ..labels import read_text
+from ..labels import names_in_order, read_text
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from .folders import Entry, divide
 from .layout import Family, Found, Source
-from .words import IMAGE_AFFIX, MASK_AFFIX, read_folder_name, strip_affix
+from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, strip_affix
 
-CLASSES_FILE = "_classes.csv"
+CLASSES_FILE, NAMES_FILE = "_classes.csv", "label_names.txt"
 TREES = {
-    "pairs": "a.jpg  a_mask.png  (or a_label, a_gt, mask_a; a_image.jpg; also a.jpg  a.png)",
+    "pairs": "a.jpg  a_mask.png  (or a_label, a_gt, mask_a; a_image.jpg; also a.jpg  a.png; or a/image.png  "
+    "a/label.png)",
     "roboflow": "{train,valid,test}/_classes.csv  a.jpg  a_mask.png",
 }
 
@@ -49,6 +51,14 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
             for e in entries
             if e not in images and suffix_of(e.path) in MASK_SUFFIXES and (e.split, e.rest, e.stem) in cores
         ]
+    if not masks:  # a folder for each image, as scenes/1/rgb.png and scenes/1/label.png
+        roles = {e: read_folder_name(e.stem)[0] for e in entries}
+        masks = [replace(e, stem="") for e in entries if roles[e] == MASK]
+        pictures = [replace(e, stem="") for e in entries if roles[e] == IMAGE and is_picture(e.path)]
+        places = {(e.split, e.rest) for e in masks}
+        if masks and all((e.split, e.rest) in places for e in pictures):
+            return pictures, masks, [e for e in entries if roles[e] is None]
+        return [], [], []
     own = set(masks)
     pictures = [entry for entry in entries if entry not in own and is_picture(entry.path)]
     stems = {(e.split, e.rest, e.stem) for e in pictures}
@@ -67,12 +77,13 @@ def find_pairs(source: Source) -> Found | None:
     pictures, masks, others = read_pairs(source)
     if not masks or not pictures:
         return None
-    notes = [f"{len(others)} other masks are left out: {listed(e.path for e in others)}"] if others else []
+    notes = [f"{len(others)} other pictures are left out: {listed(e.path for e in others)}"] if others else []
     tables = [name for name in source.files if base_of(name) == CLASSES_FILE]
     example = f"{base_of(pictures[0].path)} and {base_of(masks[0].path)}"
     if not tables:
         found = divide(source, "pairs", f"images and label maps in one folder, as {example}", pictures, masks)
-        return replace(found, notes=[*found.notes, *notes])
+        names, names_from = names_of_folders(source, masks)
+        return replace(found, label_names=names, names_from=names_from, notes=[*found.notes, *notes])
     classes = {name: read_classes(source, name) for name in tables}
     if len({tuple(rows) for rows in classes.values()}) > 1:
         raise ValueError(f"{listed(classes)} in {source.root} name different classes; export the splits together")
@@ -84,6 +95,26 @@ def find_pairs(source: Source) -> Found | None:
     notes = [*found.notes, *notes]
     names = [name for _, name in rows]
     return replace(found, label_names=names, names_from=tables[0], label_mapping=label_mapping, notes=notes)
+
+
+def names_of_folders(source: Source, masks: list[Entry]) -> tuple[list[str] | None, str]:
+    """Names in `label_names.txt` beside each label map, as labelme_json_to_dataset writes it, and where they are from.
+
+    Raises:
+        ValueError: they differ, because each file was numbered by its own labels.
+    """
+    places = dict.fromkeys(f"{mask.path.rpartition('/')[0]}/{NAMES_FILE}" for mask in masks if not mask.stem)
+    texts = {name: read_text(source.root / name).split("\n") for name in places if name in set(source.files)}
+    if len(set(map(tuple, texts.values()))) > 1:
+        first, other = next((one, two) for one, two in pairwise(texts) if texts[one] != texts[two])
+        raise ValueError(
+            f"{first} and {other} in {source.root} number labels in two ways, as labelme_json_to_dataset does; give "
+            "the folder of LabelMe's JSON files and images instead"
+        )
+    if not texts or len(texts) < len(places):
+        return None, ""
+    name, lines = next(iter(texts.items()))
+    return names_in_order([line for line in lines if line.strip()]), name
 
 
 def read_classes(source: Source, name: str) -> list[tuple[int, str]]:

@@ -79,7 +79,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
     """
-    lists, locator = {}, Locator(pictures)
+    lists, others, locator = {}, {}, Locator(pictures)
     for name in source.files:
         if suffix_of(name) not in (".txt", ".lst", ".yaml", ".yml", ".json"):
             continue
@@ -91,7 +91,8 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
         if is_list and path.stem.lower() in SPLIT_WORDS:
             found = {path.stem: _lines(source.root / name)}
         elif is_list and plain in SPLIT_WORDS and _names_any(locator, _lines(source.root / name)):
-            found = {plain: _lines(source.root / name)}
+            others.setdefault(plain, (name, _lines(source.root / name)))
+            continue
         elif not is_list and path.stem.lower() in TABLE_OF_SPLITS:
             found = _read_table_of_splits(source, name)
         else:
@@ -100,6 +101,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
             if split in lists:
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
+    lists = others | lists  # train.txt counts more than train_list.txt
     return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
 
 

@@ -241,6 +241,34 @@ def test_labelme(tmp_path):
     assert len(open_dataset(tmp_path, "train")) == 1
 
 
+def test_rectangles_of_x_anylabeling_and_files_without_size(tmp_path):
+    """It writes four corners; LabelMe did not write the image's size before version 4."""
+    turned = shape("dog", [[6, 0], [7, 0], [7, 1], [6, 1]], "rotation")
+    put_labelme(tmp_path, "a", [shape("cat", CORNERS, "rectangle"), turned], "train")
+    (path,) = (tmp_path / "train").glob("*.json")
+    content = json.loads(path.read_text())
+    for size in ({"imageHeight": 6, "imageWidth": 8}, {"imageHeight": None, "imageWidth": None}):
+        path.write_text(json.dumps(content | size))
+        expected = np.zeros((6, 8), dtype=np.int64)
+        expected[:4, :4], expected[:2, 6:] = 1, 2
+        np.testing.assert_array_equal(read_first(tmp_path, val_fraction=0), expected)
+
+
+def test_coco_without_sizes(tmp_path):
+    path = put_coco(tmp_path, [region(7, [SQUARE])])
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        del image["height"], image["width"]
+    path.write_text(json.dumps(content))
+    found = read_first(tmp_path)
+    assert found.shape == (6, 8) and found[:4, :4].all() and found.sum() == 2 * 16
+    exif = Image.Exif()
+    exif[0x112] = 3
+    Image.new("RGB", (8, 6)).save(tmp_path / "train2017/a.jpg", exif=exif)
+    with pytest.raises(ValueError, match="a.jpg: the JSON tells no size, and its EXIF orientation turns it"):
+        open_dataset(tmp_path, "train")
+
+
 def test_labelme_of_renamed_files(tmp_path):
     """Their JSON may still tell the name that another image has now."""
     for number, name in enumerate("ab"):

@@ -357,6 +357,14 @@ def test_splits_that_images_or_label_maps_alone_tell(tmp_path, image, mask):
         assert [name[-5] for name in read_all(samples)] == list(names) and samples.notes == []
 
 
+def test_a_test_part_without_label_maps_beside_flat_ones(tmp_path):
+    put_pairs(tmp_path, "images/train/{name}.jpg", "masks/{name}.png", "abc")
+    put(tmp_path / "images/test/t.jpg", 1)
+    layout = find_layout(tmp_path, val_fraction=0)
+    assert list(layout.splits) == ["train"] and len(read_all(layout.splits["train"])) == 3
+    assert layout.notes == ["1 images of test have no label maps at all, so this is no split here"]
+
+
 def test_the_only_folder_is_the_data_set(tmp_path):
     """As archives are unpacked; lists and names then lie at its top."""
     inner = tmp_path / "VOCdevkit/VOC2012"
@@ -392,6 +400,10 @@ def test_files_that_only_seem_lists(tmp_path):
     put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcd")
     (tmp_path / "train_id.txt").write_text("17\n18\n")
     assert len(open_dataset(tmp_path, "train", val_fraction=0)) == 4
+    (tmp_path / "train_list.txt").write_text("a\nb\n")
+    (tmp_path / "val_list.txt").write_text("c\n")
+    (tmp_path / "train.txt").write_text("b\n")  # counts more
+    assert len(open_dataset(tmp_path, "train")) == len(open_dataset(tmp_path, "val")) == 1
 
 
 def test_endings_of_images_in_names_of_label_maps(tmp_path):
@@ -469,7 +481,7 @@ def test_other_masks_of_an_image_in_one_folder(tmp_path):
     put_pairs(tmp_path, "{name}_endo_color_mask.png", "{name}_endo_watershed_mask.png", "ab")
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     assert read_all(samples) == ["a_endo.png", "b_endo.png"]
-    assert samples.layout.notes[0].startswith("4 other masks are left out: a_endo_color_mask.png, a_endo_watershed")
+    assert samples.layout.notes[0].startswith("4 other pictures are left out: a_endo_color_mask.png, a_endo_watershed")
 
 
 def test_what_belongs_to_no_sample_is_told(tmp_path):
@@ -625,6 +637,31 @@ def test_images_of_a_test_beside_images_with_label_maps(tmp_path):
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     assert len(read_all(samples)) == 3
     assert samples.layout.notes == ["1 images of test have no label maps, and are left out"]
+
+
+def test_a_folder_for_each_image(tmp_path):
+    """As of many renderers, and of labelme_json_to_dataset, which numbers labels anew in each."""
+    for split, names in (("train", "abc"), ("val", "d")):
+        for name in names:
+            put(tmp_path / f"{split}/{name}_json/img.png", 9)
+            put(tmp_path / f"{split}/{name}_json/label.png")
+            put(tmp_path / f"{split}/{name}_json/label_viz.png", 9)
+            (tmp_path / f"{split}/{name}_json/label_names.txt").write_text("_background_\na\nb\nc\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "pairs" and layout.label_names == ["_background_", "a", "b", "c"]
+    assert layout.notes[0].startswith("4 other pictures are left out: train/a_json/label_viz.png")
+    assert read_all(open_dataset(tmp_path, "train")) == [f"train/{name}_json/img.png" for name in "abc"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["val/d_json/img.png"]
+    (tmp_path / "train/b_json/label_names.txt").write_text("_background_\nb\na\nc\n")
+    with pytest.raises(
+        ValueError, match="a_json/label_names.txt and .*b_json/label_names.txt .* number labels in two"
+    ):
+        find_layout(tmp_path)
+    (tmp_path / "train/b_json/label_names.txt").unlink()
+    assert find_layout(tmp_path).label_names is None
+    (tmp_path / "train/b_json/label.png").unlink()
+    with pytest.raises(ValueError, match="is no layout that is known"):
+        find_layout(tmp_path)
 
 
 def test_names_that_differ_in_capitals(tmp_path):
