@@ -74,8 +74,11 @@ class Entry:
         return (tuple(map(str.lower, rest)), self.stem.lower()) if is_folded else (rest, self.stem)
 
 
-def read_paths(source: Source, guessed: Iterable[str] = ()) -> list[Entry]:
-    """An `Entry` for each file of a data set; of the roles `guessed` also by other words of the folders' names."""
+def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = True) -> list[Entry]:
+    """An `Entry` for each file of a data set; of the roles `guessed` also by other words of the folders' names.
+
+    Without `has_splits` folders called `train` are like others.
+    """
     roles = None
     if source.roles is not None:  # folders with several names on their path become one
         roles = (source.roles[0].replace("/", NESTED), source.roles[1].replace("/", NESTED))
@@ -89,7 +92,9 @@ def read_paths(source: Source, guessed: Iterable[str] = ()) -> list[Entry]:
     for role in guessed:
         names = [name for name, (own, split) in words.items() if not own and not split]
         words |= {name: (role, None) for name in guess_roles(names, role)}
-    if not any(split for _, split in words.values()):
+    if not has_splits:
+        words = {name: (role, None) for name, (role, _) in words.items()}
+    elif not any(split for _, split in words.values()):
         for depth in range(max(map(len, split_paths), default=0)):  # those that are nearest to the top
             names = {folders[depth] for folders in split_paths if len(folders) > depth}
             if found := guess_splits(names):
@@ -132,6 +137,7 @@ def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) ->
 
 def find_folders(source: Source) -> Found | None:
     """Images in one folder and label maps in another; by whole names of folders, else by words in them."""
+    missing: list[str] = []
     entries = read_paths(source)
     parts = sort_roles(entries)
     if source.roles is None and not (parts and any(pairs_up(parts))):
@@ -144,6 +150,9 @@ def find_folders(source: Source) -> Found | None:
         parts = guessed if guessed and (not parts or any(pairs_up(guessed))) else parts
     if parts is None:
         return None
+    splits = {entry.split for entry in parts[1]}
+    if splits != {None} and not any(e.split for e in parts[0]) and (None in splits or len(splits) < 2):
+        parts = sort_roles(read_paths(source, missing, has_splits=False)) or parts  # a label is called "train"
     pictures, masks, loose, is_camvid = parts
     if not all(pairs_up(parts)) and (found := find_parts(source, pictures, masks)):
         return found
@@ -307,7 +316,8 @@ def open_part(
         remedy = ""
         if len(missing) == len(pairs):
             pair = suggest_folders(source.files) or ("photos", "ground_truth")
-            remedy = f"; or name both folders, as in layout: {':'.join(pair)}"
+            pairs_of_folders = several_places(first, masks) or [pair]
+            remedy = f"; or name both folders, as in {' or '.join(f'layout: {a}:{b}' for a, b in pairs_of_folders)}"
         text = (
             f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
             f"picture {first.path}; add them, or take the pictures out{remedy}"
@@ -323,6 +333,19 @@ def open_part(
     return FolderSamples(
         source.root, [(picture.path, mask.path) for picture, mask in pairs], split, source.colors, [*own_notes, *notes]
     )
+
+
+def several_places(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
+    """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several."""
+    found = {}
+    for mask in masks:
+        if picture.stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)) and mask.role_folder:
+            folders = mask.path.split("/")[:-1]
+            if mask.split in folders:  # of what lies above and below it that which tells the role
+                above, below = folders[: folders.index(mask.split)], folders[folders.index(mask.split) + 1 :]
+                folders = above if mask.role_folder in above else below
+            found["/".join(folders)] = None
+    return [(picture.role_folder or picture.place, folder) for folder in found] if len(found) > 1 else []
 
 
 def match(

@@ -52,7 +52,7 @@ def find_parts(source: Source, pictures: list, masks: list) -> Found | None:
     kept = {entry: found for entry, found in own.items() if found}
     maps = {
         entry.path: ReadMap(
-            listed(found.values()), frozenset(found), names, partial(read_shapes, source, entry.path, found)
+            listed(found.values()), frozenset(found), names, partial(read_shapes, source.root, entry.path, found)
         )
         for entry, found in kept.items()
     }
@@ -88,11 +88,11 @@ def read_mask(path: Path) -> np.ndarray:
     return values > 0
 
 
-def read_shapes(source: Source, picture: str, found: dict[str, str]) -> tuple[tuple[int, int], list[Shape]]:
+def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[int, int], list[Shape]]:
     """Size and masks of an image, labels by the alphabet; ValueError if a mask is of another size or none."""
-    size, shapes = picture_size(source.root / picture), []
+    size, shapes = picture_size(root / picture), []
     for label, path in sorted(found.items()):
-        mask = read_mask(source.root / path)
+        mask = read_mask(root / path)
         if mask.shape != size:
             raise ValueError(f"{path} is {mask.shape[0]} x {mask.shape[1]}, and the image {size[0]} x {size[1]}")
         shapes.append(Shape(label, mask=mask))

@@ -252,9 +252,10 @@ def test_label_maps_of_several_other_places_are_not_guessed(tmp_path):
     ):
         open_dataset(tmp_path, "train")
     for kind in ("v1.2", "v2.0"):
-        put_pairs(tmp_path / "two", "pics/{name}.jpg", f"{kind}/labels/{{name}}.png")
-    with pytest.raises(ValueError, match="2 of 2 label maps are missing .* as in layout: pics:labels"):
-        open_dataset(tmp_path / "two", "train")
+        put_pairs(tmp_path / "two", "train/pictures/{name}.jpg", f"train/{kind}/labels/{{name}}.png")
+    with pytest.raises(ValueError, match="as in layout: pictures:v1.2/labels or layout: pictures:v2.0/labels"):
+        open_dataset(tmp_path / "two", "train", val_fraction=0)
+    assert len(read_all(open_dataset(tmp_path / "two", "train", layout="pictures:v2.0/labels", val_fraction=0))) == 2
 
 
 @pytest.mark.parametrize(
@@ -448,6 +449,36 @@ def test_a_folder_of_masks_for_each_label(tmp_path):
     (tmp_path / "masks/car/val/c.png").unlink()
     with pytest.raises(ValueError, match="car and road show the same, as masks of two people do"):
         find_layout(tmp_path)
+
+
+def test_a_label_that_is_called_as_a_split(tmp_path):
+    """Its masks alone were read as label maps."""
+    labels = np.array([[0, 1, 1, 2], [2, 2, 0, 0]])
+    for name in "ab":
+        put(tmp_path / f"images/{name}.jpg", 9)
+        for label, folder in ((1, "bus"), (2, "train")):
+            path = tmp_path / f"masks/{folder}/{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(((labels == label) * 255).astype(np.uint8)).save(path)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert samples.layout.label_names == ["background", "bus", "train"]
+    np.testing.assert_array_equal(samples[0].read()[1], labels)
+    for path in (tmp_path / "masks/bus").iterdir():
+        path.unlink()
+    assert [name for name, _ in open_dataset(tmp_path, "train", val_fraction=0).pairs] == [
+        "images/a.jpg",
+        "images/b.jpg",
+    ]
+
+
+def test_several_label_maps_of_an_image_are_named(tmp_path):
+    for kind in ("semantic", "instance"):
+        put_pairs(tmp_path, "images/{name}.jpg", f"masks/{kind}/{{name}}.png")
+    message = "as in layout: images:masks/instance or layout: images:masks/semantic"
+    with pytest.raises(ValueError, match=f"2 of 2 label maps are missing .*{message}"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+    samples = open_dataset(tmp_path, "train", val_fraction=0, layout="images:masks/semantic")
+    assert len(read_all(samples)) == 2 and samples.pairs[0][1] == "masks/semantic/a.png"
 
 
 @pytest.mark.parametrize(
