@@ -84,8 +84,8 @@ def read_color_map(text: str) -> tuple[list[str] | dict[str, str], list[list[int
         return names, [_to_color(row[2], row.group(3, 4, 5)) for row in rows]
     if not lines or not re.match(r"#\s*label\s*:\s*color_rgb", lines[0]):
         return None
-    rows = [line.split(":") for line in lines[1:] if ":" in line]
-    return [name.strip() for name, *_ in rows], [_to_color(name, color.split(",")) for name, color, *_ in rows]
+    cells = [line.split(":") for line in lines[1:] if ":" in line]
+    return [name.strip() for name, *_ in cells], [_to_color(name, color.split(",")) for name, color, *_ in cells]
 
 
 def match_all(pattern: re.Pattern, lines: list[str]) -> list[re.Match]:

@@ -696,8 +696,13 @@ def test_a_folder_for_each_image(tmp_path):
 
 
 def test_names_that_differ_in_capitals(tmp_path):
-    put_pairs(tmp_path, "images/IMG_{name}.JPG", "masks/img_{name}_Mask.png")
+    for image, mask in (("Left.JPG", "left.png"), ("RIGHT.jpg", "right_Mask.png")):
+        put(tmp_path / "images" / image, 1)
+        put(tmp_path / "masks" / mask)
     assert len(read_all(open_dataset(tmp_path, "train", val_fraction=0))) == 2
+    put(tmp_path / "masks/LEFT.png")
+    with pytest.raises(ValueError, match="images/Left.JPG in .* has 2 label maps: masks/LEFT.png, masks/left.png"):
+        open_dataset(tmp_path, "train", val_fraction=0)
 
 
 @pytest.mark.parametrize(
