@@ -7,13 +7,11 @@ split it is of (`train`, `val`, ...), or one name says both (`trainannot`, `trai
 path, with the file's name without its ending, is the same for an image and its label map.
 """
 
-import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
@@ -30,9 +28,10 @@ from .files import (
     suffix_of,
 )
 from .layout import Family, Found, Source
+from .matching import Entry, by_split_of_masks, look_up, masks_of_split, several_places
 from .parts import find_parts
-from .splits import ALL, UNION_SPLITS, find_kind, read_split_lists
-from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, guess_roles, guess_splits, read_folder_name, strip_affix
+from .splits import ALL, UNION_SPLITS, read_split_lists
+from .words import IMAGE, MASK, guess_roles, guess_splits, read_folder_name
 
 TRAIN_IDS = "_labelTrainIds"
 TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
@@ -46,32 +45,8 @@ TREES = {
     "coco-stuff": "images/train2014/a.jpg  annotations/train2014/a_labelTrainIds.png",
     "camvid": "train/a.png  trainannot/a.png  val/b.png  valannot/b.png  (also train_labels, train_masks)",
     "folders": "images/a.jpg  masks/a.png  (or labels, annotations, gt; with {train,val}/ above or below, "
-    "train.txt, or "
-    "no split)",
+    "train.txt, or no split; also masks/{car,road}/a.png)",
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file and what its path says. `place`: the folder that `rest` of the folders and `stem` are relative to."""
-
-    path: str
-    role: str | None
-    role_folder: str
-    split: str | None
-    place: str
-    rest: tuple[str, ...]
-    stem: str
-
-    @property
-    def name(self) -> str:
-        """The path below `place`."""
-        return self.path if self.place == "." else self.path[len(self.place) + 1 :]
-
-    def name_parts(self, skip: int, is_folded: bool) -> tuple[tuple[str, ...], str]:
-        """`rest` without its first folders, and `stem`; in small letters if folded."""
-        rest = self.rest[skip:]
-        return (tuple(map(str.lower, rest)), self.stem.lower()) if is_folded else (rest, self.stem)
 
 
 def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = True) -> list[Entry]:
@@ -199,16 +174,6 @@ def pairs_up(parts: tuple[list[Entry], list[Entry], list[Entry], bool]) -> Itera
             yield any(look_up(own, masks)[0].values())
 
 
-def masks_of_split(split: str | None, masks: list[Entry]) -> list[Entry]:
-    """Label maps of a split of images: in a folder of its name, else of a name that means the same, else in none."""
-    if split is None:
-        return masks
-    for is_own in (lambda own: own.lower() == split.lower(), lambda own: find_kind(own) == find_kind(split)):
-        if found := [mask for mask in masks if mask.split and is_own(mask.split)]:
-            return found
-    return [] if any(mask.split for mask in masks) else masks
-
-
 def _empty_splits(source: Source, pictures: list[Entry]) -> list[str]:
     """Folders beside those of splits that hold nothing."""
     places = {e.place for e in pictures if e.split and e.place.endswith(f"/{e.split}")}
@@ -282,15 +247,6 @@ def divide(
     return Found(name, summary, dict(sorted(openers.items())), notes=[*notes, *others], first_mask=first)
 
 
-def by_split_of_masks(pictures: list[Entry], masks: list[Entry]) -> dict[str | None, list[Entry]]:
-    """Images, which tell no split, by that of their label map; None for those without one."""
-    own: dict[Entry, str | None] = dict.fromkeys(pictures)
-    for split in dict.fromkeys(mask.split for mask in masks):
-        found, _ = look_up(pictures, [mask for mask in masks if mask.split == split])
-        own |= {picture: split for picture, maps in found.items() if maps}
-    return {split: [p for p in pictures if own[p] == split] for split in dict.fromkeys(own.values())}
-
-
 def open_part(
     source: Source,
     split: str,
@@ -333,19 +289,6 @@ def open_part(
     return FolderSamples(
         source.root, [(picture.path, mask.path) for picture, mask in pairs], split, source.colors, [*own_notes, *notes]
     )
-
-
-def several_places(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
-    """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several."""
-    found = {}
-    for mask in masks:
-        if picture.stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)) and mask.role_folder:
-            folders = mask.path.split("/")[:-1]
-            if mask.split in folders:  # of what lies above and below it that which tells the role
-                above, below = folders[: folders.index(mask.split)], folders[folders.index(mask.split) + 1 :]
-                folders = above if mask.role_folder in above else below
-            found["/".join(folders)] = None
-    return [(picture.role_folder or picture.place, folder) for folder in found] if len(found) > 1 else []
 
 
 def match(
@@ -430,70 +373,6 @@ def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None
     return found
 
 
-def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list[Entry]], list[str]]:
-    """{image: label maps of its name}, and sentences on how they were found, where their paths are not the same.
-
-    If no image has a label map in the same folders, those that all images lie in do not count, nor those that all
-    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png. If that finds none either, capitals do not count.
-    """
-    own: dict[Entry, list[Entry]] = {picture: [] for picture in pictures}
-    common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
-    for is_folded, skip in product((False, True), dict.fromkeys([(0, 0), common])):
-        by_key, by_core = defaultdict(list), defaultdict(list)
-        for mask in masks:
-            rest, stem = mask.name_parts(skip[1], is_folded)
-            by_key[rest, stem].append(mask)
-            by_core[rest, strip_affix(stem, MASK_AFFIX)].append(mask)
-        for picture in pictures:
-            rest, stem = picture.name_parts(skip[0], is_folded)
-            own[picture] = by_key.get((rest, stem)) or by_core.get((rest, strip_affix(stem, IMAGE_AFFIX))) or []
-        notes = []
-        if pictures and masks and not any(own.values()) and (found := match_by_common_affix(pictures, masks, skip)):
-            own, affix = found
-            notes.append(f"label maps are called {affix}, with the NAME of their image")
-        if first := next((picture for picture, maps in own.items() if maps), None):
-            if skip != (0, 0):
-                notes.append(f"label maps lie in other folders than images, as {own[first][0].path} of {first.path}")
-            return own, notes
-    return own, []
-
-
-def match_by_common_affix(
-    pictures: list[Entry], masks: list[Entry], skip: tuple[int, int]
-) -> tuple[dict[Entry, list[Entry]], str] | None:
-    """Label maps by their image, and what stands before or behind all of their names, as in `a_L`.
-
-    What all names of images share may be left away too, as in `top_1_RGB` and `top_1_label_noBoundary`. None unless
-    every image then has exactly one label map. `skip`: how many folders of images, and of label maps, do not count.
-    """
-    for of_masks in common_affixes(entry.stem for entry in masks)[1:]:
-        by_rest = defaultdict(list)
-        for mask in masks:
-            by_rest[mask.rest[skip[1] :], strip_ends(mask.stem, of_masks)].append(mask)
-        for of_pictures in common_affixes(entry.stem for entry in pictures):
-            keys = {picture: (picture.rest[skip[0] :], strip_ends(picture.stem, of_pictures)) for picture in pictures}
-            if len(set(keys.values())) == len(keys) and all(len(by_rest.get(key, ())) == 1 for key in keys.values()):
-                return {picture: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
-    return None
-
-
-def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
-    """(before, behind) that all stems share up to a sign that parts words, or a digit: none, one, the other, both."""
-    stems = list(stems)
-    if len(stems) < 2:
-        return [("", "")]
-    before = re.match(r"(.*[-_. ])?", os.path.commonprefix(stems))[0]
-    letters = {re.match(r"[^\W\d_]*(?=\d)|", stem[len(before) :])[0] for stem in stems}
-    before += letters.pop() if len(letters) == 1 else ""  # image001, mask001
-    behind = os.path.commonprefix([stem[len(before) :][::-1] for stem in stems])[::-1]
-    behind = re.search(r"([-_. ].*)?$", behind)[0]
-    return list(dict.fromkeys([("", ""), ("", behind), (before, ""), (before, behind)]))
-
-
-def strip_ends(stem: str, affix: tuple[str, str]) -> str:
-    return stem.removeprefix(affix[0]).removesuffix(affix[1])
-
-
 def suggest_folders(files: Iterable[str]) -> tuple[str, str] | None:
     """Two names of folders below which pictures have the same names, that with photographs first; None without any."""
     below: dict[str, Counter] = defaultdict(Counter)  # names of pictures, and how many have each
@@ -519,4 +398,4 @@ def suggest_folders(files: Iterable[str]) -> tuple[str, str] | None:
 
 FOLDERS = Family(TREES, find_folders)
 
-__all__ = ["FOLDERS", "Entry", "divide", "suggest_folders"]
+__all__ = ["FOLDERS", "divide", "suggest_folders"]

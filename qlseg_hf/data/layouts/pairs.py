@@ -12,8 +12,9 @@ from unicodedata import normalize
 
 from ..labels import names_in_order, read_text
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
-from .folders import Entry, divide
+from .folders import divide
 from .layout import Family, Found, Source
+from .matching import Entry
 from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, strip_affix
 
 CLASSES_FILE, NAMES_FILE = "_classes.csv", "label_names.txt"

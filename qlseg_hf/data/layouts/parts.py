@@ -13,6 +13,7 @@ import numpy as np
 from ..samples import FolderSamples, Sample, SampleError
 from .files import is_picture, listed
 from .layout import Found, Source
+from .matching import Entry
 from .polygons import ReadMap, Shape, ignored_label, order_names, picture_size
 from .splits import ALL, read_split_lists
 from .words import MASK_AFFIX, strip_affix
@@ -21,8 +22,8 @@ MOST_PICTURES, MOST_OVERLAP = 20, 0.5  # that are looked at, and the IoU that ma
 KEEP = "say which folder counts, as in layout: images:masks/car"
 
 
-def find_parts(source: Source, pictures: list, masks: list) -> Found | None:
-    """What images are whose label maps, `Entry`s both, lie in folders of labels; None if they do not.
+def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Found | None:
+    """What images are whose label maps lie in folders of labels; None if they do not.
 
     Raises:
         ValueError: masks of two folders show the same, as those of two people do.
