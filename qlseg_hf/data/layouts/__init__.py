@@ -49,7 +49,7 @@ UNREAD = {  # endings of files that nothing here reads, and what to do
     (".mat", ".h5", ".hdf5", ".npz", ".nii", ".dcm", ".mha", ".tfrecord", ".pkl", ".geojson", ".shp"): (
         "not read; write label maps as PNG, of the size of their images"
     ),
-    (".json", ".ndjson", ".xml"): "if these are annotations, export them as COCO, which every tool for them can",
+    (".json", ".ndjson", ".xml"): "if these are annotations, export them as COCO, as most tools can",
 }
 IS_MADE_OF_PAIRS = (PANOPTIC, WEBDATASET)  # whose label maps a plain layout might take for its own
 

@@ -28,6 +28,7 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
     Raises:
         ValueError: masks of two folders show the same, as those of two people do.
     """
+    pictures = [entry for entry in pictures if is_picture(entry.path)]
     common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
     if not all(len(mask.rest) > common[1] for mask in masks):
         return None
@@ -57,7 +58,7 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
         )
         for entry, found in kept.items()
     }
-    left = [entry.path for entry in pictures if is_picture(entry.path) and entry not in kept]
+    left = [entry.path for entry in pictures if entry not in kept]
     notes = [f"{len(left)} images have no mask at all, and are left out: {listed(left)}"] if left else []
     in_split: dict[str, list[str]] = {split: list(own) for split, own in read_split_lists(source, list(maps)).items()}
     for entry in () if in_split else kept:

@@ -432,12 +432,14 @@ def test_a_folder_of_masks_for_each_label(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(((labels == label) * 255).astype(np.uint8)).save(path)
     put(tmp_path / "images/train/z.jpg", 9)
+    (tmp_path / "images/train/a.txt").write_text("a photograph")
     (tmp_path / "masks/car/train/b.png").unlink()
     layout = find_layout(tmp_path)
     assert layout.label_names == ["background", "car", "road"] and layout.ignore_index == 255
     assert layout.description.startswith("folders: a folder of masks for each label (car, road)")
     assert layout.notes == ["1 images have no mask at all, and are left out: images/train/z.jpg"]
     train = open_dataset(tmp_path, "train")
+    assert len(train) == 2
     np.testing.assert_array_equal(train[0].read()[1], labels)
     np.testing.assert_array_equal(train[1].read()[1], np.where(labels == 1, 0, labels))
     np.testing.assert_array_equal(open_dataset(tmp_path, "val")[0].read()[1], labels)
