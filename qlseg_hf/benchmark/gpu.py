@@ -54,9 +54,8 @@ def limit(settings: Settings) -> Rows:
             whole = found["whole"]["whole"]
             yield f"{name}: {settings.release}", whole | {"ratio": whole["to_limit"]}
             for stage, row in found["stages"].items():
-                ratio = {"ratio": row["seconds"] / row["limit_seconds"]} if row["limit_seconds"] else {}
-                yield f"{name} {stage}", row | ratio
-            yield f"{name} kinds of operation", found["kinds"] | {"products_per_s": found["products_per_s"]["best"]}
+                yield f"{name} {stage}", row | ({"ratio": row["to_limit"]} if "to_limit" in row else {})
+            yield f"{name} kinds of operation", found["kinds"] | {"products_per_s": found["products_per_s"]["median"]}
 
 
 def made_batch(settings: Settings, batch: int, num_labels: int) -> dict[str, torch.Tensor]:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time against the machine's limit: how long the network's operations would take at the rate of a matrix product.
 
-The rate is measured in the same run, by dtype. What is above the limit is no matrix product, or one that is slower
-than the fastest: a table says by stage of the network how much, and another one by kind of operation.
+The rate is measured by dtype beside every timed pass, because that of a machine shared with others changes within
+seconds, by as much as three times. What is above the limit is no matrix product, or one that is slower than the
+fastest: a table says by stage of the network how much, and another one by kind of operation.
 """
 
 import json
@@ -111,15 +112,18 @@ def count_step(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
     return dict(zip(STEP, (forward, counter.get_total_flops() - forward, 0)))
 
 
-def product_rate(dtype: torch.dtype, device: torch.device, sizes: tuple[int, ...], repeats: int = 5) -> float:
-    """Floating-point operations per second of the fastest product of two square matrices."""
-    rates = []
-    for size in sizes:
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        for _ in range(2):
-            torch.mm(a, b)
-        rates += [2 * size**3 / seconds(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(repeats)]
-    return max(rates)
+def square_products(dtype: torch.dtype, device: torch.device, sides: tuple[int, ...]) -> dict[int, Callable]:
+    """A product of two square matrices by its number of floating-point operations."""
+    products = {}
+    for side in sides:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        products[2 * side**3] = inference(partial(torch.mm, a, b))
+    return products
+
+
+def product_rate(products: dict[int, Callable], device: torch.device) -> float:
+    """Floating-point operations per second of the fastest of `square_products`, each timed once."""
+    return max(count / seconds(product, device) for count, product in products.items())
 
 
 @contextmanager
@@ -196,8 +200,7 @@ def page_faults(function: Callable) -> int:
 def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
     """One dtype and batch size: rate, operations, time and their ratio, whole and by stage; the kinds of operation."""
     device, dtype = settings.device, DTYPES[kind]
-    rate = partial(product_rate, dtype, device, _sides(settings))
-    rates, model = [rate()], build(settings, dtype).requires_grad_(False)
+    model = build(settings, dtype).requires_grad_(False)
     shape = (batch, 3, settings.size, settings.size)
     counted = build(settings, device="meta").requires_grad_(False)
     operations = count_operations(counted, torch.empty(shape, device="meta"))
@@ -206,58 +209,68 @@ def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
     if settings.compile:
         compiled = torch.compile(model, backend=settings.backend)
         variants["whole compiled"] = inference(lambda: compiled(pixels))
-    whole = take_turns(variants, "whole", settings.repeats, device)
-    rates.append(rate())
-    turns = []
-    with timed_stages(model, device) as collect:
-        for _ in tqdm(range(settings.repeats + 1), "stages", leave=False):
+
+    def stages() -> dict[str, float]:
+        with timed_stages(model, device) as collect:
             variants["whole"]()
-            turns.append(collect())
-    rates.append(rate())
-    return _compare(whole, operations, turns[1:], rates) | _profile(variants["whole"], device)
+            return collect()
+
+    return _compare(variants, stages, operations, dtype, settings) | _profile(variants["whole"], device)
 
 
 def measure_step_limit(settings: Settings, kind: str, batch: int) -> dict:
     """As `measure_limit`, of a training step: forward, loss, backward and AdamW. bf16, fp16: autocast over fp32."""
     device = settings.device
-    rate = partial(product_rate, DTYPES[kind], device, _sides(settings))
-    rates, shape = [rate()], (batch, 3, settings.size, settings.size)
+    shape = (batch, 3, settings.size, settings.size)
     operations = count_step(build(settings, device="meta").train(), torch.empty(shape, device="meta"))
     model = build(settings).train()
     labels = training_labels(batch, settings.size, model.config.num_labels, device)
     step = StepInParts(model, torch.randn(shape, device=device), labels, half_precision(device, kind))
-    whole = take_turns({"whole": step}, "whole", settings.repeats, device)
-    rates.append(rate())
-    turns = []
-    for _ in tqdm(range(settings.repeats), "stages", leave=False):
-        turns.append({stage: seconds(part, device) for stage, part in zip(STEP, step.parts, strict=True)})
-    rates.append(rate())
-    return _compare(whole, operations, turns, rates) | _profile(step, device)
+
+    def stages() -> dict[str, float]:
+        return {stage: seconds(part, device) for stage, part in zip(STEP, step.parts, strict=True)}
+
+    return _compare({"whole": step}, stages, operations, DTYPES[kind], settings) | _profile(step, device)
 
 
-def _sides(settings: Settings) -> tuple[int, ...]:
-    """Of the square matrices that the rate of products is measured with."""
-    if settings.release == TINY:
-        return (256,)
-    return (4096, 8192) if settings.device.type == "cuda" else (1024, 2048, 4096)
-
-
-def _compare(whole: dict, operations: dict[str, int], turns: list[dict[str, float]], rates: list[float]) -> dict:
-    """Times, those of the stages by turn, beside what the operations take at the best rate."""
-    best, total = max(rates), sum(operations.values())
-    limit = total / best
+def _compare(
+    variants: dict[str, Callable],
+    stages: Callable[[], dict[str, float]],
+    operations: dict[str, int],
+    dtype: torch.dtype,
+    settings: Settings,
+) -> dict:
+    """Times of the wholes, and of the stages of one pass, beside what the operations take at the rate of that turn."""
+    device, total = settings.device, sum(operations.values())
+    sides = (4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
+    products = square_products(dtype, device, (256,) if settings.release == TINY else sides)
+    whole = take_turns(
+        variants | {f"{n}": product for n, product in products.items()}, "whole", settings.repeats, device
+    )
+    timed = {count: whole.pop(f"{count}")["each"] for count in products}
+    rates = [max(count / each[turn] for count, each in timed.items()) for turn in range(settings.repeats)]
     for row in whole.values():
-        row |= {"to_limit": row["seconds"] / limit, "lowest_to_limit": row["range"][0] / limit}
-    stages = {}
+        ratios = [taken * rate / total for taken, rate in zip(row["each"], rates, strict=True)]
+        row |= {"to_limit": statistics.median(ratios), "lowest_to_limit": min(ratios)}
+    turns = [
+        (stages(), product_rate(products, device)) for _ in tqdm(range(settings.repeats + 1), "stages", leave=False)
+    ][1:]
+    by_stage = {}
     for stage, count in operations.items():
-        taken = statistics.median(turn[stage] for turn in turns)
-        stages[stage] = {"seconds": taken, "operations": count, "limit_seconds": count / best}
+        by_stage[stage] = {
+            "seconds": statistics.median(taken[stage] for taken, _ in turns),
+            "operations": count,
+            "limit_seconds": count / statistics.median(rate for _, rate in turns),
+        }
+        if count:
+            by_stage[stage]["to_limit"] = statistics.median(taken[stage] * rate / count for taken, rate in turns)
+    rate = statistics.median(rates)
     return {
         "operations": total,
-        "products_per_s": {"best": best, "each": rates},
-        "limit_seconds": limit,
+        "products_per_s": {"median": rate, "each": rates, "beside_stages": [rate for _, rate in turns]},
+        "limit_seconds": total / rate,
         "whole": whole,
-        "stages": stages,
+        "stages": by_stage,
     }
 
 
@@ -267,17 +280,16 @@ def _profile(function: Callable, device: torch.device) -> dict:
 
 def tables(name: str, found: dict) -> str:
     """Markdown of what `measure_limit` returns."""
-    best, limit = found["products_per_s"]["best"], found["limit_seconds"]
-    head = f"{found['operations'] / 1e9:.0f} GFLOP at {best / 1e9:.0f} GFLOP/s: limit {limit * 1e3:.4g} ms"
+    rate, limit = found["products_per_s"]["median"], found["limit_seconds"]
+    head = f"{found['operations'] / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s: limit {limit * 1e3:.4g} ms"
     rows = [
         [f"**{variant}**", row["seconds"], 1, found["operations"], limit, row["to_limit"]]
         for variant, row in found["whole"].items()
     ]
     sum_of_stages = sum(row["seconds"] for row in found["stages"].values())
     for stage, row in found["stages"].items():
-        floor = row["limit_seconds"]
-        ratio = row["seconds"] / floor if floor else None
-        rows.append([stage, row["seconds"], row["seconds"] / sum_of_stages, row["operations"], floor, ratio])
+        share = row["seconds"] / sum_of_stages
+        rows.append([stage, row["seconds"], share, row["operations"], row["limit_seconds"], row.get("to_limit")])
     cells = [
         [text, f"{taken * 1e3:.4g}", f"{share:.1%}", f"{count / 1e9:.4g}", f"{floor * 1e3:.4g}"]
         + ["" if ratio is None else f"{ratio:.2f}"]
@@ -320,6 +332,7 @@ __all__ = [
     "page_faults",
     "product_rate",
     "report_limit",
+    "square_products",
     "stage_of",
     "tables",
 ]

@@ -7,7 +7,6 @@ import gc
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+
+from ..utils.memory import keep_freed_memory
 
 MIB = 2**20
 
@@ -51,19 +52,6 @@ def resident(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 
 
-def keep_freed_memory(keep: bool) -> None:
-    """Tell glibc whether to hand freed memory out again, or to return it to the kernel at once.
-
-    Kept while times are taken, as in a long-running server (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the
-    environment do the same): otherwise large tensors are faulted in anew for every layer, and what is timed is the
-    kernel. Returned while memory is measured, so that resident memory is what tensors and libraries hold.
-    """
-    if sys.platform == "linux":
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        for option in (m_trim_threshold, m_mmap_threshold):
-            ctypes.CDLL(None).mallopt(option, 2**31 - 1 if keep else 1 << 17)
-
-
 def clock() -> Callable[[], float]:
     """Of CPUs: CPU seconds of this process where it computes in one thread, whatever else runs there; else seconds."""
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -85,7 +73,11 @@ def seconds(function: Callable, device: torch.device) -> float:
 
 
 def take_turns(variants: dict[str, Callable], baseline: str, repeats: int, device: torch.device) -> dict[str, dict]:
-    """Time the variants in turns; per variant the median and range in seconds, peak MiB, and ratio to the baseline."""
+    """Time the variants in turns; per variant seconds (median, range, each), peak MiB, ratio to the baseline.
+
+    Freed memory is kept while times are taken, as commands do, or what is timed is the kernel; it is returned while
+    memory is measured, so that resident memory is what tensors and libraries hold.
+    """
     memory = {}
     keep_freed_memory(False)
     for name, function in tqdm(variants.items(), desc="warm-up", leave=False):
@@ -102,6 +94,7 @@ def take_turns(variants: dict[str, Callable], baseline: str, repeats: int, devic
         name: {
             "seconds": statistics.median(found),
             "range": [min(found), max(found)],
+            "each": found,
             "ratio": statistics.median(a / b for a, b in zip(found, times[baseline])),
             "peak_mib": memory[name],
         }
@@ -166,7 +159,6 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 __all__ = [
     "clock",
-    "keep_freed_memory",
     "machine",
     "markdown",
     "multiplications",

@@ -17,7 +17,8 @@ from ..utils.text import first_line
 from .measure import markdown
 
 Rows = Iterator[tuple[str, dict]]
-COLUMNS = ("seconds", "range", "ratio", "peak_mib")  # of a row; what else it holds stands in the last column
+# of a row; what else it holds stands in the last column, but for the time of each turn
+COLUMNS = ("seconds", "range", "each", "ratio", "peak_mib")
 
 
 @dataclass(frozen=True)

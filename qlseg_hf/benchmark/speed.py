@@ -19,8 +19,10 @@ from ..hub.saving import QLSegImageProcessor
 from ..model.image_io import load_picture, resize_picture
 from ..model.segmentation import segment
 from ..utils.files import write_atomically
+from ..utils.memory import keep_freed_memory
 from .measure import machine, multiplications, seconds, table, take_turns
 from .peers import run_peers
+from .runtimes import run_runtimes
 from .settings import DTYPES, build, inference, make_settings
 from .training import run_training
 
@@ -105,6 +107,11 @@ def run_tricks(settings) -> dict:
 
         return inference(run)
 
+    def without_kept_memory():
+        keep_freed_memory(False)
+        model(pixels)
+        keep_freed_memory(True)
+
     def without_cache():
         for function in (sampling.position_code, sampling.cells, sampling.first_rows):
             function.cache_clear()
@@ -116,6 +123,8 @@ def run_tricks(settings) -> dict:
         "scores at once instead of in blocks": without("combine", combine_at_once),
         "position codes and grids made anew": inference(without_cache),
     }
+    if settings.device.type == "cpu":
+        variants["freed memory returned to the kernel"] = inference(without_kept_memory)
     rows = take_turns(variants, "as it is", settings.repeats, settings.device)
     with torch.inference_mode():
         scores = model(pixels).logits[0].float()
@@ -219,6 +228,7 @@ MODES = {
     "training": run_training,
     "loading": run_loading,
     "peers": run_peers,
+    "runtimes": run_runtimes,
 }
 
 

@@ -9,7 +9,7 @@ import click
 from .options import PATH, dtype, subcommand
 
 
-@subcommand("app")
+@subcommand("app", runs_network=True)
 @click.argument("model", envvar="QLSEG_MODEL")
 @click.option(
     "--pictures", type=PATH, metavar="DIR", envvar="QLSEG_PICTURES", help="Example pictures; drawn ones if not given."

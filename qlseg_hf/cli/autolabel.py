@@ -25,7 +25,7 @@ def options_of_predict(function: Callable) -> Callable:
     return function
 
 
-@subcommand("autolabel")
+@subcommand("autolabel", runs_network=True)
 @click.option("--model", required=True, metavar="TEACHER", help="Folder or Hub id of the model that labels.")
 @click.option(
     "--data", "sources", required=True, multiple=True, metavar="SOURCE", help="As of predict; may be given repeatedly."

@@ -32,6 +32,7 @@ def command(modes: tuple[str, ...], minutes: float, tiny: bool, **settings) -> N
       training  forward, loss and backward of encoder and whole network, and the whole step with AdamW
       loading   augmented training pictures per second and worker
       peers     EoMT-L, Mask2Former Swin-L (these need scipy), UperNet-BEiT-L, SegFormer-B5, same size
+      runtimes  ONNX Runtime and OpenVINO (these need the extras export and openvino) beside PyTorch, on a CPU
     or one of these alone:
       limit     times the limit: the operations at the rate of a matrix product of this machine, by stage and kind;
                 limit training: those of a training step

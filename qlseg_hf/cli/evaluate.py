@@ -9,7 +9,7 @@ import click
 from .options import PATH, dtype, scales, subcommand
 
 
-@subcommand("evaluate")
+@subcommand("evaluate", runs_network=True)
 @click.argument("model")
 @click.option("--data", "--dataset", "data", required=True, help="Folder, Hub id or data.yaml of `qlseg check`.")
 @click.option("--split", help="Of the data; validation, if the data.yaml does not name another.")

@@ -37,13 +37,19 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0.5,1,1.5", param, context)
 
 
-def subcommand(name: str) -> Callable[[Callable], click.Command]:
-    """Decorator: a sub-command in which an error of input, package, system or Hub is one sentence and status 1."""
+def subcommand(name: str, *, runs_network: bool = False) -> Callable[[Callable], click.Command]:
+    """Decorator: a sub-command in which an error of input, package, system or Hub is one sentence and status 1.
+
+    One that runs a network keeps the memory that it frees, unless the environment says otherwise.
+    """
 
     def decorate(function: Callable) -> click.Command:
         def run(**kwargs) -> None:
+            from ..utils.memory import keep_freed_memory_by_default
             from .errors import exit_status
 
+            if runs_network:
+                keep_freed_memory_by_default()
             if status := exit_status(f"qlseg {name}", lambda: function(**kwargs)):
                 sys.exit(status)
 

@@ -28,7 +28,7 @@ class _Texts(Numbers):
         )
 
 
-@subcommand("predict")
+@subcommand("predict", runs_network=True)
 @click.argument("model")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", required=True, type=PATH, metavar="DIR", help="Folder for the results.")

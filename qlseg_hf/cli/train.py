@@ -90,8 +90,10 @@ class RecipeCommand(click.Command):
         from ..training.loop import train
         from ..training.recipe import load_recipe
         from ..utils.distributed import StopRequestedError, StopSignals, report_deaths
+        from ..utils.memory import keep_freed_memory_by_default
         from .errors import exit_status
 
+        keep_freed_memory_by_default()
         signals = StopSignals()
         signals.listen()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import sys
 import time
 
@@ -44,10 +45,18 @@ def arguments(monkeypatch):
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize("mode", sorted(set(benchmark.MODES) - {"peers"}))
-def test_modes(mode, arguments):
+# runtimes: four graphs are written, which takes a minute
+SLOW = pytest.param("runtimes", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("mode", [*sorted(set(benchmark.MODES) - {"peers", "runtimes"}), SLOW])
+def test_modes(mode, arguments, monkeypatch):
     if mode == "loading":
         pytest.importorskip("cv2")
+    if mode == "runtimes":
+        monkeypatch.syspath_prepend(os.path.join(sys.prefix, "openvino"))  # where `make test` puts it
+        for package in ("onnxscript", "onnxruntime", "openvino"):
+            pytest.importorskip(package)
     rows = benchmark.MODES[mode](arguments)
     assert len(rows) >= 1 and all(name.startswith(mode) for name in rows)
     timed = [row for row in rows.values() if "seconds" in row]
@@ -161,11 +170,12 @@ def test_limit(tmp_path, capsys):
     assert set(results) == {"limit b2 fp32", "limit b2 bf16"} and all(f"## {name}\n" in text for name in results)
     for found in results.values():
         rate = found["products_per_s"]
-        assert rate["best"] == max(rate["each"]) > 0
-        assert found["limit_seconds"] == pytest.approx(found["operations"] / rate["best"])
+        assert found["limit_seconds"] == pytest.approx(found["operations"] / statistics.median(rate["each"]))
         assert set(found["whole"]) == {"whole", "whole compiled"}
         for row in found["whole"].values():
-            assert row["to_limit"] == pytest.approx(row["seconds"] / found["limit_seconds"])
+            # each pass beside the products of its own turn
+            ratios = [a * b / found["operations"] for a, b in zip(row["each"], rate["each"], strict=True)]
+            assert row["to_limit"] == pytest.approx(statistics.median(ratios)) and min(ratios) > 0
         assert sum(row["operations"] for row in found["stages"].values()) == found["operations"]
         assert all(row["seconds"] > 0 for row in found["stages"].values())
         assert {"matrix products", "GELU", "norms", "softmax", "sampling", "copies"} <= set(found["kinds"])
@@ -193,7 +203,9 @@ def test_limit_of_a_training_step(tmp_path, capsys):
         assert f"## {name}\n" in text and set(found["stages"]) == set(limit.STEP)
         assert sum(row["operations"] for row in found["stages"].values()) == found["operations"]
         whole = found["whole"]["whole"]
-        assert whole["to_limit"] == pytest.approx(whole["seconds"] / found["limit_seconds"])
+        low, high = (bound / found["limit_seconds"] for bound in whole["range"])
+        rates = found["products_per_s"]["each"]
+        assert low * min(rates) / max(rates) <= whole["to_limit"] <= high * max(rates) / min(rates)
         # the parts are the whole: forward, backward and update
         assert sum(row["seconds"] for row in found["stages"].values()) == pytest.approx(whole["seconds"], rel=0.9)
         assert all(row["seconds"] > 0 for row in found["stages"].values())

@@ -209,7 +209,8 @@ import torch
 from transformers import BeitConfig, Dinov2Config, DINOv3ViTConfig
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegViTConfig
 from qlseg_hf.model.memory import MemoryPlan
-from qlseg_hf.benchmark.measure import keep_freed_memory, peak_memory
+from qlseg_hf.benchmark.measure import peak_memory
+from qlseg_hf.utils.memory import keep_freed_memory
 
 kinds = {"qlseg": QLSegViTConfig, "dinov2": Dinov2Config, "dinov3": DINOv3ViTConfig, "beit": BeitConfig}
 sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 4}
