@@ -666,10 +666,17 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
                 parameters[name].requires_grad_(False)
 
     def train(self, mode: bool = True):
-        """As `nn.Module.train`. Training begins here, so what no gradient can reach is frozen."""
+        """As `nn.Module.train`. Training begins here, so what no gradient can reach is frozen.
+
+        An encoder of which no weight is trained stays in eval mode: its drop path and dropout would be noise on maps
+        that cannot get used to it.
+        """
         if mode:
             self.freeze_unused_weights()
-        return super().train(mode)
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -825,7 +832,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
                 nn.init.trunc_normal_(fusion.weights.weight, std=config.initializer_range)
                 nn.init.zeros_(fusion.weights.bias)
             block.query_fusion = fusion
-        self.config.id2label, self.config.label2id = config.id2label, config.label2id
+        self.config.id2label = config.id2label
         self.config.palette = self.config.label_weights = None
         kept = [id2label[new] for new, _ in pairs]
         fresh = [name for _, name in sorted(id2label.items()) if name not in kept]

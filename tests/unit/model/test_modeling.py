@@ -256,6 +256,21 @@ def test_hidden_states_by_number(tiny_model):
     assert tiny_model(pixel_values, output_hidden_states=[]).hidden_states is None
 
 
+def test_a_frozen_encoder_computes_as_in_evaluation(tiny_model):
+    """Drop path of an encoder that is not trained is noise on maps, which `freeze_backbone` trained on."""
+    pixel_values = torch.randn(4, 3, 32, 48)
+    expected = tiny_model.backbone(pixel_values).feature_maps[-1]
+    tiny_model.backbone.requires_grad_(False)
+    tiny_model.train()
+    torch.manual_seed(0)
+    assert all(torch.equal(tiny_model.backbone(pixel_values).feature_maps[-1], expected) for _ in range(4))
+    assert tiny_model.decoder.training and tiny_model.training
+    tiny_model.backbone.layers[0].layernorm_before.weight.requires_grad_(True)
+    tiny_model.train()
+    assert not all(torch.equal(tiny_model.backbone(pixel_values).feature_maps[-1], expected) for _ in range(4))
+    assert not any(module.training for module in tiny_model.eval().modules())
+
+
 def test_dropout_and_drop_path_act_in_training(tiny_model):
     pixel_values = torch.randn(1, 3, 32, 48)
     assert torch.equal(tiny_model(pixel_values).logits, tiny_model(pixel_values).logits)
