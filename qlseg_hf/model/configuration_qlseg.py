@@ -305,18 +305,22 @@ class QLSegConfig(_StoredConfig):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
-        self.id2label = self.id2label and _number_keys(self.id2label)
         if self.id2label is None and num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
         self.align_labels()
 
+    def __setattr__(self, name: str, value) -> None:
+        """`id2label` is kept by number and in their order, whenever it is set; the names are read by their places."""
+        super().__setattr__(name, _number_keys(value) if name == "id2label" and value else value)
+        if name == "id2label" and value:
+            self.label2id = {label: number for number, label in self.id2label.items()}
+
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As `PreTrainedConfig.from_dict`; the keys of a new `id2label` may be texts, as JSON has them."""
+        """As `PreTrainedConfig.from_dict`; a new `id2label` decides what `label2id` is."""
         if kwargs.get("id2label"):
-            kwargs["id2label"] = _number_keys(kwargs["id2label"])
-            kwargs["label2id"] = {name: number for number, name in kwargs["id2label"].items()}
+            kwargs.pop("label2id", None)
         return super().from_dict(config_dict, **kwargs)
 
     def align_labels(self) -> None:
@@ -325,11 +329,10 @@ class QLSegConfig(_StoredConfig):
         Raises:
             ValueError: the keys of `id2label` are not 0..K-1.
         """
-        self.id2label = _number_keys(self.id2label)
-        if sorted(self.id2label) != list(range(len(self.id2label))):
-            found = ", ".join(str(number) for number in sorted(self.id2label)[:8])
+        self.id2label = dict(self.id2label)  # set anew, because someone may have changed it in place
+        if list(self.id2label) != list(range(len(self.id2label))):
+            found = ", ".join(str(number) for number in [*self.id2label][:8])
             raise ValueError(f"id2label must have the keys 0..{len(self.id2label) - 1}, got {found}, ...")
-        self.label2id = {name: index for index, name in self.id2label.items()}
         if self.palette is not None and len(self.palette) != self.num_labels:
             self.palette = None
         if self.label_weights is not None and len(self.label_weights) != self.num_labels:
@@ -368,7 +371,7 @@ class QLSegConfig(_StoredConfig):
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"semantic_loss_ignore_index {self.semantic_loss_ignore_index} is one of the {self.num_labels} "
-                "labels; choose a value outside 0..num_labels - 1, for instance -100"
+                "labels; choose a value outside 0..num_labels - 1, for instance -100, in the processor too"
             )
 
     @property

@@ -133,8 +133,15 @@ def test_labels_stand_in_the_order_of_their_numbers(tmp_path):
         assert list(config.id2label.values()) == list(config.label2id) == names
 
 
-def test_scores_stand_beside_their_labels():
-    """`from_pretrained(id2label=...)` sets the field of a configuration that was made before."""
+@pytest.mark.parametrize("names", [{2: "c", 0: "a", 1: "b"}, {"2": "c", "0": "a", "1": "b"}])
+def test_scores_stand_beside_their_labels(names):
+    """`from_pretrained(id2label=...)` sets the field of a configuration that was made before; so may anybody."""
     config = tiny_config(num_labels=3)
-    config.id2label = {2: "c", 0: "a", 1: "b"}
-    assert list(QLSegForSemanticSegmentation(config).config.id2label.items()) == [(0, "a"), (1, "b"), (2, "c")]
+    config.id2label = names
+    assert list(config.id2label.items()) == [(0, "a"), (1, "b"), (2, "c")]
+    assert config.label2id == {"a": 0, "b": 1, "c": 2}
+    model = QLSegForSemanticSegmentation(config)
+    model.config.id2label = {1: "e", 0: "d", 2: "f"}
+    assert list(model.config.id2label.values()) == list(model.config.label2id) == ["d", "e", "f"]
+    with pytest.raises(ValueError, match="id2label names a number twice"):
+        model.config.id2label = {1: "e", "1": "d"}
