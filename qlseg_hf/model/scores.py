@@ -157,11 +157,13 @@ def first_maximum(scores: torch.Tensor) -> torch.Tensor:
     if scores.device.type != "cpu":
         return scores.argmax(dim=0)
     shape, scores = scores.shape[1:], scores.flatten(1)
-    numbers = torch.stack([torch.arange(len(scores), dtype=scores.dtype), scores.new_ones(len(scores))])  # (2, C)
+    # two digits to the base of 256: bf16, in which fp32 is multiplied at "medium" precision, holds no larger numbers
+    digits = np.divmod(np.arange(len(scores), dtype=np.float32), 256)
+    numbers = torch.from_numpy(np.stack([*digits, np.ones_like(digits[0])]))  # (3, C)
     is_best = torch.empty_like(scores)
     torch.eq(scores, scores.amax(dim=0), out=is_best)
-    best, count = numbers @ is_best
-    best = best.long()
+    upper, best, count = numbers @ is_best
+    best = best.add_(upper, alpha=256).long()
     if (tied := count != 1).any():
         best[tied] = scores[:, tied].argmax(dim=0)
     return best.view(shape)

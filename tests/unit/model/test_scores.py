@@ -78,6 +78,19 @@ def test_scores_and_labels_under_autocast(stored):
     assert (label_map == plain).float().mean() >= 0.99
 
 
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_label_numbers_are_exact_at_any_precision(precision):
+    """CPUs with instructions for it multiply fp32 in bf16 at "medium": labels beyond 256 became their neighbours."""
+    torch.set_float32_matmul_precision(precision)
+    try:
+        for num_labels in (3, 256, 700, 2**16):
+            scores = torch.rand(num_labels, 32, 32)
+            scores[-1, :16] = 2
+            assert torch.equal(first_maximum(scores), scores.argmax(dim=0))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_best_labels_drops_only_what_cannot_win():
     """Ties and NaN included: the first maximum, as argmax gives it."""
     generator = torch.Generator().manual_seed(0)
