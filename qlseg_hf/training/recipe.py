@@ -90,11 +90,11 @@ class Recipe:
         layer_decay: factor on the rate from each encoder layer to the one before it; 1 in the paper.
         weight_decay: of all weights but the encoder's norms.
         poly_power: power of the learning rate's decay.
-        max_grad_norm: L2 norm that gradients are clipped at.
+        max_grad_norm: L2 norm that gradients are clipped at; .inf for no clipping.
         ema_decay: of the exponential moving average of the weights that is evaluated and saved; none if not given.
         label_weights: factor of each label in the loss, {label: factor}, a list of all, or auto: more for rare labels
             (see `suggest_label_weights`); 1 if not given.
-        freeze_backbone: train the head alone.
+        freeze_backbone: train the head alone; the encoder computes as in evaluation, without drop path and dropout.
         lora: rank of LoRA adapters on the encoder's attention (needs peft); the head is trained whole. They are merged
             when the model is saved. None if not given.
         precision: fp32, bf16 or fp16, of the forward pass. auto: what accelerate's launcher was told, else bf16
@@ -203,11 +203,20 @@ class Recipe:
 
     def _check_numbers(self) -> None:
         positive = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "eval_steps", "save_steps")
-        for name in (*positive, "keep_checkpoints", "patience", "num_channels"):
+        for name in (*positive, "keep_checkpoints", "patience", "num_channels", "lora"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise ValueError(f"epochs is {self.epochs}; it must be more than 0")
+        rates = ("learning_rate", "head_lr_multiplier", "weight_decay", "poly_power")
+        for name in (*rates, "warmup_steps", "num_workers", "log_pictures"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not self.max_grad_norm > 0:
+            raise ValueError(
+                f"max_grad_norm is {self.max_grad_norm}, the norm that gradients are scaled down to, so that nothing "
+                "would be learnt; it must be more than 0, and .inf clips nothing"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay {self.ema_decay} must be between 0 and 1")
         if not 0 <= self.val_fraction < 1:
