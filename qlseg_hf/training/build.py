@@ -112,8 +112,8 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     """The network of a recipe: a model with its labels reused by name, a fresh head on a ViT, or random weights.
 
     Raises:
-        ValueError: `label_names` are missing for a fresh head, `ignore_index` is one of the labels, or something else
-            does not fit.
+        ValueError: `label_names` are missing for a fresh head, `ignore_index` is one of the labels, `model` lacks
+            weights (and `config` changes nothing of it), or something else does not fit.
     """
     id2label, palette = read_label_names(recipe.label_names)
     if id2label or recipe.model:
@@ -125,7 +125,11 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     config = dict(recipe.config) | {"semantic_loss_ignore_index": ignore_index}
     if recipe.model:
         labels = {"id2label": id2label, "reuse_labels": True} if id2label else {}
-        model = QLSegForSemanticSegmentation.from_pretrained(recipe.model, dtype=torch.float32, **config, **labels)
+        model, report = QLSegForSemanticSegmentation.from_pretrained(
+            recipe.model, dtype=torch.float32, output_loading_info=True, **config, **labels
+        )
+        if not recipe.config:  # which may ask for another network, of which the warning of transformers tells
+            check_loaded(recipe.model, report)
         if recipe.num_channels:
             set_num_channels(model, recipe.num_channels)
     elif id2label is None:
@@ -142,6 +146,21 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
         model.config.label_weights = None  # those of a model that training starts from are its own run's
     prepare_for_training(model, recipe)
     return model
+
+
+def check_loaded(source: str, report: dict) -> None:
+    """ValueError if weights were missing or left over: `from_pretrained` draws what a folder lacks, and warns.
+
+    Args:
+        source: what was loaded.
+        report: of `from_pretrained(..., output_loading_info=True)`.
+    """
+    problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
+    if found := [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]:
+        raise ValueError(
+            f"weights of {source} do not fit its config.json: {'; '.join(found)}; training would begin with random "
+            "weights there: copy the folder again"
+        )
 
 
 def order_label_weights(label_weights: list[float] | dict, config: QLSegConfig) -> list[float]:

@@ -12,7 +12,7 @@ from networks import tiny_config
 from PIL import Image
 from programs import NETWORK, write_recipe
 from recipes import small_recipe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
@@ -78,6 +78,21 @@ def test_models_that_recipes_build(stored):
         build_model(small_recipe(model=str(stored.folder), label_weights={"nothing": 1}), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
         build_model(small_recipe(), 255)
+
+
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
+def test_a_model_that_lacks_weights_is_not_trained(stored, tmp_path):
+    """They were drawn at random, and the run went on at the rate of a trained model."""
+    folder = tmp_path / "model"
+    shutil.copytree(stored.folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    stored_bias = weights.pop("class_head.bias")
+    save_file(weights | {"class_heads.bias": stored_bias}, folder / "model.safetensors", {"format": "pt"})
+    for labels in ({}, {"label_names": ["class 3", "new"], "do_reduce_labels": False}):
+        with pytest.raises(ValueError, match="1 missing .class_head.bias.; 1 unexpected .class_heads.bias.; training"):
+            build_model(small_recipe(model=str(folder), **labels), 255)
+    recipe = small_recipe(model=str(stored.folder), config={"use_label_classifier": True})
+    assert build_model(recipe, 255).label_classifier is not None
 
 
 def shifted(stored, **settings) -> Recipe:
