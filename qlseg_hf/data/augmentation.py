@@ -75,6 +75,12 @@ class TrainingTransform:
         low, high = self.scale_range
         if not 0 < low <= high:
             raise ValueError(f"scale_range {list(self.scale_range)} must be [low, high] with 0 < low <= high")
+        ignored = self.processor.ignore_index
+        if ignored is None or 0 <= ignored < self.num_labels:
+            raise ValueError(
+                f"ignore_index of the processor is {ignored}; crops are padded with it, so it must lie outside of the "
+                f"labels 0..{self.num_labels - 1}: set it to -100, for instance"
+            )
         if self.crop_size < 1:
             raise ValueError(f"crop_size {self.crop_size} must be at least 1 pixel")
         if not 0 < self.cat_max_ratio <= 1:

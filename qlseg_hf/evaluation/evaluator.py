@@ -46,8 +46,9 @@ class Evaluation:
       "predicted_pixels"}].
     - `confusion`: K x K pixels, rows reference, columns prediction. `never_predicted`: names of labels that the
       references hold and no prediction does.
-    - `warnings`: sentences on scores that do not mean what they seem to (see `score_warnings`), and on labels that are
-      never predicted. `unreadable`: names of the pictures that were not counted because they cannot be read.
+    - `warnings`: sentences on scores that do not mean what they seem to (see `score_warnings`), on labels that are
+      never predicted, and on one that is ignored. `unreadable`: names of the pictures that were not
+      counted because they cannot be read.
     - `num_pictures`, `seconds`, `pictures_per_second`.
 
     `worst`, `best`: (mIoU, index, name) of the pictures with the lowest and the highest mIoU of their own, in order.
@@ -310,7 +311,18 @@ def describe_scores(scores: StreamingScores, names: list[str], processor: QLSegI
     result["confusion"] = counts.tolist()
     result["num_pictures"] = found["num_pictures"]
     result["warnings"] = score_warnings(counts, names, processor) + never_predicted_warnings(result["never_predicted"])
+    result["warnings"] += ignored_label_warnings(names, processor.ignore_index)
     return result
+
+
+def ignored_label_warnings(names: list[str], ignore_index: int | None) -> list[str]:
+    """A sentence on the label whose pixels did not count, if one of K is ignored."""
+    if ignore_index is None or not 0 <= ignore_index < len(names):
+        return []
+    return [
+        f"ignore_index {ignore_index} is also a label, {names[ignore_index]!r}, whose pixels did not count; set it "
+        f"outside of 0..{len(names) - 1} if they should"
+    ]
 
 
 def never_predicted_warnings(names: list[str]) -> list[str]:
@@ -329,4 +341,4 @@ def or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-__all__ = ["Evaluation", "evaluate_samples", "never_predicted_warnings"]
+__all__ = ["Evaluation", "evaluate_samples", "ignored_label_warnings", "never_predicted_warnings"]

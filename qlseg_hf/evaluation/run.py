@@ -30,7 +30,7 @@ from ..utils.distributed import fail_together, join_processes, report_deaths
 from ..utils.files import remove_partial, write_atomically
 from ..utils.hashing import file_sha256
 from ..utils.text import printable
-from .evaluator import Evaluation, evaluate_samples, never_predicted_warnings
+from .evaluator import Evaluation, evaluate_samples, ignored_label_warnings, never_predicted_warnings
 from .examples import Examples, draw_examples
 from .metrics import LABEL_SCORES
 from .report import label_csv, to_json, write_evaluation_report
@@ -239,7 +239,9 @@ def publish(args: Request, evaluation: Evaluation, protocol: dict) -> None:
     result["protocol"] = protocol
     if args.output:
         write_atomically(args.output, to_json(result))
-    is_doubtful = set(result["warnings"]) > set(never_predicted_warnings(result["never_predicted"]))
+    known = never_predicted_warnings(result["never_predicted"])
+    known += ignored_label_warnings([row["label"] for row in result["per_label"]], protocol["ignore_index"])
+    is_doubtful = not set(result["warnings"]) <= set(known)
     if args.card and not is_doubtful:
         add_result_to_card(Path(args.model) / "README.md", result)
     print_table(result)

@@ -55,6 +55,15 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("ignored", [0, 19, None])
+def test_what_is_ignored_is_no_label(ignored):
+    """Padding, and what was ignored in label maps, were learnt as that label; for None as label 0."""
+    processor = QLSegImageProcessor(ignore_index=ignored)
+    with pytest.raises(ValueError, match=f"ignore_index of the processor is {ignored}; crops are padded with it"):
+        transform(processor)
+    assert transform(QLSegImageProcessor(ignore_index=20)) and transform(QLSegImageProcessor(ignore_index=-100))
+
+
 def test_labels_follow_the_picture():
     """At ratio 1 nothing is interpolated, so crop, flip and padding show exactly."""
     picture, labels = scene()

@@ -42,6 +42,8 @@ def test_result():
     assert [row["predicted_pixels"] for row in result["per_label"]] == [16, 0, 32, 0]
     assert result["boundary_iou"] == np.mean([row["boundary_iou"] for row in result["per_label"][:3]])
     assert never_predicted_warnings([]) == []
+    ignoring = describe_scores(StreamingScores(4, 2), list(NAMES), QLSegImageProcessor(ignore_index=2))
+    assert f"ignore_index 2 is also a label, {NAMES[2]!r}, whose pixels did not count" in ignoring["warnings"][-1]
     (text,) = never_predicted_warnings([f"n{i}" for i in range(7)])
     assert text.startswith("7 labels of the references are never predicted: 'n0', 'n1', 'n2', 'n3', 'n4' and 2 more;")
 
