@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ..utils.files import write_atomically
-from .measure import clock, machine, markdown, seconds, take_turns
+from .measure import check_compiled, clock, machine, markdown, seconds, take_turns
 from .settings import DTYPES, TINY, Settings, build, inference, make_settings
 from .training import StepInParts, half_precision, training_labels
 
@@ -208,6 +208,7 @@ def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
     variants = {"whole": inference(lambda: model(pixels))}
     if settings.compile:
         compiled = torch.compile(model, backend=settings.backend)
+        check_compiled(f"whole in {kind}", model, compiled, pixels)
         variants["whole compiled"] = inference(lambda: compiled(pixels))
 
     def stages() -> dict[str, float]:

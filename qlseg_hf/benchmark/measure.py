@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measuring time and memory: variants take turns, and a ratio is the median over the turns."""
 
+import copy
 import ctypes
 import gc
 import os
@@ -102,6 +103,40 @@ def take_turns(variants: dict[str, Callable], baseline: str, repeats: int, devic
     }
 
 
+@torch.inference_mode()
+def check_compiled(name: str, network: torch.nn.Module, compiled: Callable, pixels: torch.Tensor) -> None:
+    """ValueError if a network gives other numbers compiled than as it is: its time would say nothing.
+
+    How far each is off is told by the same weights in fp32, as a share of the deviation of each output. A compiled
+    network may be off by twice as much as the network as it is, which rounds elsewhere, and by 1 % more.
+    """
+    wanted = list(_tensors(copy.deepcopy(network).float()(pixel_values=pixels.float())))
+
+    def largest_error(outputs) -> float:
+        errors = [
+            (found.float() - exact).square().mean().sqrt() / exact.std().clamp(min=1e-12)
+            for found, exact in zip(_tensors(outputs), wanted, strict=True)
+        ]
+        return float(torch.stack(errors).max())  # NaN if one is
+
+    plain, own = largest_error(network(pixel_values=pixels)), largest_error(compiled(pixel_values=pixels))
+    if not own <= 2 * plain + 0.01:
+        raise ValueError(
+            f"{name} gives other numbers compiled than as it is: off by {own:.2g} of their deviation from fp32, and "
+            f"as it is by {plain:.2g}; leave --compile out, or try --dtype fp32 or another C++ compiler (GCC 12.2 "
+            "breaks kernels of 16 bits)"
+        )
+
+
+def _tensors(outputs) -> Iterator[torch.Tensor]:
+    """The floating-point tensors in what a network returns."""
+    if isinstance(outputs, torch.Tensor):
+        yield from [outputs] if outputs.is_floating_point() else []
+    elif outputs is not None:
+        for part in outputs.values() if isinstance(outputs, dict) else outputs:
+            yield from _tensors(part)
+
+
 def multiplications(function: Callable) -> int:
     """Multiplications of matrix products and convolutions (half of PyTorch's count of floating-point operations).
 
@@ -158,6 +193,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 __all__ = [
+    "check_compiled",
     "clock",
     "machine",
     "markdown",

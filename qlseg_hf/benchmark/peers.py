@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from .measure import take_turns
+from .measure import check_compiled, take_turns
 from .settings import DTYPES, TINY, build, inference
 
 
@@ -80,7 +80,9 @@ def run_peers(settings, names: tuple[str, ...] = ()) -> dict:
         models = {name: makers[name]().to(settings.device, dtype).eval() for name in names or makers}
         models = {baseline: build(settings, dtype)} | models
         if settings.compile:
-            models = {name: torch.compile(model, backend=settings.backend) for name, model in models.items()}
+            for name, model in models.items():
+                models[name] = torch.compile(model, backend=settings.backend)
+                check_compiled(f"{name} in {kind}", model, models[name], pixels)
         variants = {
             name: inference(lambda model=model, x=pixels: model(pixel_values=x)) for name, model in models.items()
         }

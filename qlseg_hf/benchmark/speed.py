@@ -20,7 +20,7 @@ from ..model.image_io import load_picture, resize_picture
 from ..model.segmentation import segment
 from ..utils.files import write_atomically
 from ..utils.memory import keep_freed_memory
-from .measure import machine, multiplications, seconds, table, take_turns
+from .measure import check_compiled, machine, multiplications, seconds, table, take_turns
 from .peers import run_peers
 from .runtimes import run_runtimes
 from .settings import DTYPES, build, inference, make_settings
@@ -46,10 +46,9 @@ def run_forward(settings) -> dict:
             pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
             networks = {"encoder": model.backbone, "whole": model}
             if settings.compile:
-                networks |= {
-                    f"{name} compiled": torch.compile(network, backend=settings.backend)
-                    for name, network in networks.items()
-                }
+                for name, network in list(networks.items()):
+                    networks[f"{name} compiled"] = torch.compile(network, backend=settings.backend)
+                    check_compiled(f"{name} in {kind}", network, networks[f"{name} compiled"], pixels)
             variants = {name: inference(lambda n=network, x=pixels: n(x)) for name, network in networks.items()}
             found = take_turns(variants, "encoder", settings.repeats, settings.device)
             for name, row in found.items():

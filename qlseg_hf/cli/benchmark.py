@@ -14,7 +14,7 @@ from .options import PATH, Numbers, subcommand
 @click.option("--batch_sizes", type=Numbers(int), default="1")
 @click.option("--training_batch_sizes", type=Numbers(int), default="2")
 @click.option("--repeats", type=int, default=7, help="Turns.")
-@click.option("--compile", is_flag=True, help="Also torch.compile, in forward and peers.")
+@click.option("--compile", is_flag=True, help="Also torch.compile; refused where it gives other numbers.")
 @click.option("--dtype", "dtypes", type=Numbers(str), metavar="fp32,bf16,fp16", help="By default what suits the mode.")
 @click.option("--device", help="A GPU if there is one.")
 @click.option("--threads", type=int, help="CPU threads; PyTorch's if not given.")

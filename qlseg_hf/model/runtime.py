@@ -3,6 +3,7 @@
 """What inference needs of PyTorch: modules in eval mode while it runs, the device it runs on, tensors made once."""
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,28 @@ def execution_device(model) -> torch.device:
     raise ValueError("the model is on the meta device and has no weights; load them with from_pretrained")
 
 
+def warn_if_compiled_wrongly(model) -> None:
+    """UserWarning of a compiled network that computes in 16 bits on a CPU, where some C++ compilers break its kernels.
+
+    GCC 12.2 with -O3 was seen to, where there is AVX-512: most numbers of the pixel encoder were others, some NaN.
+    """
+    if model.device.type != "cpu" or not isinstance(model, nn.Module):
+        return
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
+    # what `torch.compile` gives, what `compile()` of a module leaves, and a `forward` that was compiled
+    is_compiled = hasattr(model, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+    if is_compiled and dtype.itemsize == 2:
+        warnings.warn(
+            f"the network is compiled and computes in {str(dtype).removeprefix('torch.')} on a CPU, where some C++ "
+            "compilers (GCC 12.2) make kernels that give wrong numbers; compare its label maps with those of the "
+            "network as it is, or compile it in float32",
+            stacklevel=4,  # who calls `segment`, which `no_grad` wraps
+        )
+
+
 def is_finite(x: torch.Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity: both show in its extremes, in 1/8 of the time of `isfinite`."""
     return x.numel() == 0 or bool(torch.stack(torch.aminmax(x)).isfinite().all())
@@ -121,4 +144,4 @@ def keep_tensors(function: Callable) -> Callable:
     return lookup
 
 
-__all__ = ["eval_mode", "execution_device", "is_finite", "keep_tensors"]
+__all__ = ["eval_mode", "execution_device", "is_finite", "keep_tensors", "warn_if_compiled_wrongly"]

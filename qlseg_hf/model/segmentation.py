@@ -27,7 +27,7 @@ from .image_io import Picture, as_list, each_picture, load_picture, turn_upright
 from .image_processing_qlseg import QLSegImageProcessor
 from .memory import MemoryPlan
 from .processor_settings import Settings
-from .runtime import eval_mode, execution_device
+from .runtime import eval_mode, execution_device, warn_if_compiled_wrongly
 from .scores import Span, best_labels, block_pixels, blocks, first_maximum, overlap, resized_part, sources
 from .windows import Run, Window, forward_windows, window_layout, window_pixels
 
@@ -114,12 +114,15 @@ def segment(
             none of the model's, the processor's settings do not go together, another argument is of a wrong type,
             `max_memory_mb` is too little for an image, an image has more windows than `max_windows`, or the network
             gives NaN or infinite numbers, as in float16 many do.
+
+    Warns of a network that was compiled and computes in 16 bits on a CPU: see `warn_if_compiled_wrongly`.
     """
     settings = _check_processor(processor)
     settings.check_network(model.config)
     for name, value in (("flip", flip), ("return_scores", return_scores), ("return_confidence", return_confidence)):
         _check_switch(name, value)
     device = execution_device(model)
+    warn_if_compiled_wrongly(model)
     if window_batch_size is None:
         window_batch_size = 2 if device.type == "cpu" else 8
     window_batch_size = _check_whole_number("window_batch_size", window_batch_size)

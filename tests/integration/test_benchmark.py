@@ -1,5 +1,6 @@
 """The benchmark: its modes run, what it compares computes the same, and its measures measure."""
 
+import copy
 import json
 import os
 import statistics
@@ -98,6 +99,27 @@ def test_what_is_compared_computes_the_same():
     masks = (torch.randn(4, 2, 3), labels, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 2]), 0.25, 2.0)
     for mine, expected in zip(MaskLosses.apply(*masks), loss_by_autograd(*masks)):
         torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_networks_are_compared(dtype, tiny_model):
+    """Their times were taken whatever they computed."""
+    model, pixels = tiny_model.to(dtype), torch.randn(2, 3, 32, 48, dtype=dtype)
+    wrong = copy.deepcopy(model)
+    wrong.pixel_encoder.norms[0].weight.data.neg_()
+    broken = copy.deepcopy(model)
+    broken.class_head.bias.data[3] = torch.nan
+    for network in (model, model.backbone):
+        measure.check_compiled("it", network, torch.compile(network, backend="aot_eager"), pixels)
+    for compiled in (wrong, broken):
+        with pytest.raises(ValueError, match="^it gives other numbers compiled than as it is: off by"):
+            measure.check_compiled("it", model, compiled, pixels)
+
+
+def test_compiled_training_steps_of_16_bits_are_refused_on_a_cpu(arguments):
+    arguments.compile, arguments.dtypes = True, ("fp32", "bf16")
+    with pytest.raises(ValueError, match="compiled in 16 bits gives wrong numbers on CPUs"):
+        benchmark.MODES["training"](arguments)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")

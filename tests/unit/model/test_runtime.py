@@ -115,6 +115,35 @@ def test_caches_are_bounded_by_bytes(monkeypatch):
     assert bilinear.kept.num_bytes <= 4000
 
 
+def compile_whole(model) -> torch.nn.Module:
+    return torch.compile(model, backend="eager")
+
+
+def compile_forward(model) -> torch.nn.Module:
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def compile_part(model) -> torch.nn.Module:
+    model.pixel_encoder.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compile_it", [compile_whole, compile_forward, compile_part])
+def test_compiled_networks_of_16_bits_are_warned_of_on_a_cpu(compile_it, recwarn):
+    """GCC 12.2 makes kernels for them that give wrong numbers, and no errors."""
+    model, processor = tiny_model_and_processor()
+    expected = segment(copy.deepcopy(model).bfloat16(), processor, PICTURE)[0]
+    compiled = compile_it(model)
+    segment(compiled, processor, PICTURE)
+    assert not [warning for warning in recwarn if "compiled" in str(warning.message)]
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="compiled and computes in bfloat16"):
+        segment(compiled, processor, PICTURE)
+    with pytest.warns(UserWarning, match="compiled and computes in bfloat16 on a CPU") as told:
+        assert torch.equal(segment(compiled.bfloat16(), processor, PICTURE)[0], expected)
+    assert all(warning.filename == __file__ for warning in told if "compiled" in str(warning.message))
+
+
 def test_offloaded_to_disk(tmp_path):
     pytest.importorskip("accelerate")
     model, processor = tiny_model_and_processor()
