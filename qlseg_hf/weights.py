@@ -105,6 +105,8 @@ def load_our_weights(
     if heads != backbone.config.num_attention_heads:
         raise ValueError(f"{source} has {heads} attention heads, the encoder {backbone.config.num_attention_heads}")
 
+    if (activation := source_config.get("hidden_act", "gelu")) not in ("gelu", "gelu_python"):
+        raise ValueError(f"{source} has hidden_act {activation}, the encoder gelu; take a ViT with that")
     target, renamed, unexpected = backbone.state_dict(), {}, []
     for key, value in weights.items():
         names = new_names(key, table)

@@ -46,10 +46,9 @@ def vit_with_timm_weights(model):
     assert not unexpected and all(key.startswith("pooler") for key in missing)
 
 
-def vit_config() -> ViTConfig:
-    return ViTConfig(
-        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=256, image_size=64, patch_size=16
-    )
+def vit_config(**overrides) -> ViTConfig:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+    return ViTConfig(**sizes, image_size=64, patch_size=16, **overrides)
 
 
 @torch.no_grad()
@@ -141,6 +140,9 @@ def test_what_does_not_fit_is_named(overrides, message):
 
 def test_wrong_sources(tmp_path):
     ViTModel(vit_config()).save_pretrained(tmp_path / "vit")
+    ViTModel(vit_config(hidden_act="quick_gelu")).save_pretrained(tmp_path / "quick")
+    with pytest.raises(ValueError, match="has hidden_act quick_gelu, the encoder gelu"):
+        load_vit_weights(encoder(), tmp_path / "quick")
     with pytest.raises(ValueError, match="has 4 attention heads, the encoder 8"):
         load_vit_weights(encoder(num_attention_heads=8), tmp_path / "vit")
     (tmp_path / "empty").mkdir()

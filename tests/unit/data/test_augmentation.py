@@ -86,7 +86,7 @@ TYPES = (torch.float32, torch.int64)
 
 
 def test_normalised_then_padded():
-    processor = QLSegImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.25, 0.125], ignore_index=19)
+    processor = QLSegImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.5, 0.25, 0.125], ignore_index=77)
     picture, labels = np.full((8, 8, 3), 51, np.uint8), np.tile([0, 1], (8, 4))
     sample = transform(processor, resize_box=(8, 8), scale_range=(1, 1)).augment(picture, labels, rng(0))
     for channel, value in enumerate([0.2, 0.0, -0.8]):
@@ -94,7 +94,7 @@ def test_normalised_then_padded():
             sample["pixel_values"][channel, :8, :8], torch.full((8, 8), value), atol=1e-6, rtol=0
         )
     assert (sample["pixel_values"][:, 8:] == 0).all() and (sample["pixel_values"][:, :, 8:] == 0).all()
-    assert (sample["labels"][8:] == 19).all() and (sample["labels"][:, 8:] == 19).all()
+    assert (sample["labels"][8:] == 77).all() and (sample["labels"][:, 8:] == 77).all()
 
 
 def rng(seed: int) -> np.random.Generator:

@@ -314,6 +314,20 @@ def test_floats_without_rescaling():
         segment(model, processor, floats)
 
 
+def test_integers_that_are_not_rescaled_are_told(recwarn):
+    """0..255 less 0.5 is a picture of another kind than the network has seen, and was segmented without a word."""
+    model, processor = tiny_model_and_processor()
+    wholes = {"image_mean": [127.5] * 3, "image_std": [127.5] * 3}
+    for settings, picture in (({"do_normalize": False}, RGB), (wholes, RGB), ({}, RGB / 255), ({}, RGB % 3 + 1)):
+        segment(model, tiny_model_and_processor(do_rescale=False, **settings)[1], picture)
+    segment(model, processor, RGB)
+    assert not [warning for warning in recwarn if "rescale" in str(warning.message)]
+    _, processor = tiny_model_and_processor(do_rescale=False)
+    for use in (lambda: segment(model, processor, RGB), lambda: processor(RGB)):
+        with pytest.warns(UserWarning, match="integers up to 2.., do_rescale is False, and image_mean is .0.5"):
+            use()
+
+
 def test_float_resize_is_bilinear():
     floats = torch.from_numpy(RGB / 255).permute(2, 0, 1).float()
     for size in ((7, 55), (20, 30), (64, 9)):
