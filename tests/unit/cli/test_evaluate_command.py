@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
 from networks import tiny_config
 from PIL import Image
 
@@ -13,6 +14,21 @@ from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.run import Request, apply_layout
 
 SETTINGS = {"model": "m", "data": "d", "split": None, "scales": (1.0,), "label_colors": None, "ignore_index": None}
+
+
+def test_the_part_that_a_model_on_the_hub_was_not_trained_on_is_held_out(hub, tmp_path):
+    for name, text in (("me/tenth", "val_fraction: 0.1\n"), ("me/plain", None)):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        if text is not None:
+            (tmp_path / name / "recipe.yaml").write_text(text)
+        HfApi().create_repo(name)
+        HfApi().upload_folder(repo_id=name, folder_path=tmp_path / name)
+    found = [
+        with_data_file(SETTINGS | {"model": name})["val_fraction"]
+        for name in ("me/tenth", "me/plain", "me/none", "m.onnx")
+    ]
+    assert found == [0.1, 0.2, 0.2, 0.2]
 
 
 def put_cityscapes(root):
@@ -80,4 +96,7 @@ def test_the_part_that_a_model_was_not_trained_on_is_held_out(tmp_path):
     assert with_data_file(SETTINGS | model | {"val_fraction": 0.3})["val_fraction"] == 0.3
     assert with_data_file(SETTINGS)["val_fraction"] == 0.2
     (tmp_path / "model" / "recipe.yaml").write_text("val_fraction: 0\ndata: photos\n")
+    assert with_data_file(SETTINGS | model)["val_fraction"] == 0  # every image was trained on
+    assert with_data_file(SETTINGS | model | {"val_fraction": 0.2})["val_fraction"] == 0.2
+    (tmp_path / "model" / "recipe.yaml").write_text("data: photos\n")
     assert with_data_file(SETTINGS | model)["val_fraction"] == 0.2
