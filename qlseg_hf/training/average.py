@@ -11,6 +11,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .sharding import held_weights
 
+MOST_OF_THE_FIRST = 0.1  # share of the first weights in the last average
+
 
 class MovingAverage:
     """Exponential moving average of a model's weights, updated once per optimiser step.
@@ -41,4 +43,15 @@ class MovingAverage:
             model.load_state_dict(trained)
 
 
-__all__ = ["MovingAverage"]
+def average_warning(decay: float | None, max_steps: int) -> str | None:
+    """The sentence on an average that still holds much of the first weights after `max_steps` updates; or None."""
+    if decay is None or (share := decay**max_steps) <= MOST_OF_THE_FIRST:
+        return None
+    return (
+        f"ema_decay {decay:g} leaves {share:.0%} of the weights that training starts from in the average that is "
+        f"evaluated and saved after {max_steps} steps; {MOST_OF_THE_FIRST ** (1 / max_steps):.4g} leaves "
+        f"{MOST_OF_THE_FIRST:.0%}"
+    )
+
+
+__all__ = ["MovingAverage", "average_warning"]

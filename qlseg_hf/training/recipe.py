@@ -91,7 +91,8 @@ class Recipe:
         weight_decay: of all weights but the encoder's norms.
         poly_power: power of the learning rate's decay.
         max_grad_norm: L2 norm that gradients are clipped at; .inf for no clipping.
-        ema_decay: of the exponential moving average of the weights that is evaluated and saved; none if not given.
+        ema_decay: of the exponential moving average of the weights that is evaluated and saved, which starts from the
+            first weights and forgets them in some 1 / (1 - ema_decay) steps; none if not given.
         label_weights: factor of each label in the loss, {label: factor}, a list of all, or auto: more for rare labels
             (see `suggest_label_weights`); 1 if not given.
         freeze_backbone: train the head alone; the encoder computes as in evaluation, without drop path and dropout.

@@ -18,7 +18,7 @@ from ..model.configuration_qlseg import QLSegConfig
 from ..utils.distributed import StopSignals, fail_together, gather_objects, join_processes
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically
 from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
-from .average import MovingAverage
+from .average import MovingAverage, average_warning
 from .build import build_model, build_processor, read_label_names, scale_warning
 from .checkpoints import checkpoints, identity, load_checkpoint, read_recipe, read_state, step_of
 from .data import look_at_data, open_split
@@ -103,8 +103,9 @@ def build_run(recipe: Recipe, signals: StopSignals, unreadable: list) -> Run:
     """
     accelerator = start_accelerator(recipe)
     processor = build_processor(recipe)
-    if accelerator.is_main_process and (warning := scale_warning(recipe, processor)):
-        print(f"warning: {warning}", file=sys.stderr)
+    if accelerator.is_main_process:
+        told = (scale_warning(recipe, processor), average_warning(recipe.ema_decay, recipe.max_steps))
+        print(*(f"warning: {text}\n" for text in told if text), sep="", end="", file=sys.stderr)
     training_samples = open_split(recipe, recipe.train_split)
     set_seed(recipe.seed)
     model = build_model(recipe, processor.ignore_index)

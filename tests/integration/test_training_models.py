@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf.training.average import average_warning
 from qlseg_hf.training.build import add_lora, build_model, build_processor, plain_model, scale_warning
 from qlseg_hf.training.recipe import Recipe, load_recipe
 
@@ -250,6 +251,13 @@ def test_a_size_that_is_not_trained_on_is_told(network, changes, sentence):
     recipe = small_recipe(model=str(network), **changes)
     found = scale_warning(recipe, build_processor(recipe))
     assert found is None if sentence is None else re.search(sentence, found)
+
+
+def test_an_average_of_the_first_weights_is_told():
+    """0.9999 over 1000 steps evaluates and saves nine tenths of the model that training starts from."""
+    assert average_warning(0.9999, 1000).endswith("saved after 1000 steps; 0.9977 leaves 10%")
+    assert average_warning(0.9999, 1000).startswith("ema_decay 0.9999 leaves 90% of the weights")
+    assert average_warning(0.9977, 1000) is average_warning(0.9999, 160_000) is average_warning(None, 1) is None
 
 
 def test_recipes_train_on_the_size_that_they_measure():
