@@ -318,9 +318,14 @@ class QLSegConfig(_StoredConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As `PreTrainedConfig.from_dict`; a new `id2label` decides what `label2id` is."""
-        if kwargs.get("id2label"):
+        """As `PreTrainedConfig.from_dict`; a new `id2label` decides what `label2id` is.
+
+        `label_weights` of a training with other names are not taken for those of the new labels.
+        """
+        if names := kwargs.get("id2label"):
             kwargs.pop("label2id", None)
+            if _number_keys(names) != _number_keys(config_dict.get("id2label") or {}):
+                kwargs.setdefault("label_weights", None)
         return super().from_dict(config_dict, **kwargs)
 
     def align_labels(self) -> None:

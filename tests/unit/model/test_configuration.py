@@ -133,6 +133,18 @@ def test_labels_stand_in_the_order_of_their_numbers(tmp_path):
         assert list(config.id2label.values()) == list(config.label2id) == names
 
 
+def test_weights_of_other_labels_are_not_taken_over(tmp_path):
+    """As many labels of other names were trained with the factors that others had at their places."""
+    stored = tiny_config(num_labels=2, id2label={0: "sky", 1: "road"}, label_weights=[1.0, 9.0])
+    stored.save_pretrained(tmp_path)
+    kept = QLSegConfig.from_pretrained(tmp_path, id2label={"1": "road", "0": "sky"})
+    assert kept.label_weights == [1.0, 9.0] and QLSegConfig.from_pretrained(tmp_path).label_weights == [1.0, 9.0]
+    other = QLSegConfig.from_pretrained(tmp_path, id2label={0: "cat", 1: "dog"})
+    assert other.label_weights is None and list(other.label2id) == ["cat", "dog"]
+    given = QLSegConfig.from_pretrained(tmp_path, id2label={0: "cat", 1: "dog"}, label_weights=[2.0, 3.0])
+    assert given.label_weights == [2.0, 3.0]
+
+
 @pytest.mark.parametrize("names", [{2: "c", 0: "a", 1: "b"}, {"2": "c", "0": "a", "1": "b"}])
 def test_scores_stand_beside_their_labels(names):
     """`from_pretrained(id2label=...)` sets the field of a configuration that was made before; so may anybody."""
