@@ -122,6 +122,10 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
             raise ValueError(ignored_label_error(ignore_index, names))
     if recipe.config.get("semantic_loss_ignore_index", ignore_index) != ignore_index:
         raise ValueError("config sets semantic_loss_ignore_index, which follows ignore_index; set ignore_index alone")
+    if id2label and recipe.config.get("num_labels", len(id2label)) != len(id2label):
+        raise ValueError(
+            f"config sets num_labels {recipe.config['num_labels']}, and label_names are {len(id2label)}; leave it out"
+        )
     config = dict(recipe.config) | {"semantic_loss_ignore_index": ignore_index}
     if recipe.model:
         labels = {"id2label": id2label, "reuse_labels": True} if id2label else {}

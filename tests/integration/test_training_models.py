@@ -79,6 +79,9 @@ def test_models_that_recipes_build(stored):
         build_model(small_recipe(model=str(stored.folder), label_weights={"nothing": 1}), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
         build_model(small_recipe(), 255)
+    for start in ({}, {"model": str(stored.folder)}):  # the names became LABEL_0, LABEL_1, ...
+        with pytest.raises(ValueError, match="config sets num_labels 7, and label_names are 2; leave it out"):
+            build_model(small_recipe(label_names=["a", "b"], config={"num_labels": 7}, **start), 255)
 
 
 @pytest.mark.parametrize("stored", ["b"], indirect=True)
