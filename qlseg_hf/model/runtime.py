@@ -69,15 +69,13 @@ def warn_if_compiled_wrongly(model) -> None:
 
     GCC 12.2 with -O3 was seen to, where there is AVX-512: most numbers of the pixel encoder were others, some NaN.
     """
-    if model.device.type != "cpu" or not isinstance(model, nn.Module):
-        return
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else model.dtype
-    # what `torch.compile` gives, what `compile()` of a module leaves, and a `forward` that was compiled
-    is_compiled = hasattr(model, "_orig_mod") or any(
-        getattr(module, "_compiled_call_impl", None) or hasattr(module.forward, "_torchdynamo_orig_callable")
-        for module in model.modules()
-    )
-    if is_compiled and dtype.itemsize == 2:
+    if not isinstance(model, nn.Module) or model.device.type != "cpu" or dtype.itemsize != 2:
+        return
+    # what `torch.compile` gives, a `forward` that was compiled, and what `compile()` of a module leaves
+    is_compiled = hasattr(model, "_orig_mod") or hasattr(model.forward, "_torchdynamo_orig_callable")
+    is_compiled = is_compiled or any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    if is_compiled:
         warnings.warn(
             f"the network is compiled and computes in {str(dtype).removeprefix('torch.')} on a CPU, where some C++ "
             "compilers (GCC 12.2) make kernels that give wrong numbers; compare its label maps with those of the "
