@@ -187,6 +187,16 @@ def one_process(tmp_path_factory):
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """accelerate reads its environment anew, here and in the tests that follow."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture(scope="session")
 def server():
     """Runs commands of `qlseg` in forked processes."""
@@ -195,6 +205,28 @@ def server():
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def form(request):
+    """A format of `qlseg export` that is installed."""
+    from exports import FORMATS
+
+    pytest.importorskip(request.param)
+    return FORMATS[request.param]
+
+
+@pytest.fixture(scope="module")
+def traced_once(tmp_path_factory):
+    """The graph of a network is made once, see `trace_once`."""
+    from exports import trace_once
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        trace_once(patch, folder)
+        yield
 
 
 @pytest.fixture

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import tarfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from networks import tiny_config, varied_model
+from exports import small_network
+from networks import tiny_config
 from PIL import Image
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
@@ -45,27 +48,26 @@ def runtime(tmp_path) -> Path:
 def hostile_model(tmp_path_factory) -> SimpleNamespace:
     """A tiny network with names that are HTML, saved."""
     names = dict(enumerate(HOSTILE + [f"class {i}" for i in range(3, 20)]))
-    config = tiny_config(id2label=names, label2id={name: label for label, name in names.items()})
+    model = small_network(id2label=names, label2id={name: label for label, name in names.items()})
     processor = QLSegImageProcessor(
         size={"shortest_edge": 32}, window_size=32, window_stride=20, image_mean=[0.4, 0.5, 0.6], image_std=0.25
     )
     folder = tmp_path_factory.mktemp("hostile") / "---\n<b>net"
-    varied_model(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return SimpleNamespace(folder=folder, config=config, processor=processor, names=names)
+    return SimpleNamespace(folder=folder, config=model.config, processor=processor, names=names)
 
 
 @pytest.fixture(scope="module")
-def graph(hostile_model) -> Path:
-    """The file of its network, with weights in fp32: exporting takes a quarter of a minute."""
+def graph(hostile_model, traced_once) -> Path:
+    """The file of its network, with weights in fp32."""
     model = QLSegForSemanticSegmentation.from_pretrained(hostile_model.folder)
     path = hostile_model.folder.with_name("net.onnx")
     onnx_ir.save(make_program(model, hostile_model.processor, OUTPUTS), path)
     return path
 
 
-def test_what_is_written(hostile_model, graph, runtime, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(web, "make_program", lambda *_: onnx_ir.load(graph))
+def test_what_is_written(hostile_model, traced_once, runtime, tmp_path, capsys):
     place = tmp_path / "new" / "page"
     arguments = ["--format", "web", "--output", place, "--weights", "fp16", "--runtime", runtime]
     assert run_command(["export", hostile_model.folder, *arguments]) == 0, capsys.readouterr().err
@@ -184,19 +186,13 @@ def registry(tmp_path, monkeypatch):
         yield state
 
 
-class serve:  # noqa: N801 - used as a function
+@contextmanager
+def serve(handler) -> Iterator[str]:
     """A server on the loopback while the block runs; its address."""
-
-    def __init__(self, handler):
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-    def __enter__(self) -> str:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self.server.server_port}"
-
-    def __exit__(self, *_) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_runtime_is_fetched_once_and_checked(registry, tmp_path, monkeypatch):

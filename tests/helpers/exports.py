@@ -1,0 +1,77 @@
+"""What the tests of exports share: the formats, and graphs that are made once for all of them."""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from networks import tiny_config, varied_model
+from torch.nn import functional as F
+
+from qlseg_hf import QLSegForSemanticSegmentation
+from qlseg_hf.export import OnnxQLSeg, OpenVINOQLSeg, write_onnx, write_openvino
+from qlseg_hf.export import onnx as onnx_model
+from qlseg_hf.export.runtime import ExportedQLSeg
+
+if (Path(sys.prefix) / "openvino").is_dir():  # where `make test` puts it, without the package that reports its use
+    sys.path.append(str(Path(sys.prefix) / "openvino"))
+SIZES = [(1, 96, 48), (3, 49, 70), (2, 64, 127), (1, 16, 5), (1, 200, 33)]
+SMALL = {"num_decoder_blocks": 1, "num_decoder_layers": 1}  # the time of an export is that of its nodes
+NAMES = ("id2label", "label2id", "_name_or_path")  # of a configuration, on which no graph depends
+
+
+class Format(NamedTuple):
+    """A format of `qlseg export`: what its files end in, what runs them, and how far outputs may be apart."""
+
+    name: str
+    runtime: str
+    suffixes: list[str]
+    runner: type[ExportedQLSeg]
+    write: Callable[..., None]
+    tolerance: float
+
+
+FORMATS = {
+    "onnx": Format("onnx", "onnxruntime", [".onnx"], OnnxQLSeg, write_onnx, 5e-5),
+    "openvino": Format("openvino", "OpenVINO", [".xml", ".bin"], OpenVINOQLSeg, write_openvino, 1e-4),
+}
+
+
+def smooth(batch: int, height: int, width: int) -> torch.Tensor:
+    noise = torch.randn(batch, 3, 5, 6, generator=torch.Generator().manual_seed(1))
+    return F.interpolate(noise, size=(height, width), mode="bicubic")
+
+
+def small_network(**changes) -> QLSegForSemanticSegmentation:
+    """Of few nodes, and drawn so that it sees more than one label in `smooth`."""
+    return varied_model(tiny_config(**SMALL, **changes), seed=6)
+
+
+def has_bf16() -> bool:
+    return "BF16" in import_module("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def trace_once(patch, folder: Path) -> None:
+    """Have `onnx_program` keep its graphs, of which each takes half a minute, in `folder`.
+
+    The processes of one test run share it.
+    """
+    trace = onnx_model.onnx_program
+
+    def program(model, outputs):
+        settings = {name: value for name, value in model.config.to_dict().items() if name not in NAMES}
+        key = hashlib.sha256(f"{settings} {outputs}".encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            key.update(name.encode() + tensor.numpy().tobytes())
+        path, onnx_ir = folder / f"{key.hexdigest()}.onnx", import_module("onnx_ir")
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                onnx_ir.save(trace(model, outputs).model, path)
+        return SimpleNamespace(model=onnx_ir.load(path))
+
+    patch.setattr(onnx_model, "onnx_program", program)
