@@ -1,9 +1,6 @@
-"""What the tests of the Hub share: cards, their snippets, and our commands with the Hub of the tests."""
+"""What the tests of the Hub share: cards and their snippets."""
 
-import os
 import re
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +10,6 @@ from hub_server import card_errors
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
-from programs import ROOT, environment
 from transformers import AutoModelForSemanticSegmentation
 
 from qlseg_hf import QLSegImageProcessor
@@ -62,12 +58,3 @@ def run_snippet(card: bytes | str, folder: Path, monkeypatch, capsys) -> str:
 
 def convert(*arguments) -> int:
     return run(["convert", FIXTURES / "b" / "checkpoint.pth", *arguments])
-
-
-def script(name: str, *arguments, expect: int = 0, path: Path = ROOT, **more) -> subprocess.CompletedProcess:
-    """`path`: where Python looks for modules besides the package."""
-    more |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, path))), "ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, "-m", "qlseg_hf", name, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(**more), timeout=600)
-    assert done.returncode == expect, done.stderr[-2000:]
-    return done

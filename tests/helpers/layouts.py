@@ -38,10 +38,13 @@ def recipe_for(folder: Path, data: Path, /, **changes) -> Path:
     return write_recipe(folder, data, **SETTINGS | changes)
 
 
-def train_in(layout: str, *arguments, **variables: str) -> subprocess.CompletedProcess:
-    """`qlseg train ...` in a layout, by torchrun's launcher."""
+def train_in(layout: str, *arguments, server=None, **variables: str) -> subprocess.CompletedProcess:
+    """`qlseg train ...` in a layout, by torchrun's launcher or, without DeepSpeed, in processes of a fork server."""
     processes, own = LAYOUTS[layout]
-    program = [str(ROOT / "tests" / "helpers" / "sharded_cpu.py")] if own else ["-m", "qlseg_hf.cli.train"]
+    script = str(ROOT / "tests" / "helpers" / "sharded_cpu.py")
+    if server is not None:
+        return server.complete(script if own else "train", *arguments, processes=processes, **own | variables)
+    program = [script] if own else ["-m", "qlseg_hf.cli.train"]
     env = environment(**own | variables)
     command = [*launcher(processes), *program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800)

@@ -93,20 +93,6 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | own | more
 
 
-def run(*command, expect: int = 0) -> subprocess.CompletedProcess:
-    """`qlseg COMMAND ...` in a process of its own; its exit status must be `expect`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "qlseg_hf", *map(str, command)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=600,
-    )
-    assert done.returncode == expect, done.stderr
-    return done
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -128,10 +114,9 @@ def launcher(processes: int) -> list[str]:
     return [*torchrun, f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
-def train(*arguments, processes: int = 1, command: str = "train", **variables: str) -> subprocess.CompletedProcess:
-    """`qlseg train ...` or `check` on so many processes, on CPUs unless `variables` say otherwise."""
-    module = f"qlseg_hf.cli.{command}"
-    whole = [*launcher(processes), "-m", module, *map(str, arguments)]
+def train(*arguments, processes: int = 1, **variables: str) -> subprocess.CompletedProcess:
+    """`qlseg train ...` on so many processes that are started afresh, on CPUs unless `variables` say otherwise."""
+    whole = [*launcher(processes), "-m", "qlseg_hf.cli.train", *map(str, arguments)]
     own = environment(**({"ACCELERATE_USE_CPU": "true"} | variables))
     return subprocess.run(whole, capture_output=True, text=True, env=own, timeout=600)
 

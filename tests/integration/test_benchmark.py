@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 from networks import tiny_config
-from programs import run
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation
 from qlseg_hf.benchmark import gpu, limit, measure, sampler
@@ -310,11 +309,11 @@ def test_failed_parts_fail_the_command(status, tmp_path, monkeypatch):
     assert f"| {status} |" in output.with_suffix(".md").read_text()
 
 
-def test_gpu_program_on_a_cpu(tmp_path):
+def test_gpu_program_on_a_cpu(server, tmp_path):
     """All parts but the kernels, on tiny networks."""
     pytest.importorskip("accelerate")
     output = tmp_path / "gpu.json"
-    run("benchmark", "gpu", "--device", "cpu", "--tiny", "--output", output)
+    server.complete("benchmark", "gpu", "--device", "cpu", "--tiny", "--output", output, expect=0)
     result, text = json.loads(output.read_text()), output.with_suffix(".md").read_text()
     assert result["tiny"] and result["machine"]["device"] == "cpu" and "no measurement" in text
     rows = {}
@@ -341,8 +340,8 @@ def test_gpu_program_on_a_cpu(tmp_path):
     assert recipe["projected_hours"] == pytest.approx(recipe["seconds"] * 160000 / 3600)
 
 
-def test_gpu_without_a_gpu():
-    done = run("benchmark", "gpu", expect=1)
+def test_gpu_without_a_gpu(server):
+    done = server.complete("benchmark", "gpu", expect=1)
     assert done.stderr.startswith("qlseg benchmark: gpu measures on a CUDA GPU, and PyTorch sees none here: run it on")
     assert done.stderr.count("\n") == 1 and not done.stdout
 
@@ -392,11 +391,12 @@ def test_modes_on_a_gpu(arguments):
     assert all(0 < row["peak_mib"] < 1024 for row in timed.values())  # of a tiny network
 
 
-def test_command_line(tmp_path):
-    assert "qlseg benchmark: no mode speed; there are forward" in run("benchmark", "speed", expect=1).stderr
+def test_command_line(server, tmp_path):
+    done = server.complete("benchmark", "speed", expect=1)
+    assert "qlseg benchmark: no mode speed; there are forward" in done.stderr
     pytest.importorskip("cv2")
     output = tmp_path / "loading.json"
-    run("benchmark", "loading", "--repeats", 1, "--output", output)
+    server.complete("benchmark", "loading", "--repeats", 1, "--output", output, expect=0)
     assert json.loads(output.read_text())["results"]["loading one worker"]["pictures_per_s"] > 0
 
 

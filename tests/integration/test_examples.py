@@ -1,31 +1,27 @@
-"""The example scripts as subprocesses, as a user runs them."""
+"""The example scripts in processes of their own, as a user runs them."""
 
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import FIXTURES, ROOT
+from exports import small_network
 from PIL import Image
-from programs import environment, run
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.data.scenes import LABELS, make_scenes
 
 
-def example(name: str, *arguments) -> str:
-    """Run a script of examples/ as a user does, and return what it prints."""
-    command = [sys.executable, ROOT / "examples" / name, *arguments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def example(server):
+    """Run a script of examples/, and return what it prints."""
+    return lambda name, *arguments: server.complete(ROOT / "examples" / name, *arguments, expect=0).stdout
 
 
 @pytest.mark.parametrize("stored", ["b"], indirect=True)
-def test_example_of_prediction(stored, tmp_path):
+def test_example_of_prediction(example, stored, tmp_path):
     printed = example("predict.py", stored.folder, stored.picture("wide"), tmp_path / "overlay.png")
     shares = [float(line.rpartition(": ")[2].removesuffix(" %")) for line in printed.splitlines()]
     assert len(shares) > 1 and abs(sum(shares) - 100) < 0.1 * len(shares)
@@ -34,7 +30,7 @@ def test_example_of_prediction(stored, tmp_path):
 
 @pytest.mark.parametrize("stored", ["b"], indirect=True)
 @pytest.mark.parametrize("script, word", [("finetune_pytorch.py", "mIoU"), ("finetune_trainer.py", "eval_loss")])
-def test_examples_of_training(script, word, stored, tmp_path):
+def test_examples_of_training(example, script, word, stored, tmp_path):
     """The result loads, knows the new labels, and is not what it began with."""
     make_scenes(tmp_path / "scenes", {"training": 9, "validation": 2}, size=48, seed=0)
     printed = example(script, stored.folder, tmp_path / "scenes", tmp_path / "model", 2)
@@ -47,11 +43,12 @@ def test_examples_of_training(script, word, stored, tmp_path):
     assert segment(model, processor, stored.picture("wide"))[0].max() < len(LABELS)
 
 
-@pytest.mark.parametrize("stored", ["b"], indirect=True)
-def test_example_of_export(stored, tmp_path):
+def test_example_of_export(example, tmp_path):
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name)
-    printed = example("export.py", stored.folder, tmp_path / "model.onnx", stored.picture("wide"))
+    for part in (small_network(), QLSegImageProcessor(size=64, window_size=64, window_stride=48)):
+        part.save_pretrained(tmp_path / "model")
+    printed = example("export.py", tmp_path / "model", tmp_path / "model.onnx", FIXTURES / "b" / "wide.png")
     assert float(printed.split(" %")[0]) > 99.9
 
 
@@ -63,10 +60,9 @@ def test_examples_are_short():
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path
 
 
-def test_demo(tmp_path):
+def test_demo(server, tmp_path):
     pytest.importorskip("cv2")
-    command = [sys.executable, ROOT / "examples" / "demo.py", "--output", tmp_path, "--max_steps", "12"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment(), check=True)
+    done = server.complete(ROOT / "examples" / "demo.py", "--output", tmp_path, "--max_steps", "12", expect=0)
     found = re.search(r"6. mIoU on held-out scenes: (\d+\.\d) % before, (\d+\.\d) % after", done.stdout)
     evaluations = (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()
     assert found[2] == f"{100 * json.loads(evaluations[-1])['miou']:.1f}" != found[1]
@@ -76,10 +72,3 @@ def test_demo(tmp_path):
     assert [line[:2] for line in done.stdout.splitlines() if line[0].isdigit()] == [f"{n}." for n in range(1, 7)]
     assert "class 7" in done.stdout and (tmp_path / "overlay.png").stat().st_size > 2000
     assert torch.tensor(np.asarray(Image.open(tmp_path / "overlay.png"))).float().std() > 10
-
-
-def test_converter_from_the_command_line(tmp_path):
-    done = run("convert", ROOT / "setup.cfg", tmp_path / "out", expect=1)
-    assert done.stderr.startswith("qlseg convert: ") and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "out").exists()
-    assert "--variant" in run("convert", "--help").stdout

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from programs import NETWORK, make_data, run, train, write_recipe
+from programs import NETWORK, make_data, write_recipe
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, segment
+from qlseg_hf.cli.main import run
 from qlseg_hf.data import open_dataset
 from qlseg_hf.data.bands import measure_bands
 from qlseg_hf.weights import set_num_channels
@@ -20,7 +21,7 @@ tifffile = pytest.importorskip("tifffile")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Path, Path]:
+def trained(server, tmp_path_factory) -> tuple[Path, Path]:
     """Data and the run that was trained on it."""
     folder = tmp_path_factory.mktemp("five")
     make_data(folder / "data", num_bands=5)
@@ -30,8 +31,7 @@ def trained(tmp_path_factory) -> tuple[Path, Path]:
     network["backbone_config"]["num_channels"] = found.num_channels
     changes = {"config": network, "processor": found.processor_settings, "photometric": True, "max_steps": 60}
     changes |= {"eval_steps": 60, "save_steps": 60, "learning_rate": 4e-3, "log_pictures": 2}
-    done = train(write_recipe(folder, folder / "data", **changes))
-    assert done.returncode == 0, done.stderr
+    server.complete("train", write_recipe(folder, folder / "data", **changes), expect=0)
     return folder / "data", folder / "run" / "best"
 
 
@@ -51,10 +51,10 @@ def test_run_learns_from_the_fifth_band(trained):
     assert np.mean(right) > 0.6, right  # chance is a third
 
 
-def test_commands(trained, tmp_path):
+def test_commands(server, trained, tmp_path):
     data, folder = trained
     picture = data / "images" / "validation" / "0.tif"
-    run("predict", folder, picture, "--output", tmp_path / "out")
+    server.complete("predict", folder, picture, "--output", tmp_path / "out", expect=0)
     stored = load_label_map(tmp_path / "out" / "labels" / "0.png")
     model, processor = (
         AutoModelForSemanticSegmentation.from_pretrained(folder),
@@ -62,13 +62,13 @@ def test_commands(trained, tmp_path):
     )
     expected = segment(model, processor, picture)[0]
     assert np.array_equal(stored, expected)
-    run("evaluate", folder, "--data", data, "--output", tmp_path / "result.json")
+    server.complete("evaluate", folder, "--data", data, "--output", tmp_path / "result.json", expect=0)
     assert json.loads((tmp_path / "result.json").read_text())["num_pictures"] == 3
     for part in pipeline("image-segmentation", model=str(folder))(tifffile.imread(picture)):
         label = model.config.label2id[part["label"]]
         assert np.array_equal(np.asarray(part["mask"]) > 0, expected.numpy() == label)
     tifffile.imwrite(tmp_path / "four.tif", np.zeros((36, 45, 4), np.uint16), photometric="minisblack")
-    done = run("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "four", expect=3)
+    done = server.complete("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "four", expect=3)
     failures = (tmp_path / "four" / "failures.jsonl").read_text()
     assert "four.tif of shape (36, 45, 4) has no axis of 5 channels" in failures and "Traceback" not in done.stderr
 
@@ -79,7 +79,7 @@ def test_export(trained, tmp_path):
     from qlseg_hf.export import OnnxQLSeg
 
     data, folder = trained
-    run("export", folder, tmp_path / "five.onnx")
+    assert run(["export", folder, tmp_path / "five.onnx"]) == 0
     exported = OnnxQLSeg.from_pretrained(tmp_path / "five.onnx")
     model, processor = (
         QLSegForSemanticSegmentation.from_pretrained(folder),

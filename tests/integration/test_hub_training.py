@@ -2,14 +2,16 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from cards import NASTY, WINDOW, assert_valid, convert, rendered, run_snippet, script, token
+from cards import NASTY, WINDOW, assert_valid, convert, rendered, run_snippet, token
 from huggingface_hub import HfApi, ModelCard
-from programs import NETWORK, make_data, write_recipe
+from programs import NETWORK, ROOT, environment, make_data, write_recipe
 from recipes import small_recipe
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, pipeline
 
@@ -77,14 +79,16 @@ def test_no_script_needs_a_network(tiny_data, tiny_model, tmp_path):
     names = {0: "red", 1: "green", 2: "blue"}
     changes = {"model": str(net), "label_names": names, "config": {}, "max_steps": 2, "eval_steps": 1}
     recipe = write_recipe(tmp_path, tiny_data, **changes, num_workers=1, ema_decay=None)
-    shared = {"path": tmp_path, "ASKED": str(asked)}
-    script("train", recipe, **shared)
     best = tmp_path / "run" / "best"
-    script("evaluate", best, "--data", tiny_data, "--split", "validation", "--card", **shared)
+    env = environment(ASKED=str(asked), PYTHONPATH=f"{ROOT}:{tmp_path}", ACCELERATE_USE_CPU="true")
+    evaluate = ["evaluate", best, "--data", tiny_data, "--split", "validation", "--card"]
+    for words in (["train", recipe], evaluate):
+        command = [sys.executable, "-m", "qlseg_hf", *map(str, words)]
+        subprocess.run(command, env=env, check=True, timeout=600)
     assert not asked.exists(), asked.read_text()
 
 
-def test_what_is_published_holds_no_local_path(tiny_data, tiny_model, tmp_path):
+def test_what_is_published_holds_no_local_path(server, tiny_data, tiny_model, tmp_path):
     """Neither the folder of a trained model nor what trackers get, though the recipe is full of paths."""
     home = tmp_path / "home" / "alice"
     home.mkdir(parents=True)
@@ -94,7 +98,7 @@ def test_what_is_published_holds_no_local_path(tiny_data, tiny_model, tmp_path):
     (home / "names.txt").write_text("red\ngreen\nblue\n")
     changes = {"model": str(home / "net"), "label_names": str(home / "names.txt"), "config": {}, "max_steps": 2}
     changes |= {"output_dir": str(home / "run"), "report_to": "tensorboard", "ema_decay": None, "eval_steps": 1}
-    script("train", write_recipe(home, home / "scenes", **changes, num_workers=0))
+    server.complete("train", write_recipe(home, home / "scenes", **changes, num_workers=0), expect=0)
     files = [path for path in (home / "run" / "best").rglob("*") if path.is_file()]
     logs = [path for path in (home / "run" / "qlseg").rglob("*") if path.is_file()]
     assert {"README.md", "recipe.yaml", "config.json", "losses.jsonl"} <= {path.name for path in files} and logs
@@ -179,8 +183,8 @@ def hub_recipe(folder: Path, data: Path, **changes) -> Path:
     return write_recipe(folder, data, **(keys | changes))
 
 
-def test_training(hub, data, tmp_path, monkeypatch, capsys):
-    done = script("train", hub_recipe(tmp_path, data))
+def test_training(server, hub, data, tmp_path, monkeypatch, capsys):
+    done = server.complete("train", hub_recipe(tmp_path, data), expect=0)
     assert "/me/net/commit/" in done.stdout and hub.repos["models/me/net"].private
     files, run = hub.files("me/net", "v1"), tmp_path / "run"
     for name in ("losses.jsonl", "evaluations.jsonl", "curves.png"):
@@ -202,30 +206,30 @@ def test_training(hub, data, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_upload_fails_after_training_and_before(hub, data, tmp_path):
+def test_upload_fails_after_training_and_before(server, hub, data, tmp_path):
     recipe = hub_recipe(tmp_path, data)
     hub.failing = ("/models/me/net/commit/", 403)  # the upload after the last step
-    done = script("train", recipe, expect=1)
+    done = server.complete("train", recipe, expect=1)
     assert "qlseg train: the Hub answered 403" in done.stderr and "Traceback" not in done.stderr
     assert "the same command tries again" in done.stdout and list(hub.files("me/net", "v1")) == [".gitattributes"]
     hub.failing = None
-    assert "/me/net/commit/" in script("train", recipe).stdout
+    assert "/me/net/commit/" in server.complete("train", recipe, expect=0).stdout
     assert "model.safetensors" in hub.files("me/net", "v1")
     other = ["--hub_model_id", "you/net", "--output_dir", tmp_path / "other"]
-    done = script("train", recipe, *other, expect=1)
+    done = server.complete("train", recipe, *other, expect=1)
     assert "qlseg train: the Hub answered 403: You don't have the rights" in done.stderr
     assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow
-def test_evaluation_of_the_hubs_data_in_a_card(hub, data, tmp_path):
+def test_evaluation_of_the_hubs_data_in_a_card(server, hub, data, tmp_path):
     model = QLSegForSemanticSegmentation(QLSegConfig(**NETWORK, num_labels=3))
     model.save_pretrained(tmp_path / "net")
     WINDOW.save_pretrained(tmp_path / "net")
     arguments = [tmp_path / "net", "--data", "me/data", "--split", "validation", "--card"]
-    script("evaluate", *arguments)
+    server.complete("evaluate", *arguments, expect=0)
     for _ in range(2):  # the second replaces the first
-        script("evaluate", *arguments, "--scales", "0.5,1", "--flip")
+        server.complete("evaluate", *arguments, "--scales", "0.5,1", "--flip", expect=0)
     card = ModelCard.load(tmp_path / "net" / "README.md")
     protocols = [(e.metric_type, e.metric_args["scales"], e.metric_args["flip"]) for e in card.data.eval_results]
     metrics = ("mean_iou", "mean_accuracy", "overall_accuracy")
@@ -234,4 +238,5 @@ def test_evaluation_of_the_hubs_data_in_a_card(hub, data, tmp_path):
     assert len(re.findall("^- `me/data`, .*scales 1,.*: mIoU", card.text, re.MULTILINE)) == 1
     assert_valid(card)
     arguments[0] = "me/none"
-    assert "README.md in the model's folder, and me/none holds none" in script("evaluate", *arguments, expect=1).stderr
+    done = server.complete("evaluate", *arguments, expect=1)
+    assert "README.md in the model's folder, and me/none holds none" in done.stderr

@@ -3,12 +3,9 @@
 In README a block marked bash is run, one marked text is only looked at.
 """
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -60,16 +57,11 @@ def of_qlseg(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(server, tmp_path, monkeypatch):
     """What the snippets name: a checkpoint, its folder, pictures, a label map and an ImageNet ViT."""
     checkpoint = FIXTURES / "a" / "checkpoint.pth"
     shutil.copy(checkpoint, tmp_path / "qlseg_vit_b_ade20k.pth")
-    subprocess.run(
-        [sys.executable, ROOT / "convert_checkpoints.py", checkpoint, tmp_path / "qlseg-vit-b-ade20k"],
-        check=True,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    server.complete(ROOT / "convert_checkpoints.py", checkpoint, tmp_path / "qlseg-vit-b-ade20k", expect=0)
     Image.open(FIXTURES / "a" / "wide.png").convert("RGB").save(tmp_path / "picture.jpg")
     shutil.copy(FIXTURES / "a" / "tall.png", tmp_path / "other.png")
     height, width = np.asarray(Image.open(tmp_path / "picture.jpg")).shape[:2]
@@ -117,18 +109,16 @@ def test_python_snippets(place):
     assert namespace["model"].config.num_labels == 20
 
 
-def test_commands_of_the_readme(place):
+def test_commands_of_the_readme(server, place):
     shutil.rmtree(place / "qlseg-vit-b-ade20k")
     lines = [line for block in blocks("bash", README) for line in block.splitlines() if line.startswith("qlseg ")]
     assert len(lines) == 2
     for line in lines:
-        command = [sys.executable, "-m", "qlseg_hf", *line.split()[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, done.stderr
+        server.complete(*line.split()[1:], folder=place, expect=0)
     assert (place / "out" / "overlay" / "picture.png").is_file()
 
 
-def test_five_commands_for_own_data(place):
+def test_five_commands_for_own_data(server, place):
     """As written, but for an encoder that needs no network, two steps, and the upload."""
     for name in ("accelerate", "datasets", "evaluate", "matplotlib", "yaml"):
         pytest.importorskip(name)
@@ -139,9 +129,7 @@ def test_five_commands_for_own_data(place):
     small = f"--backbone {FIXTURES / 'imagenet_vit' / 'timm_vit.safetensors'} --max_steps 2"
     assert sum("--backbone small" in line for line in lines) == 1
     for line in lines:
-        command = [sys.executable, "-m", "qlseg_hf", *shlex.split(line.replace("--backbone small", small))[1:]]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        assert done.returncode == 0, (line, done.stderr)
+        server.complete(*shlex.split(line.replace("--backbone small", small))[1:], folder=place, expect=0)
     for file in ("look/report.html", "runs/my/report.html", "report/report.html", "miou.json", "out/overlay/new.png"):
         assert (place / file).is_file(), file
     assert "label_names: [sky, grass, road, water, building, tree, ball]" in (place / "look/data.yaml").read_text()

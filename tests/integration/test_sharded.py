@@ -68,17 +68,17 @@ def drop_after(run: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
-def train_and_check(layout: str, recipe: Path, *arguments: str, **variables: str):
-    done = train_in(layout, recipe, *arguments, **variables)
+def train_and_check(layout: str, recipe: Path, *arguments: str, server=None, **variables: str):
+    done = train_in(layout, recipe, *arguments, server=server, **variables)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
 
-def test_fsdp2_is_one_process(data, tmp_path):
+def test_fsdp2_is_one_process(server, data, tmp_path):
     """The same losses, evaluations on three images in two processes, and models; goes on exactly where it stopped."""
     changes = SHORT | {"total_batch_size": 2, "warmup_steps": 0}
     for name, layout in (("one", "one process"), ("two", "FSDP2")):
-        train_and_check(layout, recipe_for(tmp_path / name, data, **changes))
+        train_and_check(layout, recipe_for(tmp_path / name, data, **changes), server=server)
     one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
     assert_same_numbers(one, two, num_steps=6)
     QLSegForSemanticSegmentation.from_pretrained(two / "last")
@@ -87,7 +87,7 @@ def test_fsdp2_is_one_process(data, tmp_path):
 
     shutil.copytree(two, tmp_path / "whole")
     drop_after(two, 3)
-    done = train_and_check("FSDP2", tmp_path / "two" / "recipe.yaml")
+    done = train_and_check("FSDP2", tmp_path / "two" / "recipe.yaml", server=server)
     assert "resuming at step 3" in done.stdout
     assert_same_weights(tmp_path / "whole", two)
 
@@ -175,13 +175,6 @@ def test_fsdp2_from_a_model_with_another_backbone(data, tmp_path):
     for name, layout in (("one", "one process"), ("two", "FSDP2")):
         train_and_check(layout, recipe_for(tmp_path / name, data, **shared))
     assert_same_numbers(tmp_path / "one" / "run", tmp_path / "two" / "run", num_steps=6)
-
-
-@pytest.fixture
-def fresh_accelerate():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_fsdp_of_version_1_is_refused(monkeypatch, fresh_accelerate):

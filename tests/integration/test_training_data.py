@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from programs import make_data, train, write_recipe
+from programs import make_data, write_recipe
 
 
 def break_data(folder: Path, how: str) -> None:
@@ -63,7 +63,7 @@ def test_training_refuses_broken_data(server, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_check_data_alone(data, tmp_path):
-    done = train(write_recipe(tmp_path, data), command="check")
-    assert done.returncode == 0 and "checked 9 pictures: 3 of 3 labels occur" in done.stdout
+def test_check_data_alone(server, data, tmp_path):
+    done = server.complete("check", write_recipe(tmp_path, data), expect=0)
+    assert "checked 9 pictures: 3 of 3 labels occur" in done.stdout
     assert not (tmp_path / "run").exists()

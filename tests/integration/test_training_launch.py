@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from programs import STILL, train, write_recipe
 from recipes import small_recipe
@@ -35,14 +34,6 @@ def test_processes_do_not_change_the_curve(server, data, tmp_path, processes):
     np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
     card = (runs[1] / "last" / "README.md").read_text()
     assert f"- hardware: {processes} x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
-
-
-@pytest.fixture
-def fresh_accelerate():
-    """accelerate reads its environment anew, here and in the tests that follow."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,17 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from programs import environment, stats_of, write_recipe
+from programs import stats_of, write_recipe
 from recipes import small_recipe
-from training_runs import assert_same_run, files_of, last_step, num_lines, refused
+from training_runs import FAULTS, assert_same_run, files_of, last_step, num_lines, refused
 
 from qlseg_hf.training.checkpoints import checkpoints, contents, read_state, save_checkpoint
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc"),
-]
+pytestmark = FAULTS
 
 
 def test_resume_with_another_schedule(server, data, tmp_path):
@@ -78,9 +73,9 @@ def test_step_survives_a_failure_to_save_the_model(server, data, tmp_path):
     changes, log = {"max_steps": 3, "eval_steps": 3, "save_steps": 100, "num_workers": 0}, tmp_path / "log"
     assert server.run(log, "train", write_recipe(tmp_path / "whole", data, **changes))[0] == 0
     recipe, run = write_recipe(tmp_path, data, **changes), tmp_path / "run"
-    command = [sys.executable, "-c", FAILS, str(recipe)]
-    failed = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
-    assert failed.returncode == 1 and "the disk of the model is full" in failed.stderr
+    (tmp_path / "fails.py").write_text(FAILS)
+    code, printed = server.run(log, tmp_path / "fails.py", recipe)
+    assert code == 1 and "the disk of the model is full" in printed
     assert [path.name for path in checkpoints(run)] == ["step-00000003"] and not (run / "best").exists()
     assert server.run(log, "train", recipe)[0] == 0
     assert_same_run(run, tmp_path / "whole" / "run")
