@@ -1,5 +1,6 @@
 """The installed package, far from the checkout: built as people get it, and each command run once."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,10 +9,17 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES, ROOT
+from programs import NETWORK
 
-from qlseg_hf import __version__
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, __version__
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+RUN_ALL = """
+import json, sys, qlseg_hf
+from qlseg_hf.cli.main import run
+print(qlseg_hf.__file__)
+sys.exit(any(map(run, json.loads(sys.argv[1]))))
+"""
 
 
 def call(*command, cwd: Path, **variables: str) -> str:
@@ -56,9 +64,14 @@ def qlseg(wheel, tmp_path_factory):
     def run(*arguments, program=(target / "bin" / "qlseg",)) -> str:
         return call(*program, *arguments, cwd=place, **own)
 
-    where = run("-c", "import qlseg_hf; print(qlseg_hf.__file__)", program=(sys.executable,))
-    assert Path(where.strip()).is_relative_to(target)
-    run.place = place
+    def run_all(*commands) -> str:
+        """The same of several in one process, which imports torch once, until one fails."""
+        words = json.dumps([[*map(str, command)] for command in commands])
+        printed = run("-c", RUN_ALL, words, program=(sys.executable,))
+        assert Path(printed.splitlines()[0]).is_relative_to(target)
+        return printed
+
+    run.place, run.all = place, run_all
     return run
 
 
@@ -67,21 +80,24 @@ def test_help_and_version(qlseg):
     for name in ("convert", "check", "train", "evaluate", "predict", "export", "quantize", "app", "scenes"):
         assert f"\n  {name} " in shown
     assert __version__ in qlseg("--version", program=(sys.executable, "-m", "qlseg_hf"))
-    assert "--max_steps" in qlseg("train", "tiny", "--help") and "MODEL" in qlseg("app", "--help")
+    shown = qlseg.all(["train", "tiny", "--help"], ["app", "--help"])
+    assert "--max_steps" in shown and "MODEL" in shown
 
 
 def test_from_a_checkpoint_to_scores(qlseg):
     """convert, scenes, check, train, evaluate, predict, in the order of the README."""
     pytest.importorskip("cv2")
-    qlseg("convert", FIXTURES / "b" / "checkpoint.pth", "model")
-    qlseg("scenes", "data", "--train", 6, "--validation", 2, "--size", 48)
     recipe = ("--data", "data", "--model", "model", "--label_names", "data/labels.json", "--output_dir", "run")
     sizes = ("--crop_size", 64, "--total_batch_size", 2, "--per_device_batch_size", 2, "--num_workers", 0)
     steps = ("--max_steps", 2, "--warmup_steps", 1, "--eval_steps", 2, "--save_steps", 2)
-    qlseg("check", "demo", *recipe)
-    qlseg("train", "demo", *recipe, *sizes, *steps)
-    qlseg("evaluate", "run/best", "--data", "data", "--split", "validation", "--output", "miou.json")
-    qlseg("predict", "run/best", FIXTURES / "b" / "wide.png", "--output", "out")
+    qlseg.all(
+        ["convert", FIXTURES / "b" / "checkpoint.pth", "model"],
+        ["scenes", "data", "--train", 6, "--validation", 2, "--size", 48],
+        ["check", "demo", *recipe],
+        ["train", "demo", *recipe, *sizes, *steps],
+        ["evaluate", "run/best", "--data", "data", "--split", "validation", "--output", "miou.json"],
+        ["predict", "run/best", FIXTURES / "b" / "wide.png", "--output", "out"],
+    )
     for name in ("run/best/model.safetensors", "run/curves.png", "miou.json", "out/overlay/wide.png"):
         assert (qlseg.place / name).is_file(), name
 
@@ -89,6 +105,8 @@ def test_from_a_checkpoint_to_scores(qlseg):
 def test_export(qlseg):
     for name in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(name)
-    qlseg("convert", FIXTURES / "b" / "checkpoint.pth", "plain")
+    model = QLSegForSemanticSegmentation(QLSegConfig(**NETWORK, num_labels=3))
+    for part in (model, QLSegImageProcessor()):
+        part.save_pretrained(qlseg.place / "plain")
     qlseg("export", "plain", "plain.onnx", "--without_logits")
     assert (qlseg.place / "plain.onnx").is_file() and (qlseg.place / "plain_report.json").is_file()

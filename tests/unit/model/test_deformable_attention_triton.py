@@ -120,9 +120,9 @@ def interpret_bad_offsets():
 
 @pytest.mark.integration
 @needs_triton
-@pytest.mark.parametrize("check", [interpret_agreement, interpret_operator, interpret_bad_offsets])
-def test_interpreted(check):
-    code = f"import {HERE.stem}; {HERE.stem}.{check.__name__}()"
+def test_interpreted():
+    checks = (interpret_agreement, interpret_operator, interpret_bad_offsets)
+    code = f"import {HERE.stem} as here; " + "; ".join(f"here.{check.__name__}()" for check in checks)
     paths = os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
