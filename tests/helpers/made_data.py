@@ -1,10 +1,12 @@
-"""Small data sets of rectangles, whose label maps hold the values that a test asks for."""
+"""Small data sets of rectangles, whose label maps hold the values that a test asks for; and what is read of one."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from qlseg_hf.data.datasets import open_dataset
 
 SIZE = (48, 64)
 
@@ -52,3 +54,8 @@ def make_folders(
             else:
                 Image.fromarray(label_map.astype(np.uint8 if label_map.max() < 256 else np.uint16)).save(path)
     return root
+
+
+def read_first(root: Path, split: str = "train", **settings) -> np.ndarray:
+    """The label map of the first sample."""
+    return open_dataset(root, split, **settings)[0].read()[1]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from programs import ROOT, environment, launcher, ranks, write_recipe
 
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
@@ -17,6 +18,10 @@ from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.training.checkpoints import checkpoints, read_state, step_of
 
 SEED = int(os.environ.get("QLSEG_KILL_SEED", 6))
+FAULTS = [
+    pytest.mark.faults,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc"),
+]
 SAYS = ("qlseg train: ", "qlseg check: ", "qlseg evaluate: ")  # how a sentence for the user begins
 
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from programs import make_data, write_recipe
 from training_runs import (
+    FAULTS,
     SAYS,
     SEED,
     assert_same_run,
@@ -29,10 +30,7 @@ from training_runs import (
 
 from qlseg_hf.training.checkpoints import checkpoints, read_state
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc"),
-]
+pytestmark = FAULTS
 NUM_KILLS = 50
 
 

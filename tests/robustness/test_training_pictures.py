@@ -15,17 +15,14 @@ from PIL import Image
 from programs import make_data, write_recipe
 from recipes import small_recipe
 from safetensors.torch import load_file
-from training_runs import launch_two, names_of_step, refused
+from training_runs import FAULTS, launch_two, names_of_step, refused
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.data.datasets import Sample, SampleError
 from qlseg_hf.training.checkpoints import checkpoints
 from qlseg_hf.training.step import NotFiniteError, check_finite, training_step
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc"),
-]
+pytestmark = FAULTS
 
 
 def test_loss_that_is_no_number(server, data, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from programs import make_data, write_recipe
 from training_runs import (
+    FAULTS,
     SAYS,
     assert_same_run,
     children,
@@ -22,10 +23,7 @@ from training_runs import (
 
 from qlseg_hf.training.checkpoints import checkpoints, read_state
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc"),
-]
+pytestmark = FAULTS
 
 
 def test_signals_save_the_step(server, data, tmp_path):

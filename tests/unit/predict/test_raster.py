@@ -47,8 +47,9 @@ def run(path, tmp_path, model, processor, batch_size=2, formats=("geotiff", "csv
         return file.read(1)
 
 
-@pytest.mark.parametrize("size", [(333, 190), (190, 333), (32, 32), (20, 90), (700, 41)])
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    "size, batch_size", [((333, 190), 3), ((190, 333), 3), ((32, 32), 1), ((20, 90), 1), ((700, 41), 1)]
+)
 def test_equals_the_whole_raster(size, batch_size, tmp_path, monkeypatch):
     monkeypatch.setattr(raster, "ROWS_AT_A_TIME", 64)
     monkeypatch.setattr(scores, "CPU_BLOCK_BYTES", 4 * 20 * 1500)  # blocks of 27 x 55 pixels

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from made_data import read_first
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -36,10 +37,6 @@ def put_coco(root, annotations, place="annotations/instances_train2017.json", fo
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(coco(annotations, **more)))
     return path
-
-
-def read_first(root, split="train", **settings):
-    return open_dataset(root, split, **settings)[0].read()[1]
 
 
 def test_coco_polygons(tmp_path):

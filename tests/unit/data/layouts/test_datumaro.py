@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from made_data import read_first
 from PIL import Image
 
-from qlseg_hf.data.datasets import SampleError, open_dataset
+from qlseg_hf.data.datasets import SampleError
 from qlseg_hf.data.layouts import find_layout
 
 SQUARE = [0, 0, 3, 0, 3, 3, 0, 3]
@@ -29,10 +30,6 @@ def put(root, items, split="train", labels=("road", "car")):
     (root / "annotations").mkdir(exist_ok=True)
     content = {"info": {}, "categories": {"label": {"labels": names}}, "items": entries}
     (root / f"annotations/{split}.json").write_text(json.dumps(content))
-
-
-def read_first(root, split="train", **settings):
-    return open_dataset(root, split, **settings)[0].read()[1]
 
 
 def test_datumaro(tmp_path):

@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from made_data import read_first
 from PIL import Image
 
-from qlseg_hf.data.datasets import SampleError, open_dataset
+from qlseg_hf.data.datasets import SampleError
 from qlseg_hf.data.layouts import find_layout
 
 LEFT_TOP = [[0, 0], [37.5, 0], [37.5, 50], [0, 50]]  # columns 0..3 and rows 0..3 of 8 x 6
@@ -66,10 +67,6 @@ def put(root, tasks, names=("images/a.jpg",), file="project-1.json"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 6), (9, 9, 9)).save(root / name)
     (root / file).write_text(json.dumps(tasks))
-
-
-def read_first(root, split="train", **settings):
-    return open_dataset(root, split, **settings)[0].read()[1]
 
 
 def test_polygons_brushes_and_what_is_left_out(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from made_data import read_first
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -35,10 +36,6 @@ def rectangle(rows, columns, size=(6, 8)):
 
 A, B = rectangle(slice(1, 3), slice(0, 5)), rectangle(slice(2, 6), slice(4, 7))
 DRAWN = np.where(B, 2, np.where(A, 1, 0))
-
-
-def read_first(root, split="train", **settings):
-    return open_dataset(root, split, **settings)[0].read()[1]
 
 
 @pytest.mark.parametrize(

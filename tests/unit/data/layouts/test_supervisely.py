@@ -7,9 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
+from made_data import read_first
 from PIL import Image
 
-from qlseg_hf.data.datasets import SampleError, open_dataset
+from qlseg_hf.data.datasets import SampleError
 from qlseg_hf.data.layouts import find_layout
 
 SQUARE = [[0, 0], [4, 0], [4, 4], [0, 4]]
@@ -40,10 +41,6 @@ def put(root, objects, folder="train", name="a.jpg", ann="a.jpg.json", size=(8, 
     (root / folder / "ann" / ann).write_text(json.dumps(content))
     classes = [{"title": title, "shape": shape, "id": 7, "color": "#FF0000"} for title, shape in CLASSES]
     (root / "meta.json").write_text(json.dumps({"classes": classes, "tags": []}))
-
-
-def read_first(root, split="train", **settings):
-    return open_dataset(root, split, **settings)[0].read()[1]
 
 
 def test_supervisely(tmp_path):

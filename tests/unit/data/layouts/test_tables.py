@@ -47,8 +47,10 @@ def names_of(samples):
     return [samples[index].name for index in range(len(samples))]
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl"])
-@pytest.mark.parametrize("columns", [("image", "mask"), ("image_path", "label_path"), ("filename", "gt")])
+@pytest.mark.parametrize(
+    "ending, columns",
+    [(".csv", ("image", "mask")), (".tsv", ("image_path", "label_path")), (".jsonl", ("filename", "gt"))],
+)
 def test_paths_are_relative_to_the_table(tmp_path, ending, columns, monkeypatch):
     put_files(tmp_path / "set", "abc")
     put_table(tmp_path / f"set/train{ending}", "ab", columns)

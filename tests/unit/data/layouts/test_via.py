@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from made_data import read_first
 from PIL import Image
 
-from qlseg_hf.data.datasets import SampleError, open_dataset
+from qlseg_hf.data.datasets import SampleError
 from qlseg_hf.data.layouts import find_layout
 
 POLYGON = {"name": "polygon", "all_points_x": [0, 3, 3, 0], "all_points_y": [0, 0, 3, 3]}
@@ -27,10 +28,6 @@ def put(root, images, file="via_project.json", options=None, is_project=True, fo
     region_options = {"kind": {"type": "dropdown", "options": options}} if options else {}
     project = {"_via_settings": {}, "_via_img_metadata": entries, "_via_attributes": {"region": region_options}}
     (root / file).write_text(json.dumps(project if is_project else entries))
-
-
-def read_first(root, split="train", **settings):
-    return open_dataset(root, split, **settings)[0].read()[1]
 
 
 @pytest.mark.parametrize("is_project", [True, False])
