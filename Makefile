@@ -12,9 +12,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not integration and not faults"
 
-# by file, so that what many tests of a file need is made by one process of two (xdist 3.8's groups do nothing in pytest 9.2)
+# By file, so that what many tests of a file need is made by one process of two (xdist 3.8's groups do nothing in
+# pytest 9.2), in the order of tests/conftest.py: by itself xdist ends with the files of few tests, which are the longest.
 test-integration: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "integration and not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		-m "integration and not slow and not gpu"
 
 test-all: $(VENV)/app-installed
 	$(BIN)/python -m pytest

@@ -237,8 +237,15 @@ def running(server, data, tmp_path):
     return lambda: start_long_run(server, data, tmp_path)
 
 
+# files of half a minute to some minutes; begun first, they do not leave one of two processes alone at the end
+LONGEST = ["test_export_others", "test_wheel", "test_training_signals", "test_five_bands", "test_sharded"]
+LONGEST += ["test_export", "test_readme", "test_benchmark", "test_examples", "test_training_auto", "test_predict"]
+
+
 def pytest_collection_modifyitems(items) -> None:
-    """What lies in these folders runs whole commands: see the marker."""
+    """What lies in two folders runs whole commands, see the marker; the longest files come first."""
     for item in items:
         if item.path.relative_to(FIXTURES.parent).parts[0] in ("integration", "robustness"):
             item.add_marker(pytest.mark.integration)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
