@@ -122,6 +122,7 @@ def test_labels_restrict_the_choice(stored, scales, flip):
 
 
 def test_wrong_labels(stored):
+    model = stored.model()
     for labels, sentence in (
         (["class 1", "clas 2"], r"no labels \['clas 2'\]; did you mean \['class 2'\]"),
         ([99], r"no labels \[99\]"),
@@ -129,7 +130,7 @@ def test_wrong_labels(stored):
         ([1, "class 1"], "each once"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            segment(stored.model(), stored.processor, stored.picture("wide"), labels=labels)
+            segment(model, stored.processor, stored.picture("wide"), labels=labels)
 
 
 def test_labels_of_one_name():
@@ -145,8 +146,7 @@ def test_labels_of_one_name():
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.parametrize("scales, flip", [((1.0,), False), ((1.0, 1.3), True)])
-@pytest.mark.parametrize("size", [(90, 400), (400, 90)])
+@pytest.mark.parametrize("size, scales, flip", [((90, 400), (1.0,), False), ((400, 90), (1.0, 1.3), True)])
 def test_strips_change_nothing(stored, monkeypatch, size, scales, flip):
     """The smallest number of MiB that is taken gives several strips, and the same label map and scores."""
     model = stored.model()
