@@ -68,7 +68,7 @@ def onnx_program(model: QLSegForSemanticSegmentation, outputs: tuple[str, ...]) 
     try:
         with eval_mode(model):
             return torch.onnx.export(
-                GraphOutputs(model, outputs),
+                GraphOutputs(model, outputs).eval(),
                 (pixel_values,),
                 dynamo=True,
                 opset_version=OPSET,
