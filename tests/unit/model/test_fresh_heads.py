@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig, segment
+from qlseg_hf.model.fresh_heads import compete, without_padding
 from qlseg_hf.model.loss_qlseg import CompetingLosses, loss_normalizers, segmentation_loss
-from qlseg_hf.model.modeling_qlseg import QLSegViTBackbone, compete, without_padding
+from qlseg_hf.model.modeling_qlseg import QLSegViTBackbone
 from qlseg_hf.model.scores import combine
 from qlseg_hf.weights import load_vit_weights, set_num_channels
 
