@@ -23,6 +23,7 @@ from ..model.image_io import NamedBytes, load_label_map, load_picture, open_pict
 from ..utils.optional import import_package
 
 HEADS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP")  # kinds of files that have a palette or an orientation
+LOSSY = {"JPEG": "JPEG file", "MPO": "JPEG file", "WEBP": "WebP file (if it is a lossless one, store it as PNG)"}
 MOST_OTHER = 0.005  # share of a JPEG mask of two colours that may lie in regions of others
 NUM_NAMED = 5  # files and labels that a sentence names
 
@@ -99,10 +100,12 @@ class Sample:
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()
-            if getattr(source, "format", None) in ("JPEG", "MPO", "WEBP") and len(self.label_colors or ()) == 2:
-                return nearer_labels(source, self.label_colors)
-            if getattr(source, "format", None) in ("JPEG", "MPO"):
-                raise SampleError("the label map is a JPEG file, which does not keep its values", "lossy label map")
+            if (kind := getattr(source, "format", None)) in LOSSY:
+                if len(self.label_colors or ()) == 2:
+                    return nearer_labels(source, self.label_colors)
+                raise SampleError(
+                    f"the label map is a {LOSSY[kind]}, which does not keep its values", "lossy label map"
+                )
             if self.label_colors is not None:
                 return labels_from_colors(source, self.label_colors)
             if getattr(source, "format", None) == "GIF":  # programs put its palette in any order

@@ -322,12 +322,13 @@ def test_label_maps_of_whole_floating_point_numbers(tmp_path, name):
             Sample(colors(0), tmp_path / name, "x").read()
 
 
+@pytest.mark.parametrize("kind, text", [("jpeg", "JPEG file"), ("webp", "WebP file .*store it as PNG.*")])
 @pytest.mark.parametrize("table", [None, {0: [0, 0, 0], 1: [255, 255, 255], 2: [9, 9, 9]}])
-def test_jpeg_label_maps_are_refused(tmp_path, table):
+def test_lossy_label_maps_are_refused_by_their_contents(tmp_path, table, kind, text):
     make_ade20k(tmp_path, names=["a"])
-    Image.fromarray(np.zeros_like(LABELS)).save(tmp_path / "annotations/training/a.png", format="jpeg")
+    Image.fromarray(np.zeros_like(LABELS)).save(tmp_path / "annotations/training/a.png", format=kind)
     with pytest.raises(
-        SampleError, match="a.jpg: the label map is a JPEG file, which does not keep its values"
+        SampleError, match=f"a.jpg: the label map is a {text}, which does not keep its values"
     ) as caught:
         open_dataset(tmp_path, "train", label_colors=table)[0].read()
     assert caught.value.kind == "lossy label map"

@@ -7,7 +7,7 @@ import pytest
 from made_data import read_first
 from PIL import Image
 
-from qlseg_hf.data.datasets import SampleError
+from qlseg_hf.data.datasets import SampleError, open_dataset
 from qlseg_hf.data.layouts import find_layout
 
 LEFT_TOP = [[0, 0], [37.5, 0], [37.5, 50], [0, 50]]  # columns 0..3 and rows 0..3 of 8 x 6

@@ -7,7 +7,7 @@ import pytest
 from made_data import read_first
 from PIL import Image
 
-from qlseg_hf.data.datasets import SampleError
+from qlseg_hf.data.datasets import SampleError, open_dataset
 from qlseg_hf.data.layouts import find_layout
 
 POLYGON = {"name": "polygon", "all_points_x": [0, 3, 3, 0], "all_points_y": [0, 0, 3, 3]}
