@@ -196,6 +196,17 @@ def test_hidden_files_count_nowhere(tmp_path):
         open_dataset(tmp_path / "context", "train")
 
 
+@pytest.mark.parametrize("ending, kind", [("ppm", "ppm"), ("pgm", "ppm"), ("jfif", "jpeg"), ("PPM", "ppm")])
+def test_images_of_rarer_endings(tmp_path, ending, kind):
+    (tmp_path / "images").mkdir()
+    write(tmp_path / "masks/a.png", LABELS)
+    picture = Image.fromarray(colors(1)).convert("L" if ending == "pgm" else "RGB")
+    picture.save(tmp_path / f"images/a.{ending}", format=kind)
+    image, label_map = open_dataset(tmp_path, "train", val_fraction=0)[0].read()
+    np.testing.assert_array_equal(label_map, LABELS)
+    assert image.shape[:2] == LABELS.shape and (kind == "jpeg" or (image == np.asarray(picture.convert("RGB"))).all())
+
+
 def test_what_is_left_out_is_told(tmp_path):
     make_ade20k(tmp_path, names=[f"n{i}" for i in range(8)])
     training = tmp_path / "images/training"
@@ -206,7 +217,7 @@ def test_what_is_left_out_is_told(tmp_path):
     write(tmp_path / "images/loose.png", colors(1))
     samples = open_dataset(tmp_path, "train")
     assert len(samples) == 1
-    kinds = r".jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp, .npy"
+    kinds = r".jpg, .jpeg, .jfif, .png, .bmp, .tif, .tiff, .webp, .ppm, .pgm, .npy"
     assert samples.notes == [
         f"2 files in {training} are left out, because they are not of a kind that is read ({kinds}): "
         "about.txt, film.gif",
