@@ -207,6 +207,7 @@ def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
     pixels = torch.randn(shape, device=device, dtype=dtype)
     variants = {"whole": inference(lambda: model(pixels))}
     if settings.compile:
+        torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
         compiled = torch.compile(model, backend=settings.backend)
         check_compiled(f"whole in {kind}", model, compiled, pixels)
         variants["whole compiled"] = inference(lambda: compiled(pixels))

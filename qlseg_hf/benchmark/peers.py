@@ -80,6 +80,7 @@ def run_peers(settings, names: tuple[str, ...] = ()) -> dict:
         models = {name: makers[name]().to(settings.device, dtype).eval() for name in names or makers}
         models = {baseline: build(settings, dtype)} | models
         if settings.compile:
+            torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
             for name, model in models.items():
                 models[name] = torch.compile(model, backend=settings.backend)
                 check_compiled(f"{name} in {kind}", model, models[name], pixels)

@@ -46,6 +46,7 @@ def run_forward(settings) -> dict:
             pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
             networks = {"encoder": model.backbone, "whole": model}
             if settings.compile:
+                torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
                 for name, network in list(networks.items()):
                     networks[f"{name} compiled"] = torch.compile(network, backend=settings.backend)
                     check_compiled(f"{name} in {kind}", network, networks[f"{name} compiled"], pixels)
