@@ -137,6 +137,17 @@ def _tensors(outputs) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
+def return_freed_memory(function: Callable) -> Callable:
+    """`function` with its freed memory returned to the kernel, as a variant of `take_turns`, which keeps it."""
+
+    def run():
+        keep_freed_memory(False)
+        function()
+        keep_freed_memory(True)
+
+    return run
+
+
 def multiplications(function: Callable) -> int:
     """Multiplications of matrix products and convolutions (half of PyTorch's count of floating-point operations).
 
@@ -199,6 +210,7 @@ __all__ = [
     "markdown",
     "multiplications",
     "peak_memory",
+    "return_freed_memory",
     "seconds",
     "table",
     "take_turns",

@@ -19,8 +19,7 @@ from ..hub.saving import QLSegImageProcessor
 from ..model.image_io import load_picture, resize_picture
 from ..model.segmentation import segment
 from ..utils.files import write_atomically
-from ..utils.memory import keep_freed_memory
-from .measure import check_compiled, machine, multiplications, seconds, table, take_turns
+from .measure import check_compiled, machine, multiplications, return_freed_memory, seconds, table, take_turns
 from .peers import run_peers
 from .runtimes import run_runtimes
 from .settings import DTYPES, build, inference, make_settings
@@ -107,11 +106,6 @@ def run_tricks(settings) -> dict:
 
         return inference(run)
 
-    def without_kept_memory():
-        keep_freed_memory(False)
-        model(pixels)
-        keep_freed_memory(True)
-
     def without_cache():
         for function in (sampling.position_code, sampling.cells, sampling.first_rows):
             function.cache_clear()
@@ -124,7 +118,7 @@ def run_tricks(settings) -> dict:
         "position codes and grids made anew": inference(without_cache),
     }
     if settings.device.type == "cpu":
-        variants["freed memory returned to the kernel"] = inference(without_kept_memory)
+        variants["freed memory returned to the kernel"] = return_freed_memory(variants["as it is"])
     rows = take_turns(variants, "as it is", settings.repeats, settings.device)
     with torch.inference_mode():
         scores = model(pixels).logits[0].float()

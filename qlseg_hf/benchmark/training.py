@@ -10,8 +10,7 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from ..utils.memory import keep_freed_memory
-from .measure import take_turns
+from .measure import return_freed_memory, take_turns
 from .settings import DTYPES, build
 
 
@@ -112,18 +111,13 @@ def whole_steps(model, pixels: torch.Tensor, labels: torch.Tensor, half) -> dict
         with mock.patch.object(MaskLosses, "apply", loss_by_autograd):
             whole()
 
-    def without_kept_memory():
-        keep_freed_memory(False)
-        step()
-        keep_freed_memory(True)
-
     steps: dict[str, Callable] = {
         "whole": whole,
         "whole, gradient of the mask losses by autograd": plain_loss,
         "whole and AdamW": step,
     }
     if pixels.device.type == "cpu":
-        steps["whole and AdamW, freed memory returned to the kernel"] = without_kept_memory
+        steps["whole and AdamW, freed memory returned to the kernel"] = return_freed_memory(step)
     return steps
 
 
