@@ -7,8 +7,10 @@ import numpy as np
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.data.layouts import LAYOUTS, find_layout
 
 SIZE = (48, 64)
+LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
 
 
 def draw_label_map(rng: np.random.Generator, values: list[int], size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -59,3 +61,47 @@ def make_folders(
 def read_first(root: Path, split: str = "train", **settings) -> np.ndarray:
     """The label map of the first sample."""
     return open_dataset(root, split, **settings)[0].read()[1]
+
+
+def put(path, shade=None):
+    """A picture of one shade, or a label map; with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = LABELS if shade is None else np.full((2, 4, 3), shade, dtype=np.uint8)
+    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
+
+
+def put_pairs(root, image, mask, names=("a", "b"), **words):
+    for shade, name in enumerate(names):
+        put(root / image.format(name=name, **words), 10 * shade)
+        put(root / mask.format(name=name, **words))
+
+
+def read_all(samples):
+    assert len(samples) > 0
+    for index in range(len(samples)):
+        _, label_map = samples[index].read()
+        np.testing.assert_array_equal(label_map, LABELS)
+    return [samples[index].name for index in range(len(samples))]
+
+
+def check_two_splits(root, name, image, mask):
+    """That two images in training and one in validation are found as the layout `name`."""
+    put_pairs(root, image, mask, split="train")
+    put_pairs(root, image, mask, names=["c"], split="val")
+    found = find_layout(root)
+    assert found.name == name and name in LAYOUTS
+    train = open_dataset(root, "train")
+    assert [n.rpartition("/")[2][-5:] for n in read_all(train)] == [
+        n.rpartition("/")[2][-5:] for n in sorted(read_all(train))
+    ]
+    assert len(train) == 2 and len(read_all(open_dataset(root, "validation"))) == 1
+    assert train.notes == found.notes == []
+    assert train.layout.name == name and train.split in ("train", "train2017")
+    assert found.description.startswith(f"{name}: ") and "\n" not in found.description
+    assert f"{train.split} 2, val" in found.description
+
+
+def put_image(path, size=(8, 6)):
+    """A grey image of a size (width, height), and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (9, 9, 9)).save(path)

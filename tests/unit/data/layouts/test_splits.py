@@ -1,7 +1,11 @@
-"""A part that is held out: stable, with rare labels in both parts; and images that two splits share."""
+"""Lists of splits; a part held out, stable, with rare labels in both parts; and images that two splits share."""
+
+import json
+import pickle
 
 import numpy as np
 import pytest
+from made_data import put_pairs, read_all
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
@@ -9,7 +13,7 @@ from qlseg_hf.data.layouts import find_layout
 from qlseg_hf.data.layouts.splits import place_of
 
 
-def put(root, name, value=0, shade=0):
+def put_numbered(root, name, value=0, shade=0):
     for folder, array in (("images", np.full((2, 2, 3), shade)), ("masks", np.full((2, 2), value))):
         path = root / folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,11 +27,11 @@ def names_of(root, split, **settings):
 
 def test_parts_stay_when_images_are_added(tmp_path):
     for i in range(60):
-        put(tmp_path, f"sub{i % 3}/n{i}")
+        put_numbered(tmp_path, f"sub{i % 3}/n{i}")
     before = names_of(tmp_path, "validation")
     assert 3 < len(before) < 25 and not before & names_of(tmp_path, "train")
     for i in range(60, 120):
-        put(tmp_path, f"sub{i % 3}/n{i}")
+        put_numbered(tmp_path, f"sub{i % 3}/n{i}")
     after = names_of(tmp_path, "validation")
     assert {name for name in after if int(name.split("/n")[1][:-4]) < 60} == before
     assert after == {name for name in after | names_of(tmp_path, "train") if place_of(name) < 0.2}
@@ -36,7 +40,7 @@ def test_parts_stay_when_images_are_added(tmp_path):
 @pytest.mark.parametrize("rare", [("n0", "n1"), ("n3", "n17"), ("n5", "n6", "n7")])
 def test_rare_labels_are_in_both_parts(tmp_path, rare):
     for i in range(40):
-        put(tmp_path, f"n{i}", value=9 if f"n{i}" in rare else i % 2)
+        put_numbered(tmp_path, f"n{i}", value=9 if f"n{i}" in rare else i % 2)
     for split in ("train", "validation"):
         samples = open_dataset(tmp_path, split)
         assert 9 in {int(samples[i].read()[1].max()) for i in range(len(samples))}
@@ -46,13 +50,13 @@ def test_rare_labels_are_in_both_parts(tmp_path, rare):
 @pytest.mark.parametrize("prefix", "abcdef")
 def test_each_part_has_an_image(tmp_path, number, prefix):
     for i in range(number):
-        put(tmp_path, f"{prefix}{i}", value=i)  # no label that two images have moves any
+        put_numbered(tmp_path, f"{prefix}{i}", value=i)  # no label that two images have moves any
     assert names_of(tmp_path, "train") and names_of(tmp_path, "val")
 
 
 def test_too_few_and_wrong_fractions(tmp_path):
     for i in range(4):
-        put(tmp_path, f"n{i}")
+        put_numbered(tmp_path, f"n{i}")
     assert len(names_of(tmp_path, "train")) == 4
     with pytest.raises(
         ValueError, match="has no split 'val'; it has train; 4 images are too few for val_fraction 0.2"
@@ -66,10 +70,10 @@ def test_too_few_and_wrong_fractions(tmp_path):
 
 def test_a_training_split_alone_is_divided_and_a_test_split_alone_is_not(tmp_path):
     for i in range(30):
-        put(tmp_path / "one", f"train/n{i}")
-        put(tmp_path / "two", f"test/n{i}")
-        put(tmp_path / "three", f"train/n{i}")
-    put(tmp_path / "three", "test/x")
+        put_numbered(tmp_path / "one", f"train/n{i}")
+        put_numbered(tmp_path / "two", f"test/n{i}")
+        put_numbered(tmp_path / "three", f"train/n{i}")
+    put_numbered(tmp_path / "three", "test/x")
     layout = find_layout(tmp_path / "one")
     assert (
         list(layout.splits) == ["train", "validation"]
@@ -90,3 +94,107 @@ def test_copies_of_one_roboflow_image_stay_together():
         != place_of("train/b_jpg.rf.1.jpg")
     )
     assert place_of("images/a.jpg") == place_of("images/a.PNG") != place_of("images/b.jpg")
+
+
+@pytest.mark.parametrize("mask", ["masks/{name}.png", "labels/{name}.png", "{name}_mask.png", "images/{name}_seg.png"])
+def test_no_split_holds_a_part_out(tmp_path, mask):
+    names = [f"n{i}" for i in range(20)]
+    put_pairs(tmp_path, "images/{name}.jpg" if "/" in mask else "{name}.jpg", mask, names)
+    train, validation = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "val")
+    assert (train.split, validation.split) == ("train", "validation")
+    assert sorted([*read_all(train), *read_all(validation)]) == sorted(
+        f"{'images/' * ('/' in mask)}{n}.jpg" for n in names
+    )
+    assert "are held out for validation" in train.layout.description
+    sent = pickle.loads(pickle.dumps(train))  # to a worker process
+    assert len(sent) == len(train) and sent[0].name == train[0].name
+    assert train.contents() != validation.contents() and json.dumps(train.origin())
+    whole = open_dataset(tmp_path, "train", val_fraction=0)
+    assert len(whole) == 20
+    with pytest.raises(ValueError, match="has no split 'val'; it has train"):
+        open_dataset(tmp_path, "val", val_fraction=None)
+
+
+@pytest.mark.parametrize(
+    "where", ["train.txt", "splits/train.txt", "ImageSets/train.txt", "split.yaml", "data.yaml", "split.json"]
+)
+@pytest.mark.parametrize(
+    "written", ["{name}", "{name}.jpg", "images/{name}.jpg", "/somewhere/images/{name}.jpg masks/{name}.png"]
+)
+def test_split_lists(tmp_path, where, written):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcd")
+    lists = {"train": [written.format(name="c"), written.format(name="a")], "val": [written.format(name="b")]}
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".txt":
+        for split, lines in lists.items():
+            path.with_stem(split).write_text("\n".join(lines) + "\n")
+    else:
+        path.write_text(json.dumps(lists))
+    train = open_dataset(tmp_path, "train")
+    assert read_all(train) == ["images/c.jpg", "images/a.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/b.jpg"]
+    assert train.layout.notes == ["1 images are in no list of a split: images/d.jpg"]
+    (path.with_stem("train") if path.suffix == ".txt" else path).write_text(
+        "nothing\n" if path.suffix == ".txt" else json.dumps(lists | {"train": ["../../etc/nothing"]})
+    )
+    with pytest.raises(ValueError, match="lists '.*nothing', and there is no image of this name"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("image, mask", [("images/{name}.jpg", "masks/{name}.png"), ("{name}.jpg", "{name}_mask.png")])
+def test_lists_that_name_label_maps(tmp_path, image, mask):
+    """The list says which label map is an image's, whatever their names."""
+    put_pairs(tmp_path, image, mask, "abcd")
+    for value, name in enumerate("abcd"):
+        Image.fromarray(np.full((2, 4), value, dtype=np.uint8)).save(tmp_path / mask.format(name=name))
+    own = [("a", "b"), ("b", "c"), ("c", "a")]
+    lines = [f"{image.format(name=one)} {mask.format(name=other)}" for one, other in own]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    (tmp_path / "val.txt").write_text(image.format(name="d"))
+    train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
+    assert [int(train[i].read_label_map()[0, 0]) for i in range(3)] == [1, 2, 0]
+    assert val[0].read_label_map()[0, 0] == 3
+    (tmp_path / "train.txt").write_text(f"{lines[0]}\n{lines[1].split()[0]} masks/else.png")
+    with pytest.raises(ValueError, match="gives .*b.jpg the label map 'masks/else.png', which lies in no folder of"):
+        open_dataset(tmp_path, "train")
+    (tmp_path / "train.txt").write_text(f"{lines[0]}\n{lines[0].split()[0]} {lines[1].split()[1]}")
+    with pytest.raises(ValueError, match="train.txt gives .*a.jpg two label maps"):
+        open_dataset(tmp_path, "train")
+
+
+def test_what_yaml_may_say(tmp_path):
+    put_pairs(tmp_path, "images/one/{name}.jpg", "masks/one/{name}.png", "ab")
+    put_pairs(tmp_path, "images/two/{name}.jpg", "masks/two/{name}.png", "a")
+    (tmp_path / "dataset.yaml").write_text("train: images/one\nval: held.txt\nnames: [x, y]\n")
+    (tmp_path / "held.txt").write_text("two/a.jpg\n")
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/one/a.jpg", "images/one/b.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/two/a.jpg"]
+    (tmp_path / "held.txt").write_text("a.jpg\n")
+    with pytest.raises(ValueError, match="'a.jpg' could mean images/one/a.jpg, images/two/a.jpg; write more"):
+        open_dataset(tmp_path, "val")
+    (tmp_path / "dataset.yaml").write_text("train: 5\n")
+    with pytest.raises(ValueError, match="split train must be a list of names, a text file or a folder"):
+        open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "file", ["train_list.txt", "trn.txt", "annotations/train.txt", "train_ids.lst", "list_train.txt"]
+)
+def test_lists_of_other_names(tmp_path, file):
+    put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
+    other = file.replace("train", "val").replace("trn", "val")
+    (tmp_path / file).write_text("c 1 1 1\na 2 1 1\n")
+    (tmp_path / other).write_text("b 1 2 1\nd 1 1 1\n")
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/c.jpg", "images/a.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/b.jpg", "images/d.jpg"]
+
+
+def test_files_that_only_seem_lists(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcd")
+    (tmp_path / "train_id.txt").write_text("17\n18\n")
+    assert len(open_dataset(tmp_path, "train", val_fraction=0)) == 4
+    (tmp_path / "train_list.txt").write_text("a\nb\n")
+    (tmp_path / "val_list.txt").write_text("c\n")
+    (tmp_path / "train.txt").write_text("b\n")  # counts more
+    assert len(open_dataset(tmp_path, "train")) == len(open_dataset(tmp_path, "val")) == 1

@@ -1,0 +1,76 @@
+"""Images and label maps in one folder, told apart by their names; and Roboflow's export."""
+
+import pytest
+from made_data import check_two_splits, put, put_pairs, read_all
+
+from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.data.layouts import find_layout
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("{split}/{name}.jpg", "{split}/{name}_mask.png"),
+        ("{split}/x/{name}_sat.jpg", "{split}/x/{name}_mask.png"),
+        ("{split}/{name}_image.png", "{split}/{name}_label.png"),
+        ("{split}/image_{name}.png", "{split}/mask_{name}.png"),
+        ("{split}/{name}.jpg", "{split}/{name}.png"),
+        ("images/{split}/{name}.jpg", "images/{split}/{name}_gt.tiff"),
+    ],
+)
+def test_split_folders(tmp_path, image, mask):
+    check_two_splits(tmp_path, "pairs", image, mask)
+
+
+def test_other_masks_of_an_image_in_one_folder(tmp_path):
+    """As CholecSeg8k's: those whose name says more than that they are masks are no images."""
+    put_pairs(tmp_path, "{name}_endo.png", "{name}_endo_mask.png", "ab")
+    put_pairs(tmp_path, "{name}_endo_color_mask.png", "{name}_endo_watershed_mask.png", "ab")
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert read_all(samples) == ["a_endo.png", "b_endo.png"]
+    assert samples.layout.notes[0].startswith("4 other pictures are left out: a_endo_color_mask.png, a_endo_watershed")
+
+
+def test_a_folder_for_each_image(tmp_path):
+    """As of many renderers, and of labelme_json_to_dataset, which numbers labels anew in each."""
+    for split, names in (("train", "abc"), ("val", "d")):
+        for name in names:
+            put(tmp_path / f"{split}/{name}_json/img.png", 9)
+            put(tmp_path / f"{split}/{name}_json/label.png")
+            put(tmp_path / f"{split}/{name}_json/label_viz.png", 9)
+            (tmp_path / f"{split}/{name}_json/label_names.txt").write_text("_background_\na\nb\nc\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "pairs" and layout.label_names == ["_background_", "a", "b", "c"]
+    assert layout.notes[0].startswith("4 other pictures are left out: train/a_json/label_viz.png")
+    assert read_all(open_dataset(tmp_path, "train")) == [f"train/{name}_json/img.png" for name in "abc"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["val/d_json/img.png"]
+    (tmp_path / "train/b_json/label_names.txt").write_text("_background_\nb\na\nc\n")
+    with pytest.raises(
+        ValueError, match="a_json/label_names.txt and .*b_json/label_names.txt .* number labels in two"
+    ):
+        find_layout(tmp_path)
+    (tmp_path / "train/b_json/label_names.txt").unlink()
+    assert find_layout(tmp_path).label_names is None
+    (tmp_path / "train/b_json/label.png").unlink()
+    with pytest.raises(ValueError, match="is no layout that is known"):
+        find_layout(tmp_path)
+
+
+def test_roboflow(tmp_path):
+    for split, names in (("train", "ab"), ("valid", "c")):
+        put_pairs(
+            tmp_path, "{split}/{name}_png.rf.1a2b.jpg", "{split}/{name}_png.rf.1a2b_mask.png", names, split=split
+        )
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n2, dog\n3, cow\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "roboflow" and layout.label_names == ["background", "cat", "dog", "cow"]
+    assert layout.label_mapping is None and len(read_all(open_dataset(tmp_path, "train"))) == 2
+    for split in ("train", "valid"):
+        (tmp_path / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n7, cat\n")
+    assert find_layout(tmp_path).label_mapping == {0: 0, 7: 1}
+    (tmp_path / "valid/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, dog\n")
+    with pytest.raises(ValueError, match="name different classes"):
+        find_layout(tmp_path)
+    (tmp_path / "valid/_classes.csv").write_text("filename, cat, dog\na.jpg, 1, 0\n")
+    with pytest.raises(ValueError, match="must begin with the line 'Pixel Value, Class'"):
+        find_layout(tmp_path)
