@@ -1,15 +1,20 @@
 """Small data sets of rectangles, whose label maps hold the values that a test asks for; and what is read of one."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from qlseg_hf import QLSegImageProcessor
+from qlseg_hf.data.augmentation import TrainingTransform
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.data.layouts import LAYOUTS, find_layout
 
 SIZE = (48, 64)
+NUM_LABELS = 20
+PLAIN = QLSegImageProcessor(do_rescale=False, do_normalize=False)  # pixel_values are the grey levels
 LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
 
 
@@ -63,17 +68,52 @@ def read_first(root: Path, split: str = "train", **settings) -> np.ndarray:
     return open_dataset(root, split, **settings)[0].read()[1]
 
 
-def put(path, shade=None):
-    """A picture of one shade, or a label map; with the folders above it."""
+def picture_of(array: np.ndarray, mode: str | None = None) -> Image.Image:
+    """With mode "P" and a palette that is not grey if asked for."""
+    if mode != "P":
+        return Image.fromarray(array)
+    picture = Image.fromarray(array, mode="L").convert("P")
+    picture.putpalette([(7 * i) % 256 for i in range(768)])
+    return picture
+
+
+def encoded(array: np.ndarray, mode: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    picture_of(array, mode).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def write(path: Path, array: np.ndarray, mode: str | None = None) -> Path:
+    """Save an array as a picture file, or as it is in .npy, with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    array = LABELS if shade is None else np.full((2, 4, 3), shade, dtype=np.uint8)
-    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
+    np.save(path, array) if path.suffix == ".npy" else picture_of(array, mode).save(path)
+    return path
+
+
+def colors(shade: int) -> np.ndarray:
+    """A picture of one shade, of the size of `LABELS`."""
+    return np.full((*LABELS.shape, 3), shade, dtype=np.uint8)
+
+
+def put(path: Path, shade: int | None = None) -> None:
+    """A picture of one shade, or a label map; with the folders above it."""
+    write(path, LABELS if shade is None else colors(shade))
+
+
+def put_image(path: Path, size: tuple[int, int] = (8, 6)) -> None:
+    """A grey image of a size (width, height), and the folders above it."""
+    write(path, np.full((*size[::-1], 3), 9, dtype=np.uint8))
 
 
 def put_pairs(root, image, mask, names=("a", "b"), **words):
     for shade, name in enumerate(names):
         put(root / image.format(name=name, **words), 10 * shade)
         put(root / mask.format(name=name, **words))
+
+
+def put_ade20k(root, names=("b", "a"), splits=("training", "validation"), ending=".png"):
+    for split in splits:
+        put_pairs(root, "images/{split}/{name}.jpg", "annotations/{split}/{name}" + ending, names, split=split)
 
 
 def read_all(samples):
@@ -101,7 +141,25 @@ def check_two_splits(root, name, image, mask):
     assert f"{train.split} 2, val" in found.description
 
 
-def put_image(path, size=(8, 6)):
-    """A grey image of a size (width, height), and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (9, 9, 9)).save(path)
+def transform(
+    processor=PLAIN, num_labels=NUM_LABELS, crop_size=16, photometric=False, **settings
+) -> TrainingTransform:
+    return TrainingTransform(processor, num_labels, crop_size, photometric=photometric, **settings)
+
+
+def scene(height=24, width=32, seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of 4 pixels; the picture's red is 10 times the label (void has label 255 and red 255)."""
+    labels = np.random.default_rng(seed).integers(0, NUM_LABELS, (height // 4, width // 4))
+    labels = np.where(labels == 7, 255, labels).repeat(4, axis=0).repeat(4, axis=1)
+    picture = np.zeros((height, width, 3), dtype=np.uint8)
+    picture[..., 0] = np.where(labels == 255, 255, labels * 10)
+    return picture, labels
+
+
+def put_scenes(root: Path) -> Path:
+    """Seven scenes of different sizes in the ADE20K layout."""
+    for i in range(7):
+        picture, labels = scene(20 + 4 * i, 32, seed=i)
+        for part, array in (("images", picture), ("annotations", labels.astype(np.uint8))):
+            write(root / part / "training" / f"{i}.png", array)
+    return root

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from huggingface_hub import HfApi
+from made_data import write
 from networks import tiny_config
-from PIL import Image
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.cli.evaluate import with_data_file
@@ -35,9 +35,8 @@ def put_cityscapes(root):
     for split in ("train", "val"):
         folder = f"{split}/aachen"
         for part, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
-            (root / part / folder).mkdir(parents=True, exist_ok=True)
             array = np.full((4, 6) if part == "gtFine" else (4, 6, 3), 8, dtype=np.uint8)
-            Image.fromarray(array).save(root / part / folder / f"aachen_000000_000019_{ending}.png")
+            write(root / part / folder / f"aachen_000000_000019_{ending}.png", array)
     return root
 
 

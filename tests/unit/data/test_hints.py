@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_data import make_folders
+from made_data import make_folders, write
 from PIL import Image
 
 from qlseg_hf.data.check import survey_data
@@ -20,9 +20,7 @@ def survey(root, **request):
 
 def put_masks(root, values):
     def save(label_map, path):
-        path = root / "masks" / path.parent.name / path.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(label_map.astype(np.uint8)).save(path)
+        write(root / "masks" / path.parent.name / path.name, label_map.astype(np.uint8))
 
     make_folders(root, values, save=save, counts=(3, 2))
 

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from made_data import put_image, write
 from PIL import Image
 
 from qlseg_hf import QLSegImageProcessor
@@ -30,8 +31,7 @@ def teacher(num_labels: int = 3) -> Teacher:
 def source(tmp_path):
     folder = tmp_path / "source"
     for name in ("a.jpg", "train/b.png", "train/.c.png", "d.bmp"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", SIZE[::-1], "red").save(folder / name)
+        put_image(folder / name, SIZE[::-1])
     return folder
 
 
@@ -50,9 +50,8 @@ def predicted(monkeypatch, source):
             for name, halves in steps.items():
                 left = np.arange(SIZE[1]) < SIZE[1] // 2
                 for kind, values in (("labels", (1, 2)), ("confidence", halves)):
-                    path = request.output / kind / f"{name}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(np.broadcast_to(np.where(left, *values), SIZE).astype(np.uint8)).save(path)
+                    array = np.broadcast_to(np.where(left, *values), SIZE).astype(np.uint8)
+                    write(request.output / kind / f"{name}.png", array)
                 manifest.add(items[name], ("labels", "confidence"), *SIZE)
             manifest.join()
             if meanwhile is not None:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_data import put_image, read_first
+from made_data import put_image, read_first, write
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -174,9 +174,7 @@ def test_coco_panoptic(tmp_path):
     put_image(tmp_path / "val2017/a.jpg")
     numbers = np.zeros((6, 8, 3), dtype=np.uint8)
     numbers[:3], numbers[3:5] = (1, 2, 3), (4, 0, 0)
-    folder = tmp_path / "annotations/panoptic_val2017"
-    folder.mkdir(parents=True)
-    Image.fromarray(numbers).save(folder / "a.png")
+    write(tmp_path / "annotations/panoptic_val2017/a.png", numbers)
     segments = [{"id": 1 + 2 * 256 + 3 * 65536, "category_id": 7}, {"id": 4, "category_id": 3}]
     content = coco([{"image_id": 0, "file_name": "a.png", "segments_info": segments}])
     (tmp_path / "annotations/panoptic_val2017.json").write_text(json.dumps(content))

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_data import read_first
-from PIL import Image
+from made_data import put_image, read_first
 
 from qlseg_hf.data.datasets import SampleError
 from qlseg_hf.data.layouts import find_layout
@@ -19,9 +18,7 @@ def annotation(kind, label, **more):
 
 def put(root, items, split="train", labels=("road", "car")):
     for name in items:
-        path = root / "images" / split / f"{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6), (9, 9, 9)).save(path)
+        put_image(root / "images" / split / f"{name}.jpg")
     entries = [
         {"id": name, "annotations": own, "image": {"path": f"{name}.jpg", "size": [6, 8]}}
         for name, own in items.items()

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import check_two_splits, put, put_pairs, read_all
-from PIL import Image
+from made_data import check_two_splits, put, put_pairs, read_all, write
 
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.data.layouts import find_layout
@@ -71,8 +70,7 @@ def test_a_folder_as_large_that_nothing_is_called_after(tmp_path):
     """As DRIVE's: the field of view lies in `mask` under the images' names, and the vessels elsewhere under others."""
     put_pairs(tmp_path, "images/{name}_training.tif", "mask/{name}_training_mask.gif", "abc")
     for label, name in enumerate("abc"):
-        (tmp_path / "1st_manual").mkdir(exist_ok=True)
-        Image.fromarray(np.full((2, 4), 10 * label, dtype=np.uint8)).save(tmp_path / f"1st_manual/{name}_manual1.gif")
+        write(tmp_path / f"1st_manual/{name}_manual1.gif", np.full((2, 4), 10 * label, dtype=np.uint8))
     with pytest.raises(ValueError, match="1st_manual and mask, .* layout: images:1st_manual or layout: images:mask"):
         open_dataset(tmp_path, "train", val_fraction=0)
     samples = open_dataset(tmp_path, "train", val_fraction=0, layout="images:1st_manual")

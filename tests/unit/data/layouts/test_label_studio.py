@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_data import read_first
-from PIL import Image
+from made_data import put_image, read_first
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
 from qlseg_hf.data.layouts import find_layout
@@ -64,8 +63,7 @@ def task(results, image="/data/upload/1/0a1b2c3d-a.jpg", **more):
 
 def put(root, tasks, names=("images/a.jpg",), file="project-1.json"):
     for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6), (9, 9, 9)).save(root / name)
+        put_image(root / name)
     (root / file).write_text(json.dumps(tasks))
 
 
@@ -180,7 +178,7 @@ def test_an_ellipse(tmp_path):
     value = {"x": 50, "y": 50, "radiusX": 37.5, "radiusY": 12.5, "rotation": 90, "ellipselabels": ["x"]}
     sides = {"original_width": 80, "original_height": 60}
     put(tmp_path, [task([sides | {"id": "e", "type": "ellipselabels", "value": value}])])
-    Image.new("RGB", (80, 60)).save(tmp_path / "images/a.jpg")
+    put_image(tmp_path / "images/a.jpg", (80, 60))
     y, x = np.mgrid[:60, :80]
     inside = ((x - 40) / 7.5) ** 2 + ((y - 30) / 30) ** 2
     found = read_first(tmp_path)

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import put, put_pairs, read_all
-from PIL import Image
+from made_data import put, put_pairs, read_all, write
 
 from qlseg_hf.data.datasets import open_dataset
 
@@ -25,8 +24,7 @@ def test_what_all_names_of_label_maps_share(tmp_path, image, mask):
     names = ["a_1", "b_2", "ab_2"]
     for label, name in enumerate(names):
         put(tmp_path / image.format(name=name), label)
-        (tmp_path / mask).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((2, 4), label, dtype=np.uint8)).save(tmp_path / mask.format(name=name))
+        write(tmp_path / mask.format(name=name), np.full((2, 4), label, dtype=np.uint8))
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     found = {samples[i].name: samples[i].read() for i in range(3)}
     assert set(found) == {image.format(name=name) for name in names}

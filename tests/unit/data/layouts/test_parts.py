@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import put
-from PIL import Image
+from made_data import put, write
 
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.data.layouts import find_layout
@@ -15,9 +14,7 @@ def test_a_folder_of_masks_for_each_label(tmp_path):
         for name in names:
             put(tmp_path / f"images/{split}/{name}.jpg", 9)
             for label, folder in ((1, "car"), (2, "road")):
-                path = tmp_path / f"masks/{folder}/{split}/{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(((labels == label) * 255).astype(np.uint8)).save(path)
+                write(tmp_path / f"masks/{folder}/{split}/{name}.png", ((labels == label) * 255).astype(np.uint8))
     put(tmp_path / "images/train/z.jpg", 9)
     (tmp_path / "images/train/a.txt").write_text("a photograph")
     (tmp_path / "masks/car/train/b.png").unlink()
@@ -30,11 +27,11 @@ def test_a_folder_of_masks_for_each_label(tmp_path):
     np.testing.assert_array_equal(train[0].read()[1], labels)
     np.testing.assert_array_equal(train[1].read()[1], np.where(labels == 1, 0, labels))
     np.testing.assert_array_equal(open_dataset(tmp_path, "val")[0].read()[1], labels)
-    Image.fromarray(labels.astype(np.uint8)).save(tmp_path / "masks/car/val/c.png")  # more than a mask
+    write(tmp_path / "masks/car/val/c.png", labels.astype(np.uint8))  # more than a mask
     with pytest.raises(ValueError, match="label maps are missing"):
         open_dataset(tmp_path, "val")
     for name in ("a", "b"):  # masks of the same
-        Image.fromarray((labels == 2).astype(np.uint8)).save(tmp_path / f"masks/car/train/{name}.png")
+        write(tmp_path / f"masks/car/train/{name}.png", (labels == 2).astype(np.uint8))
     (tmp_path / "masks/car/val/c.png").unlink()
     with pytest.raises(ValueError, match="car and road show the same, as masks of two people do"):
         find_layout(tmp_path)
@@ -46,9 +43,7 @@ def test_a_label_that_is_called_as_a_split(tmp_path):
     for name in "ab":
         put(tmp_path / f"images/{name}.jpg", 9)
         for label, folder in ((1, "bus"), (2, "train")):
-            path = tmp_path / f"masks/{folder}/{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(((labels == label) * 255).astype(np.uint8)).save(path)
+            write(tmp_path / f"masks/{folder}/{name}.png", ((labels == label) * 255).astype(np.uint8))
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     assert samples.layout.label_names == ["background", "bus", "train"]
     np.testing.assert_array_equal(samples[0].read()[1], labels)

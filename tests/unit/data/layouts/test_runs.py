@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import read_first
+from made_data import put_image, read_first
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -11,8 +11,7 @@ from qlseg_hf.data.layouts import find_layout
 
 def put(root, text, names=("train_images/a.jpg",), file="train.csv", size=(8, 6)):
     for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (9, 9, 9)).save(root / name)
+        put_image(root / name, size)
     (root / file).write_text(text)
 
 

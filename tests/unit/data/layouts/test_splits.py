@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from made_data import put_pairs, read_all
+from made_data import put_pairs, read_all, write
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
@@ -15,9 +15,7 @@ from qlseg_hf.data.layouts.splits import place_of
 
 def put_numbered(root, name, value=0, shade=0):
     for folder, array in (("images", np.full((2, 2, 3), shade)), ("masks", np.full((2, 2), value))):
-        path = root / folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array.astype(np.uint8)).save(path)
+        write(root / folder / f"{name}.png", array.astype(np.uint8))
 
 
 def names_of(root, split, **settings):

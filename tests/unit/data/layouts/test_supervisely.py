@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from made_data import read_first
+from made_data import put_image, read_first
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError
@@ -34,9 +34,8 @@ def bitmap(label, mask, origin, **saving):
 
 
 def put(root, objects, folder="train", name="a.jpg", ann="a.jpg.json", size=(8, 6)):
-    for place in ("img", "ann"):
-        (root / folder / place).mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (9, 9, 9)).save(root / folder / "img" / name)
+    (root / folder / "ann").mkdir(parents=True, exist_ok=True)
+    put_image(root / folder / "img" / name, size)
     content = {"size": {"height": 6, "width": 8}, "objects": objects, "tags": [], "description": ""}
     (root / folder / "ann" / ann).write_text(json.dumps(content))
     classes = [{"title": title, "shape": shape, "id": 7, "color": "#FF0000"} for title, shape in CLASSES]
@@ -52,7 +51,7 @@ def test_supervisely(tmp_path):
     put(tmp_path, [low], "val")
     put(tmp_path, [], "val", "b.jpg", "b.jpg.json")
     put(tmp_path, [], "test")
-    Image.new("RGB", (8, 6)).save(tmp_path / "train/img/c.jpg")
+    put_image(tmp_path / "train/img/c.jpg")
     layout = find_layout(tmp_path)
     assert (layout.name, layout.ignore_index) == ("supervisely", 255)
     assert layout.label_names == ["background", "dog", "Cat", "cow"]

@@ -7,13 +7,13 @@ import tarfile
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants
+from made_data import LABELS, put, put_pairs
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.data.layouts import find_layout
 
 datasets = pytest.importorskip("datasets")
-LABELS = np.array([[0, 1, 2, 255], [3, 1, 0, 2]], dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +23,9 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def put_files(root, names):
-    for folder in ("pics", "marks"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
     for shade, name in enumerate(names):
-        Image.fromarray(np.full((2, 4, 3), shade, dtype=np.uint8)).save(root / f"pics/{name}.png")
-        Image.fromarray(LABELS).save(root / f"marks/{name}.png")
+        put(root / f"pics/{name}.png", shade)
+        put(root / f"marks/{name}.png")
 
 
 def put_table(path, names, columns=("image", "mask")):
@@ -82,8 +80,7 @@ def test_deepglobe(tmp_path):
     labels = np.array([[0, 1, 2, 2]] * 2)
     rows = ["image_id,split,sat_image_path,mask_path"]
     for name, split in (("1", "train"), ("2", "train"), ("3", "valid"), ("4", "test")):
-        (tmp_path / split).mkdir(exist_ok=True)
-        Image.fromarray(np.full((2, 4, 3), 9, np.uint8)).save(tmp_path / f"{split}/{name}_sat.jpg")
+        put(tmp_path / f"{split}/{name}_sat.jpg", 9)
         if split == "train":
             Image.fromarray(colors[labels]).save(tmp_path / f"{split}/{name}_mask.png")
         rows.append(f"{name},{split},{split}/{name}_sat.jpg,{f'{split}/{name}_mask.png' if split == 'train' else ''}")
@@ -249,10 +246,7 @@ def test_names_of_a_data_set_on_the_hub(hub, monkeypatch, tmp_path):
 def test_a_table_of_what_folders_pair_too(tmp_path, file):
     """It is no second way to read them, unless it names others."""
     names = "abcdef"
-    for value, name in enumerate(names):
-        for folder, ending in (("images", "png"), ("masks", "png")):
-            (tmp_path / folder).mkdir(exist_ok=True)
-            Image.fromarray(np.full((2, 4), value, dtype=np.uint8)).save(tmp_path / f"{folder}/{name}.{ending}")
+    put_pairs(tmp_path, "images/{name}.png", "masks/{name}.png", names)
 
     def write(path, pairs):
         rows = [{"file_name": f"images/{one}.png", "mask": f"./masks/{other}.png"} for one, other in pairs]

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from made_data import read_first
+from made_data import put_image, read_first
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -20,10 +20,9 @@ def region(shape, **attributes):
 
 def put(root, images, file="via_project.json", options=None, is_project=True, folder=""):
     """`images`: {name: regions}."""
-    (root / file).parent.mkdir(parents=True, exist_ok=True)
     entries = {}
     for name, regions in images.items():
-        Image.new("RGB", (8, 6), (9, 9, 9)).save((root / file).parent / name)
+        put_image((root / file).parent / name)
         entries[f"{name}99"] = {"filename": name, "size": 99, "regions": regions, "file_attributes": {}}
     region_options = {"kind": {"type": "dropdown", "options": options}} if options else {}
     project = {"_via_settings": {}, "_via_img_metadata": entries, "_via_attributes": {"region": region_options}}
@@ -55,7 +54,7 @@ def test_shapes_and_labels(tmp_path, is_project):
 def test_an_ellipse_is_turned_by_radians(tmp_path):
     shape = {"name": "ellipse", "cx": 50, "cy": 40, "rx": 30, "ry": 10, "theta": np.pi / 4}
     put(tmp_path, {"a.jpg": [region(shape, kind="x")]})
-    Image.new("RGB", (100, 80)).save(tmp_path / "a.jpg")
+    put_image(tmp_path / "a.jpg", (100, 80))
     y, x = np.mgrid[:80, :100]
     along, across = ((x - 50) + (y - 40)) / 2**0.5, ((y - 40) - (x - 50)) / 2**0.5  # to the right and down: clockwise
     inside = (along / 30) ** 2 + (across / 10) ** 2
@@ -129,7 +128,7 @@ def test_images_of_an_upright_size(tmp_path):
 def put_3(root, regions, names=("a.jpg",), attributes=None, views=None):
     """A project of VIA 3. `regions`: [(view, [number of the kind, numbers ...], {attribute: value})]."""
     for name in names:
-        Image.new("RGB", (8, 6), (9, 9, 9)).save(root / name)
+        put_image(root / name)
     kind = {"aname": "kind", "anchor_id": "FILE1_Z0_XY1", "type": 4, "options": {"0": "dog", "1": "cat"}}
     files = {str(i): {"fid": i, "fname": name, "type": 2, "loc": 1, "src": ""} for i, name in enumerate(names, 1)}
     metadata = {
@@ -197,7 +196,7 @@ def test_a_csv_file(tmp_path, sign, is_given):
     for name, number, shape, attributes in rows:
         cells = [json.dumps(cell).replace('"', '""') for cell in (shape, attributes)]
         lines.append(f'{name},99,"{{}}",2,{number},"{cells[0]}","{cells[1]}"')
-        Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / name)
+        put_image(tmp_path / name)
     file = tmp_path / "via_project_csv.csv"
     file.write_text("\n".join(lines))
     place = file if is_given else tmp_path

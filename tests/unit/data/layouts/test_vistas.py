@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from made_data import put_image
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
@@ -19,8 +20,7 @@ def put(root, version="v2.0", names=("animal--bird", "object--pole", "void--unla
     (root / (f"config_{version}.json" if version else "config.json")).write_text(json.dumps({"labels": labels}))
     for split, own in (("training", "ab"), ("validation", "c"), ("testing", "d")):
         for name in own:
-            (root / split / "images").mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (4, 3), (9, 9, 9)).save(root / split / "images" / f"{name}.jpg")
+            put_image(root / split / "images" / f"{name}.jpg", (4, 3))
             for kind in ("labels", "instances", "panoptic") if split != "testing" else ():
                 path = root / split / version / kind / f"{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import put, put_pairs, read_all
-from PIL import Image
+from made_data import put, put_pairs, read_all, write
 
 from qlseg_hf.data.datasets import open_dataset
 
@@ -34,9 +33,7 @@ def test_words_in_names_of_folders(tmp_path, image, mask):
     for split in names:
         put_pairs(tmp_path, image, mask, names[split], split=split)
         for label, name in enumerate(names[split]):
-            Image.fromarray(np.full((2, 4), 10 * label, dtype=np.uint8)).save(
-                tmp_path / mask.format(name=name, split=split)
-            )
+            write(tmp_path / mask.format(name=name, split=split), np.full((2, 4), 10 * label, dtype=np.uint8))
     for split in names:
         samples = open_dataset(tmp_path, split)
         assert samples.split in (split, f"{split}2017") and len(samples) == len(names[split])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import put_image
+from made_data import put_image, write
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
@@ -71,9 +71,7 @@ def test_text_files_that_are_not_yolos(tmp_path):
     """Boxes alone, or anything else, beside label maps are in nobody's way."""
     put_yolo(tmp_path, {"a": "0 .5 .5 .2 .2\n", "b": "0 .5 .5 .2 .2\n"})
     for name in "ab":
-        path = tmp_path / f"masks/train/{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L", (8, 6)).save(path)
+        write(tmp_path / f"masks/train/{name}.png", np.zeros((6, 8), dtype=np.uint8))
     assert find_layout(tmp_path).name == "folders"
     (tmp_path / "labels/train/a.txt").write_text("a photo of a cat")
     assert find_layout(tmp_path).name == "folders"

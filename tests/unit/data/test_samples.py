@@ -1,0 +1,193 @@
+"""Every kind of picture and mask that a sample may hold, and the sentence that each broken one gets."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+from made_data import LABELS, colors, encoded, put_ade20k, read_all, write
+from PIL import Image
+
+from qlseg_hf.data.datasets import Sample, SampleError, open_dataset
+
+TABLE = {0: [0, 0, 0], 1: [255, 0, 0], 2: [0, 0, 255], 3: [1, 2, 3], 255: [255, 255, 255]}
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.png"])
+def test_jpeg_label_maps_of_two_colours(tmp_path, name):
+    """Kvasir-SEG and many others exist as JPEG alone; of two colours the nearer one is right but for the very edge."""
+    put_ade20k(tmp_path, "a")
+    (tmp_path / "annotations/training/a.png").unlink()
+    labels = np.zeros((32, 48), dtype=np.uint8)
+    labels[8:24, 16:40] = 1
+    table = {1: [250, 240, 230], 0: [0, 0, 0]}
+    colored = np.array([table[0], table[1]], dtype=np.uint8)[labels]
+    path, kind = tmp_path / "annotations/training" / name, "webp" if "webp" in name else "jpeg"
+    Image.fromarray(colored).save(path, format=kind, quality=60)
+    found = open_dataset(tmp_path, "train", label_colors=table)[0].read_label_map()
+    np.testing.assert_array_equal(found, labels)
+    for other in ((128, 120, 110), (200, 0, 0)):
+        colored[:6, :6] = other
+        Image.fromarray(colored).save(path, format=kind, quality=60)
+        with pytest.raises(SampleError, match="pixels lie in regions of other colours than the two") as caught:
+            open_dataset(tmp_path, "train", label_colors=table)[0].read_label_map()
+        assert caught.value.kind == "unknown colour"
+
+
+def test_gif_label_maps_are_read_by_their_colours(tmp_path):
+    """Programs that save GIF put its palette in any order."""
+    labels = np.array([[0, 0, 2, 1], [2, 1, 0, 0]], dtype=np.uint8)
+    for stored, is_grey in (
+        ([(0, 0, 0), (7, 7, 7), (255, 255, 255)], True),
+        ([(0, 0, 0), (9, 0, 0), (0, 9, 0)], False),
+    ):
+        for order in ([0, 1, 2], [2, 0, 1]):
+            picture = Image.fromarray(np.array(order, dtype=np.uint8)[labels], mode="P")
+            palette = np.zeros((256, 3), dtype=np.uint8)
+            palette[order] = stored
+            picture.putpalette(palette.flatten().tolist())
+            picture.save(tmp_path / "m.gif", optimize=False)
+            sample = Sample(np.zeros((2, 4, 3), dtype=np.uint8), tmp_path / "m.gif", "x")
+            if is_grey:
+                np.testing.assert_array_equal(sample.read_label_map(), np.array([0, 7, 255])[labels])
+            else:
+                with pytest.raises(SampleError, match="is a colour picture"):
+                    sample.read_label_map()
+            table = {color: label for label, color in enumerate(stored)}
+            sample = Sample(sample.picture, sample.label_map, "x", table)
+            np.testing.assert_array_equal(sample.read_label_map(), labels)
+
+
+@pytest.mark.parametrize("name", ["m.npy", "m.tif"])
+def test_label_maps_of_whole_floating_point_numbers(tmp_path, name):
+    """NumPy makes float64 of zeros(), and GIS programs write Float32."""
+    stored = LABELS.astype(np.float64 if name == "m.npy" else np.float32)
+    write(tmp_path / name, stored)
+    found = Sample(colors(0), tmp_path / name, "x").read()[1]
+    np.testing.assert_array_equal(found, LABELS)
+    assert found.dtype == np.int64
+    for odd, text in ((0.5, "0.5"), (np.nan, "nan"), (np.inf, "inf")):
+        stored[0, 1] = odd
+        write(tmp_path / name, stored)
+        with pytest.raises(SampleError, match=f"floating-point numbers, of which {text} is no label"):
+            Sample(colors(0), tmp_path / name, "x").read()
+
+
+@pytest.mark.parametrize("kind, text", [("jpeg", "JPEG file"), ("webp", "WebP file .*store it as PNG.*")])
+@pytest.mark.parametrize("table", [None, {0: [0, 0, 0], 1: [255, 255, 255], 2: [9, 9, 9]}])
+def test_lossy_label_maps_are_refused_by_their_contents(tmp_path, table, kind, text):
+    put_ade20k(tmp_path, "a")
+    Image.fromarray(np.zeros_like(LABELS)).save(tmp_path / "annotations/training/a.png", format=kind)
+    with pytest.raises(
+        SampleError, match=f"a.jpg: the label map is a {text}, which does not keep its values"
+    ) as caught:
+        open_dataset(tmp_path, "train", label_colors=table)[0].read()
+    assert caught.value.kind == "lossy label map"
+
+
+def test_picture_in_an_archive(tmp_path):
+    """A stream may give addresses inside an archive instead of bytes."""
+    pytest.importorskip("datasets")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("m.png", encoded(LABELS, "P"))
+    sample = Sample(colors(1), {"path": f"zip://m.png::{tmp_path / 'a.zip'}", "bytes": None}, "x")
+    np.testing.assert_array_equal(sample.read()[1], LABELS)
+
+
+@pytest.mark.parametrize("kind", ["L", "P", "I;16"])
+def test_kinds_of_masks(tmp_path, kind):
+    stored = LABELS.astype(np.uint16) * 257 if kind == "I;16" else LABELS
+    path = write(tmp_path / "m.png", stored, kind)
+    assert Image.open(path).mode == kind
+    np.testing.assert_array_equal(Sample(colors(0), path, "x").read()[1], stored.astype(np.int64))
+
+
+def painted() -> np.ndarray:
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for label, color in TABLE.items():
+        palette[label] = color
+    return palette[LABELS]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_color_masks(tmp_path, mode):
+    put_ade20k(tmp_path, "a")
+    picture = Image.fromarray(painted())
+    picture = picture.quantize(8, dither=Image.Dither.NONE) if mode == "P" else picture.convert(mode)
+    picture.save(tmp_path / "annotations/training/a.png")
+    read_all(open_dataset(tmp_path, "train", label_colors=TABLE))
+    as_json = {str(label): color for label, color in TABLE.items()}
+    read_all(open_dataset(tmp_path, "train", label_colors=as_json))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
+def test_grey_masks_of_three_bands(tmp_path, mode):
+    picture = Image.fromarray(LABELS).convert(mode)
+    picture.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(Sample(colors(0), tmp_path / "a.png", "x").read()[1], LABELS)
+    if mode != "LA":
+        picture.putpixel((0, 0), (7, 7, 8))
+        picture.save(tmp_path / "a.png")
+        with pytest.raises(SampleError, match="the label map is a colour picture"):
+            Sample(colors(0), tmp_path / "a.png", "x").read()
+    if mode != "RGB":  # transparency says something that is not in the bands
+        picture.putpixel((0, 0), (7, 0) if mode == "LA" else (7, 7, 7, 0))
+        picture.save(tmp_path / "a.png")
+        with pytest.raises(SampleError, match="the label map is a colour picture"):
+            Sample(colors(0), tmp_path / "a.png", "x").read()
+
+
+def test_color_mask_errors(tmp_path):
+    put_ade20k(tmp_path, "a")
+    mask = painted()
+    mask[0, :2], mask[1, 0] = (9, 8, 7), (7, 7, 7)
+    write(tmp_path / "annotations/training/a.png", mask)
+    unknown = r"a.jpg: 2 colours are not in label_colors: \(9, 8, 7\) in 2 pixels, \(7, 7, 7\) in 1 pixels; add them"
+    with pytest.raises(SampleError, match=unknown) as caught:
+        open_dataset(tmp_path, "train", label_colors=TABLE)[0].read()
+    assert caught.value.kind == "unknown colour"
+    with pytest.raises(SampleError, match=r"a.jpg: the label map is a colour picture \(mode RGB\); give") as caught:
+        open_dataset(tmp_path, "train")[0].read()
+    assert caught.value.kind == "colour mask"
+    write(tmp_path / "annotations/training/a.png", np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    with pytest.raises(SampleError, match="8 colours are not in label_colors"):
+        open_dataset(tmp_path, "train", label_colors=TABLE)[0].read()
+    smooth = np.array(Image.fromarray(painted()).resize((40, 20), Image.Resampling.BILINEAR))
+    with pytest.raises(SampleError, match="so many come of JPEG or smoothed edges: store the mask as PNG"):
+        Sample(colors(0), smooth, "x", {(1, 2, 3): 0, (255, 0, 0): 1}).read_label_map()
+    for table, message in (
+        ({0: [0, 0]}, r"label_colors\[0\] is \[0, 0\]"),
+        ({0: [0, 0, 256]}, r"label_colors\[0\] is"),
+        ({0: [0, 0, 1], 1: [0, 0, 1]}, r"gives \[0, 0, 1\] to labels 0 and 1"),
+        ({}, "label_colors is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_dataset(tmp_path, "train", label_colors=table)
+    write(tmp_path / "annotations/training/a.png", LABELS.astype(np.uint16))
+    with pytest.raises(SampleError, match="a mask of mode I;16 has no 8-bit colours"):
+        open_dataset(tmp_path, "train", label_colors=TABLE)[0].read()
+    with pytest.raises(SampleError, match=r"no \(H, W, 3\) array; got shape \(2, 4\)"):
+        Sample(colors(0), LABELS, "x", {(0, 0, 0): 0}).read()
+
+
+def test_sample_errors(tmp_path):
+    (tmp_path / "torn.png").write_bytes(encoded(colors(1))[:45])
+    for picture, label_map, kind, message in (
+        (tmp_path / "torn.png", LABELS, "picture", "x: picture: .*torn.png cannot be read"),
+        (encoded(colors(1))[:45], LABELS, "picture", "x: picture: x cannot be read as a picture"),
+        (tmp_path / "gone.png", LABELS, "picture", "x: picture: .*No such file"),
+        (colors(0), None, "label map", "x: label map: missing"),
+        (colors(0), LABELS[:1], "size", "x: picture 2 x 4, label map 1 x 4; labels are never resized"),
+        (colors(0), LABELS.T, "size", "label map 4 x 2; the picture's EXIF orientation turns it"),
+    ):
+        with pytest.raises(SampleError, match=message) as caught:
+            Sample(picture, label_map, "x").read()
+        assert caught.value.kind == kind
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_orientation_of_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    Image.fromarray(colors(5).transpose(1, 0, 2)).save(tmp_path / "a.png", exif=exif)
+    assert Sample(tmp_path / "a.png", LABELS, "x").read()[0].shape[:2] == LABELS.shape
