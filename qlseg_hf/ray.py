@@ -32,11 +32,6 @@ BATCHES_PER_BLOCK = 4
 SECONDS_TO_ANSWER = 10
 
 
-def _import_ray():
-    purpose, install = "--ray", "'qlseg-hf[ray]'"
-    return import_package("ray.data", "from_items", purpose, install), import_package("ray", "init", purpose, install)
-
-
 class Segmenter:
     """Segments batches of images: a callable class for `ray.data.Dataset.map_batches`, `mapInPandas` and the like.
 
@@ -108,7 +103,8 @@ def predict_on_cluster(request: Request, address: str, cores: int = 1) -> Summar
     Raises:
         ValueError, OSError: as `predict`.
     """
-    data, ray = _import_ray()
+    data = import_package("ray.data", "from_items", "--ray", "'qlseg-hf[ray]'")
+    ray = import_package("ray", "init", "--ray", "'qlseg-hf[ray]'")
     if not ray.is_initialized():
         _connect(ray, address)
     has_gpus = request.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0

@@ -132,12 +132,14 @@ def protocol_of_state(
 
     Not in it: `max_samples`, which may grow, and `window_batch_size`, which changes rounding only.
     """
+    colors = samples.label_colors or {}
     return {
         "model": weights_sha256(model),
         "label names": json.dumps(model.config.id2label),
         "configuration of the model": config_sha256(model.config),
         "processor (picture sizes, windows or label rules)": json.dumps(processor.to_dict(), default=str),
-        "data set": fingerprint_of_samples(samples),
+        # what it is, without reading its pictures; of a stream also the first sample's name
+        "data set": json_sha256([type(samples).__name__, samples.split, sorted(colors.items()), *samples.origin()]),
         "scales": str(scales),
         "flip": str(flip),
         "number of examples": str(num_examples),
@@ -147,12 +149,6 @@ def protocol_of_state(
 def state_sha256(state: dict[str, torch.Tensor], notes: str) -> str:
     """SHA-256 of all that a state file holds, as a hex string."""
     return hashlib.sha256(save(state) + notes.encode()).hexdigest()
-
-
-def fingerprint_of_samples(samples: Samples) -> str:
-    """Hash of what the data set is, without reading its pictures; of a stream also the first sample's name."""
-    known = [type(samples).__name__, samples.split, sorted((samples.label_colors or {}).items()), *samples.origin()]
-    return json_sha256(known)
 
 
 __all__ = [

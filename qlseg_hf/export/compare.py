@@ -3,7 +3,6 @@
 """Exporting a network, and comparing the file with PyTorch before it is put in place."""
 
 import json
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -134,7 +133,6 @@ def export(
         ImportError: an optional package is missing.
         ValueError: the runtime and PyTorch disagree; nothing is written then.
     """
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not used
     model, processor = load_network(source, dtype=torch.float32)
     found, runtime = {}, RUNTIMES[format]
 

@@ -6,6 +6,7 @@ The file holds one graph for any batch, height and width, in fp32 and operators 
 the configurations of network and image processor, so that nothing else is needed to segment pictures.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,7 @@ class GraphOutputs(nn.Module):
 
 def onnx_program(model: QLSegForSemanticSegmentation, outputs: tuple[str, ...]) -> torch.onnx.ONNXProgram:
     """The graph of a network in inference mode, for any batch, height and width; see `write_onnx`."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not used
     backbone = model.config.backbone_config
     height, width = as_pair(backbone.patch_size)
     # sides that no number of patches fills: what happens to whole ones must not become the rule

@@ -7,7 +7,6 @@ so that no name of a label or model ever becomes part of HTML or a script.
 """
 
 import json
-import logging
 import shutil
 from pathlib import Path
 
@@ -75,7 +74,6 @@ def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Pa
     """
     if output.exists():
         raise ValueError(f"{output} exists; name another folder, or remove it first")
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not used
     model, processor = load_network(source, dtype=torch.float32)
     settings = processor.settings()
     _check_rgb(settings)

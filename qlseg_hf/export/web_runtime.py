@@ -79,7 +79,8 @@ def copy_runtime(place: Path, source: Path | None = None) -> None:
             )
         found = {name: (folder / name).read_bytes() for name in FILES}
     else:
-        found = _files_of_package(_package())
+        with tarfile.open(fileobj=io.BytesIO(_package()), mode="r:gz") as package:
+            found = {name: package.extractfile(f"package/dist/{name}").read() for name in FILES}
     for name, content in found.items():
         (place / name).write_bytes(content)
     (place / "LICENSE.txt").write_text(LICENSE, encoding="utf-8")
@@ -124,12 +125,6 @@ def _fetch(address: str) -> bytes:
 def _integrity(content: bytes) -> str:
     """The hash of a package as npm writes it."""
     return "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode("ascii")
-
-
-def _files_of_package(content: bytes) -> dict[str, bytes]:
-    """The FILES of a package whose hash was checked."""
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as package:
-        return {name: package.extractfile(f"package/dist/{name}").read() for name in FILES}
 
 
 __all__ = ["FILES", "VERSION", "copy_runtime"]

@@ -84,7 +84,8 @@ def upload_folder(
         if tags:
             card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
     elif CARD in files:
-        card = name_in_card(files[CARD].read_text(encoding="utf-8"), folder.name, repo_id, revision)
+        card = files[CARD].read_text(encoding="utf-8")  # its snippet then names the repository, not the folder
+        card = card.replace(f"{model_argument(folder.name)})", f"{model_argument(repo_id, revision)})")
     if tags:
         if card is None:
             raise ValueError(f"tags belong in a card, and {repo_id} has none; push the model first")
@@ -106,11 +107,6 @@ def model_argument(name: str, revision: str | None = None) -> str:
     """How the snippet of a card names its model."""
     branch = f", revision={json.dumps(revision)}" if revision not in (None, "main") else ""
     return f"model={json.dumps(name)}{branch}"
-
-
-def name_in_card(card: str, folder: str, repo_id: str, revision: str | None) -> str:
-    """The card with the repository's id in its snippet instead of the folder's name."""
-    return card.replace(f"{model_argument(folder)})", f"{model_argument(repo_id, revision)})")
 
 
 def add_tags(card: str, tags: list[str]) -> str:

@@ -239,7 +239,7 @@ def write_pairs(
         pseudo = keep_confident(*one.read(), least, teacher.void)
         kept = np.bincount(pseudo[pseudo != teacher.void], minlength=len(teacher.names))
         if kept.any():
-            save_picture(_mask_picture(pseudo, teacher), masks / f"{one.name}.png")
+            save_picture(label_map_picture(pseudo, teacher.colors, teacher.void), masks / f"{one.name}.png")
             stamp = as_stored(item.stamp)
             file, was = placed_before.get(one.name, (None, None))
             if was != stamp or not (output / IMAGES / file).is_file():
@@ -266,13 +266,6 @@ def _read_placed(output: Path) -> dict[str, list]:
     """{name: [file in `images`, stamp of its source]} of the run before."""
     place = _place_of_placed(output)
     return json.loads(place.read_bytes()) if place.is_file() else {}
-
-
-def _mask_picture(pseudo: np.ndarray, teacher: Teacher) -> Image.Image:
-    """Palette mode where all values fit into 8 bits, else 16 bit."""
-    if teacher.void > 255:
-        return Image.fromarray(pseudo.astype(np.uint16))
-    return label_map_picture(pseudo, teacher.colors)
 
 
 def place_image(item: Item, folder: Path, name: str, reading: dict[str, Any]) -> str:

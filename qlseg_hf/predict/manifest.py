@@ -125,7 +125,9 @@ class Manifest:
     def take_up(self, line: dict) -> None:
         """Note what another process says of an image."""
         if "failed" in line:
-            self._append_failure(line)
+            if self._failures is None:
+                self._failures = (self.folder / FAILURES).open("ab", buffering=0)
+            self._failures.write(_to_line(_failure(line)).encode(*_ENCODING))
         self._append(line)
 
     def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
@@ -135,11 +137,6 @@ class Manifest:
     def add_failure(self, item: Item, reason: str) -> None:
         """Say why an image has no results, here and in `failures.jsonl`."""
         self.take_up(_line(item) | {"failed": reason})
-
-    def _append_failure(self, line: dict) -> None:
-        if self._failures is None:
-            self._failures = (self.folder / FAILURES).open("ab", buffering=0)
-        self._failures.write(_to_line(_failure(line)).encode(*_ENCODING))
 
     def _append(self, line: dict) -> None:
         if self._file is None:

@@ -113,7 +113,7 @@ class Output:
         for kind in self.formats:
             path = self.root / kind / f"{item.name}{SUFFIXES.get(kind, '')}"
             if kind == "labels":
-                save_picture(self._label_picture(labels), path)
+                save_picture(label_map_picture(labels, self.colors, self.void), path)
             elif kind == "overlay":
                 save_picture(draw_overlay(picture, labels, dict(enumerate(self.names)), self.colors), path)
             elif kind == "confidence":
@@ -136,12 +136,6 @@ class Output:
             found = {int(label): int(counts[label]) for label in counts.nonzero()[0]}
             record = found if kind == AREAS else {label: _run_lengths(labels == label) for label in found}
             write_atomically(self.record_path(kind, name), json.dumps(record).encode())
-
-    def _label_picture(self, labels: np.ndarray) -> Image.Image:
-        """Palette mode where all values fit into 8 bits, else 16 bit."""
-        if self.void is not None and self.void > 255:
-            return Image.fromarray(labels.astype(np.uint16))
-        return label_map_picture(labels, self.colors)
 
 
 def _run_lengths(is_label: np.ndarray) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which encoder a run starts from: its configuration, read from pretrained weights, and `small`, `base`, `large`."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,10 +115,10 @@ def describe_encoder(source: str | Path) -> Encoder:
             f"{source} is {width} wide and does not say how many attention heads it has; put a config.json with "
             'model_type "vit" and num_attention_heads beside the weights'
         )
+    numbers = [int(found[1]) for key in weights if (found := re.match(rf"{re.escape(layers)}\.(\d+)\.", key))]
     config = {
         "hidden_size": width,
-        "num_hidden_layers": 1
-        + max(int(key[len(layers) + 1 :].split(".")[0]) for key in weights if _is_in(key, layers)),
+        "num_hidden_layers": 1 + max(numbers),
         "num_attention_heads": heads,
         "intermediate_size": weights[first].shape[0],
         "patch_size": list(patch) if patch[0] != patch[1] else patch[0],
@@ -128,10 +129,6 @@ def describe_encoder(source: str | Path) -> Encoder:
     return Encoder(
         str(source), config, width, config["num_hidden_layers"], max(patch), mean, std, is_own_kind=True, note=note
     )
-
-
-def _is_in(key: str, layers: str) -> bool:
-    return key.startswith(f"{layers}.") and key[len(layers) + 1 :].split(".")[0].isdigit()
 
 
 def find_normalization(source: str | Path) -> tuple[list[float], list[float], str]:

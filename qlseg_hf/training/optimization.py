@@ -66,17 +66,14 @@ def parameter_groups(
         if "backbone" in name.split("."):
             factor, part = factors.get(name, (1.0, "backbone"))
             rate = learning_rate * factor
-            if is_norm(model.get_submodule(name.rpartition(".")[0])):
+            kinds = type(model.get_submodule(name.rpartition(".")[0])).__mro__
+            if any(NORM_CLASS.search(kind.__name__) for kind in kinds):
                 decay, part = 0.0, part + " norms"
         group = groups.setdefault((rate, decay), {"name": [], "params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
         if part not in group["name"]:
             group["name"].append(part)
     return [group | {"name": ", ".join(group["name"])} for group in groups.values()]
-
-
-def is_norm(module: nn.Module) -> bool:
-    return any(NORM_CLASS.search(base.__name__) for base in type(module).__mro__)
 
 
 def layer_factors(names: list[str], layer_decay: float) -> dict[str, tuple[float, str]]:

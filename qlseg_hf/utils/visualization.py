@@ -126,8 +126,10 @@ def add_legend(picture: Image.Image, lines: list[tuple[int, str]], colors: np.nd
     return canvas
 
 
-def label_map_picture(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) -> Image.Image:
-    """A picture whose pixel values are the labels: palette mode up to 256 labels, else 16 bit.
+def label_map_picture(
+    label_map: torch.Tensor | np.ndarray, colors: np.ndarray, void: int | None = None
+) -> Image.Image:
+    """A picture whose pixel values are the labels: palette mode if they and `void` fit into 8 bits, else 16 bit.
 
     Raises:
         ValueError: there are more than 65,536 labels, which 16 bits do not hold.
@@ -135,7 +137,7 @@ def label_map_picture(label_map: torch.Tensor | np.ndarray, colors: np.ndarray) 
     labels = np.asarray(label_map)
     if len(colors) > 1 << 16:
         raise ValueError(f"{len(colors)} labels do not fit into the 16 bits of a PNG file; 65,536 at most do")
-    if len(colors) > 256:
+    if len(colors) > 256 or (void or 0) > 255:
         return Image.fromarray(labels.astype(np.uint16))
     picture = Image.fromarray(labels.astype(np.uint8), mode="P")
     # all 256 entries, or PNG would store only the bits that K entries need and an ignore index would change

@@ -148,16 +148,11 @@ def show_values(rules: Rules, tallies: dict[int, Tally]) -> None:
     rules.settings |= {"label_mapping": table, "ignore_index": -100, "do_reduce_labels": False}
 
 
-def is_dense(values: list[int]) -> bool:
-    """Whether values look like numbers of labels, of which some may be missing, and not like grey levels."""
-    return values[0] >= 0 and values[-1] < max(3 * len(values), 8)
-
-
 def is_255_a_label(others: list[int]) -> bool | None:
     """Whether 255 is one, by the other values; None if they do not tell."""
     if others == [0] or others[-1] == 254:
         return True
-    if is_dense(others):
+    if others[0] >= 0 and others[-1] < max(3 * len(others), 8):  # numbers of labels, some missing; no grey levels
         return False
     steps = np.diff([*others, 255])
     return True if steps.max() - steps.min() <= 2 else None

@@ -108,12 +108,8 @@ def write_name(tile: Image.Image, mask: np.ndarray, name: str, color: np.ndarray
         int(np.clip(x[nearest], half, max(tile.width - half, half))),
         int(np.clip(y[nearest], 8, tile.height - 8)),
     )
-    draw.text(place, text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=darken(color))
-
-
-def darken(color: np.ndarray) -> tuple[int, ...]:
-    """A colour on which white letters can be read."""
-    return tuple(int(part) // 3 for part in color)
+    dark = tuple(int(part) // 3 for part in color)  # on which white letters can be read
+    draw.text(place, text, fill="white", font=font, anchor="mm", stroke_width=2, stroke_fill=dark)
 
 
 def draw_facts(survey: Survey, tiles: list[Image.Image], facts: list[tuple[str, str]], verdict: str) -> Image.Image:

@@ -1,6 +1,6 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Look at a whole data set before training on it: every image is read once, and all is said that follows."""
+"""What a look at a data set is asked for, and what it has found."""
 
 from collections import Counter
 from collections.abc import Sequence
