@@ -26,7 +26,8 @@ from ..data.check import add_to_tallies, count_values, is_no_label, range_error,
 from ..data.datasets import Sample, SampleError, Samples
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
-from ..model.segmentation import scale_factors, segment
+from ..model.request import scale_factors
+from ..model.segmentation import segment
 from ..utils.distributed import StopRequestedError, fail_together, gather_objects
 from .metrics import LABEL_SCORES, StreamingScores
 from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path

@@ -14,8 +14,8 @@ from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.image_io import resize_picture
 from ..model.modeling_qlseg import QLSegOutput
+from ..model.request import Request
 from ..model.scores import combine, first_maximum
-from ..model.segmentation import Request
 from ..model.windows import window_layout
 
 OUTPUTS = ("class_queries_logits", "masks_queries_logits", "logits")

@@ -622,11 +622,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if labels is not None:
             check_labels(labels, pixel_values, self.config)
         padded = pad_to_patches(pixel_values, self.patch_size, self.backbone.config.num_channels)
-        features = self.backbone(
-            padded.to(self.backbone.dtype),
-            return_dict=True,
-            **_asked_outputs(self.config, kwargs),
-        )
+        padded = padded.to(self.backbone.dtype)
+        features = self.backbone(padded, return_dict=True, **_asked_outputs(self.config, kwargs))
         grid = tuple(features.feature_maps[0].shape[-2:])
         if not torch.compiler.is_compiling():  # where sides are symbols, which compare as one or stop an export
             sides = zip(padded.shape[-2:], self.patch_size)
@@ -636,13 +633,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if labels is None:  # only the last block is the result
             queries, mask_logits = queries[-1:], mask_logits[-1:]
         class_logits = self.class_head(queries)  # (T, B, K, K + 1)
-        if self.label_classifier is not None:
-            mask_logits = mask_logits + self.label_classifier(features.feature_maps[-1])
-        if self.detail is not None:
-            mask_logits = self.detail(padded.to(self.backbone.dtype), features.feature_maps[-1], mask_logits)
-        if self.config.mask_activation == "softmax":
-            finer = 1 if self.detail is not None else 4
-            mask_logits = without_padding(mask_logits, padded.shape[-2:], pixel_values.shape[-2:], finer)
+        mask_logits = self._refine_masks(mask_logits, padded, features.feature_maps[-1], pixel_values.shape[-2:])
         loss = logits = loss_terms = None
         if labels is not None:
             terms = segmentation_loss(class_logits, mask_logits, labels, self.config, loss_normalizers)
@@ -663,6 +654,22 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             window_offsets=window_offsets,
             loss_terms=loss_terms,
         )
+
+    def _refine_masks(
+        self, mask_logits: torch.Tensor, padded: torch.Tensor, last_map: torch.Tensor, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """What fresh heads add to mask logits (T, B, K, h, w): label classifier, details, and the padding cut off.
+
+        `padded`: (B, 3, H, W) padded pixels. `last_map`: (B, D, h, w) of the encoder. `size`: before padding.
+        """
+        if self.label_classifier is not None:
+            mask_logits = mask_logits + self.label_classifier(last_map)
+        if self.detail is not None:
+            mask_logits = self.detail(padded, last_map, mask_logits)
+        if self.config.mask_activation == "softmax":
+            finer = 1 if self.detail is not None else 4
+            mask_logits = without_padding(mask_logits, padded.shape[-2:], size, finer)
+        return mask_logits
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, reuse_labels: bool = False, **kwargs):

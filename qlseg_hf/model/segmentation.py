@@ -5,7 +5,7 @@
 What is kept of a window are the network's class and mask logits, 1/200 of its scores; a label map is then made block
 by block (see `scores`), so its memory does not depend on labels times pixels.
 
-The pipeline stands here too, and makes the file a little long: saved configurations name it `segmentation.QLSeg...`.
+The pipeline stands here too, because saved configurations name it `segmentation.QLSeg...`.
 """
 
 import difflib
@@ -13,8 +13,6 @@ import reprlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Integral, Real
-from operator import index
 
 import numpy as np
 import torch
@@ -26,12 +24,11 @@ from .configuration_qlseg import QLSegConfig
 from .image_io import Picture, as_list, each_picture, load_picture, turn_upright
 from .image_processing_qlseg import QLSegImageProcessor
 from .memory import MemoryPlan
-from .processor_settings import Settings
+from .request import Request, check_whole_number, is_real, make_request
 from .runtime import eval_mode, execution_device, warn_if_compiled_wrongly
 from .scores import Span, best_labels, block_pixels, blocks, first_maximum, overlap, resized_part, sources
 from .windows import Run, Window, forward_windows, window_layout, window_pixels
 
-LARGEST_SCALE = 1000
 STOCK_KEYWORDS = {"subtask", "threshold", "mask_threshold", "overlap_mask_area_threshold", "timeout"}
 
 
@@ -117,22 +114,24 @@ def segment(
 
     Warns of a network that was compiled and computes in 16 bits on a CPU: see `warn_if_compiled_wrongly`.
     """
-    settings = _check_processor(processor)
-    settings.check_network(model.config)
-    for name, value in (("flip", flip), ("return_scores", return_scores), ("return_confidence", return_confidence)):
-        _check_switch(name, value)
+    request = make_request(
+        model.config,
+        processor,
+        scales=scales,
+        flip=flip,
+        labels=labels,
+        max_windows=max_windows,
+        return_scores=return_scores,
+        return_confidence=return_confidence,
+    )
     device = execution_device(model)
     warn_if_compiled_wrongly(model)
     if window_batch_size is None:
         window_batch_size = 2 if device.type == "cpu" else 8
-    window_batch_size = _check_whole_number("window_batch_size", window_batch_size)
-    if max_windows is not None and not (isinstance(max_windows, str) and max_windows == "auto"):
-        max_windows = _check_whole_number("max_windows", max_windows)
-    if max_memory_mb is not None and not (_is_real(max_memory_mb) and max_memory_mb > 0):
+    window_batch_size = check_whole_number("window_batch_size", window_batch_size)
+    if max_memory_mb is not None and not (is_real(max_memory_mb) and max_memory_mb > 0):
         raise ValueError(f"max_memory_mb is {reprlib.repr(max_memory_mb)}; a number of MiB above 0 is wanted, or None")
-    wanted = None if labels is None else label_numbers(labels, model.config.id2label)
     memory = MemoryPlan(model.config, window_batch_size, max_memory_mb, getattr(model, "patch_size", None))
-    request = Request(settings, scale_factors(scales), flip, wanted, max_windows, return_scores, return_confidence)
     work = _Work(model, request, memory, device)
     with eval_mode(model):
         for image in each_picture(images):
@@ -144,81 +143,7 @@ def segment(
     return results if len(results) > 1 else results[0]
 
 
-# ---------------------------------------------------------------------------------------------------------- arguments
-
-
-def _check_processor(processor: QLSegImageProcessor) -> Settings:
-    """The checked settings of a processor; TypeError if it is not QLSeg's."""
-    if not hasattr(processor, "settings"):
-        raise TypeError(f"the processor must be a QLSegImageProcessor; got {type(processor).__name__}")
-    return processor.settings()
-
-
-def _is_real(value) -> bool:
-    """Whether this is a number, also one of NumPy, and not True or False."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def scale_factors(scales: float | Iterable[float]) -> list[float]:
-    """A list of `scales`, which may be a single number; ValueError if one is not a number above 0."""
-    if isinstance(scales, np.ndarray | torch.Tensor):
-        scales = scales.tolist()
-    found = [scales] if isinstance(scales, Real | str | bytes) or not isinstance(scales, Iterable) else list(scales)
-    if not found or not all(_is_real(scale) and 0 < scale <= LARGEST_SCALE for scale in found):
-        raise ValueError(
-            f"scales must be positive numbers up to {LARGEST_SCALE}, at least one; got {reprlib.repr(found)}"
-        )
-    return [float(scale) for scale in found]
-
-
-def _check_switch(name: str, value: bool) -> None:
-    """ValueError for what is neither True nor False: the text "no" would count as True."""
-    if not isinstance(value, bool | np.bool_):
-        raise ValueError(f"{name} must be True or False; got {reprlib.repr(value)}")
-
-
-def _check_whole_number(name: str, value: int) -> int:
-    """An integer of any kind, at least 1; ValueError otherwise."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {reprlib.repr(value)}; it must be at least 1, a whole number")
-    return int(value)
-
-
-def label_numbers(labels: Iterable[str | int], id2label: dict[int, str]) -> list[int]:
-    """Label numbers from names or numbers; ValueError if one is unknown, ambiguous or given twice, or none is."""
-    is_single = isinstance(labels, str | bytes) or not isinstance(labels, Iterable)
-    labels, names = [labels] if is_single else list(labels), list(id2label.values())
-    if shared := [label for label in labels if isinstance(label, str) and names.count(label) > 1]:
-        raise ValueError(f"several labels of the model are called {shared}; give their numbers instead")
-    label2id = {name: number for number, name in id2label.items()}
-    try:
-        numbers = [label2id.get(label, -1) if isinstance(label, str) else index(label) for label in labels]
-    except TypeError as error:
-        raise TypeError(f"labels must be names or whole numbers; got {reprlib.repr(labels)}") from error
-    if any(isinstance(label, bool) for label in labels):
-        raise TypeError(f"labels must be names or whole numbers; got {reprlib.repr(labels)}")
-    if unknown := [label for label, number in zip(labels, numbers) if number not in id2label]:
-        near = [name for label in unknown for name in difflib.get_close_matches(str(label), label2id, n=1)]
-        raise ValueError(f"the model has no labels {unknown}" + (f"; did you mean {near}?" if near else ""))
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise ValueError(f"labels must name at least one label, and each once; got {labels}")
-    return numbers
-
-
 # ---------------------------------------------------------------------------------------------- one call of `segment`
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `segment`, checked."""
-
-    settings: Settings
-    scales: list[float]
-    flip: bool
-    wanted: list[int] | None  # numbers of the labels to choose from; all if not given
-    max_windows: int | str | None
-    return_scores: bool
-    return_confidence: bool
 
 
 class _Work:
@@ -408,12 +333,9 @@ class QLSegImageSegmentationPipeline(ImageSegmentationPipeline):
 
 __all__ = [
     "QLSegImageSegmentationPipeline",
-    "Request",
     "Strip",
     "Target",
     "cut_strips",
     "finish_strip",
-    "label_numbers",
-    "scale_factors",
     "segment",
 ]

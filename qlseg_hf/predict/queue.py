@@ -19,8 +19,9 @@ import torch
 from transformers import PreTrainedModel
 
 from ..model.memory import MemoryPlan
+from ..model.request import Request
 from ..model.runtime import eval_mode, execution_device
-from ..model.segmentation import Request, Strip, Target, cut_strips, finish_strip
+from ..model.segmentation import Strip, Target, cut_strips, finish_strip
 from ..model.windows import Window, forward_windows, window_pixels
 
 IMAGES_BEFORE_TRIAL = 16  # of one size of windows, whose last batch was not full: fewer do not pay for the trial

@@ -25,9 +25,10 @@ from transformers import PreTrainedModel
 
 from ..model.image_files import TIFF_COLOURS, check_brightness, tiff_directory
 from ..model.processor_settings import Settings
+from ..model.request import Request
 from ..model.runtime import eval_mode, execution_device
 from ..model.scores import Span, block_pixels, blocks, overlap
-from ..model.segmentation import Request, Strip, Target, finish_strip
+from ..model.segmentation import Strip, Target, finish_strip
 from ..model.windows import Run, Window, forward_windows, window_layout
 from ..utils.files import partial_folder, sync
 from .geo import Georeference, geotiff_profile, import_rasterio, write_palette

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..export.loading import is_file, load_network_or_file
 from ..export.runtime import ExportedQLSeg
 from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..model.segmentation import label_numbers, scale_factors
+from ..model.request import label_numbers, scale_factors
 from ..utils.devices import fastest_dtype
 from ..utils.distributed import fail_together, gather_objects, join_processes, report_deaths
 from ..utils.files import lock_folder

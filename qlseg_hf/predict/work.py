@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..model.segmentation import Request as SegmentRequest
+from ..model.request import Request as SegmentRequest
 from ..model.segmentation import segment
 from ..utils.files import remove_partial
 from ..utils.text import first_line

@@ -14,6 +14,7 @@ from qlseg_hf import QLSegImageProcessor, segment
 from qlseg_hf.model import scores
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.memory import MemoryPlan
+from qlseg_hf.model.request import label_numbers
 from qlseg_hf.model.scores import (
     best_labels,
     blocks,
@@ -24,7 +25,6 @@ from qlseg_hf.model.scores import (
     resized_part,
     sources,
 )
-from qlseg_hf.model.segmentation import label_numbers
 from qlseg_hf.model.windows import window_layout
 
 

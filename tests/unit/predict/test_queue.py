@@ -7,7 +7,7 @@ from networks import tiny_config, tiny_model_and_processor, varied_model
 
 from qlseg_hf import QLSegImageProcessor, segment
 from qlseg_hf.model.image_io import resize_picture
-from qlseg_hf.model.segmentation import Request
+from qlseg_hf.model.request import Request
 from qlseg_hf.model.windows import window_layout
 from qlseg_hf.predict import queue
 from qlseg_hf.predict.queue import Resized, WindowQueue, rounds_alike

@@ -10,7 +10,7 @@ from PIL import Image
 
 from qlseg_hf import segment
 from qlseg_hf.model import scores
-from qlseg_hf.model.segmentation import Request
+from qlseg_hf.model.request import Request
 from qlseg_hf.predict import raster
 from qlseg_hf.predict.items import Item, LocalFile, RemoteFile
 from qlseg_hf.predict.raster import is_blockwise, open_raster, segment_raster

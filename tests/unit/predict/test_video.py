@@ -5,7 +5,7 @@ import pytest
 from networks import tiny_model_and_processor
 
 from qlseg_hf import segment
-from qlseg_hf.model.segmentation import Request
+from qlseg_hf.model.request import Request
 from qlseg_hf.predict import video
 from qlseg_hf.predict.items import Camera, Item, VideoFile
 from qlseg_hf.predict.queue import WindowQueue
