@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from networks import tiny_config, varied_model
 from torch.nn import functional as F
+from transformers import Dinov2Config
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.export import OnnxQLSeg, OpenVINOQLSeg, write_onnx, write_openvino
@@ -50,6 +51,13 @@ def smooth(batch: int, height: int, width: int) -> torch.Tensor:
 def small_network(**changes) -> QLSegForSemanticSegmentation:
     """Of few nodes, and drawn so that it sees more than one label in `smooth`."""
     return varied_model(tiny_config(**SMALL, **changes), seed=6)
+
+
+def dinov2_network() -> QLSegForSemanticSegmentation:
+    """With patches of 14, DINOv2's own resizing of position embeddings and a class token."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 56}
+    backbone = Dinov2Config(**sizes, patch_size=14, out_indices=[1, 2], apply_layernorm=False)
+    return varied_model(tiny_config(backbone_config=backbone, num_group_norm_groups=8, **SMALL))
 
 
 def has_bf16() -> bool:

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from exports import SIZES, SMALL, small_network, smooth
+from exports import SIZES, SMALL, dinov2_network, small_network, smooth
 from networks import tiny_config, varied_model
-from transformers import Dinov2Config
 
-from qlseg_hf import QLSegImageProcessor, segment
+from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.export import onnx as onnx_model
 from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, label_dtype, write_onnx
@@ -31,17 +30,17 @@ BIAS = "model.class_head.bias"  # in a graph
 def test_other_networks(tmp_path, kind):
     """DINOv2, with patches of 14, its own resizing of position embeddings and a class token, without `logits`; and
     competing masks, label classifier, details and class token."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "mlp_ratio": 2, "image_size": 56}
     if kind == "DINOv2":
-        backbone = Dinov2Config(**sizes, patch_size=14, out_indices=[1, 2], apply_layernorm=False)
-        config = tiny_config(backbone_config=backbone, num_group_norm_groups=8, **SMALL)
+        dinov2_network().save_pretrained(tmp_path / "model")
+        network = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "model")  # as test_example_of_export has it
         sizes, tolerance = ((2, 70, 45), (1, 56, 57), (3, 29, 126)), 1e-4
     else:
         added = {"mask_activation": "softmax", "use_label_classifier": True, "num_detail_channels": 8}
         config = tiny_config(num_labels=5, **added, **SMALL)
         config.backbone_config.use_class_token = True
+        network = varied_model(config)
         sizes, tolerance = ((1, 32, 48), (2, 70, 45), (3, 29, 126)), 1e-3
-    network = varied_model(config).train()
+    network.train()
     implementation = network.backbone.config._attn_implementation
     write_onnx(network, QLSegImageProcessor(), tmp_path / "net.onnx", with_logits=kind != "DINOv2")
     assert network.training and network.backbone.config._attn_implementation == implementation == "sdpa"

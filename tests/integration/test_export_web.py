@@ -16,11 +16,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from exports import small_network
 from networks import tiny_config
 from PIL import Image
 
-from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.export import OnnxQLSeg, web, web_runtime
 from qlseg_hf.export.onnx import OUTPUTS, make_program
@@ -45,17 +44,19 @@ def runtime(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hostile_model(tmp_path_factory) -> SimpleNamespace:
-    """A tiny network with names that are HTML, saved."""
-    names = dict(enumerate(HOSTILE + [f"class {i}" for i in range(3, 20)]))
-    model = small_network(id2label=names, label2id={name: label for label, name in names.items()})
+def hostile_model(stored, tmp_path_factory) -> SimpleNamespace:
+    """The stored network, whose graph other tests make too, with names that are HTML."""
+    folder = tmp_path_factory.mktemp("hostile") / "---\n<b>net"
+    shutil.copytree(stored.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = {int(label): name for label, name in config["id2label"].items()} | dict(enumerate(HOSTILE))
+    config |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
     processor = QLSegImageProcessor(
         size={"shortest_edge": 32}, window_size=32, window_stride=20, image_mean=[0.4, 0.5, 0.6], image_std=0.25
     )
-    folder = tmp_path_factory.mktemp("hostile") / "---\n<b>net"
-    model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return SimpleNamespace(folder=folder, config=model.config, processor=processor, names=names)
+    return SimpleNamespace(folder=folder, config=QLSegConfig.from_pretrained(folder), processor=processor, names=names)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,7 @@ def graph(hostile_model, traced_once) -> Path:
     return path
 
 
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
 def test_what_is_written(hostile_model, traced_once, runtime, tmp_path, capsys):
     place = tmp_path / "new" / "page"
     arguments = ["--format", "web", "--output", place, "--weights", "fp16", "--runtime", runtime]
@@ -109,6 +111,7 @@ def test_what_is_written(hostile_model, traced_once, runtime, tmp_path, capsys):
     assert "exists; name another folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("stored", ["b"], indirect=True)
 @pytest.mark.parametrize("kind, most", [("fp16", 0.56), ("int8", 0.36)])
 def test_stored_weights(hostile_model, graph, tmp_path, kind, most):
     """Weights in fewer bytes give nearly the same scores; whole labels are compared by the export."""
