@@ -239,7 +239,7 @@ def running(server, data, tmp_path):
 
 # files of half a minute to some minutes; begun first, they do not leave one of two processes alone at the end
 LONGEST = ["test_export_others", "test_wheel", "test_training_signals", "test_five_bands", "test_sharded"]
-LONGEST += ["test_export", "test_readme", "test_benchmark", "test_examples", "test_training_auto", "test_predict"]
+LONGEST += ["test_export", "test_readme", "test_benchmark_gpu", "test_examples", "test_training_auto", "test_predict"]
 
 
 def pytest_collection_modifyitems(items) -> None:
