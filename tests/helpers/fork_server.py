@@ -11,8 +11,10 @@ import runpy
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +51,13 @@ def run_and_exit(folder: str, files: list[str], variables: dict[str, str], argum
 
 if __name__ == "__main__":
     tqdm.monitor_interval = 0  # its thread may hold a lock while this is forked, and the child would wait for ever
-    import torch._dynamo  # noqa: F401 (what the commands import late)
+    # what the commands import late
+    import torch._dynamo  # noqa: F401
+
+    Image.init()  # its 48 plugins
+    with suppress(ImportError):  # of the extra `train`
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
 
     import qlseg_hf.cli.errors  # noqa: F401
     import qlseg_hf.training.loop  # noqa: F401

@@ -12,6 +12,13 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+# a program that runs the commands of a JSON list, until one fails, in one process, which imports torch once
+RUN_ALL = """
+import json, sys, qlseg_hf
+from qlseg_hf.cli.main import run
+print(qlseg_hf.__file__)
+sys.exit(any(map(run, json.loads(sys.argv[1]))))
+"""
 
 NETWORK = {
     "hidden_size": 16,

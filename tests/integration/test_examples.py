@@ -1,4 +1,4 @@
-"""The example scripts in processes of their own, as a user runs them."""
+"""The example scripts as a user runs them, in processes of their own but for the export."""
 
 import json
 import re

@@ -11,7 +11,7 @@ import torch
 import yaml
 from cards import NASTY, WINDOW, assert_valid, convert, rendered, run_snippet, token
 from huggingface_hub import HfApi, ModelCard
-from programs import NETWORK, ROOT, environment, make_data, write_recipe
+from programs import NETWORK, ROOT, RUN_ALL, environment, make_data, write_recipe
 from recipes import small_recipe
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, pipeline
 
@@ -71,7 +71,7 @@ def test_nothing_in_a_folder_needs_a_network(tiny_data, tiny_model, tmp_path, co
 
 
 def test_no_script_needs_a_network(tiny_data, tiny_model, tmp_path):
-    """Training and evaluating in processes that forbid connections and write them down."""
+    """Training and evaluating in a process that forbids connections, and writes them down, from its start."""
     (tmp_path / "sitecustomize.py").write_text(FORBID_CONNECTIONS)
     asked, net = tmp_path / "asked", tmp_path / "net"
     tiny_model.save_pretrained(net)
@@ -82,9 +82,8 @@ def test_no_script_needs_a_network(tiny_data, tiny_model, tmp_path):
     best = tmp_path / "run" / "best"
     env = environment(ASKED=str(asked), PYTHONPATH=f"{ROOT}:{tmp_path}", ACCELERATE_USE_CPU="true")
     evaluate = ["evaluate", best, "--data", tiny_data, "--split", "validation", "--card"]
-    for words in (["train", recipe], evaluate):
-        command = [sys.executable, "-m", "qlseg_hf", *map(str, words)]
-        subprocess.run(command, env=env, check=True, timeout=600)
+    words = json.dumps([["train", str(recipe)], [*map(str, evaluate)]])
+    subprocess.run([sys.executable, "-c", RUN_ALL, words], env=env, check=True, timeout=600)
     assert not asked.exists(), asked.read_text()
 
 

@@ -56,34 +56,38 @@ def of_qlseg(words: list[str]) -> list[str]:
     return [module.rsplit(".", 1)[1], *words[words.index(module) + 1 :]]
 
 
-@pytest.fixture
-def place(server, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def made(server, tmp_path_factory):
     """What the snippets name: a checkpoint, its folder, pictures, a label map and an ImageNet ViT."""
-    checkpoint = FIXTURES / "a" / "checkpoint.pth"
-    shutil.copy(checkpoint, tmp_path / "qlseg_vit_b_ade20k.pth")
-    server.complete(ROOT / "convert_checkpoints.py", checkpoint, tmp_path / "qlseg-vit-b-ade20k", expect=0)
-    Image.open(FIXTURES / "a" / "wide.png").convert("RGB").save(tmp_path / "picture.jpg")
-    shutil.copy(FIXTURES / "a" / "tall.png", tmp_path / "other.png")
-    height, width = np.asarray(Image.open(tmp_path / "picture.jpg")).shape[:2]
-    Image.fromarray(np.arange(height * width, dtype=np.uint8).reshape(height, width) % 20).save(
-        tmp_path / "labels.png"
-    )
+    place, checkpoint = tmp_path_factory.mktemp("made"), FIXTURES / "a" / "checkpoint.pth"
+    shutil.copy(checkpoint, place / "qlseg_vit_b_ade20k.pth")
+    server.complete(ROOT / "convert_checkpoints.py", checkpoint, place / "qlseg-vit-b-ade20k", expect=0)
+    Image.open(FIXTURES / "a" / "wide.png").convert("RGB").save(place / "picture.jpg")
+    shutil.copy(FIXTURES / "a" / "tall.png", place / "other.png")
+    height, width = np.asarray(Image.open(place / "picture.jpg")).shape[:2]
+    Image.fromarray(np.arange(height * width, dtype=np.uint8).reshape(height, width) % 20).save(place / "labels.png")
     if find_spec("tifffile"):
         tile = np.random.default_rng(0).integers(0, 10000, (24, 32, 5), dtype=np.uint16)
         for folder in ("images", "annotations"):
-            (tmp_path / "tiles" / folder / "training").mkdir(parents=True)
-        for file in (tmp_path / "five_bands.tif", tmp_path / "tiles" / "images" / "training" / "x.tif"):
+            (place / "tiles" / folder / "training").mkdir(parents=True)
+        for file in (place / "five_bands.tif", place / "tiles" / "images" / "training" / "x.tif"):
             import_module("tifffile").imwrite(file, tile, photometric="minisblack", planarconfig="contig")
-        shutil.copy(tmp_path / "labels.png", tmp_path / "tiles" / "annotations" / "training" / "x.png")
-    make_own_data(tmp_path / "my_data")
-    # a small release and a small ViT under the names of the large ones
-    small = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
-    monkeypatch.setitem(RELEASES["vit-l-ade20k"], "backbone", small | {"image_size": 96, "out_indices": [2, 3, 4]})
-    vit = tmp_path / "timm" / "vit_large_patch16_384.augreg_in21k_ft_in1k"
+        shutil.copy(place / "labels.png", place / "tiles" / "annotations" / "training" / "x.png")
+    make_own_data(place / "my_data")
+    vit = place / "timm" / "vit_large_patch16_384.augreg_in21k_ft_in1k"
     vit.mkdir(parents=True)
     save_file(load_file(FIXTURES / "imagenet_vit" / "timm_vit.safetensors"), vit / "model.safetensors")
     small = {"hidden_size": 32, "num_hidden_layers": 24, "num_attention_heads": 2, "intermediate_size": 32}
-    DINOv3ViTModel(DINOv3ViTConfig(**small)).save_pretrained(tmp_path / "facebook" / "dinov3-vitl16-pretrain-lvd1689m")
+    DINOv3ViTModel(DINOv3ViTConfig(**small)).save_pretrained(place / "facebook" / "dinov3-vitl16-pretrain-lvd1689m")
+    return place
+
+
+@pytest.fixture
+def place(made, tmp_path, monkeypatch):
+    """A copy of it to work in; and a small release under the name of a large one, as the small ViTs are."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    small = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 256}
+    monkeypatch.setitem(RELEASES["vit-l-ade20k"], "backbone", small | {"image_size": 96, "out_indices": [2, 3, 4]})
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

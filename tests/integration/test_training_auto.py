@@ -9,7 +9,7 @@ import torch
 import yaml
 from networks import timm_weights
 from PIL import Image
-from programs import make_data, stats_of, train, write_recipe
+from programs import make_data, stats_of, write_recipe
 from recipes import small_recipe
 from safetensors.torch import load_file, save_file
 
@@ -123,10 +123,19 @@ def test_data_yaml_in_place_of_the_folder(run, data, weights, tmp_path):
     assert (recipe.data, recipe.max_steps, recipe.label_names) == (str(data), 1, ["red", "green", "blue"])
 
 
-def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
+OFFLINE = """
+import sys
+from huggingface_hub import constants
+from qlseg_hf.cli.main import run
+constants.HF_HUB_OFFLINE = True  # as of HF_HUB_OFFLINE=1, which is read at an import
+sys.exit(run(["train", *sys.argv[1:]]))
+"""
+
+
+def test_without_a_network_the_file_to_fetch_is_named(server, tmp_path):
     make_data(tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    done = train("--data", tmp_path / "data", HF_HUB_OFFLINE="1")  # which is read at an import
+    (tmp_path / "offline.py").write_text(OFFLINE)
+    done = server.complete(tmp_path / "offline.py", "--data", tmp_path / "data", folder=tmp_path)
     assert done.returncode == 1 and not (tmp_path / "runs").exists()
     assert "https://huggingface.co/timm/vit_small_patch16_384.augreg_in21k_ft_in1k/resolve/main/model" in done.stderr
     assert "--backbone model.safetensors" in done.stderr.splitlines()[-1]

@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import FIXTURES, ROOT
-from programs import NETWORK
+from exports import small_network
+from programs import RUN_ALL
 
-from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, __version__
+from qlseg_hf import QLSegImageProcessor, __version__
 
 BUILD = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
-RUN_ALL = """
-import json, sys, qlseg_hf
-from qlseg_hf.cli.main import run
-print(qlseg_hf.__file__)
-sys.exit(any(map(run, json.loads(sys.argv[1]))))
-"""
 
 
 def call(*command, cwd: Path, **variables: str) -> str:
@@ -80,33 +75,29 @@ def test_help_and_version(qlseg):
     for name in ("convert", "check", "train", "evaluate", "predict", "export", "quantize", "app", "scenes"):
         assert f"\n  {name} " in shown
     assert __version__ in qlseg("--version", program=(sys.executable, "-m", "qlseg_hf"))
-    shown = qlseg.all(["train", "tiny", "--help"], ["app", "--help"])
-    assert "--max_steps" in shown and "MODEL" in shown
 
 
-def test_from_a_checkpoint_to_scores(qlseg):
-    """convert, scenes, check, train, evaluate, predict, in the order of the README."""
-    pytest.importorskip("cv2")
+def test_from_a_checkpoint_to_scores_and_a_graph(qlseg):
+    """convert, scenes, check, train, evaluate, predict, in the order of the README; then export."""
+    for name in ("cv2", "onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    for part in (small_network(), QLSegImageProcessor(size=64, window_size=64, window_stride=48)):
+        part.save_pretrained(qlseg.place / "plain")
     recipe = ("--data", "data", "--model", "model", "--label_names", "data/labels.json", "--output_dir", "run")
     sizes = ("--crop_size", 64, "--total_batch_size", 2, "--per_device_batch_size", 2, "--num_workers", 0)
     steps = ("--max_steps", 2, "--warmup_steps", 1, "--eval_steps", 2, "--save_steps", 2)
-    qlseg.all(
+    shown = qlseg.all(
+        ["train", "tiny", "--help"],
+        ["app", "--help"],
         ["convert", FIXTURES / "b" / "checkpoint.pth", "model"],
         ["scenes", "data", "--train", 6, "--validation", 2, "--size", 48],
         ["check", "demo", *recipe],
         ["train", "demo", *recipe, *sizes, *steps],
         ["evaluate", "run/best", "--data", "data", "--split", "validation", "--output", "miou.json"],
         ["predict", "run/best", FIXTURES / "b" / "wide.png", "--output", "out"],
+        ["export", "plain", "plain.onnx", "--without_logits"],
     )
-    for name in ("run/best/model.safetensors", "run/curves.png", "miou.json", "out/overlay/wide.png"):
+    assert "--max_steps" in shown and "MODEL" in shown
+    for name in ("run/best/model.safetensors", "run/curves.png", "miou.json", "out/overlay/wide.png", "plain.onnx"):
         assert (qlseg.place / name).is_file(), name
-
-
-def test_export(qlseg):
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(name)
-    model = QLSegForSemanticSegmentation(QLSegConfig(**NETWORK, num_labels=3))
-    for part in (model, QLSegImageProcessor()):
-        part.save_pretrained(qlseg.place / "plain")
-    qlseg("export", "plain", "plain.onnx", "--without_logits")
-    assert (qlseg.place / "plain.onnx").is_file() and (qlseg.place / "plain_report.json").is_file()
+    assert (qlseg.place / "plain_report.json").is_file()

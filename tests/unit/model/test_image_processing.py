@@ -1,6 +1,5 @@
 """Resizing, windows, label rules, post-processing."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,9 +10,11 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT
+from digests import digest
 from packaging.version import Version
 from transformers import AutoImageProcessor
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.utils import is_torchvision_available
 
 from qlseg_hf import QLSegImageProcessor, load_picture
 from qlseg_hf.model.image_io import resize_picture
@@ -295,45 +296,19 @@ def test_for_release_unknown():
         QLSegImageProcessor.for_release("vit-x")
 
 
-TORCHVISION = """
-import hashlib, importlib.util, sys
-root, how, folder, picture = sys.argv[1:]
-sys.path[:0] = [root, root + "/tests", root + "/tests/helpers"]
-if how == "with":
-    import matching_torchvision
-else:
-    find_spec = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, *args: None if name == "torchvision" else find_spec(name, *args)
-from transformers.utils import is_torchvision_available
-assert is_torchvision_available() == (how == "with")
-import qlseg_hf
-from transformers import AutoImageProcessor, pipeline
-processor = AutoImageProcessor.from_pretrained(folder)
-assert type(processor) is qlseg_hf.QLSegImageProcessor, type(processor)
-digest = hashlib.sha256(processor(picture, return_tensors="pt")["pixel_values"].numpy().tobytes())
-for part in pipeline("image-segmentation", model=folder)(picture):
-    digest.update(part["label"].encode() + part["mask"].tobytes())
-print(digest.hexdigest())
-"""
-
-
 @pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.18"), reason="AutoImageProcessor asks for torchvision below 5.18"
 )
 @pytest.mark.integration
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
 def test_same_with_and_without_torchvision(stored):
-    """In processes of their own, because torchvision is looked for once. `make` installs it apart from the rest."""
-    apart = Path(sys.prefix) / "apart"
-
-    def digest(how: str) -> str:
-        command = [sys.executable, "-c", TORCHVISION, str(ROOT), how, str(stored.folder), str(stored.picture("wide"))]
-        environment = os.environ | {"PYTHONPATH": str(apart)}
-        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
-
-    without = digest("without")
-    assert len(without) == 64
-    if not (apart / "torchvision").is_dir() and importlib.util.find_spec("torchvision") is None:
-        # the half without torchvision ran; there is nothing to compare it with outside make's environment
-        pytest.skip("torchvision is not installed")
-    assert digest("with") == without
+    """In this process and in one of its own, because torchvision is looked for once. `make` installs it apart."""
+    apart, given = Path(sys.prefix) / "apart", (str(stored.folder), str(stored.picture("wide")))
+    here = digest(*given)
+    how = "without" if is_torchvision_available() else "with"
+    if how == "with" and not (apart / "torchvision").is_dir():
+        pytest.skip("torchvision is not installed: nothing to compare with outside make's environment")
+    command = [sys.executable, ROOT / "tests" / "helpers" / "digests.py", how, *given]
+    environment = os.environ | {"PYTHONPATH": str(apart)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == here
