@@ -40,13 +40,20 @@ REQUIREMENT = r"([\w-]+) (>=|==) ([\w.]+)(?:;.*)?"
 
 
 def requirements() -> tuple[dict[str, str], list[str]]:
-    """Name to floor of everything that setup.cfg asks for, all extras included; and the extras."""
+    """Name to floor of everything that setup.cfg asks for, all extras included; and the extras.
+
+    ValueError if a name has two floors, of which pip could install one alone.
+    """
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
     extras = parser["options.extras_require"]
     lines = "\n".join([parser["options"]["install_requires"], *extras.values()]).split("\n")
     found = [re.fullmatch(REQUIREMENT, line).groups() for line in lines if line and not line.startswith("qlseg-hf[")]
-    return {name: floor for name, _, floor in found}, list(extras)
+    floors = {}
+    for name, _, floor in found:
+        if floors.setdefault(name, floor) != floor:
+            raise ValueError(f"setup.cfg asks for {name} {floors[name]} and {floor}")
+    return floors, list(extras)
 
 
 def plain(name: str) -> str:
