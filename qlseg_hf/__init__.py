@@ -6,7 +6,6 @@ from transformers import AutoBackbone, AutoConfig, AutoModelForSemanticSegmentat
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .data.bands import read_tiff
 from .hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone
 from .model import image_files
 from .model.configuration_qlseg import QLSegConfig, QLSegViTConfig, __version__
@@ -14,6 +13,7 @@ from .model.image_io import load_label_map, load_picture
 from .model.modeling_qlseg import QLSegOutput
 from .model.segmentation import QLSegImageSegmentationPipeline, segment
 from .releases import RELEASES
+from .utils.tiff import read_tiff
 from .weights import load_vit_weights
 
 AutoConfig.register("qlseg", QLSegConfig, exist_ok=True)

@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from .hub.loading import load_network
 from .model.segmentation import segment
-from .predict.items import Item
+from .predict.items import OPEN_TABLES, Item
 from .predict.manifest import Manifest, Notes, stored_dtype
 from .predict.request import Request, Summary
 from .predict.run import finish_run, list_items, load, open_run
-from .predict.tables import OPEN_TABLES
 from .predict.work import Work
 from .utils.optional import import_package
 from .utils.text import first_line

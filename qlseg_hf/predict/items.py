@@ -11,6 +11,8 @@ import fsspec
 
 from ..model.image_io import NamedBytes
 
+OPEN_TABLES: dict[str, Any] = {}  # tables of `datasets` by their name; what starts a process hands them over
+
 
 class Reader(Protocol):
     """Says where an image lies; small, and sent to the process that reads it."""
@@ -110,6 +112,7 @@ def safe_name(name: str) -> str:
 
 
 __all__ = [
+    "OPEN_TABLES",
     "Camera",
     "Item",
     "LocalFile",

@@ -11,18 +11,25 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 
 import fsspec
 
 from ..data.labels import read_text
 from ..data.layouts.files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
-from . import tables
 from .items import Camera, Item, LocalFile, RemoteFile, SourceOptions, VideoFile, WebPicture, safe_name
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".tar")
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash", "blob_id")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def _tables() -> ModuleType:
+    """Imported when a source is a table: all layouts of data sets come with it."""
+    from . import tables
+
+    return tables
 
 
 def find_items(sources: list[str], options: SourceOptions | None = None) -> tuple[list[Item], list[str]]:
@@ -91,7 +98,7 @@ def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator
         and suffix_of(source) not in PICTURE_SUFFIXES
         and not os.path.isdir(os.path.dirname(source))
     ):
-        yield from tables.hub_items(source, options)
+        yield from _tables().hub_items(source, options)
     else:
         os.stat(source)  # which says that it is not there
 
@@ -102,7 +109,7 @@ def _file_items(path: Path, name: str, options: SourceOptions) -> Iterator[Item]
     if suffix == ".txt":
         yield from _list_items(path, options)
     elif suffix in TABLE_SUFFIXES:
-        yield from tables.items_of_file(path.as_posix(), stem_of(name), options)
+        yield from _tables().items_of_file(path.as_posix(), stem_of(name), options)
     elif suffix in VIDEO_SUFFIXES:
         stat, reader = path.stat(), VideoFile(str(path), options.max_frames)
         stamp = (stat.st_size, stat.st_mtime_ns, options.max_frames)
@@ -114,7 +121,7 @@ def _file_items(path: Path, name: str, options: SourceOptions) -> Iterator[Item]
 def _folder_items(folder: Path, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
     """Pictures below a folder; without any, its tables and tar files; or the rows of what `datasets` saved."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        yield from tables.saved_items(folder, options)
+        yield from _tables().saved_items(folder, options)
         return
     names = [name for name in walk(folder)[0] if not _is_left_out(folder / name, options)]
     for name in _wanted(names, folder, notes):
@@ -197,7 +204,7 @@ def _remote_items(address: str, options: SourceOptions, notes: list[str]) -> Ite
         info = files[name]
         whole = filesystem.unstrip_protocol(info["name"])
         if suffix_of(name) in TABLE_SUFFIXES:
-            yield from tables.items_of_file(whole, stem_of(name), options)
+            yield from _tables().items_of_file(whole, stem_of(name), options)
             continue
         stamp = (info.get("size"), *(str(info[key]) for key in STAMPS if info.get(key) is not None))
         yield Item(safe_name(stem_of(name)), whole, stamp, RemoteFile(whole))

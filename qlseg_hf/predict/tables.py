@@ -20,9 +20,7 @@ from ..data.layouts.files import is_picture, listed, stem_of, suffix_of
 from ..data.layouts.tables import IMAGE_COLUMNS
 from ..data.samples import import_datasets, picture_source
 from ..utils.optional import import_package
-from .items import Item, RemoteFile, SourceOptions, safe_name
-
-OPEN_TABLES: dict[str, Any] = {}  # tables of `datasets` by their name; what starts a process hands them over
+from .items import OPEN_TABLES, Item, RemoteFile, SourceOptions, safe_name
 
 
 def items_of_file(address: str, name: str, options: SourceOptions) -> Iterator[Item]:
@@ -187,4 +185,4 @@ def _table_items(splits: dict[str, Any], source: str, options: SourceOptions) ->
             yield Item(safe_name(f"{split}/{row:08d}"), f"{name}:{row}", (table._fingerprint, row), reader)
 
 
-__all__ = ["OPEN_TABLES", "hub_items", "items_of_file", "saved_items"]
+__all__ = ["hub_items", "items_of_file", "saved_items"]

@@ -19,10 +19,9 @@ from ..model.image_io import load_picture, resize_picture
 from ..model.processor_settings import Settings
 from ..model.windows import window_layout
 from ..utils.text import first_line
-from .items import Item
+from .items import OPEN_TABLES, Item
 from .queue import Resized
 from .sinks import Output
-from .tables import OPEN_TABLES
 
 
 @dataclass(frozen=True)

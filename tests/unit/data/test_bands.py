@@ -404,4 +404,4 @@ def test_what_people_are_shown():
 
 
 def test_the_public_names():
-    assert qlseg_hf.load_picture is load_picture and image_files.tiff_reader is qlseg_hf.data.bands.read_tiff
+    assert qlseg_hf.load_picture is load_picture and image_files.tiff_reader is qlseg_hf.utils.tiff.read_tiff
