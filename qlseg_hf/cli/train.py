@@ -3,6 +3,7 @@
 """`qlseg train [RECIPE] [--key value ...]`, on several devices `accelerate launch -m qlseg_hf.cli.train ...`."""
 
 import dataclasses
+import inspect
 import re
 import sys
 import typing
@@ -21,9 +22,9 @@ def describe_keys(recipe: str | None) -> list[tuple[str, str]]:
     from ..training.yaml_text import read_mapping
 
     values = {} if recipe is None else read_mapping(find_recipe(recipe))
-    arguments = Recipe.__doc__.partition("Args:\n")[2]
+    arguments = inspect.cleandoc(Recipe.__doc__).partition("Args:\n")[2]  # Python 3.13 takes indentation away itself
     texts = {}
-    for name, text in re.findall(r"^ {8}(\w+): (.*?)(?=\n {8}\w|\Z)", arguments, re.DOTALL | re.MULTILINE):
+    for name, text in re.findall(r"^ {4}(\w+): (.*?)(?=\n {4}\w|\Z)", arguments, re.DOTALL | re.MULTILINE):
         texts[name] = " ".join(text.split()).rstrip(".")
     others = {name: other for other, name in OTHER_NAMES.items()}
     rows, hints = [], typing.get_type_hints(Recipe)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from networks import tiny_config, tiny_model_and_processor, varied_model
+from networks import first_network, tiny_config, tiny_model_and_processor
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
@@ -227,8 +227,8 @@ def test_without_tifffile(monkeypatch):
 def five_band_network():
     config = tiny_config()
     config.backbone_config.num_channels = 5
-    model = varied_model(config, seed=2)
     _, processor = tiny_model_and_processor(**SIXTEEN)
+    model = first_network(config, lambda model: len(segment(model, processor, BLOCKS)[0].unique()) > 1)
     return model, processor
 
 
@@ -238,7 +238,7 @@ def test_every_way_gives_the_same(tmp_path):
     (tmp_path / "five.tif").write_bytes(tiff(BLOCKS))
     np.save(tmp_path / "five.npy", BLOCKS)
     (expected,) = segment(model, processor, BLOCKS)
-    assert expected.shape == (40, 50) and len(expected.unique()) > 1
+    assert expected.shape == (40, 50)
     sources = [str(tmp_path / "five.tif"), tmp_path / "five.npy", np.moveaxis(BLOCKS, -1, 0), BLOCKS.astype(np.int32)]
     sources += [torch.from_numpy(np.moveaxis(BLOCKS, -1, 0).astype(np.int32)), processor.load_picture(BLOCKS)]
     for source in sources:

@@ -155,5 +155,5 @@ def test_scores_stand_beside_their_labels(names):
     model = QLSegForSemanticSegmentation(config)
     model.config.id2label = {1: "e", 0: "d", 2: "f"}
     assert list(model.config.id2label.values()) == list(model.config.label2id) == ["d", "e", "f"]
-    with pytest.raises(ValueError, match="id2label names a number twice"):
+    with pytest.raises((ValueError, StrictDataclassError), match="id2label"):  # transformers 5.17 checks it first
         model.config.id2label = {1: "e", "1": "d"}

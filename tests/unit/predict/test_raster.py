@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from networks import tiny_model_and_processor
+from networks import first_network, tiny_config, tiny_model_and_processor
 from PIL import Image
 
 from qlseg_hf import segment
@@ -106,10 +106,10 @@ def test_16_bits_grey_alpha_and_wanted_labels(tmp_path):
 )
 def test_grey_whose_values_mean_something_else(kind, scale, profile, tmp_path):
     """White that is zero, and 12 bits, as `load_picture` reads them."""
-    model, processor = tiny_model_and_processor(do_resize=False)
+    _, processor = tiny_model_and_processor(do_resize=False)
     path = write_raster(tmp_path / "in.tif", noise(70, 80, 1).astype(kind) * scale, **profile)
+    model = first_network(tiny_config(), lambda model: len(segment(model, processor, path)[0].unique()) > 1)
     expected = segment(model, processor, path)[0].numpy()
-    assert len(np.unique(expected)) > 1
     assert np.array_equal(run(path, tmp_path, model, processor), expected)
 
 
@@ -175,15 +175,15 @@ def test_which_images_are_segmented_block_by_block():
 @pytest.mark.parametrize("is_remote", [False, True])
 @pytest.mark.parametrize("profile", [{"photometric": "YCBCR", "compress": "JPEG"}, {"compress": "JPEG"}])
 def test_ycbcr_is_read_whole_where_it_can_be(is_remote, profile, tmp_path, monkeypatch):
-    """GDAL smooths its colours where Pillow repeats them, which gave other labels than the whole image."""
+    """Some versions of GDAL smooth its colours, Pillow repeats them: labels were not those of the whole image."""
     _, processor = tiny_model_and_processor(do_resize=False)
     path = write_raster(tmp_path / "in.tif", noise(90, 80), **profile)
     reader = RemoteFile(f"file://{path}") if is_remote else LocalFile(str(path))
     item, settings = Item("a", str(path), (), reader), processor.settings()
     with rasterio.open(path) as file:
         differ = np.abs(file.read().transpose(1, 2, 0).astype(int) - processor.load_picture(path)).max()
-    assert (differ > 20) == ("photometric" in profile)
-    assert is_blockwise(item, settings, [1.0], False, ("geotiff",)) == (differ == 0)
+    assert differ == 0 or "photometric" in profile
+    assert is_blockwise(item, settings, [1.0], False, ("geotiff",)) == ("photometric" not in profile)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90 * 80 // 2 - 1)  # no other reader is left
     assert is_blockwise(item, settings, [1.0], False, ("geotiff",))
 
