@@ -15,6 +15,7 @@ from .readings import readings_of
 
 ONLY_VOID = (65535, (1 << 31) - 1, (1 << 32) - 1)  # -1 where numbers have no sign, and the largest one
 MOST_LABELS = 256  # that are taken for labels without names
+FEWEST_SHADES, MOST_INNER_SHADES = 32, 0.1  # values without names, and the share of pixels amid their own value
 LARGE_SHARE = 0.5  # of the pixels, which 255 may have without a question
 VOID_NAMES = ("void", "unlabeled", "unlabelled", "unlabel", "ignore", "ignored", "unknown", "undefined", "dontcare")
 
@@ -56,10 +57,20 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
     tallies = tally_values(findings, None, 0)
     if not tallies:
         return rules
+    is_settled = given.keys() & {"ignore_index", "label_mapping"} or len(names or ()) > 2
+    mixture = None if is_settled else mixed_text(findings)
     if "ignore_index" not in given:
         set_plain_void(rules, sorted(tallies))
+    if mixture:
+        rules.proposals += [
+            ("1 and 255 are one label", {"label_mapping": {255: 1}}),
+            ("255 is void", {"ignore_index": 255}),
+        ]
+        rules.problems.append(mixture)
     if names is None:
-        if "label_mapping" in given or "do_reduce_labels" in given:
+        if mixture:
+            show_values(rules, tallies)
+        elif given.keys() & {"label_mapping", "do_reduce_labels"}:
             rules.names = names_by_value(sorted(tallies), rules)
         else:
             find_labels(rules, findings, tallies)
@@ -124,7 +135,7 @@ def find_labels(rules: Rules, findings: list[Finding], tallies: dict[int, Tally]
     if "ignore_index" not in rules.settings:
         ignored.discard(255)
     values = sorted(set(tallies) - ignored)
-    if problem := (smoothed_text(tallies) or objects_text(findings, values)):
+    if problem := (smoothed_text(tallies) or shades_text(tallies) or objects_text(findings, values)):
         rules.problems.append(problem)
         show_values(rules, tallies)
         return
@@ -146,6 +157,19 @@ def show_values(rules: Rules, tallies: dict[int, Tally]) -> None:
     table = number_in_order(shown) | {value: -100 for value in tallies if value not in shown}
     rules.names, rules.is_open = [f"label_{value}" for value in shown], True
     rules.settings |= {"label_mapping": table, "ignore_index": -100, "do_reduce_labels": False}
+
+
+def mixed_text(findings: list[Finding]) -> str | None:
+    """The sentence on masks of 0 and 1 among masks of 0 and 255, of which 255 would be taken for void."""
+    maps = [set(finding.stored.values.tolist()) for finding in findings if finding.stored is not None]
+    with_1, with_255 = ([own for own in maps if value in own] for value in (1, 255))
+    if not with_1 or not with_255 or set().union(*maps) - {0, 1, 255} or any(1 in own for own in with_255):
+        return None
+    return (
+        f"1 is in {len(with_1)} label maps and 255 in {len(with_255)} others, never in the same, so masks of 0 and 1 "
+        "seem to be mixed with masks of 0 and 255: set label_mapping: {255: 1} if both are one label, or "
+        "ignore_index: 255 if 255 is void"
+    )
 
 
 def is_255_a_label(others: list[int]) -> bool | None:
@@ -215,14 +239,32 @@ def smoothed_text(tallies: dict[int, Tally]) -> str | None:
     )
 
 
+def shades_text(tallies: dict[int, Tally]) -> str | None:
+    """The sentence on values of which hardly any fills a region, as of photographs and depths."""
+    num_inner, num_pixels = (
+        sum(getattr(tally, key) for tally in tallies.values()) for key in ("num_inner", "num_seen")
+    )
+    if len(tallies) < FEWEST_SHADES or num_inner > MOST_INNER_SHADES * num_pixels:
+        return None
+    return (
+        f"there are {len(tallies)} stored values, and {1 - num_inner / num_pixels:.0%} of the pixels have a neighbour "
+        "of another value, as in photographs and depths; give the folder of the label maps, as in layout: "
+        "images:masks, or label_names if these are labels"
+    )
+
+
 def objects_text(findings: list[Finding], values: list[int]) -> str | None:
     """The sentence on values that number objects instead of naming kinds of things."""
     maps = [finding.stored.values for finding in findings if finding.stored is not None]
     maps = [found[np.isin(found, values)] for found in maps]
     tops = [int(found[-1]) for found in maps if len(found)]
-    is_full = [len(found) >= 0.7 * found[-1] for found in maps if len(found)]  # gaps are of objects that lie behind
+    lengths = [len(found) for found in maps if len(found)]
+    # gaps are of objects that lie behind others; where there are none, numbers that differ less tell it too
+    is_full, is_gapless = (np.mean(np.array(lengths) >= np.multiply(share, tops)) > 0.9 for share in (0.7, 1))
+    is_spread = max(tops, default=0) >= 12 and len(set(tops)) >= min(10, len(tops) / 2)
     remedy = "store for each pixel what it is (a semantic label map), or give label_names if these are labels"
-    if len(set(tops)) >= 4 and max(tops) >= max(6, 2 * min(tops)) and np.mean(is_full) > 0.9:
+    is_various = len(set(tops)) >= 4 and max(tops) >= max(6, 2 * min(tops))
+    if (is_full and is_various) or (is_gapless and is_spread and len(set(tops)) >= 4):
         return (
             f"in each of {len(maps)} label maps values run from {values[0]} nearly gapless, to {min(tops)} in one"
             f" and to {max(tops)} in another, so they seem to count objects (instance ids); {remedy}"

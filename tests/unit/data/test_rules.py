@@ -73,6 +73,40 @@ def test_asked(values, problem):
     assert len(rules.problems) == 1 and problem in rules.problems[0] and rules.is_open
 
 
+@pytest.mark.parametrize("names", [None, ["ground", "road"]])
+def test_masks_of_0_and_1_among_masks_of_0_and_255(names):
+    """255 would be void, and the road of half of the images with it."""
+    mixed = findings(lambda i: [0, 1] if i % 2 else [0, 255])
+    rules = decide_rules(mixed, names, {})
+    assert rules.problems[0].startswith(
+        "1 is in 3 label maps and 255 in 3 others, never in the same, so masks of 0 and 1"
+    )
+    assert rules.is_open == (names is None)
+    for _, settings in rules.proposals:
+        assert decide_rules(mixed, names, settings).problems == []
+    for others in ([0, 255, 1], [0, 255, 2]):  # void along edges; more than two labels
+        assert decide_rules(findings(lambda i, others=others: [0, 1] if i % 2 else others), names, {}).problems == []
+
+
+def test_photographs_in_place_of_label_maps():
+    rng = np.random.default_rng(0)
+    shades = np.linspace(20, 200, 96)[None] + np.linspace(0, 40, 64)[:, None]
+    maps = [(shades + rng.normal(0, 4, shades.shape)).clip(0, 255).astype(np.int64) for _ in range(4)]
+    found = [Finding(f"s{i}", i, count_values(label_map)) for i, label_map in enumerate(maps)]
+    rules = decide_rules(found, None, {})
+    assert "have a neighbour of another value, as in photographs and depths" in rules.problems[0] and rules.is_open
+    blocks = np.kron(np.arange(60).reshape(6, 10), np.ones((8, 8), dtype=np.int64))  # as many labels
+    assert decide_rules([Finding("s", 0, count_values(blocks))], None, {}).problems == []
+
+
+def test_objects_whose_numbers_differ_little():
+    """Images of about as many cells each, none of which is cut off."""
+    counted = findings(lambda i: list(range(14 + i)), 8, (96, 128))
+    assert "nearly gapless, to 13 in one and to 20 in another" in decide_rules(counted, None, {}).problems[0]
+    known = findings(lambda i: list(range(14 + i % 3)), 8, (96, 128))  # of labels most images have the last one
+    assert decide_rules(known, None, {}).problems == []
+
+
 def test_a_large_255_is_settled_by_whoever_says_so():
     for settings in ({"ignore_index": 255}, {"label_mapping": {0: 0, 1: 1, 255: 2}}):
         assert decide([255, 0, 1], **settings).problems == []
