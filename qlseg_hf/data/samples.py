@@ -22,8 +22,13 @@ from torch.utils.data import get_worker_info
 from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture, turn_upright
 from ..utils.optional import import_package
 
-HEADS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP")  # kinds of files that have a palette or an orientation
-LOSSY = {"JPEG": "JPEG file", "MPO": "JPEG file", "WEBP": "WebP file (if it is a lossless one, store it as PNG)"}
+HEADS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP", "PPM")  # whose palette, orientation or depth counts
+MAYBE_LOSSY = {"WEBP": "WebP", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
+LOSSY = {  # by format, and by the compression of a TIFF
+    **dict.fromkeys(("JPEG", "MPO"), "JPEG file"),
+    **dict.fromkeys(("jpeg", "tiff_jpeg"), "TIFF file that JPEG compresses"),
+    **{kind: f"{name} file (if it is a lossless one, store it as PNG)" for kind, name in MAYBE_LOSSY.items()},
+}
 MOST_OTHER = 0.005  # share of a JPEG mask of two colours that may lie in regions of others
 NUM_NAMED = 5  # files and labels that a sentence names
 
@@ -97,15 +102,16 @@ class Sample:
         RGB of three equal bands is a way to store grey, and read as such.
         """
         with naming(self.name, "label map"):
+            with open_head(self.label_map) as head:
+                check_depth(head)
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()
-            if (kind := getattr(source, "format", None)) in LOSSY:
+            kinds = getattr(source, "info", {}).get("compression"), getattr(source, "format", None)
+            if kind := next((LOSSY[kind] for kind in kinds if kind in LOSSY), None):
                 if len(self.label_colors or ()) == 2:
                     return nearer_labels(source, self.label_colors)
-                raise SampleError(
-                    f"the label map is a {LOSSY[kind]}, which does not keep its values", "lossy label map"
-                )
+                raise SampleError(f"the label map is a {kind}, which does not keep its values", "lossy label map")
             if self.label_colors is not None:
                 return labels_from_colors(source, self.label_colors)
             if getattr(source, "format", None) == "GIF":  # programs put its palette in any order
@@ -138,7 +144,7 @@ class Sample:
         picture, label_map = self.read_picture(**reading), self.read_label_map()
         (height, width), stored = picture.shape[:2], label_map.shape
         if stored != (height, width):
-            turned = "; the picture's EXIF orientation turns it" if stored == (width, height) else ""
+            turned = "; one is turned (EXIF orientation, or swapped axes)" if stored == (width, height) else ""
             raise SampleError(
                 f"{self.name}: picture {height} x {width}, label map {stored[0]} x {stored[1]}{turned}; labels are "
                 "never resized to fit, so store each at its picture's size",
@@ -167,6 +173,8 @@ def open_source(source: Any, name: str) -> Image.Image | np.ndarray:
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if source is None:
         raise ValueError("missing")
+    if isinstance(source, list) and source and isinstance(source[0], (str, bytes, dict)):
+        raise ValueError(f"a list of {len(source)} files; one that says of each pixel what it is is wanted")
     if isinstance(source, bytes):
         return open_picture(NamedBytes(source, name))
     if isinstance(source, str) and "://" in source:  # streamed from an archive or an address
@@ -191,6 +199,18 @@ def open_head(source: Any) -> Iterator[Image.Image | None]:
         picture = None
     with picture or nullcontext() as opened:
         yield opened
+
+
+def check_depth(head: Image.Image | None) -> None:
+    """ValueError for a label map that Pillow would not read as stored, but scaled to 8 bits."""
+    for tile in head.tile if head is not None else ():
+        if head.mode in ("RGB", "RGBA") and "16" in str(tile[3]):
+            raise ValueError(
+                "it holds colours of 16 bits, of which the upper 8 alone would be read; store the band that has the "
+                "labels, as red in SYNTHIA, as a grey PNG"
+            )
+        if head.format == "PPM" and isinstance(tile[3], tuple) and tile[3][1] not in (255, 65535):
+            raise ValueError(f"its numbers up to {tile[3][1]} would be scaled to 0..255; store it as PNG")
 
 
 def whole_numbers(source: Image.Image | np.ndarray) -> Image.Image | np.ndarray:
@@ -237,6 +257,7 @@ def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tupl
     if isinstance(source, Image.Image):
         if source.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
             raise SampleError(f"label_colors is given, but a mask of mode {source.mode} has no 8-bit colours")
+        check_transparency(source)
         source = np.asarray(source.convert("RGB"))
     if source.ndim != 3 or source.shape[-1] != 3:
         raise SampleError(f"label_colors is given, but the mask is no (H, W, 3) array; got shape {source.shape}")
@@ -257,6 +278,19 @@ def labels_from_colors(source: Image.Image | np.ndarray, label_colors: dict[tupl
             f"{len(values)} colours are not in label_colors: {', '.join(worst_colors)}; {remedy}", "unknown colour"
         )
     return np.asarray(labels, dtype=np.int64)[place]
+
+
+def check_transparency(picture: Image.Image) -> None:
+    """`SampleError` if pixels of one colour are seen here and transparent there, so alpha tells the label."""
+    if picture.mode not in ("LA", "RGBA"):
+        return
+    bands = np.asarray(picture.convert("RGBA")).astype(np.int64)
+    colors, is_seen = bands[..., :3] @ [1 << 16, 1 << 8, 1], bands[..., 3] > 0
+    if (both := np.intersect1d(colors[is_seen], colors[~is_seen])).size:
+        raise SampleError(
+            f"pixels of colour {list(int(both[0]).to_bytes(3, 'big'))} are seen in one place and transparent in "
+            "another, so colours do not tell the label; store one label per pixel"
+        )
 
 
 def nearer_labels(source: Image.Image, label_colors: dict[tuple, int]) -> np.ndarray:
@@ -376,10 +410,11 @@ class TableRows(Samples):
         return Sample(picture, label_map, Path(path).name if path else f"sample {index}", self.label_colors)
 
     def place(self, source):
-        """A relative path below `root`, if there is one; anything else as it is."""
+        """A relative path below `root`, if there is one, also as Windows writes it; anything else as it is."""
         if self.root is None or not isinstance(source, str) or "://" in source:
             return source
-        return str(self.root / source)
+        path = self.root / source
+        return str(self.root / source.replace("\\", "/") if "\\" in source and not path.exists() else path)
 
     def origin(self) -> list:
         info = self.table.info

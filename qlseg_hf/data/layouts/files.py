@@ -12,9 +12,8 @@ from unicodedata import normalize
 
 from ..samples import NUM_NAMED
 
-# PPM is for images alone: Pillow scales its values to 0..255
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".npy")
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".npy")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".webp")  # JPEG changes labels at every edge, and WebP may
 MASK_FOLDER = re.compile(
     r"(^|/)([^/]*[-_ ])?(masks?|labels?|gt|seg|segmentation(class)?|annotations?)/", re.IGNORECASE

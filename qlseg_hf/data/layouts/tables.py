@@ -3,11 +3,15 @@
 """Tables: CSV, JSON lines, parquet, what `datasets` saved or reads, tar files of webdataset, and ids on the Hub."""
 
 import csv
+import glob
 import io
 import json
 import re
+import tarfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -73,7 +77,7 @@ def find_table(source: Source) -> Found | None:
         signs = {delimiter_of(read_head(source.root / name)[0]) for name in text_files if reader == "csv"}
         if len(signs) > 1:
             raise ValueError(f"{listed(text_files)} in {source.root} part their cells by different signs; use one")
-        settings = {"delimiter": signs.pop()} if signs else {}
+        settings = {"delimiter": signs.pop(), "skipinitialspace": True} if signs else {}
         found = find_files(source, "table", f"table {listed(text_files)}", reader, text_files, settings)
         if source.file is None and not source.streaming and find_label_file(root, source.files, []):
             first = next(iter(next(iter(found.openers.values()))()), None)
@@ -91,7 +95,23 @@ def find_by_datasets(source: Source) -> Found | None:
     is_one = is_one and any(
         suffix_of(name) in DATASETS_SUFFIXES or PurePosixPath(name).name in METADATA for name in source.files
     )
-    return find_on_hub(source) if is_one else None
+    with naming_damage(source.data):
+        return find_on_hub(source) if is_one else None
+
+
+@contextmanager
+def naming_damage(where: str) -> Iterator[None]:
+    """Name the files in what readers say of damaged ones, as a ValueError."""
+    try:
+        yield
+    except (
+        ValueError,
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        import_datasets(where).exceptions.DatasetsError,
+    ) as error:
+        reason = str(error.__cause__ or error)
+        raise ValueError(reason if where in reason else f"{where} cannot be read: {reason}") from error
 
 
 def find_webdataset(source: Source) -> Found | None:
@@ -176,7 +196,9 @@ def find_files(source: Source, name: str, summary: str, reader: str, files: list
 def load_files(reader: str, files: list[str], settings: dict, streaming: bool = False):
     """The table of some files, in one."""
     datasets = import_datasets(f"data set {files[0]}")
-    return datasets.load_dataset(reader, data_files={"train": files}, split="train", streaming=streaming, **settings)
+    patterns = [glob.escape(file) for file in files]  # else that of "set v" would be read for the folder "set [v1]"
+    with naming_damage(listed(files)):
+        return datasets.load_dataset(reader, data_files=patterns, split="train", streaming=streaming, **settings)
 
 
 def rows_of_splits(
@@ -190,7 +212,8 @@ def rows_of_splits(
     if reader == "webdataset":
         return None
     stream = load_files(reader, files, settings, streaming=True)
-    columns = {name.lower(): name for name in stream.features or next(iter(stream), {})}
+    with naming_damage(listed(files)):
+        columns = {name.lower(): name for name in stream.features or next(iter(stream), {})}
     column = next((columns[name] for name in SPLIT_COLUMNS if name in columns), None)
     if column is None:
         return None
@@ -250,6 +273,8 @@ def find_on_hub(source: Source) -> Found:
     """What `load_dataset` finds by an id or in a folder."""
     datasets = import_datasets(f"data set {source.data}")
     where = str(source.root or source.data)
+    if glob.has_magic(where):
+        raise ValueError(f"datasets takes [, ? and * in {where} for a pattern of other names; rename the folder")
     names = datasets.get_dataset_split_names(where, source.config)
     openers = {split: partial(open_loaded, source, split) for split in names}
     if source.root:

@@ -210,7 +210,20 @@ def test_label_maps_elsewhere_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.PNG", "a.tif", "a.TIFF", "a.bmp", "a.npy", "a_mask.png", "a_gt.PNG", "mask-a.png"]
+    "name",
+    [
+        "a.PNG",
+        "a.tif",
+        "a.TIFF",
+        "a.bmp",
+        "a.npy",
+        "a.pgm",
+        "a.ppm",
+        "a_mask.png",
+        "a_gt.PNG",
+        "mask-a.png",
+        "a_mask_1.png",
+    ],
 )
 def test_label_maps_of_any_lossless_kind(tmp_path, name):
     put_ade20k(tmp_path, "a")

@@ -73,6 +73,32 @@ def test_label_maps_of_whole_floating_point_numbers(tmp_path, name):
             Sample(colors(0), tmp_path / name, "x").read()
 
 
+@pytest.mark.parametrize(
+    "head, file, message",
+    [
+        ("P5 4 2 3", bytes(LABELS.clip(max=3)), r"its numbers up to 3 would be scaled to 0\.\.255; store it as PNG"),
+        ("P2 4 2 3", b"0 1 2 3 3 1 0 2", r"its numbers up to 3 would be scaled"),
+        ("P5 4 2 1000", LABELS.astype(">u2").tobytes(), r"its numbers up to 1000 would be scaled"),
+    ],
+)
+def test_label_maps_that_are_scaled(tmp_path, head, file, message):
+    (tmp_path / "m.pgm").write_bytes(f"{head}\n".encode() + file)
+    with pytest.raises(SampleError, match=f"x: label map: {message}"):
+        Sample(colors(0), tmp_path / "m.pgm", "x").read_label_map()
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_label_maps_of_deep_colours(tmp_path, ending):
+    """As SYNTHIA's, whose labels are in the red band of 16 bits: Pillow would read 0 throughout."""
+    cv2 = pytest.importorskip("cv2")
+    for bands in (np.dstack([LABELS * 0, LABELS * 0, LABELS]), np.dstack([LABELS] * 3)):
+        cv2.imwrite(str(tmp_path / f"m{ending}"), bands.astype(np.uint16))
+        with pytest.raises(
+            SampleError, match="colours of 16 bits, of which the upper 8 alone would be read; store the"
+        ):
+            Sample(colors(0), tmp_path / f"m{ending}", "x").read_label_map()
+
+
 @pytest.mark.parametrize("kind, text", [("jpeg", "JPEG file"), ("webp", "WebP file .*store it as PNG.*")])
 @pytest.mark.parametrize("table", [None, {0: [0, 0, 0], 1: [255, 255, 255], 2: [9, 9, 9]}])
 def test_lossy_label_maps_are_refused_by_their_contents(tmp_path, table, kind, text):
@@ -82,6 +108,15 @@ def test_lossy_label_maps_are_refused_by_their_contents(tmp_path, table, kind, t
         SampleError, match=f"a.jpg: the label map is a {text}, which does not keep its values"
     ) as caught:
         open_dataset(tmp_path, "train", label_colors=table)[0].read()
+    assert caught.value.kind == "lossy label map"
+
+
+def test_jpeg_label_maps_in_tiff(tmp_path):
+    Image.fromarray(LABELS).save(tmp_path / "m.tif", compression="jpeg")
+    with pytest.raises(
+        SampleError, match="the label map is a TIFF file that JPEG compresses, which does not"
+    ) as caught:
+        Sample(colors(0), tmp_path / "m.tif", "x").read_label_map()
     assert caught.value.kind == "lossy label map"
 
 
@@ -137,6 +172,19 @@ def test_grey_masks_of_three_bands(tmp_path, mode):
             Sample(colors(0), tmp_path / "a.png", "x").read()
 
 
+def test_colours_that_are_transparent_in_places(tmp_path):
+    """White that alpha cuts out is one colour throughout, so a table of colours would make all of it one label."""
+    mask = Image.fromarray(painted()).convert("RGBA")
+    mask.putpixel((0, 0), (*mask.getpixel((0, 0))[:3], 0))
+    mask.save(tmp_path / "a.png")
+    table = {tuple(color): label for label, color in TABLE.items()}
+    with pytest.raises(SampleError, match="are seen in one place and transparent in another, so colours do not tell"):
+        Sample(colors(0), tmp_path / "a.png", "x", table).read_label_map()
+    mask.putalpha(Image.fromarray(np.where(LABELS == LABELS[0, 0], 0, 255).astype(np.uint8)))
+    mask.save(tmp_path / "a.png")  # each colour is seen, or is not
+    np.testing.assert_array_equal(Sample(colors(0), tmp_path / "a.png", "x", table).read_label_map(), LABELS)
+
+
 def test_color_mask_errors(tmp_path):
     put_ade20k(tmp_path, "a")
     mask = painted()
@@ -178,7 +226,7 @@ def test_sample_errors(tmp_path):
         (tmp_path / "gone.png", LABELS, "picture", "x: picture: .*No such file"),
         (colors(0), None, "label map", "x: label map: missing"),
         (colors(0), LABELS[:1], "size", "x: picture 2 x 4, label map 1 x 4; labels are never resized"),
-        (colors(0), LABELS.T, "size", "label map 4 x 2; the picture's EXIF orientation turns it"),
+        (colors(0), LABELS.T, "size", r"label map 4 x 2; one is turned \(EXIF orientation, or swapped axes\)"),
     ):
         with pytest.raises(SampleError, match=message) as caught:
             Sample(picture, label_map, "x").read()

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants
 from made_data import LABELS, put, put_pairs
 from PIL import Image
 
-from qlseg_hf.data.datasets import open_dataset
+from qlseg_hf.data.datasets import SampleError, open_dataset
 from qlseg_hf.data.layouts import find_layout
 
 datasets = pytest.importorskip("datasets")
@@ -37,6 +37,17 @@ def put_table(path, names, columns=("image", "mask")):
     else:
         sign = "\t" if path.suffix == ".tsv" else ","
         path.write_text("\n".join([sign.join(columns), *(sign.join(row.values()) for row in rows)]) + "\n")
+
+
+def put_tar(path, names, ending="png"):
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            for member, array in ((f"{name}.jpg", np.zeros((2, 4, 3), np.uint8)), (f"{name}.{ending}", LABELS)):
+                buffer = io.BytesIO()
+                Image.fromarray(array).save(buffer, format="jpeg" if member.endswith("jpg") else "png")
+                info = tarfile.TarInfo(member)
+                info.size = buffer.tell()
+                archive.addfile(info, io.BytesIO(buffer.getvalue()))
 
 
 def names_of(samples):
@@ -156,6 +167,63 @@ def test_a_column_counts_more_than_the_name_of_the_only_table(tmp_path):
         find_layout(tmp_path)
 
 
+@pytest.mark.parametrize("folder, other", [("set [v1]", "set v"), ("set*", "set2"), ("set?", "setx")])
+@pytest.mark.parametrize("reader", [".csv", ".tar"])
+def test_the_table_of_a_folder_and_of_no_other(tmp_path, folder, other, reader):
+    """`datasets` takes the signs of patterns in a path for these, and would read the table of another folder."""
+    for name, images in ((folder, "abc"), (other, "de")):
+        put_files(tmp_path / name, images)
+        if reader == ".csv":
+            put_table(tmp_path / name / "train.csv", images)
+        else:
+            put_tar(tmp_path / name / "train-0.tar", images)
+    assert len(names_of(open_dataset(tmp_path / folder, "train", val_fraction=0))) == 3
+
+
+def test_a_folder_that_datasets_reads_is_no_pattern(tmp_path):
+    put_files(tmp_path / "set [v1]", "ab")
+    put_table(tmp_path / "set [v1]/train.parquet", "ab")
+    with pytest.raises(
+        ValueError, match=r"takes \[, \? and \* in .*set \[v1\] for a pattern of other names; rename the"
+    ):
+        open_dataset(tmp_path / "set [v1]", "train")
+    assert len(names_of(open_dataset(tmp_path / "set [v1]/train.parquet", "train", val_fraction=0))) == 2
+
+
+@pytest.mark.parametrize("written", ["pics\\{0}.png,marks\\{0}.png", "pics/{0}.png, marks/{0}.png"])
+def test_paths_as_windows_writes_them_and_blanks(tmp_path, written):
+    put_files(tmp_path, "ab")
+    (tmp_path / "train.csv").write_text("\n".join(["image, mask", *(written.format(name) for name in "ab")]))
+    assert len(names_of(open_dataset(tmp_path, "train", val_fraction=0))) == 2
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train.zip", b"PK\3\4 damaged"),
+        ("train.tar", b"damaged" * 50),
+        ("train.csv", b"image,mask\na.png,b.png\na.png,b.png,c.png,d.png\n"),
+        ("train.jsonl", b'{"image": "a.png", "mask": "b.png"}\n{"image": '),
+        ("train.parquet", b"PAR1 damaged"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path}.* cannot be read: "):
+        open_dataset(tmp_path, "train")
+
+
+def test_several_files_in_a_row(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(LABELS).save(file, "PNG")
+    rows = {"image": [file.getvalue()], "masks": [[file.getvalue()] * 2]}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(
+        SampleError, match="label map: a list of 2 files; one that says of each pixel what it is is wanted"
+    ):
+        open_dataset(tmp_path, "train", val_fraction=0)[0].read()
+
+
 def test_tables_that_are_not_clear(tmp_path):
     put_files(tmp_path, "abcdef")
     put_table(tmp_path / "train.csv", "abcdef", ("first", "second"))
@@ -196,14 +264,7 @@ def test_what_datasets_reads_by_itself(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_webdataset(tmp_path, ending, streaming):
     for split, names in (("train", "abc"), ("val", "d")):
-        with tarfile.open(tmp_path / f"{split}-000.tar", "w") as archive:
-            for name in names:
-                for member, array in ((f"{name}.jpg", np.zeros((2, 4, 3), np.uint8)), (f"{name}.{ending}", LABELS)):
-                    buffer = io.BytesIO()
-                    Image.fromarray(array).save(buffer, format="jpeg" if member.endswith("jpg") else "png")
-                    info = tarfile.TarInfo(member)
-                    info.size = buffer.tell()
-                    archive.addfile(info, io.BytesIO(buffer.getvalue()))
+        put_tar(tmp_path / f"{split}-000.tar", names, ending)
     samples = open_dataset(tmp_path, "train", streaming=streaming)
     assert samples.layout.name == "webdataset"
     found = list(samples) if streaming else [samples[i] for i in range(len(samples))]
