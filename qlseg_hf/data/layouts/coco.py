@@ -166,7 +166,7 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     for entry in content["images"]:
         if entry.get("id") in found:
             raise ValueError(f"{source.root / file}: two images have the id {entry.get('id')}")
-        name = entry.get("file_name")
+        name = entry.get("file_name") or entry.get("coco_url")  # LVIS has addresses alone
         path = locator.find(name, near) if isinstance(name, str) else None
         if path is None:
             missing.append(str(name))
@@ -197,7 +197,7 @@ def open_json(
     """Samples of a JSON of polygons and run lengths."""
     import_masks()
     images, notes = locate_images(source, file, content)
-    by_image, boxes, lines = defaultdict(list), 0, 0
+    by_image, boxes, lines, rectangles = defaultdict(list), 0, 0, 0
     for annotation in content["annotations"]:
         if annotation.get("image_id") not in images:
             raise ValueError(
@@ -210,11 +210,14 @@ def open_json(
             )
         if shapes := annotation.get("segmentation"):
             by_image[annotation["image_id"]].append(annotation)
+            rectangles += is_rectangle(shapes)
             lines += sum(isinstance(points, list) and len(points) < 6 and not len(points) % 2 for points in shapes)
         else:
             boxes += 1
     if not by_image and content["annotations"]:
         raise ValueError(f"{source.root / file} has boxes alone and no segmentation; annotate polygons or masks")
+    if rectangles and rectangles == sum(map(len, by_image.values())):
+        notes.append(f"all polygons of {file} are upright rectangles, as of boxes that nobody outlined")
     if boxes:
         notes.append(f"{boxes} annotations of {file} have no segmentation and are left out")
     if lines:
@@ -232,6 +235,12 @@ def open_json(
             raise ValueError(f"{source.root / file}: image {path}: {error}") from error
         items.append((path, CocoMap(f"{file}#{number}", size, by_image[number], categories, names)))
     return FolderSamples(source.root, items, split, None, notes)
+
+
+def is_rectangle(polygons: Any) -> bool:
+    """Whether a segmentation is one upright rectangle, as converters make of a box."""
+    points = polygons[0] if isinstance(polygons, list) and len(polygons) == 1 and isinstance(polygons[0], list) else []
+    return len(points) >= 8 and len({*points[::2]}) == 2 == len({*points[1::2]})
 
 
 def plain_size(path: Path) -> tuple[int, int]:

@@ -108,6 +108,14 @@ def test_polygons_without_an_inside(tmp_path):
     np.testing.assert_array_equal(samples[0].read()[1], expected)
 
 
+def test_boxes_written_as_polygons_are_told(tmp_path):
+    put_coco(tmp_path, [region(7, [SQUARE]), region(3, [[5, 1, 5, 4, 7, 4, 7, 1, 5, 1]])])
+    told = "are upright rectangles, as of boxes that nobody outlined"
+    assert told in " ".join(open_dataset(tmp_path, "train").notes)
+    put_coco(tmp_path, [region(7, [SQUARE]), region(3, [[5, 1, 5, 4, 7, 4]])])
+    assert told not in " ".join(open_dataset(tmp_path, "train").notes)
+
+
 def test_broken_coco(tmp_path):
     def refused(message, annotations, **more):
         put_coco(tmp_path, annotations, **more)
@@ -121,7 +129,7 @@ def test_broken_coco(tmp_path):
     refused("must have a number as id, and a name", [region(7, [SQUARE])], categories=[{"id": "7", "name": "x"}])
     refused("1 of 1 pictures .* are missing .*: ../../../etc/passwd", [], names=("../../../etc/passwd",))
     put_image(tmp_path / "train2017/b.jpg")
-    put_coco(tmp_path, [region(7, [SQUARE])])
+    put_coco(tmp_path, [region(7, [SQUARE[:6]])])
     assert open_dataset(tmp_path, "train").notes == [
         "1 pictures are not in annotations/instances_train2017.json and are left out: train2017/b.jpg"
     ]
