@@ -28,6 +28,7 @@ VOID = 255
 # label ids of the 19 training ids, in their order; the other ids 0..33 do not count
 LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 LABEL_MAPPING = {value: LABEL_IDS.index(value) if value in LABEL_IDS else VOID for value in range(34)}
+OTHER_ENDINGS = ("_instanceIds.png", "_instanceTrainIds.png", "_color.png", "_polygons.json")
 IMAGE_ENDING = "_leftImg8bit.png"
 TREES = {
     "cityscapes": "leftImg8bit/{train,val}/CITY/a_leftImg8bit.png  gtFine/{train,val}/CITY/a_gtFine_labelIds.png  "
@@ -45,6 +46,11 @@ def find_cityscapes(source: Source) -> Found | None:
     for path in images:
         if "/" in path and path.endswith(IMAGE_ENDING):
             pictures[path.partition("/")[0]].append(path)
+    if pictures and maps and all(path.endswith(OTHER_ENDINGS) for path in maps):
+        raise ValueError(
+            f"{source.root} has {place} without labels: each image needs its _labelIds.png, which is in the archive "
+            f"of {place}, or its _labelTrainIds.png, which Cityscapes' scripts make of the polygons"
+        )
     if not pictures or not kinds:
         return None
     kind, openers, notes = kinds[0], {}, []

@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
-from ..samples import FolderSamples
+from ..samples import DrawnLabelMap, FolderSamples
 from .files import (
     LOSSY_SUFFIXES,
     MASK_SUFFIXES,
@@ -28,8 +28,8 @@ from .files import (
     suffix_of,
 )
 from .layout import Family, Found, Source
-from .matching import Entry, by_split_of_masks, look_up, masks_of_split, several_places
-from .parts import find_parts
+from .matching import Entry, are_pieces, by_split_of_masks, ending_after, look_up, masks_of_split, several_places
+from .parts import UnitedMap, find_parts
 from .splits import ALL, UNION_SPLITS, read_split_lists
 from .words import IMAGE, MASK, guess_roles, guess_splits, read_folder_name
 
@@ -264,7 +264,7 @@ def open_part(
     pairs, own_notes = match(source, pictures, masks, in_list)
     if not pairs:
         raise ValueError(". ".join([f"split {split} of {source.root} holds no pictures", *own_notes, *notes]))
-    missing = [picture for picture, mask in pairs if mask is None]
+    missing = [picture for picture, own in pairs if not own]
     if missing:
         first = missing[0]
         place = masks[0].place if masks else "the folder of label maps"
@@ -274,27 +274,32 @@ def open_part(
             pair = suggest_folders(source.files) or ("photos", "ground_truth")
             pairs_of_folders = several_places(first, masks) or [pair]
             remedy = f"; or name both folders, as in {' or '.join(f'layout: {a}:{b}' for a, b in pairs_of_folders)}"
+            if pairs_of_folders == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
+                remedy = f"; or lay out {pair[0]} and {pair[1]} in the same sub-folders"
         text = (
             f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
             f"picture {first.path}; add them, or take the pictures out{remedy}"
         )
         raise ValueError(". ".join([text, *own_notes, *notes]))
-    lossy = [mask.path for _, mask in pairs if suffix_of(mask.path) in LOSSY_SUFFIXES]
+    lossy = [mask.path for _, own in pairs for mask in own if suffix_of(mask.path) in LOSSY_SUFFIXES]
     if lossy and len(source.colors or ()) != 2:
         raise ValueError(
             f"{len(lossy)} label maps in {source.root} are JPEG or WebP, which change labels at every edge: "
             f"{listed(lossy)}; store them as PNG, from what they were made of, or say which two colours they have, as "
             f"in label_colors: {BLACK_AND_WHITE}, and each pixel gets the nearer"
         )
-    return FolderSamples(
-        source.root, [(picture.path, mask.path) for picture, mask in pairs], split, source.colors, [*own_notes, *notes]
-    )
+    items: list[tuple[str, str | DrawnLabelMap]] = []
+    for picture, own in pairs:
+        paths = tuple(source.root / mask.path for mask in own)
+        united = UnitedMap(listed(mask.path for mask in own), paths, source.colors)
+        items.append((picture.path, own[0].path if len(own) == 1 else united))
+    return FolderSamples(source.root, items, split, source.colors, [*own_notes, *notes])
 
 
 def match(
     source: Source, pictures: list[Entry], masks: list[Entry], in_list: dict[str, str | None] | None
-) -> tuple[list[tuple[Entry, Entry | None]], list[str]]:
-    """(image, label map or None), and sentences on files that belong to none."""
+) -> tuple[list[tuple[Entry, list[Entry]]], list[str]]:
+    """(image, its label map, or its masks of single objects), and sentences on files that belong to none."""
     told = told_masks(source, masks, in_list or {})
     names = [entry for entry in pictures if is_picture(entry.path)]
     by_picture, notes = look_up(names, masks)
@@ -328,16 +333,22 @@ def match(
             f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
             f"pictures; say which counts, as in {' or '.join(options)}"
         )
-    for entry, own in found.items():
-        if len(own) > 1:
+    several = [entry for entry, own in found.items() if len(own) > 1]
+    endings = {frozenset(ending_after(entry, mask) for mask in own) for entry, own in found.items()}
+    for entry in several:  # as many of all images, called alike, are of labels or of people
+        if len(endings) == 1 or not are_pieces(entry, found[entry]):
             raise ValueError(
-                f"{entry.path} in {source.root} has {len(own)} label maps: {listed(m.path for m in own)}; "
-                "keep the one "
-                "that holds the labels of all of its pixels"
+                f"{entry.path} in {source.root} has {len(found[entry])} label maps: "
+                f"{listed(mask.path for mask in found[entry])}; keep the one that holds the labels of all its pixels"
             )
-    counts = Counter(own[0] for own in found.values() if own)
+    if several:
+        notes.append(
+            f"{len(several)} images have several masks, one for each object, which are put together: "
+            f"{listed(entry.path for entry in several)}"
+        )
+    counts = Counter(mask for own in found.values() for mask in own)
     if shared := {mask for mask, count in counts.items() if count > 1}:
-        owners = [entry.name for entry, own in found.items() if own and own[0] in shared]
+        owners = [entry.name for entry, own in found.items() if shared.intersection(own)]
         raise ValueError(
             f"{len(owners)} pictures in {places} share {len(shared)} label maps: {listed(owners)}; keep "
             "one picture for "
@@ -353,7 +364,7 @@ def match(
             f"{len(left)} files in {mask_places} are left out, because there is no picture of the same path: "
             f"{listed(left)}"
         )
-    return [(entry, own[0] if own else None) for entry, own in found.items()], notes
+    return list(found.items()), notes
 
 
 def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None]) -> dict[str, Entry]:

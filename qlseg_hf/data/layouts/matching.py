@@ -4,13 +4,15 @@
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
 from .splits import find_kind
 from .words import IMAGE_AFFIX, MASK_AFFIX, strip_affix
+
+LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,17 @@ class Entry:
         return self.path if self.place == "." else self.path[len(self.place) + 1 :]
 
     def name_parts(self, skip: int, is_folded: bool) -> tuple[tuple[str, ...], str]:
-        """`rest` without its first folders, and `stem`; in small letters if folded."""
-        rest = self.rest[skip:]
-        return (tuple(map(str.lower, rest)), self.stem.lower()) if is_folded else (rest, self.stem)
+        """`rest` without its first folders, and `stem`; if folded in small letters, and numbers without leading 0."""
+        rest, stem = self.rest[skip:], self.stem
+        return (tuple(map(str.lower, rest)), LEADING_ZEROS.sub("", stem.lower())) if is_folded else (rest, stem)
 
 
 def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list[Entry]], list[str]]:
     """{image: label maps of its name}, and sentences on how they were found, where their paths are not the same.
 
     If no image has a label map in the same folders, those that all images lie in do not count, nor those that all
-    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png. If that finds none either, capitals do not count.
+    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png. If that finds none either, capitals and leading zeros do
+    not count.
     """
     own: dict[Entry, list[Entry]] = {picture: [] for picture in pictures}
     common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
@@ -57,10 +60,14 @@ def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list
         if pictures and masks and not any(own.values()) and (found := match_by_common_affix(pictures, masks, skip)):
             own, affix = found
             notes.append(f"label maps are called {affix}, with the NAME of their image")
+        if pictures and masks and not any(own.values()):
+            own = match_by_folder(pictures, masks, skip) or own
         if first := next((picture for picture, maps in own.items() if maps), None):
             if skip != (0, 0):
                 notes.append(f"label maps lie in other folders than images, as {own[first][0].path} of {first.path}")
             return own, notes
+    if pictures and masks and (found := match_by_stem(pictures, masks)):
+        return found, [f"label maps lie in other folders than images, as {masks[0].path}"]
     return own, []
 
 
@@ -83,6 +90,60 @@ def match_by_common_affix(
     return None
 
 
+def match_by_folder(
+    pictures: list[Entry], masks: list[Entry], skip: tuple[int, int]
+) -> dict[Entry, list[Entry]] | None:
+    """Label maps by their image, where each image has a folder of them: a/images/b.png and a/masks/*, or masks/b/*.
+
+    None unless every image has label maps, and one has several.
+    """
+    by_rest, alone = defaultdict(list), Counter(picture.rest for picture in pictures)
+    for mask in masks:
+        by_rest[mask.rest[skip[1] :]].append(mask)
+    own = {}
+    for picture in pictures:
+        rest = picture.rest[skip[0] :]
+        own[picture] = by_rest.get((*rest, picture.stem)) or (
+            by_rest.get(rest) if rest and alone[picture.rest] == 1 else None
+        )
+    return own if all(own.values()) and any(len(maps) > 1 for maps in own.values()) else None
+
+
+def match_by_stem(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
+    """Label maps by the names alone of images that lie in more folders than they: 1/camera/a.jpg, 1/labels/a.png.
+
+    None unless no name is there twice, each image has a label map, and each label map an image.
+    """
+    own_pictures = {strip_affix(picture.stem, IMAGE_AFFIX): picture for picture in pictures}
+    own_masks = {strip_affix(mask.stem, MASK_AFFIX): mask for mask in masks}
+    if (
+        not len(pictures) == len(masks) == len(own_pictures) == len(own_masks)
+        or own_pictures.keys() != own_masks.keys()
+    ):
+        return None
+    pairs = [(picture, own_masks[stem]) for stem, picture in own_pictures.items()]
+    # a label map in a folder of its own may be of the label that this is called after
+    return (
+        {one: [mask] for one, mask in pairs} if all(set(mask.rest) <= set(one.rest) for one, mask in pairs) else None
+    )
+
+
+def ending_after(picture: Entry, mask: Entry) -> str:
+    """What the name of a mask has behind that of its image; all of it, if it is called otherwise."""
+    found = re.fullmatch(rf"{re.escape(picture.stem)}([-_. ].*)", mask.stem)
+    return found[1] if found else mask.stem
+
+
+def are_pieces(picture: Entry, masks: list[Entry]) -> bool:
+    """Whether several masks of an image are numbered, or none is called after it, as those of single objects are."""
+    stem, *stems = (entry.name_parts(0, True)[1] for entry in (picture, *masks))
+    names = (stem, strip_affix(stem, IMAGE_AFFIX))
+    bare = {re.sub(r"[-_. ]?\d+$", "", own) for own in stems}
+    is_numbered = len(bare) == 1 and strip_affix(min(bare), MASK_AFFIX) in names and min(bare) not in names
+    is_other = all(strip_affix(own, MASK_AFFIX) not in names for own in stems)
+    return len(set(stems)) == len(stems) and (is_numbered or is_other)
+
+
 def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
     """(before, behind) that all stems share up to a sign that parts words, or a digit: none, one, the other, both."""
     stems = list(stems)
@@ -102,15 +163,26 @@ def strip_ends(stem: str, affix: tuple[str, str]) -> str:
 
 def several_places(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
     """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several."""
-    found = {}
-    for mask in masks:
-        if picture.stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)) and mask.role_folder:
-            folders = mask.path.split("/")[:-1]
-            if mask.split in folders:  # of what lies above and below it that which tells the role
-                above, below = folders[: folders.index(mask.split)], folders[folders.index(mask.split) + 1 :]
-                folders = above if mask.role_folder in above else below
-            found["/".join(folders)] = None
-    return [(picture.role_folder or picture.place, folder) for folder in found] if len(found) > 1 else []
+    own = [
+        mask
+        for mask in masks
+        if picture.stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)) or ending_after(picture, mask) != mask.stem
+    ]
+    places = dict.fromkeys(mask.role_folder for mask in own if mask.role_folder)
+    if len(places) == 1:
+        places = dict.fromkeys(_place_of_role(mask) for mask in own if mask.role_folder)
+    above = picture.path.rpartition("/")[0].rpartition("/")[2]
+    folder = picture.role_folder or (above if picture.place == "." else picture.place)
+    return [(folder, place) for place in places] if folder and len(places) > 1 else []
+
+
+def _place_of_role(mask: Entry) -> str:
+    """The folder of a label map; of what lies above and below that of its split, that which tells the role."""
+    folders = mask.path.split("/")[:-1]
+    if mask.split in folders:
+        above, below = folders[: folders.index(mask.split)], folders[folders.index(mask.split) + 1 :]
+        folders = above if mask.role_folder in above else below
+    return "/".join(folders)
 
 
 def masks_of_split(split: str | None, masks: list[Entry]) -> list[Entry]:
@@ -132,4 +204,4 @@ def by_split_of_masks(pictures: list[Entry], masks: list[Entry]) -> dict[str | N
     return {split: [p for p in pictures if own[p] == split] for split in dict.fromkeys(own.values())}
 
 
-__all__ = ["Entry", "by_split_of_masks", "look_up", "masks_of_split", "several_places"]
+__all__ = ["Entry", "are_pieces", "by_split_of_masks", "ending_after", "look_up", "masks_of_split", "several_places"]

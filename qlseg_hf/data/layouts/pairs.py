@@ -78,6 +78,11 @@ def find_pairs(source: Source) -> Found | None:
     pictures, masks, others = read_pairs(source)
     if not masks or not pictures:
         return None
+    if re.fullmatch(r"ADE_(train|val)_\d+_seg", masks[0].stem):
+        raise ValueError(
+            f"{source.root} is the full release of ADE20K, whose {base_of(masks[0].path)} and the like have kinds and "
+            "objects as colours; its 150 labels are in ADEChallengeData2016, which is read"
+        )
     notes = [f"{len(others)} other pictures are left out: {listed(e.path for e in others)}"] if others else []
     tables = [name for name in source.files if base_of(name) == CLASSES_FILE]
     example = f"{base_of(pictures[0].path)} and {base_of(masks[0].path)}"

@@ -1,16 +1,18 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of black and white masks for each label: masks/car/a.png, masks/road/a.png."""
+"""Several black and white masks of an image: a folder for each label (masks/car/a.png), or a mask for each object."""
 
 import os
+import re
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from ..samples import FolderSamples, Sample, SampleError
+from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
 from .files import is_picture, listed
 from .layout import Found, Source
 from .matching import Entry
@@ -19,6 +21,9 @@ from .splits import ALL, read_split_lists
 from .words import MASK_AFFIX, strip_affix
 
 MOST_PICTURES, MOST_OVERLAP = 20, 0.5  # that are looked at, and the IoU that masks of two labels may have
+PERSON = re.compile(
+    r"(annotat(or|ion)|expert|rater|observer|reader|grader|doctor|radiologist|person|user)[-_. ]?(\d+|[a-z])"
+)
 KEEP = "say which folder counts, as in layout: images:masks/car"
 
 
@@ -26,7 +31,7 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
     """What images are whose label maps lie in folders of labels; None if they do not.
 
     Raises:
-        ValueError: masks of two folders show the same, as those of two people do.
+        ValueError: masks of two folders show the same, or the folders are called as those of several people are.
     """
     pictures = [entry for entry in pictures if is_picture(entry.path)]
     common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
@@ -39,6 +44,9 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
             by_name[mask.split, tuple(rest), stem][label] = mask.path
     own = {entry: by_name.get((entry.split, entry.rest[common[0] :], entry.stem), {}) for entry in pictures}
     several = [entry for entry, found in own.items() if len(found) > 1][:MOST_PICTURES]
+    people = sorted({label for entry in several for label in own[entry]})
+    if people and all(PERSON.fullmatch(label.lower()) for label in people):
+        raise ValueError(f"{source.root}: {listed(people)} are called as people, and no labels; {KEEP}")
     try:
         overlaps = [pair for entry in several if (pair := find_overlap(source, own[entry]))]
     except SampleError:  # label maps of their own, or damaged
@@ -50,7 +58,7 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
             f"{source.root}: {' and '.join(overlaps[0])} show the same, as masks of two people do, and no two labels; "
             f"{KEEP}"
         )
-    names = order_names(sorted({label for found in own.values() for label in found}))
+    names = order_names(sorted({label for found in own.values() for label in found}, key=by_number))
     kept = {entry: found for entry, found in own.items() if found}
     maps = {
         entry.path: ReadMap(
@@ -67,8 +75,28 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
         split: partial(FolderSamples, source.root, [(path, maps[path]) for path in paths], split, None, notes)
         for split, paths in in_split.items()
     }
-    summary = f"a folder of masks for each label ({listed(names[1:])}), later ones by the alphabet on top"
+    summary = f"a folder of masks for each label ({listed(names[1:])}), later ones on top"
     return Found("folders", summary, openers, names, "the folders of masks", ignored_label(names), notes=notes)
+
+
+@dataclass(frozen=True)
+class UnitedMap(DrawnLabelMap):
+    """Black and white masks of one image, one for each object: what one of them covers has their value."""
+
+    name: str
+    paths: tuple[Path, ...]
+    label_colors: dict[tuple[int, int, int], int] | None
+
+    def draw(self) -> np.ndarray:
+        maps = [Sample(None, path, path.name, self.label_colors).read_label_map() for path in self.paths]
+        if len({one.shape for one in maps}) > 1:
+            raise ValueError(f"{self.name} differ in size")
+        united, times = np.maximum.reduce(maps), sum((one > 0).astype(int) for one in maps)
+        if len(np.unique([united, *maps])) > 2:
+            raise ValueError(f"{self.name} hold several labels, so they cannot be put together; keep one of them")
+        if (times > 1).sum() > MOST_OVERLAP * (times > 0).sum():
+            raise ValueError(f"{self.name} show the same, as masks of two people do; keep one of them")
+        return united
 
 
 def find_overlap(source: Source, found: dict[str, str]) -> tuple[str, str] | None:
@@ -90,10 +118,16 @@ def read_mask(path: Path) -> np.ndarray:
     return values > 0
 
 
+def by_number(label: str) -> tuple[bool, int, str]:
+    """What folders of labels are sorted by: numbers first, 2 before 10, then words."""
+    return not label.isdecimal(), int(label) if label.isdecimal() else 0, label
+
+
 def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[int, int], list[Shape]]:
-    """Size and masks of an image, labels by the alphabet; ValueError if a mask is of another size or none."""
+    """Size and masks of an image, in the order of the labels; ValueError if a mask is of another size or none."""
     size, shapes = picture_size(root / picture), []
-    for label, path in sorted(found.items()):
+    for label in sorted(found, key=by_number):
+        path = found[label]
         mask = read_mask(root / path)
         if mask.shape != size:
             raise ValueError(f"{path} is {mask.shape[0]} x {mask.shape[1]}, and the image {size[0]} x {size[1]}")
@@ -101,4 +135,4 @@ def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[
     return size, shapes
 
 
-__all__ = ["find_parts"]
+__all__ = ["UnitedMap", "find_parts"]

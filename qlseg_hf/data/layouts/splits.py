@@ -27,7 +27,16 @@ from .layout import Source, Splits
 
 YEARS = range(2005, 2031)  # as in train2017
 TRAIN_SPLITS = ("train", "training", "trn", *(f"train{year}" for year in YEARS))
-VALIDATION_SPLITS = ("validation", "val", "valid", "dev", *(f"val{year}" for year in YEARS))
+VALIDATION_SPLITS = (
+    "validation",
+    "val",
+    "valid",
+    "dev",
+    "eval",
+    "evaluation",
+    "holdout",
+    *(f"val{year}" for year in YEARS),
+)
 TEST_SPLITS = ("test", "testing", "tst", *(f"test{year}" for year in YEARS))
 UNION_SPLITS = ("trainval", "train_val", "all", "full")
 SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val")

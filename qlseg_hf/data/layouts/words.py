@@ -18,7 +18,7 @@ MASK_WORDS = (
     *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
     *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages"),
-    *("1stmanual", "2ndmanual", "manual"),
+    *("1stmanual", "2ndmanual", "manual", "manual1", "manual2"),
 )
 MASK_AFFIX = (
     "labelTrainIds|labelIds|masks?|labels?|lbl|lab|gt|ground[-_]?truth|seg(?:mentation)?s?|anno(?:t(?:ation)?)?s?"
@@ -32,16 +32,19 @@ GUESSED_MASK_WORDS = (
     *("annos", "parsing", "segmentationclassaug"),
 )
 GUESSED_ROLE_OF = ROLE_OF | {"frame": IMAGE, "frames": IMAGE} | dict.fromkeys(GUESSED_MASK_WORDS, MASK)
+ROLE_IN_SPLIT = ROLE_OF | {"x": IMAGE, "y": MASK}  # train_x and train_y
 LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)
 
 
 def strip_affix(stem: str, affix: str) -> str:
     """A stem without what says that it is an image or a label map: `a_mask`, `a.mask`, `mask_a`; else as it is.
 
-    Neither does the ending of the image count in the name of its label map, as in `a.jpg.png`.
+    One of several masks of an image may have a number, as `a_mask_1`. Neither does the ending of the image count in
+    the name of its label map, as in `a.jpg.png`.
     """
     stem = re.sub(r"\.(png|jpe?g|tiff?|bmp)$", "", stem, flags=re.IGNORECASE)
-    found = re.fullmatch(rf"(.+?)[-_. ](?:{affix})|(?:{affix})[-_. ](.+)", stem, re.IGNORECASE)
+    number = r"(?:[-_. ]?\d+)?" if affix == MASK_AFFIX else ""
+    found = re.fullmatch(rf"(.+?)[-_. ](?:{affix}){number}|(?:{affix})[-_. ](.+)", stem, re.IGNORECASE)
     return (found[1] or found[2]) if found else stem
 
 
@@ -55,7 +58,7 @@ def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[s
     if name.lower() in SPLIT_WORDS:
         return None, name
     for split in LONGEST_FIRST:
-        if split in plain and (role := ROLE_OF.get(plain.replace(split, "", 1))):
+        if split in plain and (role := ROLE_IN_SPLIT.get(plain.replace(split, "", 1))):
             start = name.lower().find(split)
             return role, name[start : start + len(split)] if start >= 0 else split
     return None, None
