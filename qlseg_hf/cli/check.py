@@ -40,7 +40,7 @@ def read_source(source: str | None, overrides: list[str]) -> dict[str, Any]:
         ValueError: a file that is no YAML, or no data.
     """
     from ..training.recipe import RECIPES, is_data_file, read_data_file, read_overrides, rename_old_keys
-    from ..training.yaml_text import read_mapping
+    from ..utils.yaml_text import read_mapping
 
     values: dict[str, Any] = {}
     if source is not None:
@@ -96,7 +96,7 @@ def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] 
 
     ValueError if names and numbers of labels are mixed; the number of void, such as 255, may stand beside names.
     """
-    from ..training.yaml_text import read_mapping
+    from ..utils.yaml_text import read_mapping
 
     values = read_mapping(Path(given)) if isinstance(given, str) else given
     names = [label for label in values or () if isinstance(label, str)]

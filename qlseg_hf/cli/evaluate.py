@@ -86,7 +86,7 @@ def with_data_file(settings: dict) -> dict:
     """
     from ..training.build import read_label_names
     from ..training.recipe import check_values, is_data_file, read_data_file
-    from ..training.yaml_text import read_mapping
+    from ..utils.yaml_text import read_mapping
 
     given = {key: value for key, value in settings.items() if value is not None}
     values = read_data_file(Path(given["data"])) if is_data_file(given["data"]) else {"data": given["data"]}

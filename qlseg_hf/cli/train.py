@@ -19,7 +19,7 @@ def describe_keys(recipe: str | None) -> list[tuple[str, str]]:
     The default of a key that is decided at the start is `auto`.
     """
     from ..training.recipe import OTHER_NAMES, Recipe, find_recipe
-    from ..training.yaml_text import read_mapping
+    from ..utils.yaml_text import read_mapping
 
     values = {} if recipe is None else read_mapping(find_recipe(recipe))
     arguments = inspect.cleandoc(Recipe.__doc__).partition("Args:\n")[2]  # Python 3.13 takes indentation away itself

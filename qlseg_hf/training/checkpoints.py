@@ -25,12 +25,12 @@ from ..data.datasets import Samples
 from ..utils.distributed import fail_together, gather_objects
 from ..utils.files import partial_folder, remove_folder, replace_folder
 from ..utils.hashing import json_sha256
+from ..utils.yaml_text import read_mapping, read_yaml
 from .average import MovingAverage
 from .distributed import SHARDED, launch_facts
 from .optimization import learning_rate_factor
 from .recipe import Recipe, rename_old_keys
 from .sharding import cut_weights, gather_weights, load_whole_state, save_whole_state
-from .yaml_text import read_mapping, read_yaml
 
 
 def step_of(checkpoint: Path) -> int:

@@ -15,11 +15,11 @@ from ..data.datasets import Samples, listed, open_dataset
 from ..data.mixture import ExtraSet, match_names
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..utils.text import printable
+from ..utils.yaml_text import read_mapping
 from .auto import RULES
 from .build import read_label_names
 from .recipe import Recipe, convert_value, is_data_file, read_data_file, rename_old_keys
 from .synonyms import hint_for
-from .yaml_text import read_mapping
 
 READING = ("layout", "dataset_config", "val_fraction", "image_column", "label_column", "label_colors")
 KEYS = ("data", "train_split", "label_names", *READING, *RULES)

@@ -7,7 +7,7 @@ import re
 from dataclasses import asdict, dataclass, field
 
 from ..hub.card import last_part, public_name
-from .yaml_text import write_yaml
+from ..utils.yaml_text import write_yaml
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths

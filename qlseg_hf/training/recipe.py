@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..model.processor_settings import rename_label_map
+from ..utils.yaml_text import read_mapping, read_value
 from .keys import Recipe
 from .synonyms import hint_for
-from .yaml_text import read_mapping, read_value
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 OLD_NAMES = {"dataset": "data", "label_map": "label_mapping", "class_weights": "label_weights"}  # still read
