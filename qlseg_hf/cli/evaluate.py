@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`qlseg evaluate MODEL --data DATA --split SPLIT`, also `accelerate launch -m qlseg_hf.cli.evaluate` and torchrun."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -54,53 +53,33 @@ def command(**settings) -> None:
 
 # what a data.yaml says that an evaluation asks for
 DATA_KEYS = (
-    *("data", "dataset_config", "image_column", "label_column", "layout", "val_fraction", "label_colors"),
+    *("data", "dataset_config", "image_column", "label_column", "layout", "label_colors"),
     *("do_reduce_labels", "ignore_index", "label_mapping"),
 )
-
-
-def find_recipe_beside(model: str) -> Path | None:
-    """The recipe that a model was trained by, in its folder or repository on the Hub; None if there is none."""
-    from transformers.utils import cached_file
-
-    from ..export.loading import is_file
-
-    if is_file(model) or Path(model).is_dir():
-        path = Path(model) / "recipe.yaml"
-        return path if path.is_file() else None
-    lenient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
-    with suppress(OSError):  # there is no such model: loading it says so
-        found = cached_file(model, "recipe.yaml", **lenient)
-        return None if found is None else Path(found)
-    return None
 
 
 def with_data_file(settings: dict) -> dict:
     """Settings of the command line, and below them what a data.yaml says.
 
-    Of `val_fraction` the model's own recipe stands between the two: a larger part than was held out would hold images
-    that the model was trained on; where nothing was, there is no such part.
+    Its `val_fraction` becomes `data_val_fraction`, because what the model's own recipe says stands between the two.
 
     Raises:
         ValueError: the file is not one that `qlseg check` writes, or the colours are not colours.
     """
     from ..training.build import read_label_names
     from ..training.recipe import check_values, is_data_file, read_data_file
-    from ..utils.yaml_text import read_mapping
 
     given = {key: value for key, value in settings.items() if value is not None}
     values = read_data_file(Path(given["data"])) if is_data_file(given["data"]) else {"data": given["data"]}
     if colors := given.pop("label_colors", None):
         values["label_colors"] = str(colors)
-    own = find_recipe_beside(given["model"])
-    if own is not None and (fraction := read_mapping(own).get("val_fraction")) is not None:
-        values["val_fraction"] = fraction
     recipe = check_values(values)
     of_data = {key: getattr(recipe, key) for key in DATA_KEYS if getattr(recipe, key) is not None}
     names, _ = read_label_names(recipe.label_names)
     return {
         "split": recipe.eval_split,
         "label_names": names and list(names.values()),
+        "data_val_fraction": recipe.val_fraction,
         **of_data,
         **{key: value for key, value in given.items() if key != "data"},
     }

@@ -23,7 +23,8 @@ from ..data.datasets import Samples, listed, open_dataset
 from ..export.loading import is_file, load_network_or_file
 from ..export.runtime import ExportedQLSeg
 from ..hub.card import add_result_to_card, inference_protocol
-from ..model.configuration_qlseg import __version__
+from ..hub.loading import read_val_fraction
+from ..model.configuration_qlseg import QLSegConfig, __version__
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..utils.devices import fastest_dtype
 from ..utils.distributed import fail_together, join_processes, report_deaths
@@ -46,8 +47,9 @@ class Request:
 
     Args:
         model: folder, Hub id, or a file of `qlseg export`.
-        data, split, dataset_config, image_column, label_column, streaming, layout, val_fraction, label_colors: see
-            `open_dataset`.
+        data, split, dataset_config, image_column, label_column, streaming, layout, label_colors: see `open_dataset`.
+        val_fraction: likewise; if not given, what the model's recipe says, beside it or in the exported file.
+        data_val_fraction: where that does not say it either.
         scales, flip, window_batch_size: see `segment`.
         do_reduce_labels, ignore_index: label rules instead of the processor's.
         label_mapping: {stored value: label}, or a JSON file of it, instead of the processor's; where neither says one,
@@ -70,7 +72,8 @@ class Request:
     label_column: str | None = None
     streaming: bool = False
     layout: str | None = None
-    val_fraction: float = 0.2
+    val_fraction: float | None = None
+    data_val_fraction: float = 0.2
     label_colors: dict | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -117,6 +120,7 @@ def _evaluate(args: Request, state: PartialState) -> None:
         model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
         if not isinstance(model, ExportedQLSeg):  # which stays on the CPU
             model = model.to(state.device)
+        args = replace(args, val_fraction=held_out_share(args, model.config))
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
         with fail_together(state.num_processes):
             if state.is_local_main_process is is_first:
@@ -153,6 +157,17 @@ def _evaluate(args: Request, state: PartialState) -> None:
             publish(args, evaluation, protocol)
     if state_file:
         remove_state(state_file)
+
+
+def held_out_share(args: Request, config: QLSegConfig) -> float:
+    """Which share of the training images is evaluated on where there is no split for that.
+
+    A larger one than was held out would hold images that the model was trained on; if nothing was, there is none.
+    """
+    if args.val_fraction is not None:
+        return args.val_fraction
+    own = read_val_fraction(args.model, config)
+    return args.data_val_fraction if own is None else own
 
 
 def report_path(report: Path) -> Path:
@@ -212,7 +227,8 @@ def apply_layout(args: Request, model, processor, samples: Samples) -> tuple[QLS
             f"the data call their labels {listed(list(own))}, and the model {listed(names)}; the scores mean "
             "something only if these are the same"
         )
-    if layout is None or not layout.label_mapping or args.label_mapping is not None or processor.label_mapping:
+    is_said = args.label_mapping is not None or processor.label_mapping is not None  # {}: values are labels
+    if layout is None or not layout.label_mapping or is_said:
         return processor, notes
     settings = processor.to_dict() | {"label_mapping": layout.label_mapping}
     if layout.ignore_index is not None and args.ignore_index is None:

@@ -135,6 +135,7 @@ def protocol_of_state(
     colors = samples.label_colors or {}
     return {
         "model": weights_sha256(model),
+        "precision": getattr(model, "precision", str(model.dtype)),  # which files do not show, unlike weights
         "label names": json.dumps(model.config.id2label),
         "configuration of the model": config_sha256(model.config),
         "processor (picture sizes, windows or label rules)": json.dumps(processor.to_dict(), default=str),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from ..hub.loading import load_network
+from ..hub.loading import keep_val_fraction, load_network
 from ..hub.saving import QLSegForSemanticSegmentation
 from ..model.configuration_qlseg import as_pair
 from ..model.scores import first_maximum
@@ -134,6 +134,7 @@ def export(
         ValueError: the runtime and PyTorch disagree; nothing is written then.
     """
     model, processor = load_network(source, dtype=torch.float32)
+    keep_val_fraction(source, model.config)
     found, runtime = {}, RUNTIMES[format]
 
     def check(path: Path) -> None:

@@ -83,7 +83,7 @@ class OpenVINOQLSeg(ExportedQLSeg):
     def __init__(self, path: Path, compiled, config: QLSegConfig, processor: QLSegImageProcessor):
         outputs = [output.any_name for output in compiled.outputs]
         super().__init__([path, path.with_suffix(".bin")], outputs, config, processor)
-        self.compiled = compiled
+        self.compiled, self.precision = compiled, compiled.get_property(PRECISION).get_type_name()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, ov_config: dict[str, Any] | None = None) -> "OpenVINOQLSeg":
@@ -115,10 +115,11 @@ class OpenVINOQLSeg(ExportedQLSeg):
             compiled = core.compile_model(graph, "CPU", wanted)
         except RuntimeError as error:
             raise ValueError(f"OpenVINO cannot run {path} with {wanted}: {error}") from error
-        asked, taken = wanted[PRECISION], compiled.get_property(PRECISION).get_type_name()
+        loaded = cls(path, compiled, config, processor)
+        asked, taken = wanted[PRECISION], loaded.precision
         if isinstance(asked, str) and asked not in (taken, "undefined"):
             raise ValueError(f"this processor has no {asked}: OpenVINO would compute in {taken}; ask for that")
-        return cls(path, compiled, config, processor)
+        return loaded
 
     def _infer(self, pixel_values: np.ndarray) -> list[np.ndarray]:
         found = self.compiled.create_infer_request().infer({"pixel_values": pixel_values}, share_inputs=True)

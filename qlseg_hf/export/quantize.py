@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSemanticSegmentation, TorchAoConfig
 
 from ..hub.card import plain_model_card
-from ..hub.loading import load_network
+from ..hub.loading import keep_val_fraction, load_network
 from ..model.segmentation import segment
 from ..utils.files import write_beside
 from ..utils.optional import import_package
@@ -47,6 +47,7 @@ def quantize(model: str, output: Path, pictures: list[str]) -> None:
     settings = TorchAoConfig(getattr(torchao, int8)(), modules_to_not_convert=NOT_QUANTISED)
     plain, processor = load_network(model, dtype=torch.float32)
     small = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=torch.float32, quantization_config=settings)
+    keep_val_fraction(model, small.config)
     with write_beside(output) as folder:
         small.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -46,7 +46,8 @@ def check_is_file(path: str | Path) -> Path:
 class ExportedQLSeg(ABC):
     """An exported network in place of the PyTorch one: for `segment` and `pipeline`, and called like it. On a CPU.
 
-    `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded.
+    `config` and `processor` come out of the file. It uses as many threads as torch did when it was loaded, and
+    computes in `precision`, by OpenVINO's name for it.
 
     A file of `labels_only` has no scores: `label_maps` gives its labels, and `segment` takes it for images that are
     one window at their own size, in one run, without `labels`, scores or confidence. All else is refused, because
@@ -55,6 +56,7 @@ class ExportedQLSeg(ABC):
 
     device, dtype, training = torch.device("cpu"), torch.float32, False
     input_modalities = ("image",)
+    precision = "f32"
 
     def __init__(
         self, files: Sequence[Path], outputs: Sequence[str], config: QLSegConfig, processor: QLSegImageProcessor

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..data.scenes import draw_scene
-from ..hub.loading import load_network
+from ..hub.loading import keep_val_fraction, load_network
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import as_pair
 from ..model.processor_settings import LEAST_8_BIT, Settings
@@ -75,6 +75,7 @@ def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Pa
     if output.exists():
         raise ValueError(f"{output} exists; name another folder, or remove it first")
     model, processor = load_network(source, dtype=torch.float32)
+    keep_val_fraction(source, model.config)
     settings = processor.settings()
     _check_rgb(settings)
     with write_beside(output) as folder:

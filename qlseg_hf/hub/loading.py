@@ -5,17 +5,19 @@
 import difflib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.runtime import is_finite
 from ..utils.text import first_line
+from ..utils.yaml_text import read_mapping
 from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 
 
@@ -90,4 +92,33 @@ def check_spelling(values: dict) -> None:
             raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
-__all__ = ["hide_bars", "load_network"]
+def read_val_fraction(source: str | os.PathLike, config: PreTrainedConfig) -> float | None:
+    """The share of the training images that was held out when a model was trained; None if nobody says it.
+
+    Args:
+        source: folder or Hub id, whose recipe says it; or a file.
+        config: of the model, which says it where there is no recipe: see `keep_val_fraction`.
+
+    Raises:
+        ValueError: the recipe cannot be read, or it is not a number.
+    """
+    path: str | Path | None = Path(source) / "recipe.yaml"
+    if not Path(source).exists():
+        lenient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+        path = None
+        with suppress(OSError):  # there is no such model: loading it says so
+            path = cached_file(os.fspath(source), "recipe.yaml", **lenient)
+    found = read_mapping(Path(path)).get("val_fraction") if path and Path(path).is_file() else None
+    found = getattr(config, "val_fraction", None) if found is None else found
+    if not isinstance(found, int | float | None):
+        raise ValueError(f"val_fraction of {source} is {found!r:.80}; a number is wanted")
+    return found
+
+
+def keep_val_fraction(source: str | os.PathLike, config: PreTrainedConfig) -> None:
+    """Have the configuration of a model say it, for what is written of it without a recipe: a file, int8 weights."""
+    if (found := read_val_fraction(source, config)) is not None:
+        config.val_fraction = found
+
+
+__all__ = ["hide_bars", "keep_val_fraction", "load_network", "read_val_fraction"]

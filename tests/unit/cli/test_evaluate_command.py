@@ -1,5 +1,6 @@
 """What `qlseg evaluate` takes from a data.yaml and from the layout of the data."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +12,15 @@ from networks import tiny_config
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.cli.evaluate import with_data_file
 from qlseg_hf.data.datasets import open_dataset
-from qlseg_hf.evaluation.run import Request, apply_layout
+from qlseg_hf.evaluation.run import Request, apply_layout, held_out_share
+from qlseg_hf.hub.loading import keep_val_fraction
 
 SETTINGS = {"model": "m", "data": "d", "split": None, "scales": (1.0,), "label_colors": None, "ignore_index": None}
+
+
+def share(config=None, **given) -> float:
+    """What is held out by settings of the command line, of a model of this configuration."""
+    return held_out_share(Request(**with_data_file(SETTINGS | given)), config or tiny_config())
 
 
 def test_the_part_that_a_model_on_the_hub_was_not_trained_on_is_held_out(hub, tmp_path):
@@ -24,10 +31,7 @@ def test_the_part_that_a_model_on_the_hub_was_not_trained_on_is_held_out(hub, tm
             (tmp_path / name / "recipe.yaml").write_text(text)
         HfApi().create_repo(name)
         HfApi().upload_folder(repo_id=name, folder_path=tmp_path / name)
-    found = [
-        with_data_file(SETTINGS | {"model": name})["val_fraction"]
-        for name in ("me/tenth", "me/plain", "me/none", "m.onnx")
-    ]
+    found = [share(model=name) for name in ("me/tenth", "me/plain", "me/none", "m.onnx")]
     assert found == [0.1, 0.2, 0.2, 0.2]
 
 
@@ -48,7 +52,7 @@ def test_data_file_stands_below_the_command_line(tmp_path):
     )
     found = with_data_file(SETTINGS | {"data": str(tmp_path / "data.yaml")})
     assert found["data"] == str(tmp_path / "photos") and found["split"] == "held" and found["layout"] == "pairs"
-    assert (found["val_fraction"], found["ignore_index"], found["label_mapping"]) == (0.4, 11, {0: 1})
+    assert (found["data_val_fraction"], found["ignore_index"], found["label_mapping"]) == (0.4, 11, {0: 1})
     assert found["label_names"] == ["a", "b"] and "label_weights" not in found
     given = {"data": str(tmp_path / "data.yaml"), "split": "test", "ignore_index": 7}
     found = with_data_file(SETTINGS | given)
@@ -73,7 +77,8 @@ def test_layout_says_how_values_become_labels(tmp_path):
     request = Request("m", str(tmp_path))
     applied, notes = apply_layout(request, model, processor, samples)
     assert applied.label_mapping == samples.layout.label_mapping and "as cityscapes has them" in notes[0]
-    for own in (QLSegImageProcessor(label_mapping={8: 3}), processor):  # somebody has said other rules
+    # somebody has said other rules, or that values are the labels
+    for own in (QLSegImageProcessor(label_mapping={8: 3}), QLSegImageProcessor(label_mapping={}), processor):
         stated = replace(request, label_mapping={8: 3}) if own is processor else request
         assert apply_layout(stated, model, own, samples) == (own, [])
     model.config.id2label = dict(enumerate([*names[1:], names[0]]))
@@ -88,14 +93,29 @@ def test_the_part_that_a_model_was_not_trained_on_is_held_out(tmp_path):
     """A fifth in place of its tenth would be trained on by half."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "recipe.yaml").write_text("val_fraction: 0.1\ndata: photos\n")
-    (tmp_path / "data.yaml").write_text("data: photos\nval_fraction: 0.2\n")
-    model = {"model": str(tmp_path / "model")}
-    for data in ("photos", str(tmp_path / "data.yaml")):
-        assert with_data_file(SETTINGS | model | {"data": data})["val_fraction"] == 0.1
-    assert with_data_file(SETTINGS | model | {"val_fraction": 0.3})["val_fraction"] == 0.3
-    assert with_data_file(SETTINGS)["val_fraction"] == 0.2
-    (tmp_path / "model" / "recipe.yaml").write_text("val_fraction: 0\ndata: photos\n")
-    assert with_data_file(SETTINGS | model)["val_fraction"] == 0  # every image was trained on
-    assert with_data_file(SETTINGS | model | {"val_fraction": 0.2})["val_fraction"] == 0.2
-    (tmp_path / "model" / "recipe.yaml").write_text("data: photos\n")
-    assert with_data_file(SETTINGS | model)["val_fraction"] == 0.2
+    (tmp_path / "data.yaml").write_text("data: photos\nval_fraction: 0.25\n")
+    recipe, data_file = tmp_path / "model" / "recipe.yaml", str(tmp_path / "data.yaml")
+    model = {"model": str(recipe.parent)}
+    assert [share(**model, data=data) for data in ("photos", data_file)] == [0.1, 0.1]
+    assert share(**model, val_fraction=0.3) == 0.3 and share() == 0.2
+    recipe.write_text("val_fraction: 0\ndata: photos\n")
+    assert share(**model) == 0 and share(**model, val_fraction=0.2) == 0.2  # every image was trained on
+    recipe.write_text("data: photos\n")
+    assert share(**model) == 0.2 and share(**model, data=data_file) == 0.25
+    recipe.write_text("val_fraction: [0.2]\n")
+    with pytest.raises(ValueError, match=r"val_fraction of .*model is \[0.2\]; a number is wanted"):
+        share(**model)
+
+
+def test_what_is_written_without_a_recipe_keeps_what_was_held_out(tmp_path):
+    """An exported file, or int8 weights, whose folder is another one."""
+    (tmp_path / "recipe.yaml").write_text("val_fraction: 0.1\n")
+    config = tiny_config()
+    keep_val_fraction(tmp_path / "none", config)
+    assert "val_fraction" not in config.to_dict()
+    keep_val_fraction(tmp_path, config)
+    config = type(config).from_dict(json.loads(config.to_json_string()))
+    keep_val_fraction(tmp_path / "none", config)  # written once more, of what has no recipe
+    assert share(config) == 0.1 and share(config, val_fraction=0.5) == 0.5
+    (tmp_path / "recipe.yaml").write_text("val_fraction: 0.3\n")
+    assert share(config, model=str(tmp_path)) == 0.3  # of a later training

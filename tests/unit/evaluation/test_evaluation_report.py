@@ -4,17 +4,21 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from networks import tiny_config
 from PIL import Image
 
+from qlseg_hf.data.datasets import FolderSamples
 from qlseg_hf.evaluation.evaluator import describe_scores, never_predicted_warnings
 from qlseg_hf.evaluation.examples import Example, Examples
 from qlseg_hf.evaluation.metrics import StreamingScores
 from qlseg_hf.evaluation.report import draw_confusion, label_csv, most_confused, to_json, write_evaluation_report
-from qlseg_hf.evaluation.state import Progress, rank_pictures
+from qlseg_hf.evaluation.state import Progress, protocol_of_state, rank_pictures
 from qlseg_hf.model.image_processing_qlseg import QLSegImageProcessor
 
 NAMES = ["<b>road</b>", "sky, and\nclouds", "$x_1$ tree", "boat"]
@@ -136,3 +140,14 @@ def test_state_of_another_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"x\.state is of another version .*\(1, 2 is wanted\).*delete it"):
         Progress(StreamingScores(2), 1).read(tmp_path / "x.state", {})
+
+
+def test_state_of_a_file_is_of_the_precision_that_it_is_computed_in():
+    """OpenVINO computes one file in fp32 or bf16, and neither the file nor its weights tell which."""
+    files = {"files": [], "config": tiny_config(), "dtype": torch.float32}
+    samples = FolderSamples(Path("nowhere"), [], "validation", None)
+    kinds = [
+        protocol_of_state(SimpleNamespace(**files, precision=kind), QLSegImageProcessor(), samples, [1.0], False, 1)
+        for kind in ("f32", "bf16")
+    ]
+    assert {key for key in kinds[0] if kinds[0][key] != kinds[1][key]} == {"precision"}
