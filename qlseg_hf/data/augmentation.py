@@ -120,7 +120,7 @@ class TrainingTransform:
         if wrong.any():
             raise SampleError(
                 f"{sample.name}: {np.unique(label_map[wrong])[:8].tolist()} in {wrong.sum()} pixels are no "
-                f"labels 0..{self.num_labels - 1}; check do_reduce_labels, label_map and ignore_index"
+                f"labels 0..{self.num_labels - 1}; check do_reduce_labels, label_mapping and ignore_index"
             )
         augmented = self.augment(picture, labels, np.random.default_rng([AUGMENTATION, self.seed, epoch, index]))
         return augmented | {"name": sample.name}

@@ -52,7 +52,7 @@ def pair_codes(labels: np.ndarray, references: np.ndarray, num_labels: int, igno
     if (wrong := (references < 0) | (references >= num_labels)).any():
         raise ValueError(
             f"the reference holds {np.unique(references[wrong])[:8].tolist()}; 0..{num_labels - 1} or {ignore_index} "
-            "(ignored) is wanted, so check do_reduce_labels, label_map and num_labels"
+            "(ignored) is wanted, so check do_reduce_labels, label_mapping and num_labels"
         )
     if (wrong := (labels < 0) | (labels >= num_labels)).any():
         raise ValueError(

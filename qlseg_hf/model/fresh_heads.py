@@ -88,7 +88,7 @@ def without_padding(
             continue
         cells = mask_logits.shape[axis]
         kept = (side * cells * finer + full - 1) // full
-        middle = (2 * torch.arange(kept, device=mask_logits.device) + 1) * (side * cells)
+        middle = (2 * torch.arange(kept, device=mask_logits.device) + 1).float() * (side * cells)
         place = (middle / (2 * full * kept) - 0.5).clamp(min=0)  # of each new cell among the old ones
         before = place.long()
         share = (place - before).to(mask_logits.dtype)

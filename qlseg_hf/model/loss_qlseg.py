@@ -42,7 +42,8 @@ def check_labels(labels: torch.Tensor, pixel_values: torch.Tensor, config) -> No
     wrong = ((labels < 0) | (labels >= config.num_labels)) & (labels != config.semantic_loss_ignore_index)
     message = (
         f"labels must be 0..{config.num_labels - 1} or {config.semantic_loss_ignore_index} (ignored); check "
-        "do_reduce_labels, label_map and num_labels"
+        "do_reduce_labels, label_mapping and num_labels, and that the processor's ignore_index is this "
+        "semantic_loss_ignore_index"
     )
     if labels.device.type != "cpu":
         torch._assert_async(~wrong.any(), message)
@@ -122,10 +123,10 @@ def present_labels(labels: torch.Tensor, config) -> torch.Tensor:
 
 def _class_weights(config, device: torch.device) -> torch.Tensor:
     """(K + 1,) fp32: `label_weights` (1 in the paper), then the weight of "no object"."""
-    weights = torch.ones(config.num_labels + 1, device=device)
+    weights = torch.ones(config.num_labels + 1, dtype=torch.float32, device=device)
     weights[-1] = config.no_object_weight
     if config.label_weights is not None:
-        weights[:-1].copy_(torch.tensor(config.label_weights), non_blocking=True)
+        weights[:-1].copy_(torch.tensor(config.label_weights, dtype=torch.float32), non_blocking=True)
     return weights
 
 

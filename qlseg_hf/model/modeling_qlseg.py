@@ -539,6 +539,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     def __init__(self, config: QLSegConfig):
         super().__init__(config)
         config.align_labels()  # `from_pretrained(id2label=...)` sets that field alone
+        config.validate_architecture()  # and it sets any number without a look at it
+        config.validate_labels()
         # Classes that come from a model's folder are in no registry, and each Auto class imports its own copy of them:
         # what is ours is told by `model_type`, here and wherever a class would do.
         is_ours = config.backbone_config.model_type == QLSegViTConfig.model_type

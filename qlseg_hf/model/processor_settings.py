@@ -282,7 +282,10 @@ class Settings:
         return picture
 
     def reduce_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Apply `label_mapping`, then `do_reduce_labels`, to integer labels of any shape. Returns int64."""
+        """Apply `label_mapping`, then `do_reduce_labels`, to integer labels of any shape. Returns int64.
+
+        Warns where a label is lowered to `ignore_index`, which void pixels become too.
+        """
         labels = stored = labels.long()
         if self.label_mapping:
             labels = stored.clone()
@@ -290,6 +293,14 @@ class Settings:
                 labels[stored == value] = label
         if self.do_reduce_labels:
             void = (labels == 0) | (labels == self.ignore_index)
+            # 255 that becomes 254 is the void of 8 bits
+            if self.ignore_index not in (-1, 254) and (labels == self.ignore_index + 1).any():
+                warnings.warn(
+                    f"do_reduce_labels makes label {self.ignore_index} of {self.ignore_index + 1}, and ignore_index, "
+                    f"which void pixels become, is {self.ignore_index} too; set it outside of the labels, to -100 for "
+                    "instance, and semantic_loss_ignore_index of the model to the same",
+                    stacklevel=2,
+                )
             labels = torch.where(void, self.ignore_index, labels - 1)
         return labels
 

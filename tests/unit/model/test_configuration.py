@@ -6,6 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from networks import tiny_config
+from transformers import AutoModelForSemanticSegmentation
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.releases import label_set
@@ -114,6 +115,25 @@ def test_what_was_changed_is_checked_when_saved(tmp_path):
         config.save_pretrained(tmp_path)
     with pytest.raises(StrictDataclassError, match="Field 'num_decoder_blocks' expected int, got str"):
         config.num_decoder_blocks = "3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_labels": 300}, "semantic_loss_ignore_index 255 is one of the 300 labels"),
+        (
+            {"id2label": {i: f"name {i}" for i in range(300)}},
+            "semantic_loss_ignore_index 255 is one of the 300 labels",
+        ),
+        ({"semantic_loss_ignore_index": 3}, "semantic_loss_ignore_index 3 is one of the 20 labels"),
+        ({"mask_threshold": 7.0}, "mask_threshold 7.0 is outside"),
+    ],
+)
+def test_what_from_pretrained_changes_is_checked(network, changes, message):
+    """It sets fields of a configuration that was read, past its checks; label 255 was trained as if ignored."""
+    for load in (QLSegForSemanticSegmentation, AutoModelForSemanticSegmentation):
+        with pytest.raises(ValueError, match=message):
+            load.from_pretrained(network, ignore_mismatched_sizes=True, **changes)
 
 
 def test_labels_stand_in_the_order_of_their_numbers(tmp_path):

@@ -127,6 +127,22 @@ def test_padding_does_not_stretch_the_masks(changes, size):
     assert distances[0] < 0.2 * distances[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@torch.no_grad()
+def test_torchs_default_dtype_changes_nothing(dtype):
+    """Programs set it for other networks; places on a grid that is not of whole patches are no numbers for 8 bits."""
+    model = fresh_model(num_detail_channels=0, label_weights=[1.1, 0.3, 2.0, 1.0, 0.7])
+    pixel_values, labels = torch.randn(3, 3, 37, 150), made_labels()
+    expected = model(pixel_values=pixel_values, labels=labels)
+    torch.set_default_dtype(dtype)
+    try:
+        found = model(pixel_values=pixel_values, labels=labels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.masks_queries_logits, expected.masks_queries_logits)
+    assert torch.equal(found.loss, expected.loss)
+
+
 def test_details_begin_as_the_masks_are():
     """The last layer begins at zero, so that the masks are those of the patch grid, resized."""
     torch.manual_seed(0)

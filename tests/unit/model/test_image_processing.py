@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,18 @@ def test_label_rules_are_independent(settings, expected, tmp_path):
     stored_labels = np.array([[0, 1, 2, 255]], dtype=np.uint8)
     features = processor(np.zeros((1, 4, 3), np.uint8), segmentation_maps=stored_labels, return_tensors="pt")
     assert features["labels"].tolist() == [[expected]]
+
+
+def test_a_label_that_becomes_the_ignored_one_is_told():
+    """From 256 labels on, 255 is one: a network learnt void as that label, or that label as void."""
+    stored = torch.tensor([0, 1, 256, 257])
+    with pytest.warns(UserWarning, match="makes label 255 of 256, and ignore_index, .* is 255 too; set it outside"):
+        assert QLSegImageProcessor(do_reduce_labels=True).reduce_labels(stored).tolist() == [255, 0, 255, 256]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for ignored, expected in ((-100, [-100, 0, 255, 256]), (-1, [-1, 0, 255, 256]), (254, [254, 0, 255, 256])):
+            processor = QLSegImageProcessor(do_reduce_labels=True, ignore_index=ignored)
+            assert processor.reduce_labels(stored).tolist() == expected
 
 
 def test_labels_are_resized_nearest_only():
