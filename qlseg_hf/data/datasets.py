@@ -7,8 +7,8 @@ The package `datasets` is imported only where it is needed; layouts of files do 
 
 from pathlib import Path
 
+from ..utils.picture_files import is_hidden, listed
 from .layouts import find_layout
-from .layouts.files import is_hidden, listed
 from .layouts.layout import Source
 from .layouts.splits import NOT_DIVIDED, find_split
 from .layouts.tables import open_slice

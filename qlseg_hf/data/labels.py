@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ..utils.text import read_text
+
 # Lines of a names file: "0 sky", "0,sky", "0: sky", "0. sky"; and "sky,0", "sky: 0"
 NUMBERED_NAME = re.compile(r"(\d+)(?:\s*[,:;=|_-]\s*|\s*[.)]?\s+)(\S.*)")
 LABEL_FILES = re.compile(  # names of files beside the data that hold names of labels
@@ -25,17 +27,6 @@ COLORS = ("red", "green", "blue")
 COLOR_AND_NAME = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,:]+([^\s\d].*)")
 NUMBER_NAME_AND_COLOR = re.compile(r"(\d+)[\s,:]+([^\s\d].*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
-
-
-def read_text(path: Path) -> str:
-    """Text of a UTF-8 file without byte-order mark; ValueError if it is none, OSError if it cannot be read."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    if "\0" in text:
-        raise ValueError("it holds zero bytes, as UTF-16 does; save it as UTF-8")
-    return text
 
 
 def read_label_file(path: Path) -> tuple[list[str], list | None]:
@@ -231,4 +222,4 @@ def _is_number(label) -> bool:
     return type(label) is int or (isinstance(label, str) and label.strip().isdecimal())
 
 
-__all__ = ["find_label_file", "names_in_order", "read_label_file", "read_text"]
+__all__ = ["find_label_file", "names_in_order", "read_label_file"]

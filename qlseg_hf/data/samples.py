@@ -21,6 +21,7 @@ from torch.utils.data import get_worker_info
 
 from ..model.image_io import NamedBytes, load_label_map, load_picture, open_picture, turn_upright
 from ..utils.optional import import_package
+from ..utils.picture_files import NUM_NAMED
 
 HEADS = ("PNG", "TIFF", "BMP", "JPEG", "WEBP", "PPM")  # whose palette, orientation or depth counts
 MAYBE_LOSSY = {"WEBP": "WebP", "AVIF": "AVIF", "JPEG2000": "JPEG 2000"}
@@ -30,7 +31,6 @@ LOSSY = {  # by format, and by the compression of a TIFF
     **{kind: f"{name} file (if it is a lossless one, store it as PNG)" for kind, name in MAYBE_LOSSY.items()},
 }
 MOST_OTHER = 0.005  # share of a JPEG mask of two colours that may lie in regions of others
-NUM_NAMED = 5  # files and labels that a sentence names
 
 
 class SampleError(ValueError):

@@ -21,12 +21,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.check.outputs import to_yaml
-from ..data.layouts.files import PICTURE_SUFFIXES, listed, suffix_of
 from ..export.loading import is_file, load_network_or_file
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.image_io import NamedBytes, load_label_map, load_picture
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..utils.files import partial_folder, replace_folder, write_atomically
+from ..utils.picture_files import PICTURE_SUFFIXES, listed, suffix_of
 from ..utils.text import printable
 from ..utils.visualization import label_colors, label_map_picture, save_picture
 from .items import Item, LocalFile

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.layouts.files import is_picture
+from ..utils.picture_files import is_picture
 from .manifest import FAILURES
 
 MOST_WORKERS = 8

@@ -15,8 +15,8 @@ from types import ModuleType
 
 import fsspec
 
-from ..data.labels import read_text
-from ..data.layouts.files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
+from ..utils.picture_files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
+from ..utils.text import read_text
 from .items import Camera, Item, LocalFile, RemoteFile, SourceOptions, VideoFile, WebPicture, safe_name
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")

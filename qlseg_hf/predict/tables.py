@@ -16,10 +16,10 @@ from typing import Any
 
 import fsspec
 
-from ..data.layouts.files import is_picture, listed, stem_of, suffix_of
 from ..data.layouts.tables import IMAGE_COLUMNS
 from ..data.samples import import_datasets, picture_source
 from ..utils.optional import import_package
+from ..utils.picture_files import is_picture, listed, stem_of, suffix_of
 from .items import OPEN_TABLES, Item, RemoteFile, SourceOptions, safe_name
 
 

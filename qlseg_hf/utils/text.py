@@ -1,11 +1,23 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Text of others, shown so that it can do no harm: on one line, escaped for Markdown, or as code."""
+"""Text of others, read, and shown so that it can do no harm: on one line, escaped for Markdown, or as code."""
 
 import html
 import re
+from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file without byte-order mark; ValueError if it is none, OSError if it cannot be read."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    if "\0" in text:
+        raise ValueError("it holds zero bytes, as UTF-16 does; save it as UTF-8")
+    return text
 
 
 def printable(text: str) -> str:
@@ -43,4 +55,4 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["as_code", "escape_markdown", "fence_code", "first_line", "printable"]
+__all__ = ["as_code", "escape_markdown", "fence_code", "first_line", "printable", "read_text"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...utils.picture_files import is_hidden, listed, suffix_of
 from ...utils.text import printable
 from ..labels import find_label_file
 from ..samples import TableSamples, as_grey, check_colors, palette_of
@@ -18,7 +19,7 @@ from .cityscapes import CITYSCAPES
 from .coco import COCO, PANOPTIC
 from .cvat import CVAT
 from .datumaro import DATUMARO
-from .files import describe_files, is_hidden, listed, suffix_of
+from .files import describe_files
 from .folders import FOLDERS, suggest_folders
 from .label_studio import LABEL_STUDIO
 from .labelme import LABELME

@@ -5,8 +5,8 @@
 from collections import defaultdict
 from functools import partial
 
+from ...utils.picture_files import listed
 from ..samples import FolderSamples
-from .files import listed
 from .layout import Family, Found, Source
 
 NAMES = [

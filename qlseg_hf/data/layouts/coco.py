@@ -16,9 +16,10 @@ from PIL import ExifTags, Image
 
 from ...model.image_io import open_picture
 from ...utils.optional import import_package
-from ..labels import read_text
+from ...utils.picture_files import base_of, is_picture, listed, stem_of, suffix_of
+from ...utils.text import read_text
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
+from .files import Locator
 from .layout import Family, Found, Source
 from .polygons import IGNORED_NAMES, check_size, ignored_label, label_of, order_names, read_points
 from .splits import ALL, SPLIT_WORDS, find_kind

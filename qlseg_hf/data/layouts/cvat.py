@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..labels import read_text
+from ...utils.picture_files import base_of, is_picture, listed, stem_of, suffix_of
+from ...utils.text import read_text
 from ..samples import FolderSamples
-from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
+from .files import Locator
 from .layout import Family, Found, Source
 from .polygons import (
     Shape,

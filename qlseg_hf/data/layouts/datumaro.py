@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
+from ...utils.picture_files import is_picture, listed, stem_of
 from .coco import candidates, fill_runs, read_json
-from .files import Locator, is_picture, listed, stem_of
+from .files import Locator
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, picture_size, read_points, tell_left_out
 from .splits import ALL

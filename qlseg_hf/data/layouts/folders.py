@@ -15,18 +15,9 @@ from itertools import combinations
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
+from ...utils.picture_files import PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import (
-    LOSSY_SUFFIXES,
-    MASK_SUFFIXES,
-    PICTURE_SUFFIXES,
-    Locator,
-    base_of,
-    is_picture,
-    listed,
-    stem_of,
-    suffix_of,
-)
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, Locator
 from .layout import Family, Found, Source
 from .matching import Entry, are_pieces, by_split_of_masks, ending_after, look_up, masks_of_split, several_places
 from .parts import UnitedMap, find_parts

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 
+from ...utils.picture_files import base_of, is_picture, listed
 from .coco import candidates, read_json, split_of
-from .files import Locator, base_of, is_picture, listed
+from .files import Locator
 from .layout import Family, Found, Source
 from .polygons import (
     ReadMap,

@@ -13,9 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ...model.image_io import NamedBytes, open_picture
-from ..labels import read_text
+from ...utils.picture_files import base_of, is_picture, listed, stem_of, suffix_of
+from ...utils.text import read_text
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import Locator, base_of, is_picture, listed, stem_of, suffix_of
+from .files import Locator
 from .layout import Family, Found, Source
 from .polygons import (
     Shape,

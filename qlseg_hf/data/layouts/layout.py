@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .files import walk
+from ...utils.picture_files import walk
 
 Opener = Callable[[], Any]  # opens the samples of one split
 

@@ -10,8 +10,10 @@ from dataclasses import replace
 from itertools import pairwise
 from unicodedata import normalize
 
-from ..labels import names_in_order, read_text
-from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
+from ...utils.picture_files import base_of, is_picture, listed, stem_of, suffix_of
+from ...utils.text import read_text
+from ..labels import names_in_order
+from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .folders import divide
 from .layout import Family, Found, Source
 from .matching import Entry

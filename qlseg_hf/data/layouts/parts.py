@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
-from .files import is_picture, listed
 from .layout import Found, Source
 from .matching import Entry
 from .polygons import ReadMap, Shape, ignored_label, order_names, picture_size

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...model.image_io import turn_upright
+from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import is_picture, listed
 from .layout import Found, Source
 from .splits import read_split_lists, split_by_folders
 

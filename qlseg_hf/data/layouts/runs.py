@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
-from ..labels import read_text
-from .files import Locator, delimiter_of, is_picture, listed, suffix_of
+from ...utils.picture_files import is_picture, listed, suffix_of
+from ...utils.text import read_text
+from .files import Locator, delimiter_of
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, find_drawn, order_names, picture_size
 from .splits import ALL

@@ -14,7 +14,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..labels import read_text
+from ...utils.picture_files import is_hidden, is_picture, listed, stem_of, suffix_of
+from ...utils.text import read_text
 from ..samples import (
     ChosenSamples,
     FolderSamples,
@@ -22,7 +23,7 @@ from ..samples import (
     Samples,
     TableSamples,
 )
-from .files import MASK_SUFFIXES, Locator, is_hidden, is_picture, listed, stem_of, suffix_of
+from .files import MASK_SUFFIXES, Locator
 from .layout import Source, Splits
 
 YEARS = range(2005, 2031)  # as in train2017

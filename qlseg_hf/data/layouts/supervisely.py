@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ...model.image_io import NamedBytes, open_picture
-from ..labels import read_text
-from .files import base_of, is_picture, stem_of
+from ...utils.picture_files import base_of, is_picture, stem_of
+from ...utils.text import read_text
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, read_points, tell_left_out
 

@@ -21,9 +21,11 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..labels import find_label_file, read_label_file, read_text
+from ...utils.picture_files import PICTURE_SUFFIXES, listed, suffix_of
+from ...utils.text import read_text
+from ..labels import find_label_file, read_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
-from .files import MASK_SUFFIXES, PICTURE_SUFFIXES, delimiter_of, listed, suffix_of
+from .files import MASK_SUFFIXES, delimiter_of
 from .layout import Family, Found, Opener, Source
 from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
 

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...utils.picture_files import is_picture, listed, suffix_of
 from .coco import candidates, read_json, split_of
-from .files import Locator, delimiter_of, is_picture, listed, suffix_of
+from .files import Locator, delimiter_of
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, ellipse_points, find_drawn, order_names, picture_size, read_points, tell_left_out
 from .runs import read_cells

@@ -6,9 +6,9 @@ import json
 import re
 from functools import partial
 
-from ..labels import read_text
+from ...utils.picture_files import is_picture, listed, stem_of
+from ...utils.text import read_text
 from ..samples import FolderSamples
-from .files import is_picture, listed, stem_of
 from .layout import Family, Found, Source
 
 VOID, UNLABELED = 255, "void--unlabeled"

@@ -6,9 +6,10 @@ import re
 from functools import partial
 from pathlib import Path
 
-from ..labels import read_text
+from ...utils.picture_files import is_hidden
+from ...utils.text import read_text
 from ..samples import FolderSamples
-from .files import Locator, is_hidden
+from .files import Locator
 from .layout import Family, Found, Source
 from .splits import ALL
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..labels import find_label_file, names_in_order, read_text
+from ...utils.picture_files import is_picture, listed, stem_of, suffix_of
+from ...utils.text import read_text
+from ..labels import find_label_file, names_in_order
 from ..samples import DrawnLabelMap, FolderSamples
-from .files import is_picture, listed, stem_of, suffix_of
 from .layout import Family, Found, Source
 from .polygons import Shape, draw_shapes, ignored_label, order_names, picture_size
 from .splits import ALL, read_split_lists, split_by_folders
