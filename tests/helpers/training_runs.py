@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,9 +49,7 @@ class ForkServer:
         **variables: str,
     ) -> int:
         """The id of a new process, and of its group; stderr goes into `log` as well if there is no file for it."""
-        if self.pid is not None:  # a test that failed has left it
-            os.killpg(self.pid, signal.SIGKILL)
-            self.exit_code()
+        self.kill_left()
         shared = environment(**{"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"} | variables)
         own = [{}] if processes == 1 else ranks(processes)
         line = [*map(str, (folder, log, errors or log)), [shared | one for one in own], [*map(str, arguments)]]
@@ -58,6 +57,13 @@ class ForkServer:
         self.process.stdin.flush()
         self.pid = int(self.process.stdout.readline())
         return self.pid
+
+    def kill_left(self) -> None:
+        """End what a test that failed has left."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):  # it has ended, but its exit code was not asked for
+                os.killpg(self.pid, signal.SIGKILL)
+            self.exit_code()
 
     def exit_code(self) -> int:
         self.pid = None
@@ -78,8 +84,7 @@ class ForkServer:
         return done
 
     def close(self) -> None:
-        if self.pid is not None:
-            os.killpg(self.pid, signal.SIGKILL)
+        self.kill_left()
         with self.process:  # waits, and closes the pipes
             self.process.kill()
 
