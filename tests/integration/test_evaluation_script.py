@@ -104,7 +104,7 @@ def test_wrong_input_is_one_sentence(stored, references, tmp_path, script):
     for change, sentence in (
         ({"model": tmp_path / "none"}, "none"),
         ({"--data": tmp_path / "none"}, "is no folder"),
-        ({"--split": "holdout"}, "has no split 'holdout'; it has validation"),
+        ({"--split": "secret"}, "has no split 'secret'; it has validation"),
         ({"--label_map": tmp_path / "map.json"}, 'must be JSON like {"255": 1}'),
         ({"--label_mapping": tmp_path / "none.json"}, "No such file"),
         ({"--output": tmp_path}, "must be a file in a folder that exists"),
