@@ -45,7 +45,7 @@ def foreign_modules() -> list[str]:
 
 def is_foreign(name: str, module: Any) -> bool:
     spec = getattr(module, "__spec__", None)
-    return name.partition(".")[0] != OWN and spec is not None and spec.name == name and name != "__main__"
+    return name.partition(".")[0] != OWN and spec is not None and spec.name == name
 
 
 def measure(foreign: list[str], arguments: list[str]) -> dict[str, float]:
@@ -73,10 +73,11 @@ def measure(foreign: list[str], arguments: list[str]) -> dict[str, float]:
 
         return mock.patch(f"{module}.{name}", call)
 
+    loading, check, hashing = "loading, by transformers", "check that weights are finite", "hash of the weights"
     with (
-        timed(f"{OWN}.export.loading", "load_network", "loading, by transformers"),
-        timed(f"{OWN}.hub.loading", "is_finite", "check that weights are finite"),
-        timed(f"{OWN}.predict.run", "weights_sha256", "hash of the weights"),
+        timed(f"{OWN}.export.loading", "load_network", loading),
+        timed(f"{OWN}.hub.loading", "is_finite", check),
+        timed(f"{OWN}.predict.run", "weights_sha256", hashing),
     ):
         from qlseg_hf.cli.main import run
 
@@ -85,9 +86,8 @@ def measure(foreign: list[str], arguments: list[str]) -> dict[str, float]:
         whole = clock() - begun
     if status:
         sys.exit(status)
-    times["loading, by transformers"] -= times["check that weights are finite"]
-    known = ("loading, by transformers", "check that weights are finite", "hash of the weights")
-    times["the rest: segmenting, writing"] = whole - sum(times[part] for part in known)
+    times["the rest: segmenting, writing"] = whole - times[loading] - times[hashing]
+    times[loading] -= times[check]  # which it does
     return times
 
 

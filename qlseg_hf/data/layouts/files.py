@@ -1,6 +1,6 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a data set: which count, what their names tell, and how sentences list them."""
+"""Files of a data set: which may be label maps, what lies in a folder in words, and which file an annotation means."""
 
 import re
 from collections import Counter, defaultdict
