@@ -12,6 +12,7 @@ from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig, QLSegViTConfig
 from .errors import ConversionError
 from .key_table import DROPPED_KEYS, new_names, old_name
+from .network_numbers import FIELDS
 
 
 def find_labels(meta: dict) -> tuple:
@@ -38,45 +39,25 @@ def make_config(numbers: dict, names: list[str], palette) -> QLSegConfig:
         if not is_whole or palette.min() < 0 or palette.max() > 255:
             raise ConversionError(f"the palette must hold {len(names)} RGB triples of 0..255")
         palette = palette.tolist()
-    backbone = QLSegViTConfig(  # type: ignore[call-arg]  # out_indices is a property of the library's mixin
-        hidden_size=numbers["width"],
-        num_hidden_layers=numbers["num_layers"],
-        num_attention_heads=numbers["num_heads"],
-        intermediate_size=numbers["mlp_width"],
-        image_size=numbers["image_size"],
-        patch_size=numbers["patch_size"],
-        num_channels=numbers["num_channels"],
-        layer_norm_eps=numbers.get("norm_eps", 1e-6),
-        drop_path_rate=numbers.get("drop_path", 0.0),
-        out_indices=[layer + 1 for layer in numbers["layers"]],
-    )
+    vit = {key.partition(".")[2]: value for key, value in numbers.items() if key.startswith("backbone.")}
     return QLSegConfig(
-        backbone_config=backbone,
-        hidden_size=numbers["decoder_width"],
-        num_attention_heads=numbers["decoder_heads"],
-        intermediate_size=numbers["decoder_mlp_width"],
-        num_pixel_encoder_layers=numbers["num_pixel_layers"],
+        backbone_config=QLSegViTConfig(**({"layer_norm_eps": 1e-6, "drop_path_rate": 0.0} | vit)),
         num_pixel_encoder_heads=heads,
         num_pixel_encoder_points=points,
-        pixel_encoder_intermediate_size=numbers["pixel_mlp_width"],
-        num_decoder_blocks=numbers["num_blocks"],
-        num_decoder_layers=numbers["num_decoder_layers"],
-        num_query_fusion_groups=numbers["num_groups"],
-        mask_threshold=numbers["threshold"],
         id2label=dict(enumerate(names)),
         palette=palette,
+        **{field: numbers[field] for field in FIELDS},
     )
 
 
 def make_processor(numbers: dict) -> QLSegImageProcessor:
+    defaults = dict.fromkeys(("window_size", "window_stride"), numbers["backbone.image_size"])
+    defaults |= {"do_sliding_window": True, "do_reduce_labels": False}
     return QLSegImageProcessor(
         size={"shortest_edge": numbers["short_side"]},
-        do_sliding_window=numbers.get("slides", True),
-        window_size=numbers.get("window", numbers["image_size"]),
-        window_stride=numbers.get("stride", numbers["image_size"]),
         image_mean=[round(m / 255, 12) for m in numbers["mean"]],
         image_std=[round(s / 255, 12) for s in numbers["std"]],
-        do_reduce_labels=numbers.get("reduce_labels", False),
+        **{name: numbers.get(name, value) for name, value in defaults.items()},
     )
 
 

@@ -90,31 +90,34 @@ def numbers_from_text(text: str) -> dict:
         reduce_labels = data["train"].get("reduce_zero_label", kind in VOID_IS_ZERO)
     slides = test_cfg.get("mode") == "slide"
     side = backbone.get("img_size")
+    depth = backbone.get("num_layers")
     found = {
-        "width": backbone.get("embed_dims"),
-        "num_channels": backbone.get("in_channels"),
-        "patch_size": backbone.get("patch_size"),
-        "num_layers": backbone.get("num_layers"),
-        "num_heads": backbone.get("num_heads"),
-        "image_size": side_of_square(side, "img_size") if side is not None else None,
-        "drop_path": backbone.get("drop_path_rate"),
-        "norm_eps": (backbone.get("norm_cfg") or {}).get("eps"),
-        "layers": [i % backbone["num_layers"] for i in backbone["out_indices"]] if "out_indices" in backbone else None,
+        "backbone.hidden_size": backbone.get("embed_dims"),
+        "backbone.num_channels": backbone.get("in_channels"),
+        "backbone.patch_size": backbone.get("patch_size"),
+        "backbone.num_hidden_layers": depth,
+        "backbone.num_attention_heads": backbone.get("num_heads"),
+        "backbone.image_size": side_of_square(side, "img_size") if side is not None else None,
+        "backbone.drop_path_rate": backbone.get("drop_path_rate"),
+        "backbone.layer_norm_eps": (backbone.get("norm_cfg") or {}).get("eps"),
+        "backbone.out_indices": [i % depth + 1 for i in backbone["out_indices"]]
+        if "out_indices" in backbone
+        else None,
         "num_labels": head.get("num_classes"),
         "num_decoder_layers": head.get("num_layers"),
-        "decoder_heads": head.get("num_heads"),
+        "num_attention_heads": head.get("num_heads"),
         "num_levels": head.get("use_stages"),
-        "decoder_width": head.get("embed_dims"),
-        "num_blocks": head.get("num_atm_layers"),
-        "threshold": head.get("attn_mask_thre"),
-        "num_pixel_layers": head.get("num_ps_layers"),
-        "num_groups": head.get("compress_c"),
+        "hidden_size": head.get("embed_dims"),
+        "num_decoder_blocks": head.get("num_atm_layers"),
+        "mask_threshold": head.get("attn_mask_thre"),
+        "num_pixel_encoder_layers": head.get("num_ps_layers"),
+        "num_query_fusion_groups": head.get("compress_c"),
         "mean": normalize.get("mean"),
         "std": normalize.get("std"),
-        "reduce_labels": reduce_labels,
-        "slides": slides if test_cfg.get("mode") else None,
-        "window": side_of_square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
-        "stride": side_of_square(test_cfg["stride"], "test_cfg.stride") if slides else None,
+        "do_reduce_labels": reduce_labels,
+        "do_sliding_window": slides if test_cfg.get("mode") else None,
+        "window_size": side_of_square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
+        "window_stride": side_of_square(test_cfg["stride"], "test_cfg.stride") if slides else None,
         "short_side": max(min(scale), min_size or 0) if scale else min_size,
     }
     return {key: value for key, value in found.items() if value is not None}

@@ -84,7 +84,7 @@ def convert(
         reason = " ".join(str(error).split())
         raise ConversionError(f"the numbers of the configuration text make no network: {reason}") from error
     weights, used, dropped = rename_weights(state_dict, config)
-    if "short_side" in numbers and "window" in numbers and numbers["short_side"] < numbers["window"]:
+    if numbers["short_side"] < numbers.get("window_size", 0):
         notes.append("The short side is below the window, so windows are smaller than the network was trained for.")
     return Conversion(config, processor, weights, used, dropped, notes)
 

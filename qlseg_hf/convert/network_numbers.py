@@ -1,6 +1,9 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""A network's numbers from three sources, which must agree: shapes, configuration text, released variant."""
+"""A network's numbers from three sources, which must agree: shapes, configuration text, released variant.
+
+They are called as the fields of `QLSegConfig` and of the processor, those of the encoder with `backbone.` before it.
+"""
 
 import math
 import re
@@ -11,6 +14,15 @@ from ..hub.saving import QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig
 from ..releases import RELEASES
 from .errors import ConversionError
+
+BACKBONE_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size")
+BACKBONE_FIELDS += ("patch_size", "num_channels", "layer_norm_eps", "drop_path_rate", "out_indices")
+FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_pixel_encoder_layers")
+FIELDS += ("pixel_encoder_intermediate_size", "num_decoder_blocks", "num_decoder_layers", "num_query_fusion_groups")
+FIELDS += ("mask_threshold",)
+# what sources other than shapes have to state
+NEEDED = ("backbone.num_attention_heads", "backbone.out_indices", "num_attention_heads", "mask_threshold")
+NEEDED += ("num_query_fusion_groups", "mean", "std", "short_side")
 
 
 def numbers_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict:
@@ -38,20 +50,20 @@ def numbers_from_shapes(state_dict: dict[str, torch.Tensor]) -> dict:
             f"backbone.pos_embed has {tokens} positions beside the class token, which is no square grid"
         )
     return {
-        "width": patch[0],
-        "num_channels": patch[1],
-        "patch_size": patch[2],
-        "num_layers": count(r"backbone\.layers\.(\d+)\."),
-        "mlp_width": shape("backbone.layers.0.ffn.layers.0.0.weight")[0],
-        "image_size": side * patch[2],
+        "backbone.hidden_size": patch[0],
+        "backbone.num_channels": patch[1],
+        "backbone.patch_size": patch[2],
+        "backbone.num_hidden_layers": count(r"backbone\.layers\.(\d+)\."),
+        "backbone.intermediate_size": shape("backbone.layers.0.ffn.layers.0.0.weight")[0],
+        "backbone.image_size": side * patch[2],
         "num_labels": queries[0],
-        "decoder_width": queries[1],
+        "hidden_size": queries[1],
         "num_levels": levels,
-        "num_blocks": count(r"decode_head\.atm_(\d+)_decoder_"),
+        "num_decoder_blocks": count(r"decode_head\.atm_(\d+)_decoder_"),
         "num_decoder_layers": count(r"decode_head\.atm_0_decoder_1\.layers\.(\d+)\."),
-        "decoder_mlp_width": shape("decode_head.atm_0_decoder_1.layers.0.linear1.weight")[0],
-        "num_pixel_layers": count(r"decode_head\.transformer\.encoder\.layers\.(\d+)\."),
-        "pixel_mlp_width": shape("decode_head.transformer.encoder.layers.0.linear1.weight")[0],
+        "intermediate_size": shape("decode_head.atm_0_decoder_1.layers.0.linear1.weight")[0],
+        "num_pixel_encoder_layers": count(r"decode_head\.transformer\.encoder\.layers\.(\d+)\."),
+        "pixel_encoder_intermediate_size": shape("decode_head.transformer.encoder.layers.0.linear1.weight")[0],
         "num_samples": shape("decode_head.transformer.encoder.layers.0.self_attn.attention_weights.weight")[0],
         "num_runs": shape("decode_head.QFM_1.weights.weight")[1] // max(levels, 1),
     }
@@ -61,34 +73,16 @@ def numbers_from_variant(name: str) -> dict:
     """What a released variant gives."""
     if name not in RELEASES:
         raise ConversionError(f"unknown variant {name!r}; choose one of {', '.join(RELEASES)}")
-    config = QLSegConfig.for_release(name)
-    backbone = config.backbone_config
-    processing = QLSegImageProcessor.for_release(name)
-    return {
-        "width": backbone.hidden_size,
-        "num_channels": backbone.num_channels,
-        "patch_size": backbone.patch_size,
-        "num_layers": backbone.num_hidden_layers,
-        "num_heads": backbone.num_attention_heads,
-        "image_size": backbone.image_size,
-        "drop_path": backbone.drop_path_rate,
-        "norm_eps": backbone.layer_norm_eps,
-        "layers": [stage - 1 for stage in backbone.out_indices],
+    config, processing = QLSegConfig.for_release(name), QLSegImageProcessor.for_release(name)
+    found = {f"backbone.{field}": getattr(config.backbone_config, field) for field in BACKBONE_FIELDS}
+    found |= {field: getattr(config, field) for field in FIELDS}
+    found |= {field: getattr(processing, field) for field in ("do_reduce_labels", "window_size", "window_stride")}
+    return found | {
         "num_labels": config.num_labels,
-        "num_levels": len(backbone.out_indices),
-        "decoder_width": config.hidden_size,
-        "decoder_heads": config.num_attention_heads,
-        "num_blocks": config.num_decoder_blocks,
-        "num_decoder_layers": config.num_decoder_layers,
-        "num_pixel_layers": config.num_pixel_encoder_layers,
-        "num_groups": config.num_query_fusion_groups,
-        "threshold": config.mask_threshold,
+        "num_levels": len(config.backbone_config.out_indices),
         "mean": [255 * m for m in processing.image_mean],
         "std": [255 * s for s in processing.image_std],
-        "reduce_labels": processing.do_reduce_labels,
-        "slides": True,
-        "window": processing.window_size,
-        "stride": processing.window_stride,
+        "do_sliding_window": True,
         "short_side": processing.size.shortest_edge,
     }
 
@@ -109,26 +103,22 @@ def agree_on_numbers(shapes: dict, text: dict | None, variant: str | None) -> di
     for source, values in sources.items():
         for key, value in values.items():
             if key in numbers and not is_same(numbers[key], value):
-                raise ConversionError(
-                    f"{key.replace('_', ' ')} is {numbers[key]} by the {origin[key]} but {value} by the {source}"
-                )
+                raise ConversionError(f"{key} is {numbers[key]} by the {origin[key]} but {value} by the {source}")
             numbers.setdefault(key, value)
             origin.setdefault(key, source)
-    needed = ("num_heads", "layers", "decoder_heads", "threshold", "num_groups", "mean", "std", "short_side")
-    if unknown := [key.replace("_", " ") for key in needed if key not in numbers]:
+    if unknown := [key for key in NEEDED if key not in numbers]:
         raise ConversionError(
             f"the configuration text does not state {', '.join(unknown)}; say --variant to fill them in"
         )
-    run = -(-numbers["num_labels"] // numbers["num_groups"])
+    run = -(-numbers["num_labels"] // numbers["num_query_fusion_groups"])
     if -(-numbers["num_labels"] // run) != numbers["num_runs"]:
         raise ConversionError(
             f"query fusion has {numbers['num_runs']} runs of labels by the shapes, which {numbers['num_labels']} "
-            f"labels in {numbers['num_groups']} groups do not give"
+            f"labels in {numbers['num_query_fusion_groups']} groups do not give"
         )
-    if len(numbers["layers"]) != numbers["num_levels"]:
-        raise ConversionError(
-            f"layers {numbers['layers']} are returned, but the shapes have {numbers['num_levels']} levels"
-        )
+    layers, levels = numbers["backbone.out_indices"], numbers["num_levels"]
+    if len(layers) != levels:
+        raise ConversionError(f"layers {layers} are returned, but the shapes have {levels} levels")
     return numbers
 
 
@@ -138,4 +128,4 @@ def is_same(a, b) -> bool:
     return math.isclose(a, b, rel_tol=1e-6)
 
 
-__all__ = ["agree_on_numbers", "numbers_from_shapes", "numbers_from_variant"]
+__all__ = ["FIELDS", "agree_on_numbers", "numbers_from_shapes", "numbers_from_variant"]

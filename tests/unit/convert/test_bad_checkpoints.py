@@ -1,7 +1,6 @@
 """Checkpoints that are refused in a sentence, with nothing executed and nothing written."""
 
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -75,25 +74,6 @@ def test_bad_weights(checkpoint, change, message, tmp_path, capsys):
     with pytest.raises(ConversionError, match=message):
         raise ConversionError(found)
     assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
-
-
-class RunsCode:
-    """A pickle that would run a command when it is loaded."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return (os.system, (f"touch {self.marker}",))
-
-
-def test_pickle_that_would_run_code(tmp_path, capsys):
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": RunsCode(tmp_path / "ran")}, tmp_path / "x.pth")
-    status, message = run(capsys, tmp_path / "x.pth", tmp_path / "out")
-    assert status == 1 and "holds the Python object" in message and "system" in message
-    (tmp_path / "y.pth").write_bytes(pickle.dumps(RunsCode(tmp_path / "ran")))
-    assert run(capsys, tmp_path / "y.pth", tmp_path / "out")[0] == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.pth", "y.pth"]
 
 
 def test_not_a_checkpoint(tmp_path, capsys):

@@ -83,8 +83,8 @@ def test_mmengine(checkpoint, tmp_path, capsys, history_buffer, monkeypatch):
     "old, new, message",
     [
         ("bgr_to_rgb=True, ", "", "takes BGR pictures"),
-        ("keep_ratio=True", "keep_ratio=False", "does not state short side; say --variant"),
-        ("embed_dims=96", "embed_dims=128", "width is 96 by the shapes but 128 by the text"),
+        ("keep_ratio=True", "keep_ratio=False", "does not state short_side; say --variant"),
+        ("embed_dims=96", "embed_dims=128", "backbone.hidden_size is 96 by the shapes but 128 by the text"),
     ],
 )
 def test_mmengine_text_that_contradicts(old, new, message, checkpoint):
