@@ -19,50 +19,16 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from ..utils.files import write_atomically
-from .limit import measure_limit
-from .measure import machine, seconds, take_turns
-from .parts import Outcome, Part, Rows, run_parts, write_report
+from .limit import run_limit
+from .measure import Rows, machine, seconds, take_turns
+from .parts import Outcome, Part, run_parts, write_report
 from .peers import peers, run_peers
 from .sampler import run_sampler, run_sampler_in_network
 from .settings import TINY, Settings, build, make_settings
 from .speed import run_forward
-from .training import run_training, training_labels
+from .training import made_batch, run_training
 
 BASE, LARGE = "vit-b-ade20k", "vit-l-ade20k"
-
-
-def forward(settings: Settings) -> Rows:
-    for batch in settings.batch_sizes:  # one after the other, so that what has been measured is kept
-        yield from run_forward(dataclasses.replace(settings, batch_sizes=(batch,))).items()
-
-
-def training(settings: Settings) -> Rows:
-    for batch in settings.training_batch_sizes:
-        yield from run_training(dataclasses.replace(settings, training_batch_sizes=(batch,))).items()
-
-
-def beside_peer(settings: Settings, name: str) -> Rows:
-    for batch in settings.batch_sizes:
-        yield from run_peers(dataclasses.replace(settings, batch_sizes=(batch,)), (name,)).items()
-
-
-def limit(settings: Settings) -> Rows:
-    """Time / limit as `ratio`, of the whole network and by stage."""
-    for kind in settings.dtypes:
-        for batch in settings.batch_sizes:
-            name, found = f"limit b{batch} {kind}", measure_limit(settings, kind, batch)
-            whole = found["whole"]["whole"]
-            yield f"{name}: {settings.release}", whole | {"ratio": whole["to_limit"]}
-            for stage, row in found["stages"].items():
-                yield f"{name} {stage}", row | ({"ratio": row["to_limit"]} if "to_limit" in row else {})
-            yield f"{name} kinds of operation", found["kinds"] | {"products_per_s": found["products_per_s"]["median"]}
-
-
-def made_batch(settings: Settings, batch: int, num_labels: int) -> dict[str, torch.Tensor]:
-    """`pixel_values` (B, 3, size, size) and `labels` (B, size, size), with ten labels in each image."""
-    torch.manual_seed(0)
-    pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device)
-    return {"pixel_values": pixels, "labels": training_labels(batch, settings.size, num_labels, settings.device)}
 
 
 def train_in_fp16(settings: Settings, steps: int = 40) -> Rows:
@@ -215,13 +181,13 @@ def plan_parts(device: torch.device, tiny: bool) -> list[Part]:
         Part(f"sampler {kind}", run_sampler, settings(BASE, batch_sizes=(2, 8)) | {"kind": kind}, 90)
         for kind in ("fp32", "bf16", "fp16")
     ]
-    parts.append(Part("limit", limit, settings(BASE, dtypes=("fp32", "bf16"), batch_sizes=(1, 8)), 60))
+    parts.append(Part("limit", run_limit, settings(BASE, dtypes=("fp32", "bf16"), batch_sizes=(1, 8)), 60))
     releases = (BASE,) if tiny else (BASE, LARGE)
     for release in releases:
         for kind in ("fp32", "bf16"):
             one = settings(release, dtypes=(kind,))
-            parts.append(Part(f"forward {release} {kind}", forward, one, 75))
-            parts.append(Part(f"training {release} {kind}", training, one, 90))
+            parts.append(Part(f"forward {release} {kind}", run_forward, one, 75))
+            parts.append(Part(f"training {release} {kind}", run_training, one, 90))
         kernel = settings(release) | {"kind": "bf16"}
         parts.append(Part(f"sampler in {release}", run_sampler_in_network, kernel, 90))
     parts.append(Part("fp16 with a scaler", train_in_fp16, settings(BASE), 60))
@@ -234,15 +200,15 @@ def plan_parts(device: torch.device, tiny: bool) -> list[Part]:
             parts.append(Part(f"recipe {release} {precision}", project_recipe, arguments, 90, needs))
     for name in peers(512, TINY if tiny else LARGE):
         needs = ("scipy",) if name in ("EoMT-L", "Mask2Former Swin-L") else ()
-        beside = settings(LARGE, batch_sizes=(1, 8), dtypes=("bf16",)) | {"name": name}
-        parts.append(Part(f"peer {name}", beside_peer, beside, 75, needs))
+        beside = settings(LARGE, batch_sizes=(1, 8), dtypes=("bf16",)) | {"names": (name,)}
+        parts.append(Part(f"peer {name}", run_peers, beside, 75, needs))
     for release in releases:
         compiled = {"compile": True, "batch_sizes": (8,), "training_batch_sizes": (8,), "dtypes": ("bf16",)}
-        parts.append(Part(f"forward {release} bf16 compiled", forward, settings(release, **compiled), 150))
-        parts.append(Part(f"training {release} bf16 compiled", training, settings(release, **compiled), 180))
+        parts.append(Part(f"forward {release} bf16 compiled", run_forward, settings(release, **compiled), 150))
+        parts.append(Part(f"training {release} bf16 compiled", run_training, settings(release, **compiled), 180))
     for release in () if tiny else releases:
         compiled = {"compile": True, "batch_sizes": (8,), "dtypes": ("fp32",)}
-        parts.append(Part(f"forward {release} fp32 compiled", forward, settings(release, **compiled), 150))
+        parts.append(Part(f"forward {release} fp32 compiled", run_forward, settings(release, **compiled), 150))
     return [dataclasses.replace(part, limit_s=600) for part in parts] if tiny else parts
 
 

@@ -4,17 +4,16 @@
 
 The rate is measured by dtype beside every timed pass, because that of a machine shared with others changes within
 seconds, by as much as three times. What is above the limit is no matrix product, or one that is slower than the
-fastest: a table says by stage of the network how much, and another one by kind of operation.
+fastest: rows say by stage of the network how much, and by kind of operation.
 """
 
-import json
+import itertools
 import re
 import resource
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,10 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from ..utils.files import write_atomically
-from .measure import check_compiled, clock, machine, markdown, seconds, take_turns
-from .settings import DTYPES, TINY, Settings, build, inference, make_settings
-from .training import StepInParts, half_precision, training_labels
+from .measure import Rows, clock, compile_checked, seconds, take_turns
+from .settings import DTYPES, TINY, Settings, build, draw_pixels, inference
+from .training import StepInParts, half_precision, made_batch
 
 # First match of a module's name in the network; what a module does outside of its own modules counts for its stage.
 STAGES = (
@@ -75,13 +73,13 @@ def stage_of(name: str) -> str:
     return next(stage for stage, pattern in STAGES if re.fullmatch(pattern, name))
 
 
-def count_operations(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
+def count_operations(settings: Settings, batch: int) -> dict[str, int]:
     """Floating-point operations of a forward pass by stage, two per multiplication, attention as matrix products.
 
-    Args:
-        model: with frozen weights, on any device; on "meta" nothing is computed, and scores are their formula.
-        pixels: (B, 3, H, W) on its device.
+    Nothing is computed, and scores are their formula.
     """
+    model = build(settings, device="meta").requires_grad_(False)
+    pixels = torch.empty(batch, 3, settings.size, settings.size, device="meta")
     # mkldnn's and the CPU's fused attention are unknown to the counter
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(pixels)
@@ -103,8 +101,10 @@ def count_operations(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
     return operations
 
 
-def count_step(model: nn.Module, pixels: torch.Tensor) -> dict[str, int]:
-    """As `count_operations`, of a training step by the stages of `STEP`; `model` in training mode on "meta"."""
+def count_step(settings: Settings, batch: int) -> dict[str, int]:
+    """As `count_operations`, of a training step by the stages of `STEP`."""
+    model = build(settings, device="meta").train()
+    pixels = torch.empty(batch, 3, settings.size, settings.size, device="meta")
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         found = model(pixels, output_logits=False)
         forward = counter.get_total_flops()
@@ -197,144 +197,78 @@ def page_faults(function: Callable) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def measure_limit(settings: Settings, kind: str, batch: int) -> dict:
-    """One dtype and batch size: rate, operations, time and their ratio, whole and by stage; the kinds of operation."""
-    device, dtype = settings.device, DTYPES[kind]
-    model = build(settings, dtype).requires_grad_(False)
-    shape = (batch, 3, settings.size, settings.size)
-    counted = build(settings, device="meta").requires_grad_(False)
-    operations = count_operations(counted, torch.empty(shape, device="meta"))
-    pixels = torch.randn(shape, device=device, dtype=dtype)
-    variants = {"whole": inference(lambda: model(pixels))}
-    if settings.compile:
-        torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
-        compiled = torch.compile(model, backend=settings.backend)
-        check_compiled(f"whole in {kind}", model, compiled, pixels)
-        variants["whole compiled"] = inference(lambda: compiled(pixels))
+def run_limit(settings: Settings) -> Rows:
+    """Of forward passes, by batch size and dtype: see `_compare`."""
+    for batch, kind in itertools.product(settings.batch_sizes, _kinds(settings)):
+        model, pixels = build(settings, DTYPES[kind]).requires_grad_(False), draw_pixels(settings, batch, DTYPES[kind])
+        networks: dict[str, Callable] = {"whole": model}
+        if settings.compile:
+            networks["whole compiled"] = compile_checked(settings, {"whole": model}, pixels)["whole"]
+        variants = {name: inference(partial(network, pixels)) for name, network in networks.items()}
 
-    def stages() -> dict[str, float]:
-        with timed_stages(model, device) as collect:
-            variants["whole"]()
-            return collect()
+        def stages(model=model, run=variants["whole"]) -> dict[str, float]:
+            with timed_stages(model, settings.device) as collect:
+                run()
+                return collect()
 
-    return _compare(variants, stages, operations, dtype, settings) | _profile(variants["whole"], device)
+        counts = count_operations(settings, batch)
+        yield from _compare(f"limit b{batch} {kind}", variants, stages, counts, DTYPES[kind], settings)
 
 
-def measure_step_limit(settings: Settings, kind: str, batch: int) -> dict:
-    """As `measure_limit`, of a training step: forward, loss, backward and AdamW. bf16, fp16: autocast over fp32."""
+def run_step_limit(settings: Settings) -> Rows:
+    """As `run_limit`, of training steps: forward, loss, backward and AdamW. bf16, fp16: autocast over fp32."""
     device = settings.device
-    shape = (batch, 3, settings.size, settings.size)
-    operations = count_step(build(settings, device="meta").train(), torch.empty(shape, device="meta"))
-    model = build(settings).train()
-    labels = training_labels(batch, settings.size, model.config.num_labels, device)
-    step = StepInParts(model, torch.randn(shape, device=device), labels, half_precision(device, kind))
+    for count, kind in itertools.product(settings.training_batch_sizes, _kinds(settings)):
+        model = build(settings).train()
+        step = StepInParts(model, made_batch(settings, count, model.config.num_labels), half_precision(device, kind))
 
-    def stages() -> dict[str, float]:
-        return {stage: seconds(part, device) for stage, part in zip(STEP, step.parts, strict=True)}
+        def stages(step=step) -> dict[str, float]:
+            return {stage: seconds(part, device) for stage, part in zip(STEP, step.parts, strict=True)}
 
-    return _compare({"whole": step}, stages, operations, DTYPES[kind], settings) | _profile(step, device)
+        counts = count_step(settings, count)
+        name = f"limit training b{count} {kind}"
+        yield from _compare(name, {"whole": step}, stages, counts, DTYPES[kind], settings)
+
+
+def _kinds(settings: Settings) -> tuple[str, ...]:
+    return settings.dtypes or ("fp32", "bf16") + ("fp16",) * (settings.device.type == "cuda")
 
 
 def _compare(
+    name: str,
     variants: dict[str, Callable],
     stages: Callable[[], dict[str, float]],
     operations: dict[str, int],
     dtype: torch.dtype,
     settings: Settings,
-) -> dict:
-    """Times of the wholes, and of the stages of one pass, beside what the operations take at the rate of that turn."""
+) -> Rows:
+    """Times of wholes and of the stages of one pass; `ratio` is to what their operations take at that turn's rate.
+
+    Then seconds of one profiled pass by kind of operation.
+    """
     device, total = settings.device, sum(operations.values())
     sides = (4096, 8192) if device.type == "cuda" else (1024, 2048, 4096)
     products = square_products(dtype, device, (256,) if settings.release == TINY else sides)
-    whole = take_turns(
-        variants | {f"{n}": product for n, product in products.items()}, "whole", settings.repeats, device
-    )
-    timed = {count: whole.pop(f"{count}")["each"] for count in products}
-    rates = [max(count / each[turn] for count, each in timed.items()) for turn in range(settings.repeats)]
-    for row in whole.values():
+    timed = variants | {f"{count}": product for count, product in products.items()}
+    whole = take_turns(timed, "whole", settings.repeats, device)
+    each = {count: whole.pop(f"{count}")["each"] for count in products}
+    rates = [max(count / taken[turn] for count, taken in each.items()) for turn in range(settings.repeats)]
+    rate = statistics.median(rates)
+    for variant, row in whole.items():
         ratios = [taken * rate / total for taken, rate in zip(row["each"], rates, strict=True)]
-        row |= {"to_limit": statistics.median(ratios), "lowest_to_limit": min(ratios)}
+        row |= {"ratio": statistics.median(ratios), "lowest_ratio": min(ratios), "operations": total}
+        yield f"{name} {variant}", row | {"limit_seconds": total / rate, "products_per_s": rate, "each_rate": rates}
     turns = [
         (stages(), product_rate(products, device)) for _ in tqdm(range(settings.repeats + 1), "stages", leave=False)
     ][1:]
-    by_stage = {}
+    rate = statistics.median(rate for _, rate in turns)
     for stage, count in operations.items():
-        by_stage[stage] = {
-            "seconds": statistics.median(taken[stage] for taken, _ in turns),
-            "operations": count,
-            "limit_seconds": count / statistics.median(rate for _, rate in turns),
-        }
+        row = {"seconds": statistics.median(taken[stage] for taken, _ in turns), "operations": count}
         if count:
-            by_stage[stage]["to_limit"] = statistics.median(taken[stage] * rate / count for taken, rate in turns)
-    rate = statistics.median(rates)
-    return {
-        "operations": total,
-        "products_per_s": {"median": rate, "each": rates, "beside_stages": [rate for _, rate in turns]},
-        "limit_seconds": total / rate,
-        "whole": whole,
-        "stages": by_stage,
-    }
+            row["ratio"] = statistics.median(taken[stage] * rate / count for taken, rate in turns)
+        yield f"{name} {stage}", row | {"limit_seconds": count / rate}
+    kinds = kinds_of_operation(variants["whole"], device)
+    yield f"{name} kinds of operation", kinds | {"page_faults": page_faults(variants["whole"])}
 
 
-def _profile(function: Callable, device: torch.device) -> dict:
-    return {"kinds": kinds_of_operation(function, device), "page_faults": page_faults(function)}
-
-
-def tables(name: str, found: dict) -> str:
-    """Markdown of what `measure_limit` returns."""
-    rate, limit = found["products_per_s"]["median"], found["limit_seconds"]
-    head = f"{found['operations'] / 1e9:.0f} GFLOP at {rate / 1e9:.0f} GFLOP/s: limit {limit * 1e3:.4g} ms"
-    rows = [
-        [f"**{variant}**", row["seconds"], 1, found["operations"], limit, row["to_limit"]]
-        for variant, row in found["whole"].items()
-    ]
-    sum_of_stages = sum(row["seconds"] for row in found["stages"].values())
-    for stage, row in found["stages"].items():
-        share = row["seconds"] / sum_of_stages
-        rows.append([stage, row["seconds"], share, row["operations"], row["limit_seconds"], row.get("to_limit")])
-    cells = [
-        [text, f"{taken * 1e3:.4g}", f"{share:.1%}", f"{count / 1e9:.4g}", f"{floor * 1e3:.4g}"]
-        + ["" if ratio is None else f"{ratio:.2f}"]
-        for text, taken, share, count, floor, ratio in rows
-    ]
-    stages = markdown(["stage", "ms", "share", "GFLOP", "limit ms", "time / limit"], cells)
-    total = sum(found["kinds"].values())
-    kinds = [[kind, f"{taken * 1e3:.4g}", f"{taken / total:.1%}"] for kind, taken in found["kinds"].items()]
-    where = markdown(["operations of one profiled pass", "ms", "share"], kinds)
-    return f"## {name}\n\n{head}\n\n{stages}\n\n{where}\n\npage faults: {found['page_faults']}\n"
-
-
-def report_limit(*, training: bool = False, output: Path | None = None, **given) -> None:
-    """Print Markdown tables for every dtype and batch size; see `qlseg benchmark --help` and `make_settings`.
-
-    `training`: of a training step instead of a forward pass.
-    """
-    settings = make_settings(**given)
-    name_of = "limit training" if training else "limit"
-    measure, batch_sizes = measure_limit, settings.batch_sizes
-    if training:
-        measure, batch_sizes = measure_step_limit, settings.training_batch_sizes
-    kinds = settings.dtypes or ("fp32", "bf16") + ("fp16",) * (settings.device.type == "cuda")
-    result = {"machine": machine(settings.device), "release": settings.release, "size": settings.size, "results": {}}
-    print(f"# {settings.release}, {settings.size} x {settings.size}\n\n{json.dumps(result['machine'])}\n")
-    for batch in batch_sizes:
-        for kind in kinds:
-            name = f"{name_of} b{batch} {kind}"
-            result["results"][name] = measure(settings, kind, batch)
-            print(tables(name, result["results"][name]))
-    if output:
-        write_atomically(output, (json.dumps(result, indent=1) + "\n").encode())
-
-
-__all__ = [
-    "count_operations",
-    "count_step",
-    "measure_limit",
-    "measure_step_limit",
-    "page_faults",
-    "product_rate",
-    "report_limit",
-    "square_products",
-    "stage_of",
-    "tables",
-]
+__all__ = ["count_operations", "count_step", "run_limit", "run_step_limit", "stage_of"]

@@ -9,17 +9,18 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from ..utils.memory import keep_freed_memory
+from .settings import Settings
 
+Rows = Iterator[tuple[str, dict]]  # what a mode yields while it measures: names, and the numbers of each
+COLUMNS = ("seconds", "range", "ratio", "peak_mib")  # of a table; other numbers of a row stand in the last one
 MIB = 2**20
 
 
@@ -103,6 +104,17 @@ def take_turns(variants: dict[str, Callable], baseline: str, repeats: int, devic
     }
 
 
+def compile_checked(
+    settings: Settings, networks: dict[str, torch.nn.Module], pixels: torch.Tensor
+) -> dict[str, Callable]:
+    """Networks by name, compiled; ValueError if one gives other numbers than as it is."""
+    torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
+    compiled = {name: torch.compile(network, backend=settings.backend) for name, network in networks.items()}
+    for name, network in networks.items():
+        check_compiled(f"{name} in {pixels.dtype}", network, compiled[name], pixels)
+    return compiled
+
+
 @torch.inference_mode()
 def check_compiled(name: str, network: torch.nn.Module, compiled: Callable, pixels: torch.Tensor) -> None:
     """ValueError if a network gives other numbers compiled than as it is: its time would say nothing.
@@ -148,16 +160,6 @@ def return_freed_memory(function: Callable) -> Callable:
     return run
 
 
-def multiplications(function: Callable) -> int:
-    """Multiplications of matrix products and convolutions (half of PyTorch's count of floating-point operations).
-
-    Attention is computed as products: those inside a fused kernel for CPUs are not counted.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        function()
-    return counter.get_total_flops() // 2
-
-
 def machine(device: torch.device) -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -172,43 +174,31 @@ def machine(device: torch.device) -> dict:
     }
 
 
-def table(rows: dict[str, dict]) -> str:
-    lines = [f"{'':62} {'median s':>9} {'range s':>17} {'ratio':>6} {'peak MiB':>9}"]
-    for name, row in rows.items():
-        time_, low_high = f"{row['seconds']:.3f}" if "seconds" in row else "", ""
-        if "range" in row:
-            low_high = f"{row['range'][0]:.3f} .. {row['range'][1]:.3f}"
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        memory = f"{row['peak_mib']:.0f}" if "peak_mib" in row else ""
-        more = ", ".join(
-            f"{key} {row[key]:.3g}"
-            for key in (
-                "to_fp32",
-                "to_encoder_compiled",
-                "outside_network",
-                "pictures_per_s",
-                "workers_for_53_per_s",
-                "multiplications",
-            )
-            if key in row
-        )
-        lines.append(f"{name:62} {time_:>9} {low_high:>17} {ratio:>6} {memory:>9}  {more}".rstrip())
-    return "\n".join(lines)
+def table(rows: Iterable[tuple[str, dict]]) -> str:
+    """Markdown of what modes yield; lists are left to the JSON file."""
+    lines = []
+    for name, row in rows:
+        cells = {key: f"{row[key]:.4g}" if key in row else "" for key in COLUMNS if key != "range"}
+        cells["range"] = " .. ".join(f"{value:.4g}" for value in row.get("range", ()))
+        more = {key: value for key, value in row.items() if key not in COLUMNS and not isinstance(value, list)}
+        texts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in more.items()]
+        lines.append([name, *(cells[key] for key in COLUMNS), ", ".join(texts)])
+    return markdown(["what", "seconds", "range", "ratio", "peak MiB", "more"], lines)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
     """A table whose first column is text and whose others are numbers."""
-    lines = [head, [" --- "] + [" ---: "] * (len(head) - 1)]
-    lines = [lines[0], lines[1]] + [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(cell.strip() for cell in line) + " |" for line in lines)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)] + [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 __all__ = [
+    "Rows",
     "check_compiled",
     "clock",
+    "compile_checked",
     "machine",
     "markdown",
-    "multiplications",
     "peak_memory",
     "return_freed_memory",
     "seconds",

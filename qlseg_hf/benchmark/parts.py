@@ -9,16 +9,12 @@ before is kept.
 import importlib.util
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from ..utils.text import first_line
-from .measure import markdown
-
-Rows = Iterator[tuple[str, dict]]
-# of a row; what else it holds stands in the last column, but for the time of each turn
-COLUMNS = ("seconds", "range", "each", "ratio", "peak_mib")
+from .measure import Rows, markdown, table
 
 
 @dataclass(frozen=True)
@@ -119,20 +115,8 @@ def write_report(title: str, machine: dict, outcomes: list[Outcome]) -> str:
     parts = [[o.part, f"{o.seconds:.0f}", o.status, o.reason] for o in outcomes]
     text = [f"# {title}", ", ".join(f"{key} {value}" for key, value in machine.items())]
     text.append(markdown(["part", "seconds", "status", "reason"], parts))
-    rows = [[outcome.part, name, *_cells(row)] for outcome in outcomes for name, row in outcome.rows.items()]
-    text.append(markdown(["part", "what", "seconds", "range", "ratio", "peak MiB", "more"], rows))
-    return "\n\n".join(text) + "\n"
+    rows = ((f"{outcome.part}: {name}", row) for outcome in outcomes for name, row in outcome.rows.items())
+    return "\n\n".join([*text, table(rows)]) + "\n"
 
 
-def _cells(row: dict) -> list[str]:
-    low_high = " .. ".join(f"{value:.4g}" for value in row.get("range", ()))
-    numbers = {key: f"{row[key]:.4g}" if key in row else "" for key in ("seconds", "ratio", "peak_mib")}
-    more = [
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in row.items()
-        if key not in COLUMNS
-    ]
-    return [numbers["seconds"], low_high, numbers["ratio"], numbers["peak_mib"], ", ".join(more)]
-
-
-__all__ = ["Outcome", "Part", "Rows", "describe", "run_part", "run_parts", "write_report"]
+__all__ = ["Outcome", "Part", "describe", "run_part", "run_parts", "write_report"]

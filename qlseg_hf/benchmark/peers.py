@@ -5,10 +5,8 @@
 import itertools
 from collections.abc import Callable
 
-import torch
-
-from .measure import check_compiled, take_turns
-from .settings import DTYPES, TINY, build, inference
+from .measure import Rows, compile_checked, take_turns
+from .settings import DTYPES, TINY, build, draw_pixels, inference
 
 
 def peers(size: int, release: str = "") -> dict[str, Callable]:
@@ -66,32 +64,26 @@ def peers(size: int, release: str = "") -> dict[str, Callable]:
     }
 
 
-def run_peers(settings, names: tuple[str, ...] = ()) -> dict:
+def run_peers(settings, names: tuple[str, ...] = ()) -> Rows:
     """Forward passes only; QLSeg's includes scores at input size, the peers' end with their own small outputs.
 
     `names` of peers, all if empty.
     """
     kinds = settings.dtypes or ("bf16" if settings.device.type == "cuda" else "fp32",)
-    rows, baseline = {}, f"QLSeg {settings.release}"
+    baseline = f"QLSeg {settings.release}"
     for kind, batch in itertools.product(kinds, settings.batch_sizes):
         dtype = DTYPES[kind]
-        pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
-        makers = peers(settings.size, settings.release)
+        pixels, makers = draw_pixels(settings, batch, dtype), peers(settings.size, settings.release)
         models = {name: makers[name]().to(settings.device, dtype).eval() for name in names or makers}
         models = {baseline: build(settings, dtype)} | models
         if settings.compile:
-            torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
-            for name, model in models.items():
-                models[name] = torch.compile(model, backend=settings.backend)
-                check_compiled(f"{name} in {kind}", model, models[name], pixels)
+            models = compile_checked(settings, models, pixels)
         variants = {
             name: inference(lambda model=model, x=pixels: model(pixel_values=x)) for name, model in models.items()
         }
-        found = take_turns(variants, baseline, settings.repeats, settings.device)
         suffix = f" {kind}" if settings.dtypes else ""
-        for name, row in found.items():
-            rows[f"peers b{batch}{suffix} {name}"] = row | {"pictures_per_s": batch / row["seconds"]}
-    return rows
+        for name, row in take_turns(variants, baseline, settings.repeats, settings.device).items():
+            yield f"peers b{batch}{suffix} {name}", row | {"pictures_per_s": batch / row["seconds"]}
 
 
 __all__ = ["peers", "run_peers"]

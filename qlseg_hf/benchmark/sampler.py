@@ -12,10 +12,9 @@ from huggingface_hub import constants
 
 from ..model import deformable_attention as sampling
 from ..model import deformable_attention_triton as sampling_triton
-from .measure import take_turns
-from .parts import Rows
+from .measure import Rows, take_turns
 from .settings import DTYPES, Settings, build
-from .training import training_labels
+from .training import half_precision, made_batch
 
 # Of the largest number: a unit in the last place, and what sums in another order differ by.
 ROUNDING = {"fp32": 1e-5, "bf16": 2**-7, "fp16": 2**-10}
@@ -126,28 +125,27 @@ def run_sampler(settings: Settings, kind: str) -> Rows:
 
 def run_sampler_in_network(settings: Settings, kind: str) -> Rows:
     """Forward pass and training step of the whole network with and without the kernel; both plain on a CPU."""
-    dtype, other = DTYPES[kind], "Triton kernel" if settings.device.type == "cuda" else "plain again"
-    for batch in settings.training_batch_sizes:
-        pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device)
+    other = "Triton kernel" if settings.device.type == "cuda" else "plain again"
+    for count in settings.training_batch_sizes:
         model = build(settings)
-        labels = training_labels(batch, settings.size, model.config.num_labels, settings.device)
+        batch = made_batch(settings, count, model.config.num_labels)
 
-        def forward(can_launch, model=model, pixels=pixels):
+        def forward(can_launch, model=model, pixels=batch["pixel_values"]):
             with mock.patch.object(sampling_triton, "CAN_LAUNCH", can_launch), torch.no_grad():
-                with torch.autocast(settings.device.type, dtype, enabled=dtype != torch.float32):
+                with half_precision(settings.device, kind):
                     model.eval()(pixels)
 
-        def step(can_launch, model=model, pixels=pixels, labels=labels):
+        def step(can_launch, model=model, batch=batch):
             model.zero_grad()
             with mock.patch.object(sampling_triton, "CAN_LAUNCH", can_launch):
-                with torch.autocast(settings.device.type, dtype, enabled=dtype != torch.float32):
-                    loss = model.train()(pixels, labels=labels).loss
+                with half_precision(settings.device, kind):
+                    loss = model.train()(**batch).loss
                 loss.backward()
 
         for what, function in (("forward", forward), ("training step", step)):
             variants = {"plain": lambda f=function: f(False), other: lambda f=function: f(True)}
             rows = take_turns(variants, "plain", settings.repeats, settings.device)
-            yield from ((f"network b{batch} {kind} {what}: {name}", row) for name, row in rows.items())
+            yield from ((f"network b{count} {kind} {what}: {name}", row) for name, row in rows.items())
 
 
 __all__ = ["ROUNDING", "run_sampler", "run_sampler_in_network"]

@@ -1,9 +1,10 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What all modes of the benchmark share: settings, and networks with random weights."""
+"""What all modes of the benchmark share: settings, networks with random weights, and what is put into them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,16 +17,16 @@ TINY = "tiny"  # in the place of a release: a network to try the programs with, 
 
 @dataclass
 class Settings:
-    """What all modes share; `size` is the side of the square input in pixels, `dtypes` names of `DTYPES` or empty."""
+    """What all modes share; `size` is the side of the square input in pixels, `dtypes` names of `DTYPES`."""
 
     release: str
     size: int
-    batch_sizes: tuple[int, ...]
-    training_batch_sizes: tuple[int, ...]
-    repeats: int
-    compile: bool
     device: torch.device
-    dtypes: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = (1,)
+    training_batch_sizes: tuple[int, ...] = (2,)
+    repeats: int = 7
+    compile: bool = False
+    dtypes: tuple[str, ...] | None = None
 
     @property
     def backend(self) -> str:
@@ -33,7 +34,7 @@ class Settings:
         return "eager" if self.release == TINY else "inductor"
 
     def __post_init__(self):
-        if unknown := set(self.dtypes) - set(DTYPES):
+        if unknown := set(self.dtypes or ()) - set(DTYPES):
             raise ValueError(f"no dtype {', '.join(sorted(unknown))}; there are {', '.join(DTYPES)}")
 
 
@@ -58,27 +59,15 @@ def make_settings(
     *,
     release: str = "vit-b-ade20k",
     size: int | None = None,
-    batch_sizes: tuple[int, ...] = (1,),
-    training_batch_sizes: tuple[int, ...] = (2,),
-    repeats: int = 7,
-    compile: bool = False,
     device: str | None = None,
     threads: int | None = None,
-    dtypes: tuple[str, ...] | None = None,
+    **others: Any,
 ) -> Settings:
     """Settings from the command line's; sets the number of threads. ValueError for an unknown release or dtype."""
     if threads:
         torch.set_num_threads(threads)
-    return Settings(
-        release=release,
-        size=size or configuration(release).backbone_config.image_size,
-        batch_sizes=batch_sizes,
-        training_batch_sizes=training_batch_sizes,
-        repeats=repeats,
-        compile=compile,
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
-        dtypes=dtypes or (),
-    )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Settings(release, size or configuration(release).backbone_config.image_size, place, **others)
 
 
 def build(settings, dtype=torch.float32, device=None) -> QLSegForSemanticSegmentation:
@@ -88,8 +77,13 @@ def build(settings, dtype=torch.float32, device=None) -> QLSegForSemanticSegment
     return model.to(dtype).eval()
 
 
+def draw_pixels(settings: Settings, batch: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(B, 3, size, size) of noise on the device."""
+    return torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
+
+
 def inference(function: Callable) -> Callable:
     return torch.inference_mode()(function)
 
 
-__all__ = ["DTYPES", "Settings", "TINY", "build", "configuration", "inference", "make_settings"]
+__all__ = ["DTYPES", "Settings", "TINY", "build", "configuration", "draw_pixels", "inference", "make_settings"]

@@ -1,7 +1,8 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed against what: encoder and whole network, tricks taken back, a picture, a training step."""
+"""What is timed against what: encoder and whole network, tricks taken back, a picture; and all modes by name."""
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -19,47 +20,40 @@ from ..hub.saving import QLSegImageProcessor
 from ..model.image_io import load_picture, resize_picture
 from ..model.segmentation import segment
 from ..utils.files import write_atomically
-from .measure import check_compiled, machine, multiplications, return_freed_memory, seconds, table, take_turns
+from .limit import count_operations, run_limit, run_step_limit
+from .measure import Rows, compile_checked, machine, return_freed_memory, seconds, table, take_turns
 from .peers import run_peers
 from .runtimes import run_runtimes
-from .settings import DTYPES, build, inference, make_settings
+from .settings import DTYPES, build, draw_pixels, inference, make_settings
 from .training import run_training
 
 
-def floor(settings, mode: str) -> dict:
-    """Multiplications of encoder and whole network, and the ratio of times if nothing else took time."""
-    model = build(settings, device="meta").requires_grad_(False)
-    pixels = torch.empty(1, 3, settings.size, settings.size, device="meta")
-    with torch.no_grad():
-        encoder, whole = multiplications(lambda: model.backbone(pixels)), multiplications(lambda: model(pixels))
-    return {f"{mode} floor": {"encoder_multiplications": encoder, "multiplications": whole, "ratio": whole / encoder}}
+def run_forward(settings) -> Rows:
+    """Encoder and whole network take turns; dtypes one after the other, as nobody mixes them.
 
-
-def run_forward(settings) -> dict:
-    """Encoder and whole network take turns; dtypes one after the other, as nobody mixes them."""
-    rows = floor(settings, "forward")
+    First their multiplications, and the ratio of times if nothing else took time.
+    """
+    counts = count_operations(settings, batch=1)
+    encoder = sum(count for stage, count in counts.items() if stage.startswith(("patches", "encoder"))) // 2
+    whole, in_fp32 = sum(counts.values()) // 2, {}
+    yield "forward floor", {"encoder_multiplications": encoder, "multiplications": whole, "ratio": whole / encoder}
     for kind in settings.dtypes or ("fp32", "bf16"):
-        dtype = DTYPES[kind]
-        model = build(settings, dtype)
+        model = build(settings, DTYPES[kind])
         for batch in settings.batch_sizes:
-            pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device, dtype=dtype)
-            networks = {"encoder": model.backbone, "whole": model}
+            pixels, networks = draw_pixels(settings, batch, DTYPES[kind]), {"encoder": model.backbone, "whole": model}
             if settings.compile:
-                torch._dynamo.reset()  # beyond 8 compiled variants of a function PyTorch runs it as it is
-                for name, network in list(networks.items()):
-                    networks[f"{name} compiled"] = torch.compile(network, backend=settings.backend)
-                    check_compiled(f"{name} in {kind}", network, networks[f"{name} compiled"], pixels)
+                compiled = compile_checked(settings, networks, pixels)
+                networks |= {f"{name} compiled": network for name, network in compiled.items()}
             variants = {name: inference(lambda n=network, x=pixels: n(x)) for name, network in networks.items()}
             found = take_turns(variants, "encoder", settings.repeats, settings.device)
             for name, row in found.items():
-                if "fp32" in (kind, *settings.dtypes[:1]) or not settings.dtypes:
-                    row["to_fp32"] = row["seconds"] / rows.get(f"forward b{batch} fp32 {name}", row)["seconds"]
-                row["pictures_per_s"] = batch / row["seconds"]
-                rows[f"forward b{batch} {kind} {name}"] = row
-            if settings.compile:
-                row = found["whole compiled"]
-                row["to_encoder_compiled"] = row["seconds"] / found["encoder compiled"]["seconds"]
-    return rows
+                if kind == "fp32":
+                    in_fp32[batch, name] = row["seconds"]
+                if (batch, name) in in_fp32:
+                    row["to_fp32"] = row["seconds"] / in_fp32[batch, name]
+                if name == "whole compiled":
+                    row["to_encoder_compiled"] = row["seconds"] / found["encoder compiled"]["seconds"]
+                yield f"forward b{batch} {kind} {name}", row | {"pictures_per_s": batch / row["seconds"]}
 
 
 # ------------------------------------------------------------------------------------------------------- tricks undone
@@ -90,14 +84,14 @@ def label_map_at_once(scores, size):
     return F.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0].argmax(dim=0)
 
 
-def run_tricks(settings) -> dict:
+def run_tricks(settings) -> Rows:
     """Each trick taken back alone, in inference; the loss's is part of `training`."""
     from ..model import deformable_attention as sampling
     from ..model import modeling_qlseg
     from ..model.scores import label_map_from_scores
 
     model = build(settings)
-    pixels = torch.randn(1, 3, settings.size, settings.size, device=settings.device)
+    pixels = draw_pixels(settings, 1)
 
     def without(name: str, plain: Callable) -> Callable:
         def run():
@@ -128,7 +122,7 @@ def run_tricks(settings) -> dict:
         "label map at once": inference(lambda: label_map_at_once(scores, size).cpu()),
     }
     rows |= take_turns(variants, "label map in blocks", settings.repeats, settings.device)
-    return {f"tricks {name}": row for name, row in rows.items()}
+    yield from ((f"tricks {name}", row) for name, row in rows.items())
 
 
 # ------------------------------------------------------------------------------------------------ picture and loading
@@ -142,10 +136,9 @@ def drawn_picture(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray((pixels + rng.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
-def run_picture(settings) -> dict:
+def run_picture(settings) -> Rows:
     """A 2048 x 1536 JPEG to its label map, against the forward passes of the same windows."""
     model, processor = build(settings), QLSegImageProcessor.for_release(settings.release)
-    rows = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "picture.jpg"
         drawn_picture(1536, 2048).save(path, quality=92)
@@ -162,17 +155,16 @@ def run_picture(settings) -> dict:
         }
         found = take_turns(variants, "forward passes", settings.repeats, settings.device)
     for name, row in found.items():
-        rows[f"picture {name}"] = row | ({"outside_network": row["ratio"] - 1} if "label map" in name else {})
-    return rows
+        yield f"picture {name}", row | ({"outside_network": row["ratio"] - 1} if "label map" in name else {})
 
 
-def run_loading(settings) -> dict:
+def run_loading(settings) -> Rows:
     """One core's augmented training samples of an ADE20K-like picture; a step of 8 in 0.15 s wants 53 per second."""
     from ..data.augmentation import TrainingTransform
     from ..data.datasets import open_dataset
 
     processor = QLSegImageProcessor.for_release(settings.release)
-    rows, threads = {}, torch.get_num_threads()
+    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for kind in ("images", "annotations"):
@@ -201,16 +193,17 @@ def run_loading(settings) -> dict:
             for i in tqdm(range(16 * settings.repeats), desc="loading", leave=False)
         ]
         torch.set_num_threads(threads)
-    median = statistics.median(found)
-    wanted = 8 / 0.15
-    rows["loading one worker"] = {
-        "seconds": statistics.mean(found),
-        "median_seconds": median,
-        "range": [min(found), max(found)],
-        "pictures_per_s": 1 / statistics.mean(found),
-        "workers_for_53_per_s": wanted * statistics.mean(found),
-    }
-    return rows
+    mean = statistics.mean(found)
+    yield (
+        "loading one worker",
+        {
+            "seconds": mean,
+            "median_seconds": statistics.median(found),
+            "range": [min(found), max(found)],
+            "pictures_per_s": 1 / mean,
+            "workers_for_53_per_s": 8 / 0.15 * mean,
+        },
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- report
@@ -223,25 +216,22 @@ MODES = {
     "loading": run_loading,
     "peers": run_peers,
     "runtimes": run_runtimes,
+    "limit": run_limit,
+    "limit training": run_step_limit,
 }
 
 
 def benchmark(modes: tuple[str, ...] = (), *, output: Path | None = None, **given) -> None:
     """Run modes and print a table; `given` as in `make_settings`. ValueError for an unknown mode."""
     if unknown := set(modes) - set(MODES):
-        alone = "; limit and gpu run alone" if unknown & {"limit", "gpu"} else ""
-        raise ValueError(f"no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}{alone}")
+        raise ValueError(f"no mode {', '.join(sorted(unknown))}; there are {', '.join(MODES)}; gpu runs alone")
     settings = make_settings(**given)
-    rows = {}
-    for mode in modes or ("forward", "picture", "training"):
-        rows |= MODES[mode](settings)
-    release, size = settings.release, settings.size
-    result = {"machine": machine(settings.device), "release": release, "size": size, "results": rows}
-    print(json.dumps(result["machine"]))
-    print(f"{release}, {size} x {size}, {settings.repeats} turns")
-    print(table(rows))
+    about = {"release": settings.release, "size": settings.size, "machine": machine(settings.device)}
+    print(json.dumps(about))
+    rows = dict(itertools.chain(*(MODES[mode](settings) for mode in modes or ("forward", "picture", "training"))))
+    print(table(rows.items()))
     if output:
-        write_atomically(output, (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(output, (json.dumps(about | {"results": rows}, indent=1) + "\n").encode())
 
 
 __all__ = ["MODES", "benchmark"]

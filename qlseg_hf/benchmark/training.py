@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 from torch.nn import functional as F
 
-from .measure import return_freed_memory, take_turns
-from .settings import DTYPES, build
+from .measure import Rows, return_freed_memory, take_turns
+from .settings import DTYPES, Settings, build, draw_pixels
 
 
 def training_labels(batch: int, size: int, num_labels: int, device: torch.device) -> torch.Tensor:
@@ -21,6 +21,13 @@ def training_labels(batch: int, size: int, num_labels: int, device: torch.device
     blocks = torch.randint(0, 10, (batch, 64), generator=generator)
     blocks = labels.gather(1, blocks).view(batch, 1, 8, 8).float()
     return F.interpolate(blocks, size=(size, size), mode="nearest")[:, 0].long().to(device)
+
+
+def made_batch(settings: Settings, batch: int, num_labels: int) -> dict[str, torch.Tensor]:
+    """`pixel_values` (B, 3, size, size) and `labels` of `training_labels`; always the same."""
+    torch.manual_seed(0)
+    labels = training_labels(batch, settings.size, num_labels, settings.device)
+    return {"pixel_values": draw_pixels(settings, batch), "labels": labels}
 
 
 def loss_by_autograd(logits, labels, picture, label, alpha, gamma):
@@ -39,8 +46,8 @@ def half_precision(device: torch.device, kind: str):
 class StepInParts:
     """A training step of a network on one batch, whole when called, or part by part in their order."""
 
-    def __init__(self, model, pixels: torch.Tensor, labels: torch.Tensor, half):
-        self.model, self.pixels, self.labels, self.half = model, pixels, labels, half
+    def __init__(self, model, batch: dict[str, torch.Tensor], half):
+        self.model, self.batch, self.half = model, batch, half
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
         self.parts = (self.forward, lambda: self.loss.backward(), self.optimizer.step)
 
@@ -52,10 +59,10 @@ class StepInParts:
         """The loss; gradients of the step before are dropped."""
         self.model.zero_grad()
         with self.half:
-            self.loss = self.model(self.pixels, labels=self.labels).loss
+            self.loss = self.model(**self.batch).loss
 
 
-def run_training(settings) -> dict:
+def run_training(settings: Settings) -> Rows:
     """Encoder: forward and backward from the sum of its maps. Whole network: forward, loss, backward.
 
     bf16 and fp16 are autocast over fp32 weights, without a scaler; compiled parts are those of a recipe's `compile`.
@@ -64,8 +71,7 @@ def run_training(settings) -> dict:
         ValueError: compiled in 16 bits on a CPU, as for `qlseg train`. Other compiled steps are not compared with
             those that are not, as dropout draws other numbers in them.
     """
-    rows, on_gpu = {}, settings.device.type == "cuda"
-    kinds = settings.dtypes or ("bf16" if on_gpu else "fp32",)
+    kinds = settings.dtypes or ("bf16" if settings.device.type == "cuda" else "fp32",)
     if settings.compile and settings.backend == "inductor" and settings.device.type == "cpu" and {*kinds} != {"fp32"}:
         raise ValueError(
             "a training step that is compiled in 16 bits gives wrong numbers on CPUs with some C++ compilers; take "
@@ -77,12 +83,10 @@ def run_training(settings) -> dict:
         networks[" compiled"] = build(settings).train()
         for part in ("backbone", "pixel_encoder", "decoder"):
             getattr(networks[" compiled"], part).compile(backend=settings.backend)
-    for kind, batch in itertools.product(kinds, settings.training_batch_sizes):
-        half = half_precision(settings.device, kind)
-        pixels = torch.randn(batch, 3, settings.size, settings.size, device=settings.device)
-        labels = training_labels(batch, settings.size, model.config.num_labels, settings.device)
+    for kind, count in itertools.product(kinds, settings.training_batch_sizes):
+        half, batch = half_precision(settings.device, kind), made_batch(settings, count, model.config.num_labels)
 
-        def encoder(pixels=pixels, half=half):
+        def encoder(pixels=batch["pixel_values"], half=half):
             model.zero_grad()
             with half:
                 loss = sum(maps.float().mean() for maps in model.backbone(pixels).feature_maps)
@@ -90,18 +94,17 @@ def run_training(settings) -> dict:
 
         variants = {"encoder": encoder}
         for suffix, network in networks.items():
-            variants |= {f"{name}{suffix}": step for name, step in whole_steps(network, pixels, labels, half).items()}
+            variants |= {f"{name}{suffix}": step for name, step in whole_steps(network, batch, half).items()}
         name = kind if kind == "fp32" else f"{kind} autocast"
-        found = take_turns(variants, "encoder", settings.repeats, settings.device)
-        rows |= {f"training b{batch} {name} {variant}": row for variant, row in found.items()}
-    return rows
+        for variant, row in take_turns(variants, "encoder", settings.repeats, settings.device).items():
+            yield f"training b{count} {name} {variant}", row
 
 
-def whole_steps(model, pixels: torch.Tensor, labels: torch.Tensor, half) -> dict[str, Callable]:
+def whole_steps(model, batch: dict[str, torch.Tensor], half) -> dict[str, Callable]:
     """Forward, loss and backward; the same with autograd's gradient of the mask losses; with an optimiser's update."""
     from ..model.loss_qlseg import MaskLosses
 
-    step = StepInParts(model, pixels, labels, half)
+    step = StepInParts(model, batch, half)
 
     def whole():
         for part in step.parts[:2]:
@@ -116,9 +119,9 @@ def whole_steps(model, pixels: torch.Tensor, labels: torch.Tensor, half) -> dict
         "whole, gradient of the mask losses by autograd": plain_loss,
         "whole and AdamW": step,
     }
-    if pixels.device.type == "cpu":
+    if model.device.type == "cpu":
         steps["whole and AdamW, freed memory returned to the kernel"] = return_freed_memory(step)
     return steps
 
 
-__all__ = ["StepInParts", "half_precision", "loss_by_autograd", "run_training", "training_labels"]
+__all__ = ["StepInParts", "half_precision", "loss_by_autograd", "made_batch", "run_training"]

@@ -4,18 +4,18 @@
 
 import click
 
-from .options import PATH, Numbers, subcommand
+from .options import PATH, Several, subcommand
 
 
 @subcommand("benchmark")
 @click.argument("modes", nargs=-1, metavar="[MODE...]")
 @click.option("--release", default="vit-b-ade20k", help="Which network.")
 @click.option("--size", type=int, help="Side of the square input in pixels; the network's if not given.")
-@click.option("--batch_sizes", type=Numbers(int), default="1")
-@click.option("--training_batch_sizes", type=Numbers(int), default="2")
+@click.option("--batch_sizes", type=Several(int), default="1")
+@click.option("--training_batch_sizes", type=Several(int), default="2")
 @click.option("--repeats", type=int, default=7, help="Turns.")
 @click.option("--compile", is_flag=True, help="Also torch.compile; refused where it gives other numbers.")
-@click.option("--dtype", "dtypes", type=Numbers(str), metavar="fp32,bf16,fp16", help="By default what suits the mode.")
+@click.option("--dtype", "dtypes", type=Several(str), metavar="fp32,bf16,fp16", help="By default what suits the mode.")
 @click.option("--device", help="A GPU if there is one.")
 @click.option("--threads", type=int, help="CPU threads; PyTorch's if not given.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Also write the results to this file.")
@@ -33,9 +33,8 @@ def command(modes: tuple[str, ...], minutes: float, tiny: bool, **settings) -> N
       loading   augmented training pictures per second and worker
       peers     EoMT-L, Mask2Former Swin-L (these need scipy), UperNet-BEiT-L, SegFormer-B5, same size
       runtimes  ONNX Runtime and OpenVINO (these need the extras export and openvino) beside PyTorch, on a CPU
-    or one of these alone:
-      limit     times the limit: the operations at the rate of a matrix product of this machine, by stage and kind;
-                limit training: those of a training step
+      limit     ratios to the limit: the operations at the rate of a matrix product of this machine, by stage and kind
+    or alone: limit training (those of a training step), or
       gpu       all that wants measuring on a GPU, each part for itself, within --minutes; status 1 if one failed
     Without a mode: forward, picture, training. Weights are random; results do not depend on them.
 
@@ -48,11 +47,7 @@ def command(modes: tuple[str, ...], minutes: float, tiny: bool, **settings) -> N
         from ..benchmark.gpu import report_gpu
 
         report_gpu(device=settings["device"], output=settings["output"], minutes=minutes, tiny=tiny)
-    elif modes in (("limit",), ("limit", "training")):
-        from ..benchmark.limit import report_limit
-
-        report_limit(training="training" in modes, **settings)
     else:
         from ..benchmark.speed import benchmark
 
-        benchmark(modes, **settings)
+        benchmark(("limit training",) if modes == ("limit", "training") else modes, **settings)

@@ -20,19 +20,18 @@ SETTINGS = {
 }
 
 
-class Numbers(click.ParamType):
-    """Numbers separated by commas or spaces, as one value: 0.5,1,1.5."""
-
-    name = "numbers"
+class Several(click.ParamType):
+    """Values separated by commas, as one: 0.5,1,1.5. Numbers may be separated by spaces, which names may hold."""
 
     def __init__(self, kind: type):
-        self.kind = kind
+        self.kind, self.name = kind, "names" if kind is str else "numbers"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple:
         if isinstance(value, (tuple, list)):
             return tuple(value)
         try:
-            return tuple(self.kind(part) for part in value.replace(",", " ").split())
+            parts = (value if self.kind is str else value.replace(" ", ",")).split(",")
+            return tuple(self.kind(part.strip()) for part in parts if part.strip())
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 0.5,1,1.5", param, context)
 
@@ -64,7 +63,7 @@ def scales(function: Callable) -> Callable:
     """`--scales` and `--flip` of the multi-scale protocol."""
     function = click.option("--flip", is_flag=True, help="Also average over the mirrored picture.")(function)
     return click.option(
-        "--scales", type=Numbers(float), default="1", help="Factors on the short side, separated by commas."
+        "--scales", type=Several(float), default="1", help="Factors on the short side, separated by commas."
     )(function)
 
 
@@ -78,4 +77,4 @@ def dtype(default: str) -> Callable[[Callable], Callable]:
     )
 
 
-__all__ = ["Numbers", "PATH", "SETTINGS", "dtype", "scales", "subcommand"]
+__all__ = ["PATH", "SETTINGS", "Several", "dtype", "scales", "subcommand"]

@@ -7,25 +7,9 @@ import sys
 
 import click
 
-from .options import PATH, Numbers, dtype, scales, subcommand
+from .options import PATH, Several, dtype, scales, subcommand
 
 FAILED = 3  # exit status if some images failed
-
-
-class _Texts(Numbers):
-    """Texts separated by commas, as one value: names of labels may hold spaces."""
-
-    name = "names"
-
-    def __init__(self):
-        super().__init__(str)
-
-    def convert(self, value, param, context) -> tuple:
-        return (
-            tuple(value)
-            if isinstance(value, tuple | list)
-            else tuple(t.strip() for t in value.split(",") if t.strip())
-        )
 
 
 @subcommand("predict", runs_network=True)
@@ -35,11 +19,13 @@ class _Texts(Numbers):
 @click.option(
     "--format",
     "formats",
-    type=_Texts(),
+    type=Several(str),
     default="labels,overlay",
     help="Of labels, overlay, confidence, geojson, geotiff (a file per image), coco, csv, parquet (one for all).",
 )
-@click.option("--labels", type=_Texts(), help="Write these alone, names or numbers; other pixels become void (255).")
+@click.option(
+    "--labels", type=Several(str), help="Write these alone, names or numbers; other pixels become void (255)."
+)
 @scales
 @click.option(
     "--do_resize", type=bool, help="false: segment at the image's own resolution. The processor's if not given."
