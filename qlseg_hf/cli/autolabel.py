@@ -31,15 +31,9 @@ def options_of_predict(function: Callable) -> Callable:
     "--data", "sources", required=True, multiple=True, metavar="SOURCE", help="As of predict; may be given repeatedly."
 )
 @click.option("--output", required=True, type=PATH, metavar="DIR", help="Folder for the data set.")
-@click.option(
-    "--confidence",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=CONFIDENCE,
-    help="Pixels below it do not count.",
-)
+@click.option("--confidence", default=CONFIDENCE, help="Pixels below it do not count; at most 1.")
 @click.option(
     "--least_share",
-    type=click.FloatRange(0, 1),
     default=LEAST_SHARE,
     help="Of each label's pixels, the surest that count even below it, or rare labels would vanish.",
 )

@@ -10,9 +10,9 @@ maps take their place together, after the images: who opens the folder in betwee
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ..export.loading import is_file, load_network_or_file
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.image_io import NamedBytes, load_label_map, load_picture
 from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..utils.files import partial_folder, replace_folder, write_atomically
+from ..utils.files import partial_folder, replace_folder, write_atomically, write_into
 from ..utils.picture_files import PICTURE_SUFFIXES, listed, suffix_of
 from ..utils.text import printable
 from ..utils.visualization import label_colors, label_map_picture, save_picture
@@ -113,7 +113,11 @@ def autolabel(request: Request, confidence: float, least_share: float) -> tuple[
     counts = count_confidences(list(paths.values()), len(teacher.names), threads)
     least = choose_steps(counts, confidence, least_share)
     if not any(row[step:].any() for row, step in zip(counts, least)):
-        raise_without_pixels(counts, confidence, len(items))
+        highest = np.flatnonzero(counts.any(axis=0))
+        found = f"the highest is {highest[-1] / STEPS:.2f}" if highest.size else "none was segmented"
+        raise ValueError(
+            f"no pixel of {len(items)} images has a confidence of {confidence} or more, {found}; lower --confidence"
+        )
     kept = write_pairs(request.output, items, paths, teacher, least, threads)
     report = make_report(teacher, counts, least, kept)
     given = {"confidence": confidence, "least_share": least_share}
@@ -121,15 +125,6 @@ def autolabel(request: Request, confidence: float, least_share: float) -> tuple[
     report["num_failed"] = summary.num_failed
     write_descriptions(request.output, teacher, report)
     return summary, report
-
-
-def raise_without_pixels(counts: np.ndarray, confidence: float, num_images: int) -> None:
-    """ValueError that says how sure the surest pixel is. `counts`: see `count_confidences`."""
-    highest = np.flatnonzero(counts.any(axis=0))
-    found = f"the highest is {highest[-1] / STEPS:.2f}" if highest.size else "none was segmented"
-    raise ValueError(
-        f"no pixel of {num_images} images has a confidence of {confidence} or more, {found}; lower --confidence"
-    )
 
 
 def list_done(request: Request, entries: dict[str, dict]) -> list[Item]:
@@ -186,14 +181,11 @@ def make_paths(items: list[Item], work: Path) -> dict[str, _Paths]:
     }
 
 
-def _map(function: Callable, arguments: Iterable, total: int, what: str, threads: int) -> list:
-    """Results in their order, with a bar. Pictures are decoded and encoded outside of Python's lock."""
-    with ThreadPoolExecutor(threads) as pool:
-        return list(tqdm(pool.map(function, arguments), total=total, desc=what, unit=" images"))
-
-
 def count_confidences(paths: list[_Paths], num_labels: int, threads: int) -> np.ndarray:
-    """(K, 256) int64: pixels of each label by the steps of their confidence."""
+    """(K, 256) int64: pixels of each label by the steps of their confidence.
+
+    Pictures are decoded outside of Python's lock.
+    """
     counts = np.zeros((num_labels, STEPS + 1), dtype=np.int64)
 
     def count(one: _Paths) -> np.ndarray:
@@ -231,8 +223,9 @@ def write_pairs(
     output: Path, items: list[Item], paths: dict[str, _Paths], teacher: Teacher, least: np.ndarray, threads: int
 ) -> dict[str, np.ndarray]:
     """Write `images` and `masks` of the images that keep a pixel; {name: (K,) pixels kept} of all."""
-    reading, placed_before = teacher.processor.settings().reading, _read_placed(output)
-    placed: dict[str, list] = {}
+    reading, place = teacher.processor.settings().reading, output / PREDICTIONS / "placed.json"
+    placed: dict[str, list] = {}  # {name: [file in `images`, stamp of its source]}
+    placed_before = json.loads(place.read_bytes()) if place.is_file() else {}
 
     def write(item: Item, masks: Path) -> np.ndarray:
         one = paths[item.name]
@@ -248,24 +241,16 @@ def write_pairs(
         return kept
 
     with partial_folder(MASKS, output) as masks:
-        found = _map(lambda item: write(item, masks), items, len(items), "writing", threads)
+        with ThreadPoolExecutor(threads) as pool:
+            written = pool.map(write, items, repeat(masks))
+            found = list(tqdm(written, total=len(items), desc="writing", unit=" images"))
         replace_folder(masks, output / MASKS)
     files = {file for file, _ in placed.values()}
     for path in (output / IMAGES).iterdir():
         if path.name not in files:
             path.unlink()
-    write_atomically(_place_of_placed(output), json.dumps(placed).encode())
+    write_atomically(place, json.dumps(placed).encode())
     return dict(zip(paths, found))
-
-
-def _place_of_placed(output: Path) -> Path:
-    return output / PREDICTIONS / "placed.json"
-
-
-def _read_placed(output: Path) -> dict[str, list]:
-    """{name: [file in `images`, stamp of its source]} of the run before."""
-    place = _place_of_placed(output)
-    return json.loads(place.read_bytes()) if place.is_file() else {}
 
 
 def place_image(item: Item, folder: Path, name: str, reading: dict[str, Any]) -> str:
@@ -288,9 +273,8 @@ def place_image(item: Item, folder: Path, name: str, reading: dict[str, Any]) ->
     if picture.dtype == np.uint8 and picture.shape[-1] in (1, 3):
         save_picture(Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture), folder / f"{name}.png")
         return f"{name}.png"
-    with partial_folder(f"{name}.npy", folder) as beside:
-        np.save(beside / "picture.npy", picture)
-        os.replace(beside / "picture.npy", folder / f"{name}.npy")
+    with write_into(folder) as beside:
+        np.save(beside / f"{name}.npy", picture)
     return f"{name}.npy"
 
 

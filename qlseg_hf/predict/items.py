@@ -22,6 +22,14 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
+class Video:
+    """A video file, or the number of a camera of this machine; the first `max_frames` frames are wanted, or all."""
+
+    source: str | int
+    max_frames: int | None = None
+
+
+@dataclass(frozen=True)
 class Item:
     """One image to segment.
 
@@ -32,7 +40,7 @@ class Item:
     name: str
     source: str
     stamp: tuple
-    reader: Reader
+    reader: Reader | Video
 
 
 @dataclass(frozen=True)
@@ -71,28 +79,6 @@ class WebPicture:
 
 
 @dataclass(frozen=True)
-class VideoFile:
-    """A video, of which the first `max_frames` frames are wanted, or all."""
-
-    path: str
-    max_frames: int | None = None
-
-    def read(self) -> Any:
-        raise ValueError(f"{self.path} is a video; one picture is wanted")
-
-
-@dataclass(frozen=True)
-class Camera:
-    """A camera of this machine."""
-
-    number: int
-    max_frames: int | None = None
-
-    def read(self) -> Any:
-        raise ValueError(f"{self.number} is a camera; one picture is wanted")
-
-
-@dataclass(frozen=True)
 class SourceOptions:
     """What may be said about sources: see `find_items`."""
 
@@ -113,13 +99,12 @@ def safe_name(name: str) -> str:
 
 __all__ = [
     "OPEN_TABLES",
-    "Camera",
     "Item",
     "LocalFile",
     "Reader",
     "RemoteFile",
     "SourceOptions",
-    "VideoFile",
+    "Video",
     "WebPicture",
     "safe_name",
 ]

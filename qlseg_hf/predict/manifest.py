@@ -22,14 +22,13 @@ def _to_line(value: dict) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _read_lines(path: Path) -> list[dict]:
-    """The lines of a file, without a last one that was not written to its end."""
-    return _parse_lines(path, path.read_bytes())
-
-
-def _parse_lines(path: Path, content: bytes) -> list[dict]:
-    text = content.decode("utf-8", errors="surrogatepass")
-    whole, _, _ = text.rpartition("\n")
+def _read_lines(path: Path, only_first: bool = False) -> list[dict]:
+    """The lines of a file, or the first, without a last one that was not written to its end; [] if there is none."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        content = file.readline() if only_first else file.read()
+    whole, _, _ = content.decode("utf-8", errors="surrogatepass").rpartition("\n")
     try:
         return [json.loads(line) for line in whole.split("\n") if line]
     except ValueError as error:
@@ -37,18 +36,14 @@ def _parse_lines(path: Path, content: bytes) -> list[dict]:
 
 
 def read_entries(folder: Path) -> tuple[dict[str, Any], dict[str, dict]]:
-    """Settings and, by name, the entries of a run that has ended. OSError if there is none, ValueError if damaged."""
+    """Settings and, by name, the entries of a run that has ended. ValueError if there is none, or it is damaged."""
     first, *lines = _read_lines(folder / MANIFEST)
     return first["settings"], {line["name"]: line for line in lines}
 
 
 def stored_dtype(folder: Path) -> str | None:
     """Of the network whose results a folder holds; None if it holds none. ValueError if damaged."""
-    path = folder / MANIFEST
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        lines = _parse_lines(path, file.readline())
+    lines = _read_lines(folder / MANIFEST, only_first=True)
     return lines[0].get("settings", {}).get("dtype") if lines else None
 
 
@@ -72,7 +67,7 @@ class Manifest:
         settings = as_stored(settings)
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partial(self.folder)
-        lines = _read_lines(self.path) if self.path.exists() else []
+        lines = _read_lines(self.path)
         stored = lines[0].get("settings", {}) if lines else settings
         if others := [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]:
             shown = "; ".join(
@@ -128,7 +123,10 @@ class Manifest:
             if self._failures is None:
                 self._failures = (self.folder / FAILURES).open("ab", buffering=0)
             self._failures.write(_to_line(_failure(line)).encode(*_ENCODING))
-        self._append(line)
+        if self._file is None:
+            self._file = self.own_path.open("ab", buffering=0)
+        self._file.write(_to_line(line).encode(*_ENCODING))
+        self._take_up(line)
 
     def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
         """Say that an image's results are written."""
@@ -137,12 +135,6 @@ class Manifest:
     def add_failure(self, item: Item, reason: str) -> None:
         """Say why an image has no results, here and in `failures.jsonl`."""
         self.take_up(_line(item) | {"failed": reason})
-
-    def _append(self, line: dict) -> None:
-        if self._file is None:
-            self._file = self.own_path.open("ab", buffering=0)
-        self._file.write(_to_line(line).encode(*_ENCODING))
-        self._take_up(line)
 
     def _take_up(self, line: dict) -> None:
         """Let a line stand for its image; formats of before are there still, if the image is the same."""

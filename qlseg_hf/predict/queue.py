@@ -11,7 +11,7 @@ way label maps equal `segment`'s. "shared" always fills up batches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,7 @@ class _Job:
     num_missing: int  # windows that are not forwarded
 
 
-@dataclass
-class _Waiting:
-    """Windows of one size that wait for a full batch, and their jobs."""
-
-    windows: list[tuple[Window, torch.Tensor]] = field(default_factory=list)
-    jobs: list[_Job] = field(default_factory=list)
+_Entry = tuple[_Job, tuple[Window, torch.Tensor]]
 
 
 class WindowQueue:
@@ -76,7 +71,7 @@ class WindowQueue:
         self.model, self.request, self.batch_size, self.batching = model, request, batch_size, batching
         self.device = execution_device(model)
         self.memory = MemoryPlan(model.config, batch_size, None, getattr(model, "patch_size", None))
-        self.waiting: dict[tuple, _Waiting] = {}
+        self.waiting: dict[tuple, list[_Entry]] = {}  # for a full batch, by size of windows
         self.rests: dict[tuple, int] = {}  # images whose last batch was not full, by size of windows
         self.may_share: dict[tuple, bool] = {}
         self.finished: list[Result] = []
@@ -94,32 +89,29 @@ class WindowQueue:
         job = _Job(key, strip, len(pixels))
         with eval_mode(self.model):
             for start, stop in _batches(pixels, self.batch_size):
-                self._take(job, pixels[start:stop])
+                self._take([(job, window) for window in pixels[start:stop]])
         yield from self._pop_finished()
 
     @torch.no_grad()
     def flush(self) -> Iterator[Result]:
         """Forward all that waits; yields what is finished with it."""
         with eval_mode(self.model):
-            for shape in list(self.waiting):
-                self._forward_waiting(shape)
+            while self.waiting:
+                self._forward(self.waiting.pop(next(iter(self.waiting))))
         yield from self._pop_finished()
 
-    def _take(self, job: _Job, batch: list[tuple[Window, torch.Tensor]]) -> None:
+    def _take(self, batch: list[_Entry]) -> None:
         """Forward a batch of one image, or let it wait for windows of others."""
-        shape = tuple(batch[0][1].shape)
+        shape = tuple(batch[0][1][1].shape)
         if len(batch) == self.batch_size or not self._may_share(shape):
-            self._forward(batch, [job] * len(batch))
+            self._forward(batch)
             return
-        waiting = self.waiting.setdefault(shape, _Waiting())
-        for window in batch:
-            waiting.windows.append(window)
-            waiting.jobs.append(job)
-            if len(waiting.windows) == self.batch_size:
-                self._forward_waiting(shape)
-                waiting = self.waiting.setdefault(shape, _Waiting())
-        if sum(len(entry.windows) for entry in self.waiting.values()) > BATCHES_WAITING * self.batch_size:
-            self._forward_waiting(next(iter(self.waiting)))
+        for entry in batch:
+            self.waiting.setdefault(shape, []).append(entry)
+            if len(self.waiting[shape]) == self.batch_size:
+                self._forward(self.waiting.pop(shape))
+        if sum(map(len, self.waiting.values())) > BATCHES_WAITING * self.batch_size:
+            self._forward(self.waiting.pop(next(iter(self.waiting))))
 
     def _may_share(self, shape: tuple) -> bool:
         """Whether windows of this shape may be forwarded together with those of other images."""
@@ -132,15 +124,10 @@ class WindowQueue:
             self.may_share[shape] = rounds_alike(self.model, shape, self.batch_size)
         return self.may_share[shape]
 
-    def _forward_waiting(self, shape: tuple) -> None:
-        waiting = self.waiting.pop(shape)
-        if waiting.windows:
-            self._forward(waiting.windows, waiting.jobs)
-
-    def _forward(self, batch: list[tuple[Window, torch.Tensor]], jobs: list[_Job]) -> None:
+    def _forward(self, batch: list[_Entry]) -> None:
         """One forward pass; images that have all of their windows become label maps."""
-        forward_windows(self.model, batch)
-        for job in jobs:
+        forward_windows(self.model, [window for _, window in batch])
+        for job, _ in batch:
             job.num_missing -= 1
             if job.num_missing == 0:
                 with torch.autocast(self.device.type, enabled=False):  # scores are made in fp32, as `segment` does

@@ -11,7 +11,6 @@ Colours that are stored as YCbCr, as GDAL's JPEG compression does if asked, are 
 Pillow, which reads whole images; so those that Pillow can read are read whole.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from ..model.runtime import eval_mode, execution_device
 from ..model.scores import Span, block_pixels, blocks, overlap
 from ..model.segmentation import Strip, Target, finish_strip
 from ..model.windows import Run, Window, forward_windows, window_layout
-from ..utils.files import partial_folder, sync
+from ..utils.files import write_into
 from .geo import Georeference, geotiff_profile, import_rasterio, write_palette
 from .items import Item, LocalFile, RemoteFile
 from .sinks import SUFFIXES, Output
@@ -132,7 +131,7 @@ def segment_raster(
             place = None if file.crs is None and file.transform.is_identity else Georeference(file.crs, file.transform)
             profile = geotiff_profile(shape, len(output.names), output.void, place)
             counts = np.zeros(len(output.names), dtype=np.int64)
-            with partial_folder(path.name, path.parent) as beside:
+            with write_into(path.parent) as beside:
                 with rasterio.open(beside / path.name, "w", **profile) as written:
                     write_palette(written, output.colors)
                     rows = _Rows(written, profile["dtype"])
@@ -147,7 +146,6 @@ def segment_raster(
                 if raster.brightest:
                     check_brightness(raster.brightest, 65535)
                 _check_written(beside / path.name, counts)
-                _move(beside / path.name, path)
     except rasterio.errors.RasterioError as error:
         raise ValueError(f"{item.source} cannot be read as a raster: {error}") from error
     output.write_records(item.name, counts)
@@ -166,12 +164,6 @@ def _check_written(path: Path, counts: np.ndarray) -> None:
         raise OSError(f"{path} cannot be written: {error}; is the disk full?") from error
     if not np.array_equal(found, counts):
         raise OSError(f"{path} was not written whole; is the disk full?")
-
-
-def _move(written: Path, place: Path) -> None:
-    sync(written)
-    os.replace(written, place)
-    sync(place.parent)
 
 
 def _label_rows(

@@ -17,7 +17,7 @@ import fsspec
 
 from ..utils.picture_files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
 from ..utils.text import read_text
-from .items import Camera, Item, LocalFile, RemoteFile, SourceOptions, VideoFile, WebPicture, safe_name
+from .items import Item, LocalFile, RemoteFile, SourceOptions, Video, WebPicture, safe_name
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".tar")
@@ -89,8 +89,8 @@ def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator
     elif os.path.exists(source):
         yield from _file_items(Path(source), Path(source).name, options)
     elif source.isdecimal():
-        reader = Camera(int(source), options.max_frames)
-        yield Item(f"camera-{reader.number}", f"camera {reader.number}", (time.time(),), reader)
+        number = int(source)
+        yield Item(f"camera-{number}", f"camera {number}", (time.time(),), Video(number, options.max_frames))
     elif glob.has_magic(source):
         yield from _glob_items(source, options, notes)
     elif (
@@ -111,9 +111,9 @@ def _file_items(path: Path, name: str, options: SourceOptions) -> Iterator[Item]
     elif suffix in TABLE_SUFFIXES:
         yield from _tables().items_of_file(path.as_posix(), stem_of(name), options)
     elif suffix in VIDEO_SUFFIXES:
-        stat, reader = path.stat(), VideoFile(str(path), options.max_frames)
+        stat = path.stat()
         stamp = (stat.st_size, stat.st_mtime_ns, options.max_frames)
-        yield Item(safe_name(stem_of(name)), str(path), stamp, reader)
+        yield Item(safe_name(stem_of(name)), str(path), stamp, Video(str(path), options.max_frames))
     else:
         yield from _picture_item(path, name)
 

@@ -22,6 +22,8 @@ from ..utils.optional import import_package
 from ..utils.picture_files import is_picture, listed, stem_of, suffix_of
 from .items import OPEN_TABLES, Item, RemoteFile, SourceOptions, safe_name
 
+KINDS_OF_PICTURES = ("string", "large_string", "binary", "large_binary", "struct")  # of a column of a parquet file
+
 
 def items_of_file(address: str, name: str, options: SourceOptions) -> Iterator[Item]:
     """The images in a .parquet or .tar file; their names begin with the file's, `name`."""
@@ -115,13 +117,12 @@ def _parquet_items(address: str, name: str, options: SourceOptions) -> Iterator[
     try:
         with fsspec.open(address, "rb").open() as file:
             table = _parquet().ParquetFile(file)
-            schema, counts = (
-                table.schema_arrow,
-                [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)],
-            )
+            schema, metadata = table.schema_arrow, table.metadata
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{address} cannot be read as a parquet file: {error}") from error
-    may_hold = {field.name: _may_hold_pictures(field.type, pyarrow.types) for field in schema}
+    is_kind = [getattr(pyarrow.types, f"is_{kind}") for kind in KINDS_OF_PICTURES]
+    may_hold = {field.name: any(fits(field.type) for fits in is_kind) for field in schema}
     column, stamp, number = _find_column(options.image_column, may_hold, address), _stamp(address), 0
     for group, count in enumerate(counts):
         for row in range(count):
@@ -129,11 +130,6 @@ def _parquet_items(address: str, name: str, options: SourceOptions) -> Iterator[
             reader = _ParquetRow(address, group, row, column, source)
             yield Item(safe_name(f"{name}/{number:08d}"), source, (*stamp, number), reader)
             number += 1
-
-
-def _may_hold_pictures(kind, types) -> bool:
-    is_text = types.is_string(kind) or types.is_large_string(kind)
-    return is_text or types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind)
 
 
 # ---------------------------------------------------------------------------------------------------------- datasets

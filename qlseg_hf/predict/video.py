@@ -6,21 +6,21 @@
 bits, 16 for more than 256 labels) holds in each pixel of each frame its label. Both keep the times of the frames.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from ..model.image_io import load_picture
-from ..utils.files import partial_folder, sync
+from ..utils.files import write_into
 from ..utils.optional import import_package
 from ..utils.text import first_line
 from ..utils.visualization import tint_picture, to_visible_rgb
-from .items import Camera, Item, VideoFile
+from .items import Item, Video
 from .queue import Result, WindowQueue
 from .sinks import Output
 from .workers import resize_for_runs
@@ -44,7 +44,7 @@ def import_av():
 
 
 def is_video(item: Item) -> bool:
-    return isinstance(item.reader, VideoFile | Camera)
+    return isinstance(item.reader, Video)
 
 
 def check_videos(formats: tuple[str, ...]) -> None:
@@ -62,13 +62,13 @@ def video_paths(output: Output, name: str) -> list[Path]:
     return [output.root / kind / f"{name}{SUFFIXES[kind]}" for kind in output.formats]
 
 
-def _frames_of_file(reader: VideoFile) -> Iterator[_Frame]:
+def _frames_of_file(path: str) -> Iterator[_Frame]:
     """The frames of a video file, upright; ValueError if it cannot be read."""
     av = import_av()
     try:
-        with av.open(reader.path) as container:
+        with av.open(path) as container:
             if not container.streams.video:
-                raise ValueError(f"{reader.path} holds no video")
+                raise ValueError(f"{path} holds no video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for number, frame in enumerate(container.decode(stream)):
@@ -76,20 +76,20 @@ def _frames_of_file(reader: VideoFile) -> Iterator[_Frame]:
                 time = number if frame.pts is None else frame.pts
                 yield _Frame(np.ascontiguousarray(picture), time, frame.time_base)
     except av.FFmpegError as error:
-        raise ValueError(f"{reader.path} cannot be read as a video: {first_line(error)}") from error
+        raise ValueError(f"{path} cannot be read as a video: {first_line(error)}") from error
 
 
-def _frames_of_camera(reader: Camera) -> Iterator[_Frame]:
+def _frames_of_camera(number: int) -> Iterator[_Frame]:
     """What a camera shows, until Ctrl-C; ValueError if there is none of this number."""
     cv2 = import_package("cv2", "VideoCapture", "a camera", "opencv-python-headless")
     import time
 
-    camera = cv2.VideoCapture(reader.number)
+    camera = cv2.VideoCapture(number)
     try:
         start = time.monotonic()
         is_read, picture = camera.read()
         if not is_read:
-            raise ValueError(f"there is no camera {reader.number}, or it gives no picture")
+            raise ValueError(f"there is no camera {number}, or it gives no picture")
         while is_read:
             ticks = int((time.monotonic() - start) / CAMERA_TICKS)
             yield _Frame(np.ascontiguousarray(picture[..., ::-1]), ticks, CAMERA_TICKS)
@@ -100,13 +100,12 @@ def _frames_of_camera(reader: Camera) -> Iterator[_Frame]:
         camera.release()
 
 
-def read_frames(reader: VideoFile | Camera) -> Iterator[_Frame]:
+def read_frames(reader: Video) -> Iterator[_Frame]:
     """The frames of a video or camera, in their order, at most `max_frames` if that is given."""
-    frames = _frames_of_file(reader) if isinstance(reader, VideoFile) else _frames_of_camera(reader)
-    for number, frame in enumerate(frames):
-        if number == reader.max_frames:
-            break
-        yield frame
+    source = reader.source
+    yield from islice(
+        _frames_of_camera(source) if isinstance(source, int) else _frames_of_file(source), reader.max_frames
+    )
 
 
 class _Writer:
@@ -147,20 +146,15 @@ def _writing(output: Output, name: str) -> Iterator[dict[str, _Writer]]:
     """A writer per format; files take their places when the block ends, and vanish if it raises."""
     av, paths = import_av(), dict(zip(output.formats, video_paths(output, name)))
     with ExitStack() as stack:
-        beside = {kind: stack.enter_context(partial_folder(path.name, path.parent)) for kind, path in paths.items()}
-        written = {kind: beside[kind] / path.name for kind, path in paths.items()}
+        beside = {kind: stack.enter_context(write_into(path.parent)) for kind, path in paths.items()}
         try:
             is_wide = output.label_dtype is np.uint16
-            writers = {kind: _Writer(path, kind, is_wide) for kind, path in written.items()}
+            writers = {kind: _Writer(beside[kind] / path.name, kind, is_wide) for kind, path in paths.items()}
             yield writers
             for writer in writers.values():
                 writer.close()
         except av.FFmpegError as error:
             raise OSError(f"{name}: the video cannot be written: {first_line(error)}") from error
-        for kind, path in paths.items():
-            sync(written[kind])
-            os.replace(written[kind], path)
-            sync(path.parent)
 
 
 def segment_video(item: Item, queue: WindowQueue, output: Output) -> Iterator[tuple[int, int] | str]:
@@ -179,32 +173,27 @@ def segment_video(item: Item, queue: WindowQueue, output: Output) -> Iterator[tu
     ready: dict[int, Result] = {}
     with _writing(output, item.name) as writers:
 
-        def write_ready() -> None:
+        def write_ready(results: Iterator[Result]) -> None:
             """Write what is ready and has nothing before it that is not."""
+            ready.update((result.key, result) for result in results)
             while waiting and (number := min(waiting)) in ready:
-                _write_frame(writers, output, waiting.pop(number), ready.pop(number))
+                frame, labels = waiting.pop(number), output.select(ready.pop(number).label_map.numpy())
+                for kind, writer in writers.items():
+                    if kind == "overlay":
+                        tinted = tint_picture(to_visible_rgb(frame.picture), labels, output.colors)
+                        writer.add(np.asarray(tinted), frame)
+                    else:
+                        writer.add(labels if writer.format == "gray" else labels.astype(np.uint16), frame)
 
         for number, frame in enumerate(read_frames(item.reader)):
             picture, size = load_picture(frame.picture, **reading), frame.picture.shape[:2]
             waiting[number] = frame
-            resized = resize_for_runs(picture, queue.request)
-            ready |= {result.key: result for result in queue.add(number, resized)}
-            write_ready()
+            write_ready(queue.add(number, resize_for_runs(picture, queue.request)))
             yield f"frame {number + 1}"
-        ready |= {result.key: result for result in queue.flush()}
-        write_ready()
+        write_ready(queue.flush())
         if size is None:
             raise ValueError(f"{item.source} holds no frames")
     yield size
-
-
-def _write_frame(writers: dict[str, _Writer], output: Output, frame: _Frame, result: Result) -> None:
-    labels = output.select(result.label_map.numpy())
-    for kind, writer in writers.items():
-        if kind == "overlay":
-            writer.add(np.asarray(tint_picture(to_visible_rgb(frame.picture), labels, output.colors)), frame)
-        else:
-            writer.add(labels if writer.format == "gray" else labels.astype(np.uint16), frame)
 
 
 __all__ = ["check_videos", "is_video", "read_frames", "segment_video", "video_paths"]

@@ -24,7 +24,7 @@ from .raster import is_blockwise, segment_raster
 from .request import Request, num_workers
 from .sinks import Output
 from .video import is_video, segment_video, video_paths
-from .workers import Failure, Plan, Prepared, make_executor, prepare, write
+from .workers import Plan, Prepared, make_executor, prepare, write
 
 BYTES_AHEAD = 1 << 30  # of images that were read and wait for the network
 
@@ -72,13 +72,15 @@ class Work:
         """Work; yields True after each image that was read, and while others are written."""
         for folder in {path.parent for item in items for path in result_paths(item, self.plan.output)}:
             remove_partial(folder)
-        streamed = [item for item in items if is_video(item) or self._is_blockwise(item)]
+        plan = self.plan
+        how = (plan.settings, plan.scales, plan.flip, plan.output.formats)
+        streamed = [item for item in items if is_video(item) or is_blockwise(item, *how)]
         yield from self._segment_streamed(streamed)
         self.now = ""
         left = {item.name for item in streamed}
         for item, prepared in self._read([item for item in items if item.name not in left]):
-            if isinstance(prepared, Failure):
-                self._fail(item, prepared.reason)
+            if isinstance(prepared, str):
+                self._fail(item, prepared)
             else:
                 for result in self._segment(item, prepared):
                     self._write(result)
@@ -89,10 +91,6 @@ class Work:
         while self.writing:
             self._take_written(len(self.writing) - 1)
             yield True
-
-    def _is_blockwise(self, item: Item) -> bool:
-        plan = self.plan
-        return is_blockwise(item, plan.settings, plan.scales, plan.flip, plan.output.formats)
 
     def _segment_streamed(self, items: list[Item]) -> Iterator[bool]:
         """Segment videos frame by frame and rasters block by block, one after the other."""
@@ -112,7 +110,7 @@ class Work:
             self.num_done += 1
             yield True
 
-    def _read(self, items: list[Item]) -> Iterator[tuple[Item, Prepared | Failure]]:
+    def _read(self, items: list[Item]) -> Iterator[tuple[Item, Prepared | str]]:
         """Images in their order, some of them read ahead."""
         reading: deque[tuple[Item, Future]] = deque()
         left = iter(items)
@@ -168,8 +166,8 @@ class Work:
         """Note what has been written; waits until at most `most_left` images are being written."""
         while self.writing and (len(self.writing) > most_left or self.writing[0][2].done()):
             item, (height, width), future = self.writing.popleft()
-            if failure := future.result():
-                self._fail(item, failure.reason)
+            if reason := future.result():
+                self._fail(item, reason)
                 continue
             self.manifest.add(item, self.plan.output.formats, height, width)
             self.num_done += 1

@@ -52,25 +52,18 @@ class Prepared:
         return sum(array.nbytes for array in arrays if array is not None)
 
 
-@dataclass
-class Failure:
-    """Why an image has no results."""
-
-    reason: str
-
-
 _plan: Plan | None = None
 
 
-def prepare(item: Item) -> Prepared | Failure:
-    """Read an image and resize it as the network needs it."""
+def prepare(item: Item) -> Prepared | str:
+    """Read an image and resize it as the network needs it; or why that cannot be."""
     plan = _plan
     try:
         picture = load_picture(item.reader.read(), **plan.settings.reading)
         window_layout(plan.settings, picture.shape[:2], plan.scales, plan.flip, plan.max_windows)
         resized = resize_for_runs(picture, plan) if plan.is_resized else None
     except (EOFError, MemoryError, OSError, TypeError, ValueError) as error:
-        return Failure(first_line(error))
+        return first_line(error)
     is_kept = resized is None or "overlay" in plan.output.formats
     return Prepared(resized, picture if is_kept else None)
 
@@ -79,18 +72,14 @@ def resize_for_runs(picture: np.ndarray, plan: Any) -> Resized:
     """An image as `WindowQueue.add` takes it. `plan`: has settings, scales, flip and max_windows."""
     size = picture.shape[:2]
     layout = window_layout(plan.settings, size, plan.scales, plan.flip, plan.max_windows)
-    return Resized(size, {resized: _resize(picture, resized) for resized, *_ in layout})
+    versions = {size: picture}
+    for resized in {resized for resized, *_ in layout} - {size}:  # of the values of the parts that `segment` resizes
+        versions[resized] = np.ascontiguousarray(resize_picture(picture, resized).permute(1, 2, 0).numpy())
+    return Resized(size, {resized: versions[resized] for resized, *_ in layout})
 
 
-def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w, n), of the same values as the parts that `segment` resizes."""
-    if picture.shape[:2] == size:
-        return picture
-    return np.ascontiguousarray(resize_picture(picture, size).permute(1, 2, 0).numpy())
-
-
-def write(item: Item, picture: np.ndarray | None, labels: np.ndarray, confidence: np.ndarray | None) -> Failure | None:
-    """Write the results of an image; a failure if its name is too long for the file system.
+def write(item: Item, picture: np.ndarray | None, labels: np.ndarray, confidence: np.ndarray | None) -> str | None:
+    """Write the results of an image; or why that cannot be, if its name is too long for the file system.
 
     Raises:
         OSError: the results cannot be written, which is not the image's fault.
@@ -100,7 +89,7 @@ def write(item: Item, picture: np.ndarray | None, labels: np.ndarray, confidence
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        return Failure(first_line(error))
+        return first_line(error)
     return None
 
 
@@ -162,7 +151,6 @@ def make_executor(num_workers: int, plan: Plan) -> ProcessPoolExecutor | _Here:
 
 
 __all__ = [
-    "Failure",
     "Plan",
     "Prepared",
     "begin_imports",

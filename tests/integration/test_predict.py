@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FIXTURES
+from media import read_maps, read_video, write_raster, write_video
 from networks import tiny_model_and_processor
 from PIL import Image
 from programs import environment, stats_of
+from training_runs import children
 
 from qlseg_hf import segment
 from qlseg_hf.utils.hashing import file_sha256
@@ -46,13 +48,6 @@ def predict(server):
     return lambda *arguments, expect=0, **settings: server.complete("predict", *arguments, expect=expect, **settings)
 
 
-def maps(output: Path) -> dict[str, np.ndarray]:
-    root = output / "labels"
-    return {
-        path.relative_to(root).with_suffix("").as_posix(): np.asarray(Image.open(path)) for path in root.rglob("*.png")
-    }
-
-
 def tree(output: Path) -> dict[str, str]:
     """sha256 of every file, by path."""
     return {str(path.relative_to(output)): file_sha256(path) for path in sorted(output.rglob("*")) if path.is_file()}
@@ -73,7 +68,7 @@ FORMATS = "labels,overlay,confidence,csv,coco"
 
 def test_label_maps_equal_segments(whole, images):
     model, processor = tiny_model_and_processor()
-    found = maps(whole)
+    found = read_maps(whole)
     assert len(found) == NUM_IMAGES
     for path in images.rglob("*.*"):
         name = path.relative_to(images).with_suffix("").as_posix()
@@ -88,7 +83,7 @@ def test_label_maps_equal_segments(whole, images):
 
 
 def test_tables_hold_each_image_once(whole):
-    found = maps(whole)
+    found = read_maps(whole)
     areas = {}
     for row in csv.DictReader((whole / "areas.csv").open()):
         areas.setdefault(row["image"], {})[int(row["label"])] = int(row["pixels"])
@@ -107,7 +102,7 @@ def test_a_rerun_does_what_is_missing(predict, whole, network, images, tmp_path)
     shutil.copytree(whole, output, copy_function=shutil.copy2)
     (output / "labels" / "000.png").unlink()
     (output / "labels" / "sub" / "001.png").unlink(missing_ok=True)
-    missing = len(maps(whole)) - len(maps(output))
+    missing = len(read_maps(whole)) - len(read_maps(output))
     before = stats_of(output / "overlay")
     done = predict(network, images, "--output", output, "--format", FORMATS, expect=3)
     assert f"{missing} images segmented, {NUM_IMAGES - missing} were done before, 2 failed" in done.stdout
@@ -143,43 +138,38 @@ def test_one_by_one_as_in_workers(predict, network, images, whole, tmp_path):
     assert tree(output) == tree(whole)
     small = tmp_path / "small"
     predict(network, images, "--output", small, "--format", "labels", "--max_memory_mb", 70, expect=3)
-    found, expected = maps(small), maps(whole)
+    found, expected = read_maps(small), read_maps(whole)
     assert found.keys() == expected.keys()
     assert max((found[name] != expected[name]).mean() for name in found) < 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [("--scales", "1,1.5", "--flip"), ("--labels", "LABEL_3,7")], ids=["runs", "labels"]
+    "words, options, settings",
+    [
+        (["--scales", "1,1.5", "--flip"], {"scales": (1, 1.5), "flip": True}, {}),
+        (["--labels", "LABEL_3,7"], {}, {}),
+        (["--do_resize", "false"], {}, {"do_resize": False}),
+    ],
+    ids=["runs", "labels", "do_resize"],
 )
-def test_options(predict, options, network, images, tmp_path):
+def test_options(predict, words, options, settings, network, images, tmp_path):
     path = images / "000.png"
-    predict(network, path, "--output", tmp_path / "out", *options)
-    arguments = {"scales": (1, 1.5), "flip": True} if options[0] == "--scales" else {}
-    expected = segment(*tiny_model_and_processor(), path, **arguments)[0].numpy()
-    if options[0] == "--labels":
+    predict(network, path, "--output", tmp_path / "out", *words)
+    expected = segment(*tiny_model_and_processor(**settings), path, **options)[0].numpy()
+    if words[0] == "--labels":
         expected = np.where(np.isin(expected, [3, 7]), expected, 255)
-    assert np.array_equal(maps(tmp_path / "out")["000"], expected)
+    assert np.array_equal(read_maps(tmp_path / "out")["000"], expected)
     assert (expected != segment(*tiny_model_and_processor(), path)[0].numpy()).any()
-
-
-@pytest.mark.slow
-def test_do_resize(predict, network, images, tmp_path):
-    predict(network, images / "000.png", "--output", tmp_path / "out", "--do_resize", "false")
-    model, processor = tiny_model_and_processor(do_resize=False)
-    assert np.array_equal(maps(tmp_path / "out")["000"], segment(model, processor, images / "000.png")[0].numpy())
 
 
 def test_rasters(predict, network, tmp_path):
     """Block by block where nothing else is asked for, and the same map as beside other formats."""
     rasterio = pytest.importorskip("rasterio")
-    place = rasterio.Affine(2, 0, 300, 0, -2, 700)
-    profile = {"driver": "GTiff", "height": 90, "width": 130, "count": 3, "dtype": "uint8", "transform": place}
     (tmp_path / "in").mkdir()
     for number in range(2):
         values = np.random.default_rng(number).integers(0, 256, (3, 9, 13), dtype=np.uint8).repeat(10, 1).repeat(10, 2)
-        with rasterio.open(tmp_path / "in" / f"{number}.tif", "w", crs="EPSG:32632", **profile) as file:
-            file.write(values)
+        write_raster(tmp_path / "in" / f"{number}.tif", values)
     arguments = (network, tmp_path / "in", "--do_resize", "false", "--output")
     predict(*arguments, tmp_path / "blocks", "--format", "geotiff,csv")
     predict(*arguments, tmp_path / "wholes", "--format", "geotiff,csv,labels,geojson")
@@ -188,7 +178,7 @@ def test_rasters(predict, network, tmp_path):
             found, crs, transform = file.read(1), file.crs, file.transform
         with rasterio.open(tmp_path / "wholes" / "geotiff" / f"{number}.tif") as file:
             assert np.array_equal(found, file.read(1)) and (crs, transform) == (file.crs, file.transform)
-        assert np.array_equal(found, maps(tmp_path / "wholes")[str(number)]) and crs.to_epsg() == 32632
+        assert np.array_equal(found, read_maps(tmp_path / "wholes")[str(number)]) and crs.to_epsg() == 32632
     areas = [(tmp_path / folder / "areas.csv").read_text() for folder in ("blocks", "wholes")]
     assert areas[0] == areas[1]
     done = predict(*arguments, tmp_path / "blocks", "--format", "geotiff,csv")
@@ -197,26 +187,17 @@ def test_rasters(predict, network, tmp_path):
 
 def test_videos(predict, network, tmp_path):
     """Beside pictures, each done once; one that fails leaves the others be."""
-    av = pytest.importorskip("av")
-    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=10, width=64, height=48)
-        stream.pix_fmt = "yuv420p"
-        for number in range(7):
-            picture = np.roll(np.arange(64 * 48 * 3, dtype=np.uint8).reshape(48, 64, 3), 30 * number, 1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    write_video(tmp_path / "clip.mp4", 7, 48, 64, codec="libx264")
     (tmp_path / "text.mp4").write_text("hello")
     arguments = [network, *(tmp_path / name for name in ("clip.mp4", "text.mp4")), FIXTURES / "b" / "wide.png"]
     arguments += ["--output", tmp_path / "out"]
     done = predict(*arguments, expect=3)
     assert "2 images segmented, 1 failed" in done.stdout
-    with av.open(str(tmp_path / "out" / "labels" / "clip.mkv")) as container:
-        found = [frame.to_ndarray(format="gray") for frame in container.decode(video=0)]
-    with av.open(str(tmp_path / "clip.mp4")) as container:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    found = [labels for _, labels in read_video(tmp_path / "out" / "labels" / "clip.mkv", "gray")]
+    pictures = [picture for _, picture in read_video(tmp_path / "clip.mp4", "rgb24")]
     expected = segment(*tiny_model_and_processor(), pictures)
     assert len(found) == 7 and all(map(np.array_equal, found, expected))
-    assert (tmp_path / "out" / "overlay" / "clip.mp4").exists() and list(maps(tmp_path / "out")) == ["wide"]
+    assert (tmp_path / "out" / "overlay" / "clip.mp4").exists() and list(read_maps(tmp_path / "out")) == ["wide"]
     assert "0 images segmented, 2 were done before, 1 failed" in predict(*arguments, expect=3).stdout
 
 
@@ -277,28 +258,16 @@ def test_a_worker_that_dies_is_told(predict, network, images, tmp_path):
     options = [many, "--output", output, "--workers", "2", "--scales", "1,1.5,2", "--flip"]
     command = [sys.executable, "-m", "qlseg_hf", "predict", network, *options]
     started = subprocess.Popen([*map(str, command)], env=environment(), stderr=subprocess.PIPE, text=True)
-    killed = None
-    while killed is None:
+    workers = []
+    while not (workers and (output / "labels").exists()):
         assert started.poll() is None, "it has ended before a worker was found at work"
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            is_worker = int(fields[1]) != started.pid and int(fields[2]) == os.getpgid(started.pid)
-            if is_worker and (output / "labels").exists() and parent_of(int(fields[1])) == started.pid:
-                killed = int(path.parent.name)
-                os.kill(killed, signal.SIGKILL)
-                break
+        workers = [worker for server in children(started.pid) for worker in children(server)]
+    os.kill(workers[0], signal.SIGKILL)
     stderr = started.communicate(timeout=600)[1]
     assert started.returncode == 1 and "a process that reads or writes images has died" in stderr
     assert "Traceback" not in stderr
     predict(network, *options, expect=3)
-    assert len(maps(output)) == 2 * NUM_IMAGES
-
-
-def parent_of(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    assert len(read_maps(output)) == 2 * NUM_IMAGES
 
 
 def test_what_is_refused_before_anything_is_written(predict, network, tmp_path):

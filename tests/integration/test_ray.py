@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from media import read_maps
 from networks import tiny_model_and_processor
 from PIL import Image
 from programs import ROOT
@@ -49,10 +50,6 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
-def maps(output: Path) -> dict[str, np.ndarray]:
-    return {path.stem: np.asarray(Image.open(path)) for path in (output / "labels").rglob("*.png")}
-
-
 def test_a_node_is_killed_while_it_works(cluster, network, images, tmp_path):
     """Nothing is lost, nothing is there twice, and label maps equal `segment`'s."""
     output = tmp_path / "out"
@@ -73,7 +70,7 @@ def test_a_node_is_killed_while_it_works(cluster, network, images, tmp_path):
     killer.join(60)
     assert busy.is_set()  # it was killed before the end
     assert (summary.num_done, summary.num_before, summary.num_failed) == (NUM_IMAGES, 0, 1)
-    found, (model, processor) = maps(output), tiny_model_and_processor()
+    found, (model, processor) = read_maps(output), tiny_model_and_processor()
     assert len(found) == NUM_IMAGES
     for name, labels in found.items():
         assert np.array_equal(labels, segment(model, processor, images / f"{name}.png")[0].numpy())
@@ -86,7 +83,7 @@ def test_a_node_is_killed_while_it_works(cluster, network, images, tmp_path):
     (output / "labels" / "003.png").unlink()
     summary = predict_on_cluster(request, "auto")
     assert (summary.num_done, summary.num_before, summary.num_failed) == (1, NUM_IMAGES - 1, 1)
-    assert (output / "areas.csv").read_bytes() == before and len(maps(output)) == NUM_IMAGES
+    assert (output / "areas.csv").read_bytes() == before and len(read_maps(output)) == NUM_IMAGES
 
 
 def test_strict(cluster, network, images, tmp_path):

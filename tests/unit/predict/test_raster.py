@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from media import ORIGIN, write_raster
 from networks import first_network, tiny_config, tiny_model_and_processor
 from PIL import Image
 
@@ -17,16 +18,7 @@ from qlseg_hf.predict.raster import is_blockwise, open_raster, segment_raster
 from qlseg_hf.predict.sinks import Output
 
 rasterio = pytest.importorskip("rasterio")
-PLACE = rasterio.Affine(10, 0, 500000, 0, -10, 5400000)
-
-
-def write_raster(path, values: np.ndarray, **more):
-    """(bands, H, W) values as a GeoTIFF."""
-    profile = {"driver": "GTiff", "count": len(values), "height": values.shape[1], "width": values.shape[2]}
-    profile |= {"dtype": values.dtype.name, "crs": "EPSG:32632", "transform": PLACE}
-    with rasterio.open(path, "w", **(profile | more)) as file:
-        file.write(values)
-    return path
+PLACE = rasterio.transform.from_origin(*ORIGIN)
 
 
 def noise(height: int, width: int, bands: int = 3) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from media import ORIGIN, write_raster
 from PIL import Image
 
 from qlseg_hf.predict.items import Item, LocalFile
@@ -13,6 +14,7 @@ from qlseg_hf.predict.sinks import FORMATS, Output, check_formats, write_tables
 RNG = np.random.default_rng(0)
 LABELS = np.kron(RNG.integers(0, 5, (9, 13)), np.ones((3, 4), int))
 LABELS[10:13, 5:9] = 3
+BLACK = np.zeros((3, 27, 52), np.uint8)
 COLORS = RNG.integers(0, 256, (5, 3), dtype=np.uint8)
 
 
@@ -132,11 +134,7 @@ def test_polygons(tmp_path, wanted):
 
 def test_georeference(tmp_path):
     rasterio = pytest.importorskip("rasterio")
-    place = rasterio.transform.from_origin(500000, 5400000, 10, 10)
-    source = tmp_path / "in.tif"
-    profile = {"driver": "GTiff", "height": 27, "width": 52, "count": 3, "dtype": "uint8", "crs": "EPSG:32632"}
-    with rasterio.open(source, "w", transform=place, **profile) as file:
-        file.write(np.zeros((3, 27, 52), np.uint8))
+    source, place = write_raster(tmp_path / "in.tif", BLACK), rasterio.transform.from_origin(*ORIGIN)
     out = output(tmp_path, "geotiff", "geojson")
     write(out, one=item("a", str(source)))
     with rasterio.open(tmp_path / "geotiff" / "a.tif") as file:
@@ -153,10 +151,7 @@ def test_a_reference_system_without_a_code_is_named(tmp_path):
     """A reader takes coordinates of no named system for degrees."""
     rasterio = pytest.importorskip("rasterio")
     crs = rasterio.CRS.from_proj4("+proj=tmerc +lat_0=12.3 +lon_0=4.5 +k=1 +x_0=100 +y_0=0 +ellps=GRS80 +units=m")
-    profile = {"driver": "GTiff", "height": 27, "width": 52, "count": 3, "dtype": "uint8", "crs": crs}
-    place = rasterio.transform.from_origin(500000, 5400000, 10, 10)
-    with rasterio.open(tmp_path / "in.tif", "w", transform=place, **profile) as file:
-        file.write(np.zeros((3, 27, 52), np.uint8))
+    write_raster(tmp_path / "in.tif", BLACK, crs=crs)
     write(output(tmp_path, "geojson"), one=item("a", str(tmp_path / "in.tif")))
     name = json.loads((tmp_path / "geojson" / "a.geojson").read_text())["crs"]["properties"]["name"]
     with rasterio.open(tmp_path / "in.tif") as file:

@@ -2,32 +2,18 @@
 
 import numpy as np
 import pytest
+from media import read_video, write_video
 from networks import first_network, tiny_config, tiny_model_and_processor
 
 from qlseg_hf import segment
 from qlseg_hf.model.request import Request
 from qlseg_hf.predict import video
-from qlseg_hf.predict.items import Camera, Item, VideoFile
+from qlseg_hf.predict.items import Item, Video
 from qlseg_hf.predict.queue import WindowQueue
 from qlseg_hf.predict.sinks import Output
 from qlseg_hf.predict.video import check_videos, read_frames, segment_video, video_paths
 
 av = pytest.importorskip("av")
-
-
-def write_video(path, count: int, height: int = 50, width: int = 70, codec: str = "ffv1", rate: int = 25):
-    """Coarse noise that moves, with a gap in time after the third frame."""
-    coarse = np.random.default_rng(0).integers(0, 256, (9, 99, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, width=width, height=height)
-        stream.pix_fmt = "bgr0" if codec == "ffv1" else "yuv420p"
-        for number in range(count):
-            picture = np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, 8 * (number % 80) :][:, :width]
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts = number + 5 * (number > 2)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def run(
@@ -37,27 +23,22 @@ def run(
     output = Output(tmp_path / "out", formats, tuple(map(str, range(names))), colors, wanted)
     request = Request(processor.settings(), [1.0], False, None, "auto", False, False)
     waiting = WindowQueue(model, request, batch_size, batching)
-    item = Item("sub/clip", str(path), (), VideoFile(str(path), max_frames))
+    item = Item("sub/clip", str(path), (), Video(str(path), max_frames))
     steps = list(segment_video(item, waiting, output))
     assert steps[:-1] == [f"frame {number + 1}" for number in range(len(steps) - 1)]
     return steps[-1], len(steps) - 1, video_paths(output, item.name)
 
 
-def decoded(path, form) -> list[tuple[float, np.ndarray]]:
-    with av.open(str(path)) as container:
-        return [(frame.time, frame.to_ndarray(format=form)) for frame in container.decode(video=0)]
-
-
 @pytest.mark.parametrize("size", [(50, 70), (33, 41)], ids=["even", "odd"])
 def test_every_frame_is_segmented(size, tmp_path):
     source, processor = write_video(tmp_path / "in.mkv", 80, *size), tiny_model_and_processor()[1]
-    some = [picture for _, picture in decoded(source, "rgb24")[::8]]
+    some = [picture for _, picture in read_video(source, "rgb24")[::8]]
     model = first_network(
         tiny_config(), lambda model: len({x.numpy().tobytes() for x in segment(model, processor, some)}) > 8
     )
     last, count, (labels, overlay) = run(source, tmp_path, model, processor, "labels", "overlay")
     assert (last, count) == (size, 80) and labels.name == "clip.mkv" and overlay.name == "clip.mp4"
-    pictures, maps, shown = decoded(source, "rgb24"), decoded(labels, "gray"), decoded(overlay, "rgb24")
+    pictures, maps, shown = read_video(source, "rgb24"), read_video(labels, "gray"), read_video(overlay, "rgb24")
     assert len(maps) == len(shown) == 80
     for (time, picture), (label_time, found), (shown_time, tinted) in zip(pictures, maps, shown):
         assert label_time == pytest.approx(time, abs=2e-3) and shown_time == pytest.approx(time, abs=2e-3)
@@ -73,7 +54,7 @@ def test_few_frames_are_held_and_keep_their_order(tmp_path, monkeypatch):
 
     def counted(self, key, image):
         yield from real(self, key, image)
-        held.append(sum(len(waiting.windows) for waiting in self.waiting.values()))
+        held.append(sum(map(len, self.waiting.values())))
 
     monkeypatch.setattr(WindowQueue, "add", counted)
     source = write_video(tmp_path / "in.mkv", 30)
@@ -81,7 +62,7 @@ def test_few_frames_are_held_and_keep_their_order(tmp_path, monkeypatch):
     assert max(held) == 3
     differing = [
         (found != segment(model, processor, picture)[0].numpy()).mean()
-        for (_, picture), (_, found) in zip(decoded(source, "rgb24"), decoded(labels, "gray"))
+        for (_, picture), (_, found) in zip(read_video(source, "rgb24"), read_video(labels, "gray"))
     ]
     assert len(differing) == 30 and max(differing) < 0.01
 
@@ -90,15 +71,18 @@ def test_few_frames_are_held_and_keep_their_order(tmp_path, monkeypatch):
 def test_labels_of_16_bits(num_labels, wanted, tmp_path):
     """256 labels fit into 8 bits, and one more for what is not wanted does not."""
     source, processor = write_video(tmp_path / "in.mkv", 3), tiny_model_and_processor()[1]
-    config, first = tiny_config(num_labels=num_labels, semantic_loss_ignore_index=-100), decoded(source, "rgb24")[0][1]
+    config, first = (
+        tiny_config(num_labels=num_labels, semantic_loss_ignore_index=-100),
+        read_video(source, "rgb24")[0][1],
+    )
 
     def is_telling(label_map):
         return bool((label_map > 255 if wanted is None else label_map % 2 == 1).any())
 
     model = first_network(config, lambda model: is_telling(segment(model, processor, first)[0]))
     *_, (labels,) = run(source, tmp_path, model, processor, "labels", names=num_labels, wanted=wanted)
-    found = decoded(labels, "gray16le")
-    expected = [segment(model, processor, picture)[0].numpy() for _, picture in decoded(source, "rgb24")]
+    found = read_video(labels, "gray16le")
+    expected = [segment(model, processor, picture)[0].numpy() for _, picture in read_video(source, "rgb24")]
     if wanted is not None:
         expected = [np.where(np.isin(one, wanted), one, 65535) for one in expected]
     assert all(np.array_equal(one, other) for (_, one), other in zip(found, expected)) and np.max(expected) > 255
@@ -108,7 +92,7 @@ def test_max_frames(tmp_path):
     model, processor = tiny_model_and_processor()
     source = write_video(tmp_path / "in.mp4", 9, codec="libx264")
     _, count, (labels,) = run(source, tmp_path, model, processor, "labels", max_frames=4)
-    assert count == 4 and len(decoded(labels, "gray")) == 4
+    assert count == 4 and len(read_video(labels, "gray")) == 4
 
 
 def test_what_is_no_video(tmp_path):
@@ -137,17 +121,17 @@ def test_camera(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     made = []
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: made.append(FakeCamera(number)) or made[-1])
-    frames = list(read_frames(Camera(0, max_frames=3)))
+    frames = list(read_frames(Video(0, max_frames=3)))
     assert len(frames) == 3 and frames[0].picture[0, 0].tolist() == [3, 2, 1]  # OpenCV has blue first
     assert all(b.time >= a.time for a, b in zip(frames, frames[1:])) and made[0].is_released
     with pytest.raises(ValueError, match="there is no camera 7, or it gives no picture"):
-        list(read_frames(Camera(7)))
+        list(read_frames(Video(7)))
 
 
 def test_upright(tmp_path, monkeypatch):
     """A phone's video says that it is to be turned."""
     source = write_video(tmp_path / "in.mkv", 1, 40, 60)
-    (frame,) = read_frames(VideoFile(str(source)))
+    (frame,) = read_frames(Video(str(source)))
 
     class Turned:
         def __init__(self, one):
@@ -173,5 +157,5 @@ def test_upright(tmp_path, monkeypatch):
             self.container.close()
 
     monkeypatch.setattr(video.import_av(), "open", Container)
-    (turned,) = read_frames(VideoFile(str(source)))
+    (turned,) = read_frames(Video(str(source)))
     assert np.array_equal(turned.picture, np.rot90(frame.picture, -1))
