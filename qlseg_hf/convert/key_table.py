@@ -4,47 +4,43 @@
 
 import re
 
-# The key table. Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three
-# keys: the rows of a packed projection are q, k and v, stacked.
+# Named groups are indices; those in ONE_BASED count from 1 in the checkpoint. `{qkv}` stands for three keys: the rows
+# of a packed projection are q, k and v, stacked.
 ONE_BASED = ("branch", "fusion_block")
+VIT_LAYER, NEW_VIT_LAYER = r"backbone\.layers\.(?P<layer>\d+)", "backbone.layers.{layer}"
+PIXEL_LAYER = r"decode_head\.transformer\.encoder\.layers\.(?P<layer>\d+)"
 LAYER = r"decode_head\.atm_(?P<block>\d+)_decoder_(?P<branch>\d+)\.layers\.(?P<layer>\d+)"
 NEW_LAYER = "decoder.blocks.{block}.branches.{branch}.{layer}"
-PIXEL_LAYER = r"decode_head\.transformer\.encoder\.layers\.(?P<layer>\d+)"
-KEY_TABLE = {
-    r"backbone\.patch_embed\.projection\.(?P<p>weight|bias)": "backbone.embeddings.projection.{p}",
+OFFSETS = "(?P<part>sampling_offsets|attention_weights|value_proj|output_proj)"
+# modules with weight and bias
+_MODULES = {
+    r"backbone\.patch_embed\.projection": "backbone.embeddings.projection",
+    VIT_LAYER + r"\.ln1": NEW_VIT_LAYER + ".layernorm_before",
+    VIT_LAYER + r"\.ln2": NEW_VIT_LAYER + ".layernorm_after",
+    VIT_LAYER + r"\.attn\.attn\.out_proj": NEW_VIT_LAYER + ".attention.o_proj",
+    VIT_LAYER + r"\.ffn\.layers\.0\.0": NEW_VIT_LAYER + ".mlp.fc1",
+    VIT_LAYER + r"\.ffn\.layers\.1": NEW_VIT_LAYER + ".mlp.fc2",
+    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.0": "pixel_encoder.projections.{level}",
+    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.1": "pixel_encoder.norms.{level}",
+    PIXEL_LAYER + rf"\.self_attn\.{OFFSETS}": "pixel_encoder.layers.{layer}.self_attn.{part}",
+    PIXEL_LAYER + r"\.linear(?P<n>[12])": "pixel_encoder.layers.{layer}.fc{n}",
+    PIXEL_LAYER + r"\.norm(?P<n>[12])": "pixel_encoder.layers.{layer}.norm{n}",
+    r"decode_head\.input_proj_(?P<branch>\d+)": "decoder.projections.{branch}",
+    r"decode_head\.proj_norm_(?P<branch>\d+)": "decoder.norms.{branch}",
+    LAYER + r"\.self_attn\.out_proj": NEW_LAYER + ".self_attn.o_proj",
+    LAYER + r"\.multihead_attn\.(?P<part>[qkv])": NEW_LAYER + ".cross_attn.{part}_proj",
+    LAYER + r"\.multihead_attn\.proj": NEW_LAYER + ".cross_attn.o_proj",
+    LAYER + r"\.linear(?P<n>[12])": NEW_LAYER + ".fc{n}",
+    LAYER + r"\.norm(?P<n>[123])": NEW_LAYER + ".norm{n}",
+    r"decode_head\.QFM_(?P<fusion_block>\d+)\.weights": "decoder.blocks.{fusion_block}.query_fusion.weights",
+    r"decode_head\.class_embed": "class_head",
+}
+KEY_TABLE = {rf"{old}\.(?P<p>weight|bias)": f"{new}.{{p}}" for old, new in _MODULES.items()} | {
     r"backbone\.pos_embed": "backbone.embeddings.position_embeddings",
-    r"backbone\.layers\.(?P<layer>\d+)\.ln1\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_before.{p}",
-    r"backbone\.layers\.(?P<layer>\d+)\.ln2\.(?P<p>weight|bias)": "backbone.layers.{layer}.layernorm_after.{p}",
-    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.in_proj_(?P<p>weight|bias)": (
-        "backbone.layers.{layer}.attention.{qkv}_proj.{p}"
-    ),
-    r"backbone\.layers\.(?P<layer>\d+)\.attn\.attn\.out_proj\.(?P<p>weight|bias)": (
-        "backbone.layers.{layer}.attention.o_proj.{p}"
-    ),
-    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.0\.0\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc1.{p}",
-    r"backbone\.layers\.(?P<layer>\d+)\.ffn\.layers\.1\.(?P<p>weight|bias)": "backbone.layers.{layer}.mlp.fc2.{p}",
-    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.0\.(?P<p>weight|bias)": "pixel_encoder.projections.{level}.{p}",
-    r"decode_head\.pd_input_proj\.(?P<level>\d+)\.1\.(?P<p>weight|bias)": "pixel_encoder.norms.{level}.{p}",
+    VIT_LAYER + r"\.attn\.attn\.in_proj_(?P<p>weight|bias)": NEW_VIT_LAYER + ".attention.{qkv}_proj.{p}",
     r"decode_head\.transformer\.level_embed": "pixel_encoder.level_embeddings",
-    PIXEL_LAYER
-    + r"\.self_attn\.(?P<part>sampling_offsets|attention_weights|value_proj|output_proj)\.(?P<p>weight|bias)": (
-        "pixel_encoder.layers.{layer}.self_attn.{part}.{p}"
-    ),
-    PIXEL_LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.fc{n}.{p}",
-    PIXEL_LAYER + r"\.norm(?P<n>[12])\.(?P<p>weight|bias)": "pixel_encoder.layers.{layer}.norm{n}.{p}",
-    r"decode_head\.input_proj_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.projections.{branch}.{p}",
-    r"decode_head\.proj_norm_(?P<branch>\d+)\.(?P<p>weight|bias)": "decoder.norms.{branch}.{p}",
     r"decode_head\.query_(?P<branch>\d+)\.weight": "decoder.queries[{branch}]",
     LAYER + r"\.self_attn\.in_proj_(?P<p>weight|bias)": NEW_LAYER + ".self_attn.{qkv}_proj.{p}",
-    LAYER + r"\.self_attn\.out_proj\.(?P<p>weight|bias)": NEW_LAYER + ".self_attn.o_proj.{p}",
-    LAYER + r"\.multihead_attn\.(?P<part>[qkv])\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.{part}_proj.{p}",
-    LAYER + r"\.multihead_attn\.proj\.(?P<p>weight|bias)": NEW_LAYER + ".cross_attn.o_proj.{p}",
-    LAYER + r"\.linear(?P<n>[12])\.(?P<p>weight|bias)": NEW_LAYER + ".fc{n}.{p}",
-    LAYER + r"\.norm(?P<n>[123])\.(?P<p>weight|bias)": NEW_LAYER + ".norm{n}.{p}",
-    r"decode_head\.QFM_(?P<fusion_block>\d+)\.weights\.(?P<p>weight|bias)": (
-        "decoder.blocks.{fusion_block}.query_fusion.weights.{p}"
-    ),
-    r"decode_head\.class_embed\.(?P<p>weight|bias)": "class_head.{p}",
 }
 DROPPED_KEYS = {
     r"backbone\.cls_token": "the network drops the class token before its first layer",
