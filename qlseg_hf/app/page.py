@@ -9,7 +9,6 @@ is loaded from other hosts. A ViT-B of 512 px takes seconds per picture on a CPU
 
 import base64
 import html
-import io
 import os
 import tempfile
 import time
@@ -28,6 +27,7 @@ from ..model.image_io import load_picture
 from ..model.segmentation import segment
 from ..model.windows import window_layout
 from ..utils.devices import fastest_dtype
+from ..utils.html import data_uri
 from ..utils.text import first_line
 from ..utils.visualization import label_colors, label_map_picture, share
 
@@ -92,14 +92,6 @@ def reason(error: Exception, path: str) -> str:
     return first_line(error).replace(str(path), Path(path).name)
 
 
-def data_address(picture: Image.Image, **settings) -> str:
-    """A picture as data: address; `settings` are those of PIL's save."""
-    encoded = io.BytesIO()
-    picture.save(encoded, **settings)
-    kind = settings["format"].lower()
-    return f"data:image/{kind};base64,{base64.b64encode(encoded.getvalue()).decode('ascii')}"
-
-
 def view_of(picture: np.ndarray, label_map: torch.Tensor, config) -> dict:
     """All that the viewer needs, as JSON.
 
@@ -123,8 +115,8 @@ def view_of(picture: np.ndarray, label_map: torch.Tensor, config) -> dict:
         )
     deflated = zlib.compress(labels.astype("<u2").tobytes())
     return {
-        "picture": data_address(Image.fromarray(picture), format="JPEG", quality=92),
-        "label_map": data_address(label_map_picture(label_map, colors), format="PNG"),
+        "picture": data_uri(Image.fromarray(picture), "JPEG", quality=92),
+        "label_map": data_uri(label_map_picture(label_map, colors), "PNG"),
         "labels": base64.b64encode(deflated).decode("ascii"),
         "legend": legend,
         "width": labels.shape[1],

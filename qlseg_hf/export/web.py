@@ -28,34 +28,13 @@ from .runtime import OUTPUTS
 from .stored_weights import shrink_weights
 from .web_runtime import VERSION, copy_runtime
 
-PAGE = Path(__file__).parent / "web_page"
+PAGE, TEMPLATES = (Path(__file__).parent / name for name in ("web_page", "templates"))
 # larger images are shrunk, larger files and longer strips refused, as `qlseg app` does
 LIMITS = {"max_pixels": 4_000_000, "max_file_pixels": 64_000_000, "max_aspect": 8}
 LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.99}  # share of the pixels of each example
 MOST_BYTES = 2**31 - 2**24  # of one file, see `onnx`
 NUM_EXAMPLES, EXAMPLE_SIZE = 3, 320
 NUM_CHECKED = 64  # scores that the page compares before it shows any
-HEAD = """---
-title: {title}
-emoji: 🎨
-colorFrom: blue
-colorTo: green
-sdk: static
-pinned: false
-custom_headers:
-  cross-origin-embedder-policy: require-corp
-  cross-origin-opener-policy: same-origin
-  cross-origin-resource-policy: cross-origin
----
-"""
-TEXT = """
-# Segmentation in the browser
-
-Images are segmented in the browser and never leave the machine; nothing is asked of another host. The folder works
-from any static server, for example `python -m http.server`, or as a static Space, which the head of this file is for.
-`settings.json` has names, colours and processing; `model.onnx` is the network, its weights stored as {weights}.
-`runtime` is onnxruntime-web (MIT, see its LICENSE.txt); the page's own files are under Apache-2.0.
-"""
 
 
 def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Path | None = None) -> None:
@@ -104,7 +83,8 @@ def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Pa
         (folder / "settings.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         for file in PAGE.iterdir():
             shutil.copyfile(file, folder / file.name)
-        readme = HEAD.format(title=json.dumps(title)) + TEXT.format(weights=weights)
+        readme = (TEMPLATES / "web_readme.md").read_text(encoding="utf-8")
+        readme = readme.format(title=json.dumps(title), weights=weights)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
     print(f"labels: {agreement:.2%} of the pixels of the worst example as PyTorch's, weights as {weights}")

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -33,28 +34,7 @@ FILES = (
     "ort-wasm-simd-threaded.asyncify.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
-LICENSE = """MIT License
-
-Copyright (c) Microsoft Corporation
-
-Permission is hereby granted, free of charge, to any person obtaining a copy
-of this software and associated documentation files (the "Software"), to deal
-in the Software without restriction, including without limitation the rights
-to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
-copies of the Software, and to permit persons to whom the Software is
-furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all
-copies or substantial portions of the Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
-IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
-FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
-AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
-LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
-OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
-SOFTWARE.
-"""
+LICENSE = Path(__file__).parent / "templates" / "onnxruntime-web-LICENSE.txt"
 
 
 def copy_runtime(place: Path, source: Path | None = None) -> None:
@@ -83,7 +63,7 @@ def copy_runtime(place: Path, source: Path | None = None) -> None:
             found = {name: package.extractfile(f"package/dist/{name}").read() for name in FILES}
     for name, content in found.items():
         (place / name).write_bytes(content)
-    (place / "LICENSE.txt").write_text(LICENSE, encoding="utf-8")
+    shutil.copyfile(LICENSE, place / "LICENSE.txt")
 
 
 def _package() -> bytes:

@@ -38,14 +38,18 @@ LICENSE_NOTE = (
 )
 
 
-def _render(license_fields: dict[str, Any], facts: dict[str, Any], **metadata) -> str:
+def _render(
+    kind: str, model, name: str, license_fields: dict[str, Any], facts: dict[str, Any], **metadata: Any
+) -> str:
     """The card as markdown with metadata. `facts` and `metadata` are of one kind of card each; others are shared."""
     tags = ["qlseg", "semantic-segmentation", "vision"]
     shared = {"library_name": "transformers", "pipeline_tag": "image-segmentation", "tags": tags}
     data = ModelCardData(**license_fields, **shared, **metadata)
     tools = {"text": escape_markdown, "code": as_code, "percent": percent, "measured_title": MEASURED}
     tools["fence"] = lambda text, language: "\n".join(fence_code(text, language))
-    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **tools, **facts))
+    tools |= {"kind": kind, "network": network_sentence(model), "model_argument": model_argument(name)}
+    tools |= {"id2label": model.config.id2label, "measured": NOT_MEASURED}
+    return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **tools | facts))
 
 
 def _origin(source: Source | None) -> str:
@@ -103,16 +107,11 @@ def plain_model_card(model, name: str) -> str:
     """
     source = source_of(model)
     facts = {
-        "kind": "plain",
         "title": "QLSeg",
-        "network": network_sentence(model),
         "origin": _origin(source),
         "licence": _licence_sentence(source),
-        "model_argument": model_argument(name),
-        "id2label": model.config.id2label,
-        "measured": NOT_MEASURED,
     }
-    return _render(source.license if source else UNKNOWN, facts)
+    return _render("plain", model, name, source.license if source else UNKNOWN, facts)
 
 
 def converted_model_card(
@@ -142,14 +141,9 @@ def converted_model_card(
     for key, reason in dropped.items():
         dropped_by_reason.setdefault(reason, []).append(key)
     facts = {
-        "kind": "converted",
         "title": "QLSeg, converted",
-        "network": network_sentence(model),
         "processing": processor_sentence(processor),
         "licence": LICENSE_NOTE,
-        "model_argument": model_argument(name),
-        "id2label": model.config.id2label,
-        "measured": NOT_MEASURED,
         "source_name": source_name,
         "source_sha256": source_sha256,
         "key_families": key_families,
@@ -158,7 +152,7 @@ def converted_model_card(
         "dropped_by_reason": dropped_by_reason,
         "notes": notes,
     }
-    return _render(RELEASE_LICENSE, facts)
+    return _render("converted", model, name, RELEASE_LICENSE, facts)
 
 
 def trained_model_card(model, processor, *, name: str, recipe, step: int, launch: dict, result: dict) -> str:
@@ -175,13 +169,10 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, launch
     source = source_of(model)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     facts = {
-        "kind": "trained",
         "title": f"QLSeg, trained on {escape_markdown(public_name(recipe.data))}",
-        "network": network_sentence(model),
         "processing": processor_sentence(processor),
         "origin": _origin(source),
         "licence": _licence_sentence(source),
-        "model_argument": model_argument(name),
         "step": step,
         "recipe": recipe,
         "recipe_yaml": recipe.to_public().to_yaml(),
@@ -192,6 +183,9 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, launch
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "accelerate")),
     }
     return _render(
+        "trained",
+        model,
+        name,
         source.license if source else UNKNOWN,
         facts,
         base_model=source.repo_id if source else None,

@@ -15,6 +15,13 @@ from PIL import Image
 from .files import write_atomically
 
 
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """An image as a data URI; `kind` and `options` are those of Pillow's `save`."""
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image with a caption. `image` is stored as PNG, or as JPEG with `is_photo`.
@@ -30,10 +37,9 @@ class Picture:
     @property
     def address(self) -> str:
         """The image as a data URI."""
-        stream = io.BytesIO()
-        kind, options = ("JPEG", {"quality": 85}) if self.is_photo else ("PNG", {"optimize": True})
-        (self.image.convert("RGB") if self.is_photo else self.image).save(stream, kind, **options)
-        return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+        if self.is_photo:
+            return data_uri(self.image.convert("RGB"), "JPEG", quality=85)
+        return data_uri(self.image, "PNG", optimize=True)
 
 
 @dataclass(frozen=True)
@@ -110,4 +116,5 @@ def write_report(path: Path, title: str, summary: Iterable[tuple[str, Any]], sec
     write_atomically(path, render_report(title, summary, sections).encode(errors="backslashreplace"))
 
 
-__all__ = ["Comparison", "Gallery", "Legend", "Picture", "Section", "Table", "render_report", "write_report"]
+__all__ = ["Comparison", "Gallery", "Legend", "Picture", "Section", "Table"]
+__all__ += ["data_uri", "render_report", "write_report"]

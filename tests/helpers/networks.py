@@ -1,7 +1,9 @@
 """Tiny networks with fresh weights, on encoders of several kinds."""
 
 import copy
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import BeitConfig, Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig
@@ -96,6 +98,15 @@ def tiny_model_and_processor(**settings) -> tuple[QLSegForSemanticSegmentation, 
     """The tiny network and a processor with windows that overlap."""
     window = {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20}
     return varied_model(tiny_config()), QLSegImageProcessor(**(window | settings))
+
+
+def rename_labels(folder: Path, names: dict[int, str]) -> dict[int, str]:
+    """Give labels of a saved network other names; those of all of them."""
+    config = json.loads((folder / "config.json").read_text())
+    names = {int(label): name for label, name in config["id2label"].items()} | names
+    config |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return names
 
 
 def timm_weights(width: int = 64, depth: int = 3) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FIXTURES, ROOT
-from networks import tiny_config
+from networks import rename_labels, tiny_config
 from PIL import Image
 from programs import free_port
 
@@ -49,14 +49,8 @@ def png_header(width: int, height: int) -> bytes:
     [
         ("words.png", b"hello", "words.png cannot be read: cannot identify image file 'words.png'"),
         ("cut.png", (FIXTURES / "a" / "wide.png").read_bytes()[:2000], "cut.png cannot be read as a picture"),
-        ("bomb.png", png_header(60000, 60000), "bomb.png cannot be read: Image size .* decompression bomb"),
         ("large.png", png_header(9000, 8000), "large.png has 9000 × 8000 pixels; at most 64 million are read"),
         ("strip.png", png_header(801, 100), "strip.png has 801 × 100 pixels; at most 8 times as long as wide"),
-        (
-            "page.eps",
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
-            "page.eps cannot be read: cannot identify",
-        ),
     ],
 )
 def test_refused_files(tmp_path, name, content, sentence):
@@ -172,13 +166,9 @@ def server(stored, tmp_path):
     shutil.copytree(ROOT / "qlseg_hf", space / "qlseg_hf")
     shutil.copy(ROOT / "examples" / "space_app.py", space / "app.py")
     shutil.copytree(stored.folder, model)
-    config = json.loads((model / "config.json").read_text())
-    names = {int(label): name for label, name in config["id2label"].items()}
     used = segment(stored.model(), stored.processor, stored.picture("large"))[0].unique().tolist()
     assert len(used) >= len(HOSTILE)
-    names |= dict(zip(used, HOSTILE))
-    config |= {"id2label": names, "label2id": {name: label for label, name in names.items()}}
-    (model / "config.json").write_text(json.dumps(config))
+    names = rename_labels(model, dict(zip(used, HOSTILE)))
     port, log = free_port(), tmp_path / "server.log"
     environment = os.environ | {"PYTHONPATH": str(apart), "QLSEG_MODEL": str(model)}
     environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
