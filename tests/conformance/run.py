@@ -59,16 +59,11 @@ def fetch_mixins(installed: str) -> Path:
 
 
 def let_torchvision_in() -> bool:
-    """Whether torchvision is installed; a CPU build of torch finds it without its operators, which nothing calls."""
+    """Whether torchvision is installed, which is imported then."""
     if not importlib.util.find_spec("torchvision"):
         return False
-    import torch
+    import matching_torchvision  # noqa: F401
 
-    if torch.version.cuda is None:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import torchvision  # noqa: F401, while `library` lives
     return True
 
 

@@ -17,6 +17,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -51,170 +53,141 @@ def tree(place: Path) -> dict[str, str]:
     return found
 
 
+@dataclass
 class Command:
     """One command: `prepare` puts old files into PLACE, `run` gives its exit status.
 
-    `partly`: it writes several independent results, so that those before the disk was full may be there.
+    `check` raises if what a run that ended well has left is not whole. `partly`: it writes several independent
+    results, so that those before the disk was full may be there.
     """
 
-    partly = False
-
-    def __init__(self, args: argparse.Namespace, work: Path):
-        self.model, self.checkpoint, self.picture, self.place = args.model, args.checkpoint, args.picture, args.place
-        self.work = work  # outside the full disk
-
-    def prepare(self) -> None:
-        (self.place / "others.txt").write_text("of somebody else")
-
-    def check(self) -> None:
-        """Raises if what a run that ended well has left is not whole."""
+    run: Callable[[argparse.Namespace], int]
+    prepare: Callable[[argparse.Namespace], object] = lambda args: None
+    check: Callable[[argparse.Namespace], object] = lambda args: None
+    partly: bool = False
 
 
-class Convert(Command):
-    def run(self) -> int:
-        return run(["convert", self.checkpoint, self.place / "sub" / "out"])
-
-    def check(self) -> None:
-        QLSegForSemanticSegmentation.from_pretrained(self.place / "sub" / "out")
+def load_pair(args, **settings) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
+    processor = QLSegImageProcessor.from_pretrained(args.model, **settings)
+    return QLSegForSemanticSegmentation.from_pretrained(args.model), processor
 
 
-class Save(Command):
+def save_old(args) -> None:
+    for part in load_pair(args):
+        part.save_pretrained(args.place / "net")
+    (args.place / "net" / "notes.txt").write_text("mine")
+
+
+def save_new(args) -> int:
     """`save_pretrained` of model and processor over an older model."""
-
-    @functools.cached_property
-    def pairs(self):
-        old = QLSegForSemanticSegmentation.from_pretrained(self.model), QLSegImageProcessor.from_pretrained(self.model)
-        new = QLSegForSemanticSegmentation.from_pretrained(self.model), QLSegImageProcessor(window_size=700)
-        with torch.no_grad():
-            new[0].class_head.bias += 1
-        return old, new
-
-    def save(self, model, processor) -> None:
-        model.save_pretrained(self.place / "net")
-        processor.save_pretrained(self.place / "net")
-
-    def prepare(self) -> None:
-        super().prepare()
-        self.save(*self.pairs[0])
-        (self.place / "net" / "notes.txt").write_text("mine")
-
-    def run(self) -> int:
-        return exit_status("save", self.save, *self.pairs[1])
-
-    partly = True  # the model may be the new one, and the processor the old
+    model, processor = load_pair(args, window_size=700)
+    with torch.no_grad():
+        model.class_head.bias += 1
+    return exit_status("save", lambda: [part.save_pretrained(args.place / "net") for part in (model, processor)])
 
 
-class Predict(Command):
-    partly = True
-
-    def prepare(self) -> None:
-        super().prepare()
-        (self.place / "out" / "labels").mkdir(parents=True)
-        (self.place / "out" / "labels" / "one.png").write_bytes(b"old")
-        for name in ("one", "two"):
-            Image.fromarray(load_picture(self.picture)).save(self.work / f"{name}.png")
-
-    def run(self) -> int:
-        pictures = [self.work / "one.png", self.work / "two.png"]
-        return run(["predict", self.model, *pictures, "--output", self.place / "out", "--workers", 0])
-
-    def check(self) -> None:
-        """What was done before the disk was full is not done again, and nothing is missing."""
-        assert {path.name for path in (self.place / "out" / "labels").iterdir()} == {"one.png", "two.png"}
+def prepare_pictures(args) -> None:
+    (args.place / "out" / "labels").mkdir(parents=True)
+    (args.place / "out" / "labels" / "one.png").write_bytes(b"old")
+    for name in ("one", "two"):
+        Image.fromarray(load_picture(args.picture)).save(args.work / f"{name}.png")
 
 
-class Evaluate(Command):
+def predict(args) -> int:
+    pictures = [args.work / "one.png", args.work / "two.png"]
+    return run(["predict", args.model, *pictures, "--output", args.place / "out", "--workers", 0])
+
+
+def check_predictions(args) -> None:
+    """What was done before the disk was full is not done again, and nothing is missing."""
+    assert {path.name for path in (args.place / "out" / "labels").iterdir()} == {"one.png", "two.png"}
+
+
+def prepare_evaluation(args) -> None:
+    model, processor = load_pair(args)
+    for number in range(2):
+        picture, path = (
+            load_picture(args.picture)[:, 7 * number :],
+            args.work / "data/images/validation" / f"{number}.png",
+        )
+        if not path.exists():
+            labels = segment(model, processor, picture)[0].numpy() + processor.do_reduce_labels
+            labels[:9] = labels[9:18]
+            for array, place in ((picture, path), (labels, args.work / "data/annotations/validation" / path.name)):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype("uint8")).save(place)
+    (args.place / "net").mkdir()
+    for path in args.model.iterdir():
+        if path.name != "README.md":
+            (args.place / "net" / path.name).symlink_to(path)
+    (args.place / "net" / "README.md").write_text("# Old card\n")
+    (args.place / "scores.json").write_text('{"miou": 0}\n')
+
+
+def evaluate(args) -> int:
     """JSON, report, state and the card of the model."""
-
-    partly = True
-
-    def prepare(self) -> None:
-        super().prepare()
-        processor = QLSegImageProcessor.from_pretrained(self.model)
-        model = QLSegForSemanticSegmentation.from_pretrained(self.model)
-        for number in range(2):
-            for part in ("images", "annotations"):
-                (self.work / "data" / part / "validation").mkdir(parents=True, exist_ok=True)
-            picture = load_picture(self.picture)[:, 7 * number :]
-            path = self.work / "data" / "images" / "validation" / f"{number}.png"
-            if not path.exists():
-                labels = segment(model, processor, picture)[0].numpy() + processor.do_reduce_labels
-                labels[:9] = labels[9:18]
-                Image.fromarray(picture).save(path)
-                Image.fromarray(labels.astype("uint8")).save(self.work / "data/annotations/validation" / path.name)
-        (self.place / "net").mkdir()
-        for path in self.model.iterdir():
-            if path.name != "README.md":
-                (self.place / "net" / path.name).symlink_to(path)
-        (self.place / "net" / "README.md").write_text("# Old card\n")
-        (self.place / "scores.json").write_text('{"miou": 0}\n')
-
-    def run(self) -> int:
-        command = ["evaluate", self.place / "net", "--data", self.work / "data", "--card"]
-        return run([*command, "--output", self.place / "scores.json", "--report", self.place / "report"])
-
-    def check(self) -> None:
-        assert json.loads((self.place / "scores.json").read_text())["num_pictures"] == 2
+    command = ["evaluate", args.place / "net", "--data", args.work / "data", "--card"]
+    return run([*command, "--output", args.place / "scores.json", "--report", args.place / "report"])
 
 
-class ExportOnnx(Command):
-    partly = True  # file, then report
-
-    def prepare(self) -> None:
-        super().prepare()
-        (self.place / "net.onnx").write_text("old")
-
-    def run(self) -> int:
-        """The graph is made once, and the comparison, which writes nothing, left out."""
-        if not hasattr(onnx_model.onnx_program, "cache_info"):
-            onnx_model.onnx_program = functools.cache(onnx_model.onnx_program)
-            compare.load_network = functools.cache(compare.load_network)
-            compare.report = lambda model, path, runtime: {"bytes": path.stat().st_size}
-        return run(["export", self.model, self.place / "net.onnx"])
-
-    def check(self) -> None:
-        onnx_model.OnnxQLSeg.from_pretrained(self.place / "net.onnx")
+def check_scores(args) -> None:
+    assert json.loads((args.place / "scores.json").read_text())["num_pictures"] == 2
 
 
-class Quantize(Command):
-    def run(self) -> int:
-        return run(["quantize", self.model, self.place / "small"])
+def export(args) -> int:
+    """The graph is made once, and the comparison, which writes nothing, left out. File, then report."""
+    if not hasattr(onnx_model.onnx_program, "cache_info"):
+        onnx_model.onnx_program = functools.cache(onnx_model.onnx_program)
+        compare.load_network = functools.cache(compare.load_network)
+        compare.report = lambda model, path, runtime: {"bytes": path.stat().st_size}
+    return run(["export", args.model, args.place / "net.onnx"])
 
 
-class MakeScenes(Command):
-    def run(self) -> int:
-        command = ["scenes", self.place / "sub" / "scenes"]
-        return run([*command, "--train", 3, "--validation", 2, "--size", 64])
+def draw_scenes(args) -> int:
+    return run(["scenes", args.place / "sub" / "scenes", "--train", 3, "--validation", 2, "--size", 64])
 
 
 COMMANDS = {
-    "convert": Convert,
-    "save": Save,
-    "predict": Predict,
-    "evaluate": Evaluate,
-    "export": ExportOnnx,
-    "quantize": Quantize,
-    "scenes": MakeScenes,
+    "convert": Command(
+        lambda args: run(["convert", args.checkpoint, args.place / "sub" / "out"]),
+        check=lambda args: QLSegForSemanticSegmentation.from_pretrained(args.place / "sub" / "out"),
+    ),
+    "save": Command(save_new, save_old, partly=True),  # the model may be the new one, and the processor the old
+    "predict": Command(predict, prepare_pictures, check_predictions, partly=True),
+    "evaluate": Command(evaluate, prepare_evaluation, check_scores, partly=True),
+    "export": Command(
+        export,
+        lambda args: (args.place / "net.onnx").write_text("old"),
+        lambda args: onnx_model.OnnxQLSeg.from_pretrained(args.place / "net.onnx"),
+        partly=True,
+    ),
+    "quantize": Command(lambda args: run(["quantize", args.model, args.place / "small"])),
+    "scenes": Command(draw_scenes),
 }
 
 
-def attempt(command: Command, options: list[str], read_only: bool = False) -> dict:
+def prepare(args) -> None:
+    (args.place / "others.txt").write_text("of somebody else")
+    COMMANDS[args.command].prepare(args)
+
+
+def attempt(args: argparse.Namespace, options: list[str], read_only: bool = False) -> dict:
     """One run on a fresh file system with `options` for its size, over the old files."""
-    place = command.place
+    place, command = args.place, COMMANDS[args.command]
     mount(place, "size=64m")
     try:
-        command.prepare()
+        prepare(args)
         before = tree(place)
         subprocess.run(["mount", "-o", ",".join(["remount", *options, *["ro"] * read_only]), place], check=True)
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
             try:
-                status = command.run()
+                status = command.run(args)
             except BaseException as error:
                 status = f"{type(error).__name__}: {error}"
         after = tree(place)
         if status == 0:
-            command.check()
+            command.check(args)
     finally:
         unmount(place)
     lines = [line for line in printed.getvalue().replace("\r", "\n").splitlines() if "%|" not in line and line.strip()]
@@ -229,30 +202,23 @@ def used(place: Path) -> tuple[int, int]:
 
 def problems(run: dict, final: dict[str, str], partly: bool) -> list[str]:
     """What is wrong with a run that had no room."""
-    found = []
+    found, before = [], run["before"]
     # folders that were made for the result stay, empty
-    run = run | {
-        "after": {
-            name: v
-            for name, v in run["after"].items()
-            if v != "folder" or name in run["before"] or ".partial-" in name
-        }
-    }
+    after = {n: v for n, v in run["after"].items() if v != "folder" or n in before or ".partial-" in n}
     if run["status"] != 1:
         found.append(f"status {run['status']}")
     if len(run["stderr"]) != 1 or "Traceback" in "".join(run["stderr"]):
         found.append("not one sentence")
-    if not partly and run["after"] != run["before"]:
+    if not partly and after != before:
         found.append("files changed")
-    for name, digest in run["after"].items():
-        whole = {run["before"].get(name), final.get(name)}
+    for name, digest in after.items():
+        whole = {before.get(name), final.get(name)}
         # seconds and state of an evaluation differ from run to run: the file is looked into instead
         if digest not in whole and not name.startswith("scores.json.state.") and name not in VARYING:
             found.append(f"{name} is neither old nor new")
         if ".partial-" in name:
             found.append(f"{name} is left")
-    found += [f"{name} is gone" for name in run["before"] if name not in run["after"]]
-    return found
+    return found + [f"{name} is gone" for name in before if name not in after]
 
 
 VARYING = ("out/manifest.jsonl", "scores.json", "net/README.md", "net_report.json")
@@ -265,15 +231,14 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--points", type=int, default=30)
     args = parser.parse_args()
-    work = args.place.with_name("work")
-    work.mkdir()
-    command = COMMANDS[args.command](args, work)
+    args.work = args.place.with_name("work")  # outside the full disk
+    args.work.mkdir()
 
     mount(args.place, "size=64m")
-    command.prepare()
+    prepare(args)
     low = used(args.place)
     unmount(args.place)
-    good = attempt(command, [])
+    good = attempt(args, [])
     assert good["status"] == 0, good
     # the least that suffices, by halving
     least = []
@@ -281,7 +246,7 @@ def main() -> None:
         short, enough = low[number] // unit, 64 * 2**20 // PAGE if number == 0 else low[1] + 200
         while enough - short > 1:
             middle = (short + enough) // 2
-            done = attempt(command, [f"size={middle * PAGE}" if number == 0 else f"nr_inodes={middle}"])
+            done = attempt(args, [f"size={middle * PAGE}" if number == 0 else f"nr_inodes={middle}"])
             short, enough = (short, middle) if done["status"] == 0 else (middle, enough)
         least.append((low[number] // unit, enough))
     (pages, enough_pages), (inodes, enough_inodes) = least
@@ -291,11 +256,11 @@ def main() -> None:
     runs = [[f"size={size * PAGE}"] for size in sizes] + [[f"nr_inodes={count}"] for count in counts]
     start, tried, failed = time.perf_counter(), 0, []
     for number, options in enumerate([*runs, []]):
-        run = attempt(command, options, read_only=number == len(runs))
+        run = attempt(args, options, read_only=number == len(runs))
         if run["status"] == 0:  # by chance a little less room was needed
             continue
         tried += 1
-        if found := problems(run, good["after"], command.partly):
+        if found := problems(run, good["after"], COMMANDS[args.command].partly):
             failed.append({"options": options, "found": found, "stderr": run["stderr"][-3:], "status": run["status"]})
     result = {"tried": tried, "survived": tried - len(failed), "failed": failed, "least": least}
     args.result.write_text(json.dumps(result | {"seconds": time.perf_counter() - start}, indent=1))

@@ -72,6 +72,11 @@ def start(code: str, *arguments) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=ENVIRONMENT, **pipes)
 
 
+def sentences_of(printed: str) -> list[str]:
+    """The lines of stderr, without bars."""
+    return [line for line in printed.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+
+
 def tell(what: str, tried: int, survived: int) -> None:
     """The counts of the table in docs/reliability.md; shown by `make faults` (-rA)."""
     print(f"{what}: {tried} tried, {survived} survived")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FIXTURES, ROOT
-from writers import tell
+from writers import sentences_of, tell
 
 from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.cli.main import run
@@ -48,7 +48,7 @@ def header_length(path: Path) -> int:
 def sentences(capsys, name: str, function) -> str | None:
     """The sentence of a function that failed as our commands fail; None if it did not."""
     status = exit_status("tool", function)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
+    lines = sentences_of(capsys.readouterr().err)
     if status == 0:
         return None
     assert len(lines) == 1 and lines[0].startswith("tool: ") and name in lines[0], lines
@@ -73,7 +73,7 @@ def test_damaged_checkpoint(tmp_path, capsys, number):
         shutil.rmtree(folder, ignore_errors=True)
         capsys.readouterr()
         status = run(["convert", path, folder])
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "%|" not in line]
+        lines = sentences_of(capsys.readouterr().err)
         tried += 1
         if status == 0:
             assert (folder / "model.safetensors").read_bytes() == weights, what

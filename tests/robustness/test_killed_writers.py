@@ -15,7 +15,7 @@ import pytest
 import tqdm
 from conftest import FIXTURES, ROOT
 from full_disk import tree
-from writers import FORKS, RACES, WRITERS, start, tell
+from writers import FORKS, RACES, WRITERS, sentences_of, start, tell
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.cli.main import run
@@ -139,8 +139,7 @@ def test_many_converters_one_folder(tmp_path, writers, rounds):
             assert line, parent.stderr.read()
         statuses = json.loads(line)
         for i, status in enumerate(statuses):
-            lines = Path(f"{place}.{i}").read_text().replace("\r", "\n").splitlines()
-            lines = [line for line in lines if line.strip() and "%|" not in line]
+            lines = sentences_of(Path(f"{place}.{i}").read_text())
             assert status == 0 or (status == 1 and len(lines) == 1 and str(place) in lines[0]), (status, lines)
         assert 0 in statuses and tree(place) == expected, statuses
         tried, refused = tried + writers, refused + sum(statuses)

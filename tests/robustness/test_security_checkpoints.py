@@ -5,8 +5,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -15,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from attacks import CHECKPOINT, MOST_MIB, PICKLES, TRAP, Reduced, command, refused
-from conftest import FIXTURES, ROOT
+from attacks import CHECKPOINT, MOST_MIB, PICKLES, TRAP, Reduced, command, measure_peak, refused
+from conftest import FIXTURES
 from recipes import small_recipe
 from torch import nn
 
@@ -46,27 +44,15 @@ def test_pickles(name, tmp_path, monkeypatch, capsys):
 OPCODES = {
     "eval by its name": b"c__builtin__\neval\n(S'1'\ntR.",
     "posix.system": b"cposix\nsystem\n(S'touch trapped'\ntR.",
-    "types.CodeType": b"ctypes\nCodeType\n(I0\nI0\nI0\ntR.",
-    "types.FunctionType": b"ctypes\nFunctionType\n(I0\n}tR.",
     "getattr of a module": b"c__builtin__\ngetattr\n(cos\nsystem\nS'__call__'\ntR.",
-    "torch.ops": b"ctorch\nops.load_library\n(S'trapped'\ntR.",
     "dotted name": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0dtouch trapped\x85R.",
-    "dotted attribute": b"\x80\x04\x8c\x05torch\x8c\x0cos.system.now\x93\x8c\x01x\x85R.",
-    "INST": b"(S'touch trapped'\nios\nsystem\n.",
     "OBJ": b"(cos\nsystem\nS'touch trapped'\no.",
     "persistent id": b"(S'storage'\ncos\nsystem\nS'0'\nS'cpu'\nI1\ntQ.",
-    "extension registry": b"\x82\x01.",
-    "class of a tensor": b"ctorch\nTensor\n)\x81}S'__class__'\ncos\nsystem\nsb.",
-    "builtins of a dict": b"ccollections\nOrderedDict\n)R}S'__class__'\nI1\nsb.",
     "memo bomb": b"\x80\x02]q\x00" + b"(" + b"h\x00" * 20000 + b"e.",
     "deep lists": b"\x80\x02" + b"]" * 20000 + b"a" * 19999 + b".",
-    "deep tuples": b"\x80\x02)" + b"\x85" * 20000 + b".",
     "long integer": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
-    "long string": b"\x80\x02X\xff\xff\xff\xff.",
-    "stack": b"0" * 1000 + b".",
     "marks": b"(" * 20000 + b".",
     "nothing": b"",
-    "stop": b".",
 }
 
 
@@ -159,16 +145,6 @@ CLAIMS = {
     "complex": lambda: torch.zeros(7, 96, dtype=torch.complex64),
     "boolean": lambda: torch.zeros(7, 96, dtype=torch.bool),
 }
-MEASURE = f"""
-import resource, sys
-sys.path.insert(0, {str(ROOT)!r})
-from qlseg_hf.cli.main import run
-run(["convert", sys.argv[1], sys.argv[3]])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in sys.argv[4:]:
-    print("status", run(["convert", path, sys.argv[2]]), path)
-print("MiB", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
 
 
 @pytest.mark.slow
@@ -189,19 +165,17 @@ def test_small_files_that_claim_much(tmp_path):
     assert size in content
     legacy.write_bytes(content.replace(size, b"J" + struct.pack("<i", 2**31 - 1)))
     paths.append(legacy)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, CHECKPOINT, tmp_path / "out", tmp_path / "good", *paths],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("status")] == ["1"] * len(paths), lines
-    sentences = [line for line in done.stderr.replace("\r", "\n").splitlines() if line.startswith("qlseg convert")]
+    prepare = f"""
+from qlseg_hf.cli.main import run
+run(["convert", {str(CHECKPOINT)!r}, {str(tmp_path / "good")!r}])
+"""
+    each = f"""print("status", run(["convert", path, {str(tmp_path / "out")!r}]))"""
+    lines, peak, printed = measure_peak(prepare, each, paths)
+    assert [line for line in lines if line.startswith("status")] == ["status 1"] * len(paths), lines
+    sentences = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("qlseg convert")]
     assert len(sentences) == len(paths) and not (tmp_path / "out").exists()
     assert all(".pth" in line for line in sentences), sentences
-    assert int(lines[-1].split()[1]) < MOST_MIB, lines[-1]
+    assert peak < MOST_MIB, peak
 
 
 def test_encoder_weights_are_no_code(tiny_model, tmp_path, monkeypatch):

