@@ -73,14 +73,20 @@ def check_groups(model, depth: int):
 
 
 def check_lora(model, num_projections: int):
-    """Adapters where a gradient can reach them; the merged network computes what the trained one does."""
+    """Adapters where a gradient can reach them, which change nothing at first and something after training.
+
+    The merged network computes what the trained one does.
+    """
     model = copy.deepcopy(model)
     if find_spec("peft") is None:
         with pytest.raises(ImportError, match="lora needs the package peft"):
             add_lora(model, rank=2)
         return
-    add_lora(model, rank=2)
     pixel_values = torch.randn(2, 3, 40, 75)
+    with torch.no_grad():
+        before = model.eval()(pixel_values).logits
+        add_lora(model, rank=2)
+        torch.testing.assert_close(model.eval()(pixel_values).logits, before)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         model.train()(pixel_values, labels=labels_for(pixel_values, num_labels=5)).loss.backward()
@@ -92,7 +98,9 @@ def check_lora(model, num_projections: int):
     plain = plain_model(model, model.state_dict())
     assert not any("lora" in name for name in plain.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(plain(pixel_values).logits, model.eval()(pixel_values).logits, atol=1e-4, rtol=1e-4)
+        adapted = model.eval()(pixel_values).logits
+        torch.testing.assert_close(plain(pixel_values).logits, adapted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(adapted, before)
 
 
 def check_round_trip(model, folder: Path):

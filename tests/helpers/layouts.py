@@ -11,10 +11,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from programs import NETWORK, ROOT, environment, launcher, make_data, write_recipe
+from programs import ROOT, STILL, environment, launcher, make_data, write_recipe
 
-# dropout draws by process, so without it any layout makes the same steps
-STILL = NETWORK | {"dropout": 0.0, "backbone_config": NETWORK["backbone_config"] | {"drop_path_rate": 0.0}}
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 FSDP["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # as accelerate's launcher has it by default
 APART = ROOT / ".venv" / "deepspeed"  # where `make test-all` installs it, which an environment may have by itself
@@ -34,7 +32,6 @@ SETTINGS |= {"max_steps": 20, "eval_steps": 10, "save_steps": 10, "keep_checkpoi
 
 
 def recipe_for(folder: Path, data: Path, /, **changes) -> Path:
-    folder.mkdir(exist_ok=True)
     return write_recipe(folder, data, **SETTINGS | changes)
 
 

@@ -67,6 +67,32 @@ def make_data(root: Path, num_training: int = 9, num_validation: int = 3, num_ba
                 tifffile.imwrite(root / "images" / split / f"{i}.tif", picture, photometric="minisblack")
 
 
+def read_pairs(root: Path, split: str) -> dict[str, list[dict]]:
+    """{"image": ..., "annotation": ...}: what lies in a folder of `make_data`, as `datasets` stores pictures."""
+    return {
+        column: [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((root / kind / split).iterdir())]
+        for column, kind in (("image", "images"), ("annotation", "annotations"))
+    }
+
+
+def write_tables(data: Path, place: Path, layout: str) -> dict:
+    """The pictures of a folder of `make_data` as tables, broken bytes and all; what a recipe says of them.
+
+    `layout`: parquet, streaming (of parquet), or save_to_disk.
+    """
+    import datasets
+
+    features, tables = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()}), {}
+    for split, name in (("training", "train"), ("validation", "validation")):
+        tables[name] = datasets.Dataset.from_dict(read_pairs(data, split), features)
+        if layout != "save_to_disk":
+            place.mkdir(parents=True, exist_ok=True)
+            tables[name].to_parquet(place / f"{name}-00000-of-00001.parquet")
+    if layout == "save_to_disk":
+        datasets.DatasetDict(tables).save_to_disk(place)
+    return {"data": str(place), "streaming": layout == "streaming"}
+
+
 def write_recipe(folder: Path, data: Path, /, **changes) -> Path:
     recipe = {
         "data": str(data),
@@ -89,6 +115,7 @@ def write_recipe(folder: Path, data: Path, /, **changes) -> Path:
         "photometric": find_spec("cv2") is not None,
         "output_dir": str(folder / "run"),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe | changes))
     return path

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import torch
+from accelerate import Accelerator
 from programs import ROOT, environment, launcher, ranks, write_recipe
 
 from qlseg_hf.data.augmentation import BatchPositions, TrainingSampler
@@ -74,6 +76,12 @@ class ForkServer:
         self.start(log, *arguments)
         return self.exit_code(), log.read_text()
 
+    def succeed(self, log: Path, *arguments) -> str:
+        """What was printed; the exit code must be 0."""
+        code, printed = self.run(log, *arguments)
+        assert code == 0, printed
+        return printed
+
     def complete(self, *arguments, expect: int | None = None, **settings) -> subprocess.CompletedProcess:
         """What `subprocess.run` gives of the command `qlseg ARGUMENTS`; its exit status must be `expect` if given."""
         with TemporaryDirectory() as place:
@@ -111,6 +119,14 @@ def wait_until(is_true, seconds: float = 300.0) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def prepare_for_steps(model: torch.nn.Module, num_parts: int = 1) -> tuple:
+    """Accelerator, model and a plain SGD of rate 1, for `training_step` with so many batches per step."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.gradient_accumulation_steps = num_parts
+    groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
+    return accelerator, *accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
 
 
 def last_step(run: Path) -> int:
@@ -168,6 +184,13 @@ def launch_two(recipe: Path, log: Path, *arguments) -> subprocess.Popen:
     command = [*launcher(2), "-m", "qlseg_hf.cli.train", str(recipe), *arguments]
     env = environment() | {"ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def ranks_of(launcher: subprocess.Popen) -> list[int]:
+    """The two processes that `launch_two` has started."""
+    found = [p for p in children(launcher.pid) if "qlseg_hf.cli.train" in Path(f"/proc/{p}/cmdline").read_text()]
+    assert len(found) == 2, found
+    return found
 
 
 def stopped(code: int, printed: str, number: int, run: Path) -> int:

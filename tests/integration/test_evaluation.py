@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT
 from evaluations import SIZES, pretend_rank, strict, without_time
 from PIL import Image
+from programs import read_pairs
 from training_runs import is_running, wait_until
 
 from qlseg_hf import load_label_map, load_picture, segment
@@ -225,9 +226,8 @@ def test_state_of_another_protocol_is_refused(stored, references, tmp_path):
 def test_stream_equals_table(stored, references, tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    rows = [sorted((references / part / "validation").iterdir()) for part in ("images", "annotations")]
-    table = datasets.Dataset.from_dict({"image": [*map(str, rows[0])], "label": [*map(str, rows[1])]})
-    table = table.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
+    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
+    table = datasets.Dataset.from_dict(read_pairs(references, "validation"), features)
     datasets.DatasetDict({"validation": table}).save_to_disk(tmp_path / "saved")
     model = stored.model()
     expected = evaluate_samples(model, stored.processor, open_dataset(references, "val"), progress=False).result

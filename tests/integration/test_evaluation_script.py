@@ -87,16 +87,6 @@ def test_scores_that_mean_nothing_are_told(stored, references, tmp_path, script)
     )
 
 
-def test_smoothed_references(stored, references, tmp_path, script):
-    for path in (references / "annotations/validation").iterdir():
-        blocks = np.kron(np.array([[0, 255], [255, 0]]), np.ones(np.array(Image.open(path).size)[::-1] // 2 + 1))
-        size = Image.open(path).size
-        picture = Image.fromarray(blocks.astype(np.uint8)).resize((size[0] // 2, size[1] // 2))
-        picture.resize(size, Image.Resampling.BILINEAR).save(path)
-    status, _, stderr = script(stored.folder, "--data", references, "--split", "val")
-    assert status == 1 and "They lie along edges, as JPEG compression or smoothing" in stderr
-
-
 def test_wrong_input_is_one_sentence(stored, references, tmp_path, script):
     (tmp_path / "map.json").write_text("[1]")
     basic = {"--data": references, "--split": "val", "--output": tmp_path / "out" / "o.json"}

@@ -15,7 +15,6 @@ from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_lab
 from qlseg_hf.cli.main import run
 from qlseg_hf.data import open_dataset
 from qlseg_hf.data.bands import measure_bands
-from qlseg_hf.weights import set_num_channels
 
 tifffile = pytest.importorskip("tifffile")
 
@@ -91,29 +90,3 @@ def test_export(trained, tmp_path):
         assert (found == expected).float().mean() > 0.999
     with pytest.raises(ValueError, match=r"\(B, 5, H, W\) is wanted"):
         exported(torch.zeros(1, 3, 32, 32))
-
-
-@torch.no_grad()
-def test_extra_bands_of_zeros_change_nothing(trained):
-    """The trained network against the same one without its last two bands; and that one, given two bands."""
-    _, folder = trained
-    five = QLSegForSemanticSegmentation.from_pretrained(folder)
-    config = copy.deepcopy(five.config)
-    config.backbone_config.num_channels = 3
-    three = QLSegForSemanticSegmentation(config).eval()
-    weights, name = five.state_dict(), "backbone.embeddings.projection.weight"
-    three.load_state_dict(weights | {name: weights[name][:, :3].contiguous()})
-    window = {"size": {"shortest_edge": 32}, "window_size": 32, "window_stride": 20, "rescale_factor": 1 / 65535}
-    rgb = QLSegImageProcessor(image_mean=[0.03] * 3, image_std=[0.02] * 3, **window)
-    wide = QLSegImageProcessor(image_mean=[0.03] * 3 + [0, 0], image_std=[0.02] * 3 + [0.1] * 2, **window)
-    picture = np.random.default_rng(0).integers(300, 3000, (36, 45, 3), dtype=np.uint16)
-    extended = np.concatenate([picture, np.zeros((36, 45, 2), np.uint16)], axis=-1)
-    maps, scores = segment(three, rgb, picture, return_scores=True)
-    assert len(maps[0].unique()) > 1
-    for model in (five, set_num_channels(copy.deepcopy(three), 5)):
-        found, its_scores = segment(model, wide, extended, return_scores=True)
-        torch.testing.assert_close(its_scores[0], scores[0], atol=1e-5, rtol=1e-5)
-        assert (found[0] == maps[0]).float().mean() > 0.999
-    filled = extended.copy()
-    filled[..., 3:] = 2000
-    assert (segment(five, wide, filled, return_scores=True)[1][0] - scores[0]).abs().max() > 1e-3

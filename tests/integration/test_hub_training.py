@@ -11,7 +11,7 @@ import torch
 import yaml
 from cards import NASTY, WINDOW, assert_valid, convert, rendered, run_snippet, token
 from huggingface_hub import HfApi, ModelCard
-from programs import NETWORK, ROOT, RUN_ALL, environment, make_data, write_recipe
+from programs import NETWORK, ROOT, RUN_ALL, environment, make_data, write_recipe, write_tables
 from recipes import small_recipe
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, pipeline
 
@@ -133,26 +133,17 @@ def test_paths_of_a_recipe_become_names(tmp_path, monkeypatch):
 def push_data(data: Path) -> None:
     """The folder of `make_data` as me/data by `push_to_hub`, and as me/parquet by uploading files."""
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    tables = datasets.DatasetDict()
-    for split, name in (("training", "train"), ("validation", "validation")):
-        columns = {
-            column: [
-                {"bytes": path.read_bytes(), "path": path.name} for path in sorted((data / kind / split).iterdir())
-            ]
-            for column, kind in (("image", "images"), ("label", "annotations"))
-        }
-        tables[name] = datasets.Dataset.from_dict(columns, features=features)
-        tables[name].to_parquet(data / "tables" / "data" / f"{name}-00000-of-00001.parquet")
-    tables.push_to_hub("me/data", private=True)
+    saved, tables = data.with_name("saved"), data.with_name("tables")
+    write_tables(data, saved, "save_to_disk")
+    datasets.load_from_disk(saved).push_to_hub("me/data", private=True)
+    write_tables(data, tables / "data", "parquet")
     HfApi().create_repo("me/parquet", repo_type="dataset")
-    HfApi().upload_folder(repo_id="me/parquet", repo_type="dataset", folder_path=data / "tables")
+    HfApi().upload_folder(repo_id="me/parquet", repo_type="dataset", folder_path=tables)
 
 
 @pytest.fixture
 def data(hub, tmp_path) -> Path:
     make_data(tmp_path / "data")
-    (tmp_path / "data" / "tables" / "data").mkdir(parents=True)
     push_data(tmp_path / "data")
     return tmp_path / "data"
 

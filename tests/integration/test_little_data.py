@@ -51,16 +51,14 @@ def test_from_images_to_a_resumed_run(pseudo, server, tmp_path, capsys):
     settings = {"extra_data": str(pseudo), "num_workers": 0, "eval_steps": 4, "ema_decay": None, "max_steps": 4}
     settings |= {"label_names": dict(enumerate(NAMES))}
     recipe = write_recipe(tmp_path, tmp_path / "data", **settings)
-    code, printed = server.run(tmp_path / "log", "train", recipe)
-    assert code == 0, printed
+    printed = server.succeed(tmp_path / "log", "train", recipe)
     whole = tmp_path / "run"
     assert "extra_data_share  0.5: of each batch, of 5 extra images beside 4" in printed
     assert f"extra data {pseudo}, 5 images:" in printed
     assert load_recipe(whole / "recipe.yaml").extra_data_share == 0.5
     middle = whole / "checkpoints" / "step-00000002"
     words = ["train", recipe, "--resume", middle, "--output_dir"]
-    code, printed = server.run(tmp_path / "log", *words, tmp_path / "again")
-    assert code == 0, printed
+    printed = server.succeed(tmp_path / "log", *words, tmp_path / "again")
     again = lines(tmp_path / "again" / "losses.jsonl")
     assert again == lines(whole / "losses.jsonl")[2:] and len(again) == 2
     # with one extra image less the checkpoint is of other data

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from networks import tiny_config
 from programs import STILL, stats_of, write_recipe
 from recipes import small_recipe
-from training_runs import assert_same_run, is_running, wait_until
+from training_runs import assert_same_run, is_running, prepare_for_steps, wait_until
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.training.average import MovingAverage
@@ -60,10 +60,7 @@ def test_accumulation_does_not_change_the_step():
     for parts in (1, 4):
         torch.manual_seed(1)
         model = QLSegForSemanticSegmentation(tiny_config(dropout=0.0)).eval()
-        accelerator = Accelerator(cpu=True)
-        accelerator.gradient_accumulation_steps = parts
-        groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
-        model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
+        accelerator, model, optimizer = prepare_for_steps(model, parts)
         recipe = small_recipe(per_device_batch_size=4 // parts, warmup_steps=0)
         batches = [{"pixel_values": p, "labels": t} for p, t in zip(pixel_values.chunk(parts), labels.chunk(parts))]
         result = training_step(accelerator, model, optimizer, batches, recipe, 0)
@@ -72,10 +69,7 @@ def test_accumulation_does_not_change_the_step():
 
 
 def test_step_without_any_label_is_finite():
-    model = QLSegForSemanticSegmentation(tiny_config())
-    accelerator = Accelerator(cpu=True)
-    groups = [{"params": list(model.parameters()), "initial_lr": 1.0}]
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=1.0))
+    accelerator, model, optimizer = prepare_for_steps(QLSegForSemanticSegmentation(tiny_config()))
     batch = {"pixel_values": torch.randn(2, 3, 32, 48), "labels": torch.full((2, 32, 48), 255)}
     recipe = small_recipe(total_batch_size=2, warmup_steps=0, learning_rate=1e-5)
     loss, norm, _ = training_step(accelerator, model, optimizer, [batch], recipe, 0)
@@ -149,7 +143,6 @@ def test_resume_with_other_processes_and_accumulation(server, data, tmp_path):
     changes = {"config": STILL, "eval_steps": 6, "num_workers": 0, "warmup_steps": 0, "max_steps": 6}
     curves = []
     for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
         recipe, run = write_recipe(tmp_path / name, data, **changes), tmp_path / name / "run"
         if name == "whole":
             server.complete("train", recipe, expect=0)

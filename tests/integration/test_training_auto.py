@@ -9,7 +9,7 @@ import torch
 import yaml
 from networks import timm_weights
 from PIL import Image
-from programs import make_data, stats_of, write_recipe
+from programs import stats_of, write_recipe
 from recipes import small_recipe
 from safetensors.torch import load_file, save_file
 
@@ -121,24 +121,6 @@ def test_data_yaml_in_place_of_the_folder(run, data, weights, tmp_path):
     run(*words, "--epochs", "100", "--output_dir", tmp_path / "run", expect=0)
     recipe = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (recipe.data, recipe.max_steps, recipe.label_names) == (str(data), 1, ["red", "green", "blue"])
-
-
-OFFLINE = """
-import sys
-from huggingface_hub import constants
-from qlseg_hf.cli.main import run
-constants.HF_HUB_OFFLINE = True  # as of HF_HUB_OFFLINE=1, which is read at an import
-sys.exit(run(["train", *sys.argv[1:]]))
-"""
-
-
-def test_without_a_network_the_file_to_fetch_is_named(server, tmp_path):
-    make_data(tmp_path / "data")
-    (tmp_path / "offline.py").write_text(OFFLINE)
-    done = server.complete(tmp_path / "offline.py", "--data", tmp_path / "data", folder=tmp_path)
-    assert done.returncode == 1 and not (tmp_path / "runs").exists()
-    assert "https://huggingface.co/timm/vit_small_patch16_384.augreg_in21k_ft_in1k/resolve/main/model" in done.stderr
-    assert "--backbone model.safetensors" in done.stderr.splitlines()[-1]
 
 
 def test_precision_that_contradicts_the_launcher(monkeypatch):

@@ -21,7 +21,6 @@ def test_processes_do_not_change_the_curve(server, data, tmp_path, processes):
     """
     runs, curves = [tmp_path / name / "run" for name in ("one", "several")], []
     for run in runs:
-        run.parent.mkdir()
         recipe = write_recipe(run.parent, data, config=STILL, per_device_batch_size=1, max_steps=6, num_workers=0)
         if run is runs[0]:
             server.complete("train", recipe, expect=0)

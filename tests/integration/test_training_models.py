@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from networks import tiny_config
 from PIL import Image
 from programs import NETWORK, write_recipe
 from recipes import small_recipe
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoModel, pipeline
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.training.average import average_warning
-from qlseg_hf.training.build import add_lora, build_model, build_processor, plain_model, scale_warning
+from qlseg_hf.training.build import build_model, build_processor, scale_warning
 from qlseg_hf.training.recipe import Recipe, load_recipe
 
 
@@ -41,28 +40,6 @@ def test_segment_after_training_uses_the_processor(whole_run):
     model = QLSegForSemanticSegmentation.from_pretrained(whole_run / "last")
     assert processor.window_size == 32
     assert segment(model, processor, np.zeros((40, 50, 3), np.uint8))[0].shape == (40, 50)
-
-
-def test_lora_trains_and_merges(tmp_path):
-    pytest.importorskip("peft")
-    torch.manual_seed(0)
-    model = QLSegForSemanticSegmentation(tiny_config()).eval()
-    pixel_values = torch.randn(1, 3, 32, 48)
-    before = model(pixel_values).logits
-    add_lora(model, rank=2)
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert all("lora_" in name for name in trained if name.startswith("backbone"))
-    assert sum("lora_" in name for name in trained) == 2 * 4 * 2  # A and B of q, k, v, o in two layers
-    torch.testing.assert_close(model(pixel_values).logits, before)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    adapted = model(pixel_values).logits
-    assert not torch.allclose(adapted, before)
-    plain = plain_model(model, model.state_dict())
-    torch.testing.assert_close(plain(pixel_values).logits, adapted, atol=1e-5, rtol=0)
-    plain.save_pretrained(tmp_path)
-    assert "lora" not in " ".join(load_file(tmp_path / "model.safetensors"))
 
 
 def test_models_that_recipes_build(stored):

@@ -2,69 +2,22 @@
 
 import json
 import re
-import shutil
-from pathlib import Path
 
 import pytest
-from PIL import Image
-from programs import write_recipe
+from programs import write_recipe, write_tables
 from recipes import small_recipe
 
 from qlseg_hf.training.recipe import Recipe, load_recipe
 from qlseg_hf.training.synonyms import ADVICE, SYNONYMS
 
 
-def relaid(data: Path, root: Path, layout: str) -> dict:
-    """The same pictures in another layout; returns what the recipe must say of it."""
-    pairs = {
-        split: [(data / kind / split / f"{i}.png") for i in range(count) for kind in ("images", "annotations")]
-        for split, count in (("training", 9), ("validation", 3))
-    }
-    if layout == "coco-stuff":
-        for split, name in (("training", "train2014"), ("validation", "test2014")):
-            for kind, ending in (("images", ".jpg"), ("annotations", "_labelTrainIds.png")):
-                (root / kind / name).mkdir(parents=True)
-                for path in pairs[split][kind == "annotations" :: 2]:
-                    Image.open(path).save(root / kind / name / f"{path.stem}{ending}")
-        return {"data": str(root)}
-    if layout == "pascal-context":
-        for folder in ("JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"):
-            (root / folder).mkdir(parents=True)
-        for split, name in (("training", "train"), ("validation", "val")):
-            for picture, labels in zip(pairs[split][::2], pairs[split][1::2]):
-                stem = f"{name}_{picture.stem}"
-                Image.open(picture).save(root / "JPEGImages" / f"{stem}.jpg")
-                shutil.copy(labels, root / "SegmentationClassContext" / f"{stem}.png")
-            names = "".join(f"{name}_{path.stem}\n" for path in pairs[split][::2])
-            (root / "ImageSets" / "SegmentationContext" / f"{name}.txt").write_text(names)
-        return {"data": str(root)}
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "annotation": datasets.Image()})
-    tables = {
-        name: datasets.Dataset.from_dict(
-            {
-                "image": [{"bytes": path.read_bytes(), "path": path.name} for path in pairs[split][::2]],
-                "annotation": [{"bytes": path.read_bytes(), "path": path.name} for path in pairs[split][1::2]],
-            },
-            features=features,
-        )
-        for split, name in (("training", "train"), ("validation", "validation"))
-    }
-    root.mkdir()
-    if layout == "save_to_disk":
-        datasets.DatasetDict(tables).save_to_disk(root)
-    else:
-        for name, table in tables.items():
-            table.to_parquet(root / f"{name}-00000-of-00001.parquet")
-    return {"data": str(root), "streaming": layout == "streaming"}
-
-
-SLOW_LAYOUTS = [pytest.param(name, marks=pytest.mark.slow) for name in ("coco-stuff", "save_to_disk", "parquet")]
-
-
-@pytest.mark.parametrize("layout", ["streaming", "pascal-context", *SLOW_LAYOUTS])
-def test_every_layout_trains(server, data, tmp_path, layout):
-    changes = relaid(data, tmp_path / "set", layout) | {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
+@pytest.mark.parametrize(
+    "layout", ["streaming", *(pytest.param(name, marks=pytest.mark.slow) for name in ("save_to_disk", "parquet"))]
+)
+def test_tables_are_trained_on(server, data, tmp_path, layout):
+    """Folders are opened alike in every layout: see unit/data/layouts."""
+    pytest.importorskip("datasets")
+    changes = write_tables(data, tmp_path / "set", layout) | {"max_steps": 2, "eval_steps": 2, "save_steps": 2}
     done = server.complete("train", write_recipe(tmp_path, data, **changes), expect=0)
     assert "checked 9 pictures: 3 of 3 labels occur" in done.stderr
     assert (tmp_path / "run" / "last" / "model.safetensors").is_file()
@@ -123,13 +76,11 @@ def test_wrong_recipes(data, tmp_path, overrides, message):
         load_recipe(write_recipe(tmp_path, data), overrides)
 
 
-@pytest.mark.parametrize("text", ["- a\n", "a: [", "a: !!python/object/apply:os.system ['touch ran']\n"])
-def test_recipes_that_are_no_recipes(tmp_path, text, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("text", ["- a\n", "a: [\n"])  # others: robustness/test_security_text.py
+def test_recipes_that_are_no_recipes(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(ValueError, match="must hold `key: value` lines|is not a YAML file"):
         load_recipe(tmp_path / "x.yaml")
-    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ def test_resume_with_another_schedule(server, data, tmp_path):
     """What jumps is said, what the recipe changes is done, fewer steps than there are already are refused."""
     changes = {"max_steps": 4, "warmup_steps": 0, "eval_steps": 4, "save_steps": 2, "num_workers": 0}
     recipe, run, log = write_recipe(tmp_path, data, **changes), tmp_path / "run", tmp_path / "log"
-    assert server.run(log, "train", recipe)[0] == 0
+    server.succeed(log, "train", recipe)
     sentence = f"max_steps is 3, but {checkpoints(run)[-1]} has made 4 steps already; set max_steps to at least 4"
     refused(*server.run(log, "train", recipe, "--max_steps", "3"), sentence)
     before = stats_of(run)
-    code, printed = server.run(log, "train", recipe)
-    assert code == 0 and "is finished: 4 of 4 steps are made" in printed and stats_of(run) == before
+    printed = server.succeed(log, "train", recipe)
+    assert "is finished: 4 of 4 steps are made" in printed and stats_of(run) == before, printed
     _, printed = server.run(log, "train", recipe, "--max_steps", "6", "--weight_decay", "0.5")
     assert "the learning rate goes from 5.00e-04 at step 4 to 6.67e-04 at step 5" in printed, printed
     shutil.rmtree(checkpoints(run)[-1])
@@ -43,16 +43,14 @@ def test_resume_with_another_schedule(server, data, tmp_path):
 def test_resume_from_another_folder(server, data, tmp_path):
     """The best of the other run does not count here, where it is not."""
     changes, log = {"eval_steps": 1, "save_steps": 1, "num_workers": 0}, tmp_path / "log"
-    assert server.run(log, "train", write_recipe(tmp_path, data, max_steps=2, **changes))[0] == 0
-    (tmp_path / "here").mkdir()
+    server.succeed(log, "train", write_recipe(tmp_path, data, max_steps=2, **changes))
     recipe, place = write_recipe(tmp_path / "here", data, max_steps=3, **changes), checkpoints(tmp_path / "run")[-1]
     state = json.loads((place / "state.json").read_text()) | {"best": 1.0}
     (place / "state.json").write_text(json.dumps(state))
     (place / "contents.json").write_text(json.dumps(contents(place)))
     more = ["--resume", place, "--max_steps"]
     refused(*server.run(log, "train", recipe, *more, "2"), "has made 2 steps; set max_steps to more to go on from it")
-    code, printed = server.run(log, "train", recipe, *more, "3")
-    assert code == 0, printed
+    server.succeed(log, "train", recipe, *more, "3")
     assert (tmp_path / "here" / "run" / "best" / "model.safetensors").is_file()
     assert num_lines(tmp_path / "here" / "run" / "evaluations.jsonl") == 1
 
@@ -69,15 +67,14 @@ runpy.run_module("qlseg_hf.cli.train", run_name="__main__")
 
 def test_step_survives_a_failure_to_save_the_model(server, data, tmp_path):
     """The checkpoint is there before `best`; the same command writes `best` and `last` from it if they are due."""
-    (tmp_path / "whole").mkdir()
     changes, log = {"max_steps": 3, "eval_steps": 3, "save_steps": 100, "num_workers": 0}, tmp_path / "log"
-    assert server.run(log, "train", write_recipe(tmp_path / "whole", data, **changes))[0] == 0
+    server.succeed(log, "train", write_recipe(tmp_path / "whole", data, **changes))
     recipe, run = write_recipe(tmp_path, data, **changes), tmp_path / "run"
     (tmp_path / "fails.py").write_text(FAILS)
     code, printed = server.run(log, tmp_path / "fails.py", recipe)
     assert code == 1 and "the disk of the model is full" in printed
     assert [path.name for path in checkpoints(run)] == ["step-00000003"] and not (run / "best").exists()
-    assert server.run(log, "train", recipe)[0] == 0
+    server.succeed(log, "train", recipe)
     assert_same_run(run, tmp_path / "whole" / "run")
     assert "is finished" in server.run(log, "train", recipe)[1]
 
@@ -119,7 +116,7 @@ def test_changes_between_resumes(server, data, tmp_path):
     """Said or refused, never passed over."""
     shutil.copytree(data, tmp_path / "data")
     recipe, log = write_recipe(tmp_path, tmp_path / "data", max_steps=2, save_steps=1, eval_steps=2), tmp_path / "log"
-    assert server.run(log, "train", recipe)[0] == 0
+    server.succeed(log, "train", recipe)
     newest = checkpoints(tmp_path / "run")[-1]
     before = files_of(tmp_path / "run")
 
@@ -139,11 +136,11 @@ def test_changes_between_resumes(server, data, tmp_path):
     losses.write_bytes(b"\xff\n" + losses.read_bytes())
     refused(*server.run(log, "train", recipe), f"{losses} holds a line that this run has not written; remove it")
     losses.write_bytes(before["losses.jsonl"])
-    code, printed = server.run(log, "train", recipe)
-    assert code == 0 and "resuming at step 1" in printed and "has changed" not in printed
+    printed = server.succeed(log, "train", recipe)
+    assert "resuming at step 1" in printed and "has changed" not in printed, printed
     assert files_of(tmp_path / "run") == before
-    code, printed = server.run(log, "train", recipe, "--seed", "3", "--max_steps", "3")
-    assert code == 0 and "the recipe has changed since step-00000002: max_steps: 2 -> 3, seed: 0 -> 3" in printed
+    printed = server.succeed(log, "train", recipe, "--seed", "3", "--max_steps", "3")
+    assert "the recipe has changed since step-00000002: max_steps: 2 -> 3, seed: 0 -> 3" in printed, printed
 
 
 @pytest.mark.slow
@@ -152,8 +149,7 @@ def test_full_disk(server, data, tmp_path):
     disk, log = tmp_path / "disk", tmp_path / "log"
     disk.mkdir()
     changes = {"max_steps": 6, "save_steps": 1, "eval_steps": 2, "num_workers": 0}
-    (tmp_path / "whole").mkdir()
-    assert server.run(log, "train", write_recipe(tmp_path / "whole", data, **changes))[0] == 0
+    server.succeed(log, "train", write_recipe(tmp_path / "whole", data, **changes))
     recipe = write_recipe(tmp_path, data, **changes, output_dir=str(disk / "run"))
     num_full, said = 0, set()
     for size_kib in range(16, 3600, 300):
@@ -172,8 +168,8 @@ def test_full_disk(server, data, tmp_path):
             before = last_step(disk / "run")
             num_full += 1
             subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-            code, printed = server.run(log, "train", recipe)
-            assert code == 0 and (before == 0 or f"resuming at step {before}" in printed), printed
+            printed = server.succeed(log, "train", recipe)
+            assert before == 0 or f"resuming at step {before}" in printed, printed
             assert_same_run(disk / "run", tmp_path / "whole" / "run")
         finally:
             subprocess.run(["umount", str(disk)], check=True)

@@ -1,6 +1,7 @@
 """ImageNet ViTs in timm's and transformers' naming, old and new; what does not fit is named."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -22,25 +23,35 @@ def encoder(**overrides) -> QLSegViTBackbone:
     ).eval()
 
 
-def vit_with_timm_weights(model):
-    """Put the stored weights into transformers' own ViT, by its current names."""
-    weights, renamed = load_file(TIMM), {}
-    for key, value in weights.items():
-        if key.startswith("head."):
-            continue
-        key = (
-            key.replace("blocks.", "layers.").replace("norm1", "layernorm_before").replace("norm2", "layernorm_after")
-        )
-        key = key.replace("attn.proj", "attention.o_proj").replace(
-            "patch_embed.proj", "embeddings.patch_embeddings.projection"
-        )
-        key = key.replace("pos_embed", "embeddings.position_embeddings").replace("cls_token", "embeddings.cls_token")
-        key = key.replace("norm.", "layernorm.") if key.startswith("norm.") else key
+NEW_NAMES = {
+    **{"blocks.": "layers.", "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.o_proj"},
+    **{"patch_embed.proj": "embeddings.patch_embeddings.projection", "cls_token": "embeddings.cls_token"},
+    **{"pos_embed": "embeddings.position_embeddings", "^norm": "layernorm", "head": "classifier"},
+}
+# those that google/vit-* repositories hold
+OLD_NAMES = {name: f"vit.{new}" if name != "head" else new for name, new in NEW_NAMES.items()}
+OLD_NAMES |= {"norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense"}
+OLD_NAMES |= {"blocks.": "vit.encoder.layer.", "mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+
+
+def rename_weights(names: dict[str, str], attention: str, parts: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """The stored weights by other names than timm's; `attention`: of query, key and value, which are `parts`."""
+    renamed = {}
+    for key, value in load_file(TIMM).items():
+        for pattern, name in names.items():
+            key = re.sub(pattern, name, key)
         if "attn.qkv" in key:
-            for name, part in zip("qkv", value.chunk(3)):
-                renamed[key.replace("attn.qkv", f"attention.{name}_proj")] = part
+            for name, part in zip(parts, value.chunk(3)):
+                renamed[key.replace("attn.qkv", attention.format(name))] = part.contiguous()
         else:
             renamed[key] = value
+    return renamed
+
+
+def vit_with_timm_weights(model):
+    """Put the stored weights into transformers' own ViT, by its current names."""
+    renamed = rename_weights(NEW_NAMES, "attention.{}_proj", ("q", "k", "v"))
+    renamed = {key: value for key, value in renamed.items() if not key.startswith("classifier.")}
     # not strict: the file holds no pooler; whatever else is missing fails in the next line
     missing, unexpected = model.load_state_dict(renamed, strict=False)
     assert not unexpected and all(key.startswith("pooler") for key in missing)
@@ -78,20 +89,7 @@ def test_transformers_naming(tmp_path, model_class):
 def test_hub_naming(tmp_path):
     """The names that google/vit-* repositories hold, sharded."""
     expected = load_vit_weights(encoder(), TIMM)
-    old = {}
-    for key, value in load_file(TIMM).items():
-        key = key.replace("blocks.", "vit.encoder.layer.").replace("norm1", "layernorm_before")
-        key = key.replace("norm2", "layernorm_after").replace("attn.proj", "attention.output.dense")
-        key = key.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")
-        key = key.replace("patch_embed.proj", "vit.embeddings.patch_embeddings.projection")
-        key = key.replace("pos_embed", "vit.embeddings.position_embeddings")
-        key = key.replace("cls_token", "vit.embeddings.cls_token").replace("head.", "classifier.")
-        key = key.replace("norm.", "vit.layernorm.") if key.startswith("norm.") else key
-        if "attn.qkv" in key:
-            for name, part in zip(("query", "key", "value"), value.chunk(3)):
-                old[key.replace("attn.qkv", f"attention.attention.{name}")] = part.contiguous()
-        else:
-            old[key] = value
+    old = rename_weights(OLD_NAMES, "attention.attention.{}", ("query", "key", "value"))
     torch.save(old, tmp_path / "vit.bin")
     same_weights(load_vit_weights(encoder(), tmp_path / "vit.bin"), expected)
     names = sorted(old)
