@@ -23,6 +23,7 @@ from .predict.manifest import Manifest, Notes, stored_dtype
 from .predict.request import Request, Summary
 from .predict.run import finish_run, list_items, load, open_run
 from .predict.work import Work
+from .utils.devices import place_for_inference
 from .utils.optional import import_package
 from .utils.text import first_line
 
@@ -45,7 +46,7 @@ class Segmenter:
         self, model: str, column: str = "image", dtype: str = "float32", device: str | None = None, **options: Any
     ):
         network, self.processor = load_network(model, dtype=getattr(torch, dtype))
-        self.model = network.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = place_for_inference(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.column, self.options = column, options
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ..hub.loading import load_network
 from ..model.image_io import load_picture
 from ..model.segmentation import segment
 from ..model.windows import window_layout
-from ..utils.devices import fastest_dtype
+from ..utils.devices import fastest_dtype, place_for_inference
 from ..utils.html import data_uri
 from ..utils.text import first_line
 from ..utils.visualization import label_colors, label_map_picture, share
@@ -222,7 +222,7 @@ def serve(source: str, pictures: Path | None = None, dtype: str = "auto") -> Non
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = fastest_dtype(device) if dtype == "auto" else dtype
     model, processor = load_network(source, dtype=getattr(torch, dtype))
-    model = model.to(device)
+    model = place_for_inference(model, device)
     with tempfile.TemporaryDirectory() as folder:
         page = make_page(model, processor, example_pictures(pictures, Path(folder)), f"QLSeg · {Path(source).name}")
         # no server-side rendering, which needs node; no history, which would fill the browser's storage

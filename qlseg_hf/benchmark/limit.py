@@ -7,6 +7,7 @@ seconds, by as much as three times. What is above the limit is no matrix product
 fastest: rows say by stage of the network how much, and by kind of operation.
 """
 
+import copy
 import itertools
 import re
 import resource
@@ -23,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ..utils.devices import PackedLinear, place_for_inference
 from .measure import Rows, clock, compile_checked, seconds, take_turns
 from .settings import DTYPES, TINY, Settings, build, draw_pixels, inference
 from .training import StepInParts, half_precision, made_batch
@@ -198,12 +200,18 @@ def page_faults(function: Callable) -> int:
 
 
 def run_limit(settings: Settings) -> Rows:
-    """Of forward passes, by batch size and dtype: see `_compare`."""
+    """Of forward passes, by batch size and dtype: see `_compare`.
+
+    "whole" is the network as the commands run it. Where its layers are packed for that, as built it is a variant.
+    """
     for batch, kind in itertools.product(settings.batch_sizes, _kinds(settings)):
-        model, pixels = build(settings, DTYPES[kind]).requires_grad_(False), draw_pixels(settings, batch, DTYPES[kind])
+        built, pixels = build(settings, DTYPES[kind]).requires_grad_(False), draw_pixels(settings, batch, DTYPES[kind])
+        model = place_for_inference(copy.deepcopy(built), settings.device)
         networks: dict[str, Callable] = {"whole": model}
+        if any(isinstance(module, PackedLinear) for module in model.modules()):
+            networks["whole as built"] = built
         if settings.compile:
-            networks["whole compiled"] = compile_checked(settings, {"whole": model}, pixels)["whole"]
+            networks["whole compiled"] = compile_checked(settings, {"whole": built}, pixels)["whole"]
         variants = {name: inference(partial(network, pixels)) for name, network in networks.items()}
 
         def stages(model=model, run=variants["whole"]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import read_val_fraction
 from ..model.configuration_qlseg import QLSegConfig, __version__
 from ..model.image_processing_qlseg import QLSegImageProcessor
-from ..utils.devices import fastest_dtype
+from ..utils.devices import fastest_dtype, place_for_inference
 from ..utils.distributed import fail_together, join_processes, report_deaths
 from ..utils.files import remove_partial, write_atomically
 from ..utils.hashing import file_sha256
@@ -119,7 +119,7 @@ def _evaluate(args: Request, state: PartialState) -> None:
         check_outputs(args)
         model, processor = load_network_or_file(args.model, label_rules(args), dtype=getattr(torch, args.dtype))
         if not isinstance(model, ExportedQLSeg):  # which stays on the CPU
-            model = model.to(state.device)
+            model = place_for_inference(model, state.device)
         args = replace(args, val_fraction=held_out_share(args, model.config))
     for is_first in (True, False):  # one process per machine fills the cache, then the others read it
         with fail_together(state.num_processes):

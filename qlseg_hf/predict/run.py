@@ -19,7 +19,7 @@ from ..export.loading import is_file, load_network_or_file
 from ..export.runtime import ExportedQLSeg
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.request import label_numbers, scale_factors
-from ..utils.devices import fastest_dtype
+from ..utils.devices import fastest_dtype, place_for_inference
 from ..utils.distributed import fail_together, gather_objects, join_processes, report_deaths
 from ..utils.files import lock_folder
 from ..utils.hashing import config_sha256, json_sha256, weights_sha256
@@ -186,7 +186,9 @@ def load(
         "flip": request.flip,
         "dtype": request.dtype,
     }
-    return model.to(_find_device(request, device_name)), processor, plan, settings
+    device = _find_device(request, device_name)
+    model = model.to(device) if isinstance(model, ExportedQLSeg) else place_for_inference(model, device)
+    return model, processor, plan, settings
 
 
 def _work_in_rounds(work: Work, mine: list[Item], place: _Place, total: int, num_before: int) -> None:

@@ -1,8 +1,9 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""What a device computes fastest in."""
+"""What a device computes fastest in, and how a network is put on it to infer alone."""
 
 import torch
+from torch import nn
 
 from .distributed import gather_objects
 
@@ -22,4 +23,37 @@ def fastest_dtype(device: torch.device, world_size: int = 1) -> str:
     return "bfloat16" if all(gather_objects(has_bf16(device), world_size)) else "float32"
 
 
-__all__ = ["fastest_dtype", "has_bf16"]
+class PackedLinear(nn.Module):
+    """A linear layer in bf16 on a CPU whose weight lies as oneDNN multiplies it; `nn.Linear` brings it there each time.
+
+    It gives the same numbers, for inference alone. Its state holds the weight as it was.
+    """
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        self.bias = layer.bias
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out), bf16."""
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, "none", [], "")
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.packed.to_dense()
+
+
+@torch.no_grad()
+def place_for_inference(model: nn.Module, device: torch.device | str) -> nn.Module:
+    """Move a network to a device, in place, where it is to infer alone; see `PackedLinear`."""
+    model = model.to(device)
+    if has_bf16(model.device) and model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        for module in list(model.modules()):
+            for name, layer in module.named_children():
+                weight = layer.weight.data if type(layer) is nn.Linear else None
+                if type(weight) is torch.Tensor and weight.dtype == torch.bfloat16:  # int8 ones are of another type
+                    setattr(module, name, PackedLinear(layer))
+    return model
+
+
+__all__ = ["PackedLinear", "fastest_dtype", "has_bf16", "place_for_inference"]

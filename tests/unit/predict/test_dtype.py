@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.predict import run
 from qlseg_hf.predict.manifest import stored_dtype
 from qlseg_hf.predict.request import Request
-from qlseg_hf.utils.devices import fastest_dtype, has_bf16
+from qlseg_hf.utils.devices import PackedLinear, fastest_dtype, has_bf16, place_for_inference
+from qlseg_hf.utils.hashing import weights_sha256
 
 CPU = torch.device("cpu")
 
@@ -29,6 +32,30 @@ def test_all_processes_have_to_be_fast_in_it(monkeypatch):
     monkeypatch.setattr("qlseg_hf.utils.devices.has_bf16", lambda device: True)
     monkeypatch.setattr("qlseg_hf.utils.devices.gather_objects", lambda mine, world_size: [mine, False])
     assert fastest_dtype(CPU, 2) == "float32"
+
+
+@pytest.mark.skipif(not has_bf16(CPU), reason="this CPU has no instructions for bf16, so no layer is packed")
+def test_packed_layers_change_no_number(network):
+    """Those of the network as it was loaded, and its hash: a run may go on where layers are not packed."""
+    model = QLSegForSemanticSegmentation.from_pretrained(network, dtype=torch.bfloat16).eval()
+    pixels = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, hash_before, count = model(pixels).logits, weights_sha256(model), len(model.state_dict())
+        packed = place_for_inference(model, "cpu")
+        found = packed(pixels).logits
+    assert packed is model and not any(type(module) is nn.Linear for module in model.modules())
+    assert any(isinstance(module, PackedLinear) for module in model.modules())
+    torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) / 256)
+    assert weights_sha256(model) == hash_before and len(model.state_dict()) == count
+    assert model.dtype == torch.bfloat16 and model.device == CPU
+    assert place_for_inference(model, CPU) is model  # packed ones are left alone
+
+
+@pytest.mark.parametrize("dtype, supported", [(torch.float32, True), (torch.bfloat16, False)])
+def test_layers_that_gain_nothing_are_not_packed(network, monkeypatch, dtype, supported):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+    model = place_for_inference(QLSegForSemanticSegmentation.from_pretrained(network, dtype=dtype), CPU)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
 
 
 def test_a_run_goes_on_in_the_dtype_it_was_begun_in(network, tmp_path, monkeypatch):
