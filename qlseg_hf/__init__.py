@@ -13,6 +13,7 @@ from .model.image_io import load_label_map, load_picture
 from .model.modeling_qlseg import QLSegOutput
 from .model.segmentation import QLSegImageSegmentationPipeline, segment
 from .releases import RELEASES
+from .utils.devices import place_for_inference
 from .utils.tiff import read_tiff
 from .weights import load_vit_weights
 
@@ -42,5 +43,6 @@ __all__ = [
     "load_label_map",
     "load_picture",
     "load_vit_weights",
+    "place_for_inference",
     "segment",
 ]

@@ -11,7 +11,8 @@ from .options import PATH, subcommand
 
 @subcommand("export")
 @click.argument("model")
-@click.argument("place", type=PATH, metavar="FILE|FOLDER")
+@click.argument("place", type=PATH, required=False, metavar="FILE|FOLDER")
+@click.option("--output", type=PATH, help="The file or folder, if it is not the second argument.")
 @click.option(
     "--format",
     type=click.Choice(["onnx", "openvino", "web"]),
@@ -31,7 +32,8 @@ from .options import PATH, subcommand
 @click.option("--runtime", type=PATH, help="Folder with the files of onnxruntime-web for a page, instead of npm's.")
 def command(
     model: str,
-    place: Path,
+    place: Path | None,
+    output: Path | None,
     format: str,
     outputs: str,
     without_logits: bool,
@@ -49,6 +51,9 @@ def command(
     With `--format web` a new FOLDER holds everything a static host needs: the page segments images in the browser and
     asks nothing of another host. onnxruntime-web is fetched from the npm registry once, and kept.
     """
+    if (place is None) == (output is None):
+        raise click.UsageError("give one place to write to: FILE, FOLDER or --output")
+    path = place or output
     given = {"--weights": weights, "--runtime": runtime}
     if format != "web":
         if unused := [name for name, value in given.items() if value is not None]:
@@ -57,10 +62,10 @@ def command(
             raise click.UsageError("--without_logits is for --outputs scores; a graph of labels has no logits")
         from ..export.compare import export
 
-        export(model, place, format=format, with_logits=not without_logits, labels_only=outputs == "labels")
+        export(model, path, format=format, with_logits=not without_logits, labels_only=outputs == "labels")
     else:
         if outputs == "labels" or without_logits:
             raise click.UsageError("--outputs labels and --without_logits are for files; a page needs scores")
         from ..export.web import export_page
 
-        export_page(model, place, weights=weights or "fp16", runtime=runtime)
+        export_page(model, path, weights=weights or "fp16", runtime=runtime)

@@ -24,9 +24,9 @@ def fastest_dtype(device: torch.device, world_size: int = 1) -> str:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in bf16 on a CPU whose weight lies as oneDNN multiplies it; `nn.Linear` brings it there each time.
+    """A linear layer in bf16 on a CPU whose weight lies as oneDNN multiplies it; `nn.Linear` brings it there anew.
 
-    It gives the same numbers, for inference alone. Its state holds the weight as it was.
+    For inference alone. It gives the same numbers but for rounding. Its state holds the weight as it was.
     """
 
     def __init__(self, layer: nn.Linear):
@@ -45,7 +45,17 @@ class PackedLinear(nn.Module):
 
 @torch.no_grad()
 def place_for_inference(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """Move a network to a device, in place, where it is to infer alone; see `PackedLinear`."""
+    """Move a network to a device where it is to infer alone.
+
+    On a CPU with instructions for bf16 each linear layer in bf16 becomes one whose weight lies as oneDNN multiplies
+    it, in as much memory; that one cannot be trained, moved or compiled. Else the network is moved, and no more.
+
+    Args:
+        model: changed in place. `state_dict` is as before.
+
+    Returns:
+        `model`.
+    """
     model = model.to(device)
     if has_bf16(model.device) and model.device.type == "cpu" and torch.backends.mkldnn.is_available():
         for module in list(model.modules()):

@@ -68,7 +68,7 @@ def graph(hostile_model, traced_once) -> Path:
 @pytest.mark.parametrize("stored", ["b"], indirect=True)
 def test_what_is_written(hostile_model, traced_once, runtime, tmp_path, capsys):
     place = tmp_path / "new" / "page"
-    arguments = [place, "--format", "web", "--weights", "fp16", "--runtime", runtime]
+    arguments = ["--format", "web", "--output", place, "--weights", "fp16", "--runtime", runtime]
     assert run_command(["export", hostile_model.folder, *arguments]) == 0, capsys.readouterr().err
     found = {file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file()}
     own = {file.name for file in web.PAGE.iterdir()}
@@ -141,7 +141,8 @@ def test_refusals(tiny_model, runtime, tmp_path, capsys):
     refused("rescale_factor is 1.5e-05, for more than 8 bits", *page, rescale_factor=1.5e-05)
     refused("the model takes images of 2 bands; a browser has RGB", *page, image_mean=[0.1] * 2, image_std=0.5)
     refused("--weights is for --format web", tmp_path / "page", "--weights", "fp16")
-    refused("Missing argument 'FILE|FOLDER'")
+    refused("give one place to write to")
+    refused("give one place to write to", tmp_path / "page", "--output", tmp_path / "page")
     refused("a page needs scores", *page, "--outputs", "labels")
     refused("a graph of labels has no logits", tmp_path / "page", "--outputs", "labels", "--without_logits")
     (runtime / web_runtime.FILES[-1]).unlink()
