@@ -22,7 +22,7 @@ from .layout import Family, Found, Source
 from .matching import Entry, are_pieces, by_split_of_masks, ending_after, look_up, masks_of_split, several_places
 from .parts import UnitedMap, find_parts
 from .splits import ALL, UNION_SPLITS, read_split_lists
-from .words import IMAGE, MASK, guess_roles, guess_splits, read_folder_name
+from .words import IMAGE, MASK, are_splits, guess_roles, guess_splits, read_folder_name, split_of_name
 
 TRAIN_IDS = "_labelTrainIds"
 TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
@@ -187,7 +187,7 @@ def divide(
     masks: list[Entry],
     empty: Iterable[str] = (),
 ) -> Found:
-    """Put images and label maps into splits: those of folders, else those of lists, else one part."""
+    """Put images and label maps into splits: of folders, of lists or of the names of all images, else one part."""
     notes: list[str] = []
     first = source.root / masks[0].path
     in_split = {split: [e for e in pictures if e.split == split] for split in dict.fromkeys(e.split for e in pictures)}
@@ -205,6 +205,12 @@ def divide(
                 for split, own in in_split.items()
             }
             return Found(name, summary, openers, notes=notes, first_mask=first)
+        if not any(entry.split for entry in masks):
+            own = [replace(e, split=split_of_name(e.stem)) for e in pictures if is_picture(e.path)]
+            if are_splits([e.split for e in own]):  # train_1.bmp beside testA_1.bmp
+                theirs = [replace(e, split=split_of_name(e.stem)) for e in masks]
+                theirs = theirs if are_splits([e.split for e in theirs]) else masks
+                return divide(source, name, f"{summary}, splits by the names of images", own, theirs)
         if not all(entry.split for entry in masks) or len({entry.split for entry in masks}) < 2:
             openers = {ALL: partial(open_part, source, ALL, pictures, masks, notes)}
             return Found(name, summary, openers, notes=notes, first_mask=first)

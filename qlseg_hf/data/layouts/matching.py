@@ -79,12 +79,14 @@ def match_by_common_affix(
     What all names of images share may be left away too, as in `top_1_RGB` and `top_1_label_noBoundary`. None unless
     every image then has exactly one label map. `skip`: how many folders of images, and of label maps, do not count.
     """
-    for of_masks in common_affixes(entry.stem for entry in masks)[1:]:
+    for of_masks in common_affixes(entry.stem for entry in masks):
         by_rest = defaultdict(list)
         for mask in masks:
             by_rest[mask.rest[skip[1] :], strip_ends(mask.stem, of_masks)].append(mask)
         for of_pictures in common_affixes(entry.stem for entry in pictures):
             keys = {picture: (picture.rest[skip[0] :], strip_ends(picture.stem, of_pictures)) for picture in pictures}
+            if of_masks == of_pictures == ("", ""):
+                continue
             if len(set(keys.values())) == len(keys) and all(len(by_rest.get(key, ())) == 1 for key in keys.values()):
                 return {picture: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
     return None
@@ -153,7 +155,8 @@ def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
     letters = {re.match(r"[^\W\d_]*(?=\d)|", stem[len(before) :])[0] for stem in stems}
     before += letters.pop() if len(letters) == 1 else ""  # image001, mask001
     behind = os.path.commonprefix([stem[len(before) :][::-1] for stem in stems])[::-1]
-    behind = re.search(r"([-_. ].*)?$", behind)[0]
+    is_letters = behind.isalpha() and all(stem[: -len(behind)][-1:].isdigit() for stem in stems)  # 0001m
+    behind = behind if is_letters else re.search(r"([-_. ].*)?$", behind)[0]
     return list(dict.fromkeys([("", ""), ("", behind), (before, ""), (before, behind)]))
 
 

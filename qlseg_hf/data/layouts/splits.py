@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ...utils.picture_files import is_hidden, is_picture, listed, stem_of, suffix_of
+from ...utils.picture_files import base_of, is_hidden, is_picture, listed, stem_of, suffix_of
 from ...utils.text import read_text
 from ..samples import (
     ChosenSamples,
@@ -41,7 +41,7 @@ VALIDATION_SPLITS = (
 TEST_SPLITS = ("test", "testing", "tst", *(f"test{year}" for year in YEARS))
 UNION_SPLITS = ("trainval", "train_val", "all", "full")
 SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val")
-LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets", "imagesets/segmentation", "imagesets/main")
+LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
 LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
 TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
@@ -83,8 +83,8 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
     A line holds a file name, with or without folder and ending, and may go on with that of the label map, which then
-    is the value of the picture, else None. A YAML or JSON file maps splits to lists of names, to such a text file or
-    to a folder.
+    is the value of the picture, else None; or it names a folder, as of the frames of a video. A YAML
+    or JSON file maps splits to lists of names, to such a text file or to a folder.
 
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
@@ -95,12 +95,13 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
             continue
         path = PurePosixPath(name)
         folder, is_list = path.parent.as_posix().removeprefix(".").lower(), suffix_of(name) in (".txt", ".lst")
-        if folder not in LIST_FOLDERS and not (is_list and folder == "annotations"):
+        is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/")  # DAVIS: ImageSets/2017
+        if not is_known and not (is_list and folder == "annotations"):
             continue
         plain = LIST_WORDS.sub("", path.stem.lower())
         if is_list and path.stem.lower() in SPLIT_WORDS:
             found = {path.stem: _lines(source.root / name)}
-        elif is_list and plain in SPLIT_WORDS and _names_any(locator, _lines(source.root / name)):
+        elif is_list and plain in SPLIT_WORDS and _names_any(locator, pictures, _lines(source.root / name)):
             others.setdefault(plain, (name, _lines(source.root / name)))
             continue
         elif not is_list and path.stem.lower() in TABLE_OF_SPLITS:
@@ -112,22 +113,23 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
     lists = others | lists  # train.txt counts more than train_list.txt
-    return {split: _located(locator, names, source.root / name) for split, (name, names) in lists.items()}
+    return {split: _located(locator, pictures, names, source.root / name) for split, (name, names) in lists.items()}
 
 
-def _names_any(locator: Locator, lines: list[str]) -> bool:
+def _names_any(locator: Locator, pictures: list[str], lines: list[str]) -> bool:
     """Whether one of the lines of a text file names a picture; `train_id.txt` may hold anything."""
     try:
-        return any(locator.find(name) for line in lines for name in (line, *re.split(r"[\s,;]+", line)[:1]))
+        return any(next(_named(locator, pictures, line), None) for line in lines)
     except ValueError:  # names that mean several pictures
         return True
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in read_text(path).splitlines() if line.strip() and not is_hidden(line.strip())]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+    return [line for line in lines if not is_hidden(base_of(line.replace("\\", "/")))]  # "./a.jpg" is not
 
 
 def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
@@ -154,25 +156,35 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     return found
 
 
-def _located(locator: Locator, names: list[str], path: Path) -> dict[str, str | None]:
+def _named(locator: Locator, pictures: list[str], line: str) -> Iterator[tuple[str, str | None]]:
+    """(picture, label map or None) that a line means; all of a folder that it names. Names may hold blanks."""
+    if picture := locator.find(line):
+        yield picture, None
+        return
+    for sign in re.finditer(r"[\s,;]+", line):
+        if picture := locator.find(line[: sign.start()]):
+            rest = [line[sign.end() :], *re.split(r"[\s,;]+", line[sign.end() :])]
+            yield picture, next((other for other in rest if suffix_of(other) in MASK_SUFFIXES), None)
+            return
+    folder = line.replace("\\", "/").strip("./").lower()
+    yield from ((picture, None) for picture in pictures if f"/{folder}/" in f"/{picture.lower()}")
+
+
+def _located(locator: Locator, pictures: list[str], names: list[str], path: Path) -> dict[str, str | None]:
     """The pictures that a list means, each once, and the label map that it names behind each."""
     found: dict[str, str | None] = {}
     for name in names:
-        label_map = None
         try:
-            picture = locator.find(name)
-            if picture is None:
-                first, *others = re.split(r"[\s,;]+", name)
-                picture = locator.find(first)
-                label_map = next((other for other in others if suffix_of(other) in MASK_SUFFIXES), None)
+            meant = list(_named(locator, pictures, name))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if picture is None:
+        if not meant:
             raise ValueError(f"{path} lists {name!r}, and there is no image of this name; correct the list")
-        if found.setdefault(picture, label_map) != label_map:
-            raise ValueError(
-                f"{path} gives {picture} two label maps, {found[picture]} and {label_map}; correct the list"
-            )
+        for picture, label_map in meant:
+            if found.setdefault(picture, label_map) != label_map:
+                raise ValueError(
+                    f"{path} gives {picture} two label maps, {found[picture]} and {label_map}; correct the list"
+                )
     return found
 
 

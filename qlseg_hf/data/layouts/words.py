@@ -3,10 +3,10 @@
 """What names of folders and files tell: whether they hold images or label maps, and of which split."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import cache
 
-from .splits import SPLIT_WORDS, find_kind
+from .splits import SPLIT_WORDS, TRAIN_SPLITS, find_kind
 
 IMAGE, MASK = "image", "mask"
 IMAGE_WORDS = (
@@ -33,6 +33,7 @@ GUESSED_MASK_WORDS = (
 )
 GUESSED_ROLE_OF = ROLE_OF | {"frame": IMAGE, "frames": IMAGE} | dict.fromkeys(GUESSED_MASK_WORDS, MASK)
 ROLE_IN_SPLIT = ROLE_OF | {"x": IMAGE, "y": MASK}  # train_x and train_y
+SHORT_SPLITS = {"tr": "train", "vd": "validation", "te": "test", "ts": "test"}  # DUTS-TR, imagesTs
 LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)
 
 
@@ -89,15 +90,26 @@ def guess_roles(names: Iterable[str], role: str) -> list[str]:
 def guess_splits(names: Iterable[str]) -> dict[str, str]:
     """Splits by words in folders' names, where names that are else the same tell several: `uavid_train`, `uavid_val`.
 
-    Other folders may be called `train_station`.
+    Other folders may be called `train_station`. What numbers the folders does not count: `a. Training`, `b. Testing`.
     """
     groups: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
-        if split := next((word for word in words_in(name) if word.lower() in SPLIT_WORDS), None):
-            others = tuple(word.lower() for word in words_in(name) if word != split)
-            groups.setdefault(others, {})[name] = split
+        words = [word for place, word in enumerate(words_in(name)) if place or not re.fullmatch(r"[a-zA-Z]|\d+", word)]
+        if split := next((word for word in words if word.lower() in (*SPLIT_WORDS, *SHORT_SPLITS)), None):
+            others = tuple(word.lower() for word in words if word != split)
+            groups.setdefault(others, {})[name] = SHORT_SPLITS.get(split.lower(), split)
     several = [group for group in groups.values() if len(set(map(find_kind, group.values()))) > 1]
     return {name: split for group in several for name, split in group.items()}
+
+
+def split_of_name(stem: str) -> str | None:
+    """What a word in a file's name says that its split is for; None without one."""
+    return next((find_kind(word) for word in words_in(stem) if word.lower() in SPLIT_WORDS), None)
+
+
+def are_splits(kinds: Collection[str | None]) -> bool:
+    """Whether all files tell a split, and some are of another one than those to train on."""
+    return None not in kinds and TRAIN_SPLITS[0] in kinds and len(set(kinds)) > 1
 
 
 __all__ = [
@@ -105,8 +117,10 @@ __all__ = [
     "IMAGE_AFFIX",
     "MASK",
     "MASK_AFFIX",
+    "are_splits",
     "guess_roles",
     "guess_splits",
     "read_folder_name",
+    "split_of_name",
     "strip_affix",
 ]

@@ -56,13 +56,13 @@ def test_splits_count_in_folders_that_are_named(tmp_path):
 
 @pytest.mark.parametrize("is_each", [True, False])
 def test_a_folder_of_label_maps_for_each_folder_of_images(tmp_path, is_each):
-    put_pairs(tmp_path, "TR-Image/{name}.jpg", "TR-Mask/{name}.png", "ab")
-    put_pairs(tmp_path, "TE-Image/{name}.jpg", "TE-Mask/{name}.png", "cd")
+    put_pairs(tmp_path, "LQ-Image/{name}.jpg", "LQ-Mask/{name}.png", "ab")
+    put_pairs(tmp_path, "HQ-Image/{name}.jpg", "HQ-Mask/{name}.png", "cd")
     if is_each:
         assert len(read_all(open_dataset(tmp_path, "train", val_fraction=0))) == 4
     else:
-        put_pairs(tmp_path, "TE-Image/{name}.jpg", "TR-Mask/{name}.png", "c")
-        with pytest.raises(ValueError, match="2 folders of label maps, TE-Mask and TR-Mask"):
+        put_pairs(tmp_path, "HQ-Image/{name}.jpg", "LQ-Mask/{name}.png", "c")
+        with pytest.raises(ValueError, match="2 folders of label maps, HQ-Mask and LQ-Mask"):
             open_dataset(tmp_path, "train", val_fraction=0)
 
 

@@ -17,6 +17,7 @@ from qlseg_hf.data.datasets import open_dataset
         ("images/{name}.png", "masks/class-{name}.png"),
         ("images/img0{name}.png", "masks/mask0{name}.png"),
         ("images/{name}.jpg", "masks/{name}.jpg___fuse.png"),  # SuperAnnotate's
+        ("images/{name}.jpg", "masks/{name}m.png"),  # MaSTr1325's
     ],
 )
 def test_what_all_names_of_label_maps_share(tmp_path, image, mask):

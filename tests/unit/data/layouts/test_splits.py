@@ -196,3 +196,61 @@ def test_files_that_only_seem_lists(tmp_path):
     (tmp_path / "val_list.txt").write_text("c\n")
     (tmp_path / "train.txt").write_text("b\n")  # counts more
     assert len(open_dataset(tmp_path, "train")) == len(open_dataset(tmp_path, "val")) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "./images/a b {}/0.jpg",
+        ".\\images\\a b {}\\0.jpg",
+        "images/a b {}/0.jpg masks/a b {}/0.png",
+        "images/a b {}/0.jpg\tmasks/a b {}/0.png",
+        "a b {}",  # all frames of a video, as in DAVIS
+        "images/a b {}/",
+    ],
+)
+@pytest.mark.parametrize("where", ["{}.txt", "ImageSets/2017/{}.txt"])
+def test_lists_as_systems_and_videos_have_them(tmp_path, line, where):
+    for number in range(3):
+        put_pairs(tmp_path, f"images/a b {number}/{{name}}.jpg", f"masks/a b {number}/{{name}}.png", "0")
+    for split, numbers in (("train", (0, 2)), ("val", (1,))):
+        path = tmp_path / where.format(split)
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text("\n".join([line.replace("{}", str(number)) for number in numbers]))
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/a b 0/0.jpg", "images/a b 2/0.jpg"]
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/a b 1/0.jpg"]
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("{split}_{name}.jpg", "{split}_{name}_anno.png"),  # GlaS: train_1.bmp, testA_1.bmp
+        ("images/{name}_{split}.jpg", "masks/{name}_manual1.png"),  # DRIVE, in one folder
+        ("images/{split}-{name}.jpg", "masks/{split}-{name}.png"),
+    ],
+)
+def test_names_of_images_that_tell_splits(tmp_path, image, mask):
+    held_out = ("testA", "testB") if "{split}" in mask else ("test", "test")
+    for split, names in zip(("train", *held_out), ("123", "45", "6")):
+        put_pairs(tmp_path, image, mask, names, split=split)
+    train, held = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "validation")
+    assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 3, "test")
+    assert "splits by the names of images" in train.layout.description and not train.layout.notes[1:]
+    if "{split}" in mask:
+        put_pairs(tmp_path, image, mask, "7", split="other")
+        assert open_dataset(tmp_path, "validation").split == "validation"  # not all names tell it
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("DUTS-{split}/DUTS-{split}-Image/{name}.jpg", "DUTS-{split}/DUTS-{split}-Mask/{name}.png"),
+        ("images{split}/{name}_0000.jpg", "labels{split}/{name}.png"),  # nnU-Net
+        ("images/{order}. {split} set/{name}.jpg", "masks/{order}. {split} set/{name}.png"),
+    ],
+)
+def test_short_and_numbered_names_of_splits(tmp_path, image, mask):
+    for order, split, names in (("a", "Tr", "pqr"), ("b", "Te", "st")):
+        put_pairs(tmp_path, image.replace("{order}", order), mask.replace("{order}", order), names, split=split)
+    train, held = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "validation")
+    assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 2, "test")
