@@ -19,7 +19,16 @@ from ...utils.picture_files import PICTURE_SUFFIXES, base_of, is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, Locator
 from .layout import Family, Found, Source
-from .matching import Entry, are_pieces, by_split_of_masks, ending_after, look_up, masks_of_split, several_places
+from .matching import (
+    Entry,
+    are_pieces,
+    by_split_of_masks,
+    ending_after,
+    look_up,
+    masks_of_split,
+    several_places,
+    shared_words,
+)
 from .parts import UnitedMap, find_parts
 from .splits import ALL, UNION_SPLITS, read_split_lists
 from .words import IMAGE, MASK, are_splits, guess_roles, guess_splits, read_folder_name, split_of_name
@@ -120,7 +129,7 @@ def find_folders(source: Source) -> Found | None:
     if splits != {None} and not any(e.split for e in parts[0]) and (None in splits or len(splits) < 2):
         parts = sort_roles(read_paths(source, missing, has_splits=False)) or parts  # a label is called "train"
     pictures, masks, loose, is_camvid = parts
-    if not all(pairs_up(parts)) and (found := find_parts(source, pictures, masks)):
+    if (len(masks) > len(pictures) or not all(pairs_up(parts))) and (found := find_parts(source, pictures, masks)):
         return found
     notes = []
     if loose:
@@ -338,6 +347,11 @@ def match(
                 f"{entry.path} in {source.root} has {len(found[entry])} label maps: "
                 f"{listed(mask.path for mask in found[entry])}; keep the one that holds the labels of all its pixels"
             )
+    if labels := shared_words({entry: found[entry] for entry in several}):
+        raise ValueError(
+            f"names of masks in {source.root} seem to tell labels ({listed(labels)}), and not single objects; put "
+            f"them in a folder for each label, as {mask_places}/{labels[0]}/{several[0].stem}.png"
+        )
     if several:
         notes.append(
             f"{len(several)} images have several masks, one for each object, which are put together: "

@@ -146,6 +146,17 @@ def are_pieces(picture: Entry, masks: list[Entry]) -> bool:
     return len(set(stems)) == len(stems) and (is_numbered or is_other)
 
 
+def shared_words(own: dict[Entry, list[Entry]]) -> list[str]:
+    """Words that names of masks of several images share, and not those of all masks, as of labels in a_m01_f3.png."""
+    images, times = Counter(), Counter()
+    for picture, masks in own.items():
+        words = [set(re.findall(r"[^-_. ]*[^\W\d_][^-_. ]*", ending_after(picture, mask).lower())) for mask in masks]
+        images.update(set().union(*words))
+        times.update(word for found in words for word in found)
+    total = sum(map(len, own.values()))
+    return sorted(word for word, count in images.items() if count > 1 and times[word] < total)
+
+
 def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
     """(before, behind) that all stems share up to a sign that parts words, or a digit: none, one, the other, both."""
     stems = list(stems)
@@ -207,4 +218,14 @@ def by_split_of_masks(pictures: list[Entry], masks: list[Entry]) -> dict[str | N
     return {split: [p for p in pictures if own[p] == split] for split in dict.fromkeys(own.values())}
 
 
-__all__ = ["Entry", "are_pieces", "by_split_of_masks", "ending_after", "look_up", "masks_of_split", "several_places"]
+__all__ = [
+    "LEADING_ZEROS",
+    "Entry",
+    "are_pieces",
+    "by_split_of_masks",
+    "ending_after",
+    "look_up",
+    "masks_of_split",
+    "several_places",
+    "shared_words",
+]

@@ -1,10 +1,10 @@
 # Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
 # SPDX-License-Identifier: Apache-2.0
-"""Several black and white masks of an image: a folder for each label (masks/car/a.png), or a mask for each object."""
+"""Several black and white masks of an image: of labels that folders or names tell, or of objects."""
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -15,7 +15,7 @@ import numpy as np
 from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
 from .layout import Found, Source
-from .matching import Entry
+from .matching import LEADING_ZEROS, Entry
 from .polygons import ReadMap, Shape, ignored_label, order_names, picture_size
 from .splits import ALL, read_split_lists
 from .words import MASK_AFFIX, strip_affix
@@ -24,25 +24,19 @@ MOST_PICTURES, MOST_OVERLAP = 20, 0.5  # that are looked at, and the IoU that ma
 PERSON = re.compile(
     r"(annotat(or|ion)|expert|rater|observer|reader|grader|doctor|radiologist|person|user)[-_. ]?(\d+|[a-z])"
 )
-KEEP = "say which folder counts, as in layout: images:masks/car"
+KEEP = "say which count, as in layout: images:masks/car or layout: images:masks/*_car.png"
 
 
 def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Found | None:
-    """What images are whose label maps lie in folders of labels; None if they do not.
+    """What images are that have masks of several labels, by folders or names of the masks; None if they have not.
 
     Raises:
-        ValueError: masks of two folders show the same, or the folders are called as those of several people are.
+        ValueError: masks of two labels show the same, or the labels are called as several people are.
     """
     pictures = [entry for entry in pictures if is_picture(entry.path)]
-    common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
-    if not all(len(mask.rest) > common[1] for mask in masks):
+    own = labels_of_folders(pictures, masks) or labels_of_names(pictures, masks)
+    if own is None:
         return None
-    by_name: dict[tuple, dict[str, str]] = defaultdict(dict)
-    for mask in masks:
-        label, *rest = mask.rest[common[1] :]
-        for stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)):
-            by_name[mask.split, tuple(rest), stem][label] = mask.path
-    own = {entry: by_name.get((entry.split, entry.rest[common[0] :], entry.stem), {}) for entry in pictures}
     several = [entry for entry, found in own.items() if len(found) > 1][:MOST_PICTURES]
     people = sorted({label for entry in several for label in own[entry]})
     if people and all(PERSON.fullmatch(label.lower()) for label in people):
@@ -75,8 +69,52 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Fou
         split: partial(FolderSamples, source.root, [(path, maps[path]) for path in paths], split, None, notes)
         for split, paths in in_split.items()
     }
-    summary = f"a folder of masks for each label ({listed(names[1:])}), later ones on top"
-    return Found("folders", summary, openers, names, "the folders of masks", ignored_label(names), notes=notes)
+    summary = f"masks of each label ({listed(names[1:])}), smaller ones on top"
+    return Found("folders", summary, openers, names, "the masks", ignored_label(names), notes=notes)
+
+
+def labels_of_folders(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, dict[str, str]] | None:
+    """{image: {label: mask}} where masks lie in a folder for each label, as masks/car/a.png; None if they do not."""
+    common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
+    if not all(len(mask.rest) > common[1] for mask in masks):
+        return None
+    own: dict[Entry, dict[str, str]] = {picture: {} for picture in pictures}
+    by_name = {(picture.split, picture.rest[common[0] :], picture.stem): picture for picture in pictures}
+    for mask in masks:
+        label, *rest = mask.rest[common[1] :]
+        stems = (mask.stem, strip_affix(mask.stem, MASK_AFFIX), *(stem for stem, _ in name_and_ending(mask.stem)))
+        picture = next((found for stem in stems if (found := by_name.get((mask.split, tuple(rest), stem)))), None)
+        if picture is not None and own[picture].setdefault(label, mask.path) != mask.path:
+            return None
+    return own if any(len(found) > 1 for found in own.values()) else None
+
+
+def labels_of_names(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, dict[str, str]] | None:
+    """{image: {label: mask}} where names tell it, as masks/a_hair.png or masks/a/hair.png; None if they do not.
+
+    Labels are words that several images have; else masks are of single objects. Several folders are several people's.
+    """
+    by_stem = {(picture.split, picture.name_parts(0, True)[1]): picture for picture in pictures}
+    own: dict[Entry, dict[str, str]] = {picture: {} for picture in pictures}
+    for mask in masks:
+        ways = [*name_and_ending(mask.stem), *((name, mask.stem) for name in mask.rest[-1:])]
+        found = [(by_stem.get((mask.split, LEADING_ZEROS.sub("", name.lower()))), label) for name, label in ways]
+        picture, label = next(((picture, label) for picture, label in found if picture), (None, ""))
+        if picture is None or not label[-1:].isalpha() or re.fullmatch(MASK_AFFIX, label, re.IGNORECASE):
+            return None
+        if own[picture].setdefault(label, mask.path) != mask.path:
+            return None
+    counts = Counter(label for found in own.values() for label in found)
+    folders = {(mask.split, mask.role_folder) for mask in masks}
+    if len(by_stem) < len(pictures) or len(folders) > len({split for split, _ in folders}):
+        return None
+    is_told = sum(count > 1 for count in counts.values()) * 2 >= len(counts) > 1
+    return own if is_told else None
+
+
+def name_and_ending(stem: str) -> list[tuple[str, str]]:
+    """The ways to part a name at a sign, the longest first: a_l_eye is a_l and eye, or a and l_eye."""
+    return [(stem[: sign.start()], stem[sign.end() :]) for sign in reversed(list(re.finditer(r"[-_. ]+", stem)))]
 
 
 @dataclass(frozen=True)
@@ -113,7 +151,7 @@ def read_mask(path: Path) -> np.ndarray:
     values = Sample(None, path, path.name).read_label_map()
     if len(set(np.unique(values).tolist()) - {0}) > 1:
         raise SampleError(
-            f"{path.name} lies in a folder of masks of one label, and holds {len(np.unique(values))} values; {KEEP}"
+            f"{path.name} is beside masks of one label each, and holds {len(np.unique(values))} values; {KEEP}"
         )
     return values > 0
 
@@ -124,7 +162,11 @@ def by_number(label: str) -> tuple[bool, int, str]:
 
 
 def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[int, int], list[Shape]]:
-    """Size and masks of an image, in the order of the labels; ValueError if a mask is of another size or none."""
+    """Size and masks of an image, smaller ones later, else in the order of the labels.
+
+    Raises:
+        ValueError: a mask is of another size or none.
+    """
     size, shapes = picture_size(root / picture), []
     for label in sorted(found, key=by_number):
         path = found[label]
@@ -132,7 +174,7 @@ def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[
         if mask.shape != size:
             raise ValueError(f"{path} is {mask.shape[0]} x {mask.shape[1]}, and the image {size[0]} x {size[1]}")
         shapes.append(Shape(label, mask=mask))
-    return size, shapes
+    return size, sorted(shapes, key=lambda shape: -shape.mask.sum())  # a cup lies on its disc
 
 
 __all__ = ["UnitedMap", "find_parts"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import put, write
+from made_data import put, put_image, write
 
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.data.layouts import find_layout
@@ -20,7 +20,7 @@ def test_a_folder_of_masks_for_each_label(tmp_path):
     (tmp_path / "masks/car/train/b.png").unlink()
     layout = find_layout(tmp_path)
     assert layout.label_names == ["background", "car", "road"] and layout.ignore_index == 255
-    assert layout.description.startswith("folders: a folder of masks for each label (car, road)")
+    assert layout.description.startswith("folders: masks of each label (car, road), smaller ones on top")
     assert layout.notes == ["1 images have no mask at all, and are left out: images/train/z.jpg"]
     train = open_dataset(tmp_path, "train")
     assert len(train) == 2
@@ -35,6 +35,41 @@ def test_a_folder_of_masks_for_each_label(tmp_path):
     (tmp_path / "masks/car/val/c.png").unlink()
     with pytest.raises(ValueError, match="car and road show the same, as masks of two people do"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("images/{name}.jpg", "masks/0000{name}_{label}.png"),  # CelebAMask-HQ
+        ("images/{name}.jpg", "masks/{name}/{label}.png"),
+        ("images/{name}.jpg", "masks/{name}/{name}_{label}.png"),
+        ("images/x_{name}.jpg", "masks/{label}/x_{name}_{label}.png"),  # IDRiD
+    ],
+)
+def test_labels_in_names_of_masks(tmp_path, image, mask):
+    """Not united as masks of single objects are; smaller ones lie on larger ones, whatever their names."""
+    disc, cup = np.zeros((6, 8), dtype=int), np.zeros((6, 8), dtype=int)
+    disc[1:5, 1:7], cup[2:4, 2:4] = 1, 1
+    for name in range(1, 5):
+        put_image(tmp_path / image.format(name=name))
+        for label, own in (("l_cup", cup), ("disc", disc))[: 1 if name == 4 else 2]:
+            write(tmp_path / mask.format(name=name, label=label), (own * 255).astype(np.uint8))
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert samples.layout.label_names == ["background", "disc", "l_cup"]
+    expected = [np.where(cup, 2, disc)] * 3 + [2 * cup]
+    assert len(samples) == 4
+    for index in range(4):
+        np.testing.assert_array_equal(samples[index].read()[1], expected[int(samples[index].name[-5]) - 1])
+
+
+def test_labels_in_names_that_cannot_be_told_from_objects(tmp_path):
+    """Open Images: masks/IMAGE_m0cmf2_BOX.png, which were united to one object."""
+    for name in range(4):
+        put(tmp_path / f"images/{name}.jpg", 9)
+        for label in ("m01", "m02"):
+            write(tmp_path / f"masks/{name}/{name}_{label}_f{name}{label}.png", np.eye(2, 4, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"seem to tell labels \(m01, m02\), and not single objects; put them in a"):
+        open_dataset(tmp_path, "train", val_fraction=0)
 
 
 def test_a_label_that_is_called_as_a_split(tmp_path):
