@@ -8,6 +8,7 @@ indices.
 
 import copy
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -99,11 +100,12 @@ class Sample:
     def read_label_map(self) -> np.ndarray:
         """(H, W) int64, values as stored, or labels if `label_colors` is given. Raises `SampleError`.
 
-        RGB of three equal bands is a way to store grey, and read as such.
+        RGB of three equal bands is a way to store grey, and read as such. Of grey of 2 and 4 bits the number counts.
         """
         with naming(self.name, "label map"):
             with open_head(self.label_map) as head:
                 check_depth(head)
+                step = {2: 85, 4: 17}.get(grey_bits(head), 1)  # that Pillow multiplies grey of few bits by
             source = open_source(self.label_map, self.name)
             if isinstance(source, DrawnLabelMap):
                 return source.draw()
@@ -112,6 +114,8 @@ class Sample:
                 if len(self.label_colors or ()) == 2:
                     return nearer_labels(source, self.label_colors)
                 raise SampleError(f"the label map is a {kind}, which does not keep its values", "lossy label map")
+            if kinds[1] in ("GIF", "PNG", "WEBP") and (count := getattr(source, "n_frames", 1)) > 1:
+                raise ValueError(f"it is an animation of {count} pictures, of which the first alone would be read")
             if self.label_colors is not None:
                 return labels_from_colors(source, self.label_colors)
             if getattr(source, "format", None) == "GIF":  # programs put its palette in any order
@@ -119,12 +123,18 @@ class Sample:
             if isinstance(source, Image.Image) and source.mode in ("LA", "RGB", "RGBA"):
                 if (grey := as_grey(source)) is not None:
                     return grey
+                check_transparency(source)
                 raise SampleError(
                     f"the label map is a colour picture (mode {source.mode}); give label_colors, "
                     "{label: [red, green, blue]}, or store one label per pixel",
                     "colour mask",
                 )
-            return load_label_map(whole_numbers(source))
+            return load_label_map(whole_numbers(source)) // step
+
+    def read_bits(self) -> int:
+        """Bits of each pixel of a grey label map, 1, 2 or 4; 8 of any other, and of more."""
+        with open_head(self.label_map) as head:
+            return grey_bits(head)
 
     def read_palette(self) -> dict[int, tuple[int, int, int]]:
         """{index: (r, g, b)} of a label map that has a palette of which the indices count; {} of any other."""
@@ -211,6 +221,13 @@ def check_depth(head: Image.Image | None) -> None:
             )
         if head.format == "PPM" and isinstance(tile[3], tuple) and tile[3][1] not in (255, 65535):
             raise ValueError(f"its numbers up to {tile[3][1]} would be scaled to 0..255; store it as PNG")
+
+
+def grey_bits(head: Image.Image | None) -> int:
+    """Bits of each pixel of a grey picture file, 1, 2 or 4; 8 of any other, and of more."""
+    modes = [tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0] for tile in head.tile] if head else []
+    found = re.match(r"L;([24])", str(modes[0])) if modes else None
+    return 1 if head is not None and head.mode == "1" else int(found[1]) if found else 8
 
 
 def whole_numbers(source: Image.Image | np.ndarray) -> Image.Image | np.ndarray:

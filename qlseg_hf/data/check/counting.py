@@ -43,7 +43,7 @@ class Finding:
     color as 65536 r + 256 g + b. `size`: (height, width) of the picture. `picture_digest`, `label_digest`: of their
     values, equal for equal content in whatever file. `kind`: number of the picture's bands and type of their values.
     `bands`: their sums. `fault`: of the picture's own values, `DARK` or `CONSTANT`. `palette`: {value: color as above}
-    of a label map with a palette. `is_turned`: see `Sample.is_turned`.
+    of a label map with a palette. `is_turned`, `bits`: see `Sample.is_turned` and `read_bits`.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Finding:
     fault: str | None = None
     palette: dict[int, int] = field(default_factory=dict)
     is_turned: bool = False
+    bits: int = 8
 
 
 @dataclass
@@ -106,7 +107,7 @@ def finding_of(index: int, sample: Sample, reading: dict[str, Any]) -> Finding:
     colors = sample.read_palette()
     occurring = {v: colors[v] for v in found.stored.values.tolist() if v in colors}
     found.palette = {v: (r << 16) + (g << 8) + b for v, (r, g, b) in occurring.items()}
-    found.is_turned = sample.is_turned()
+    found.is_turned, found.bits = sample.is_turned(), sample.read_bits()
     return found
 
 

@@ -61,6 +61,13 @@ def decide_rules(findings: list[Finding], names: list[str] | None, given: dict[s
     mixture = None if is_settled else mixed_text(findings)
     if "ignore_index" not in given:
         set_plain_void(rules, sorted(tallies))
+    by_bits = {found.bits: found.name for found in findings if found.stored is not None}
+    if by_bits.keys() & {2, 4} and len(by_bits) > 1 and "label_mapping" not in given:
+        texts = [f"{bits} ({name})" for bits, name in sorted(by_bits.items())]
+        rules.problems.append(
+            f"label maps are grey of different numbers of bits: {listed(texts)}; read are the numbers, of which 1 is "
+            "another grey in each. Save all with 8 bits, or set label_mapping if the numbers tell the label"
+        )
     if mixture:
         rules.proposals += [
             ("1 and 255 are one label", {"label_mapping": {255: 1}}),

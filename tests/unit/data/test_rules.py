@@ -188,3 +188,18 @@ def test_names_that_begin_with_void_although_void_is_stored():
 
 def test_no_values():
     assert decide_rules([Finding("s", 0)], None, {}).names == []
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b", "c"]])
+def test_grey_of_different_numbers_of_bits(names):
+    """1 of 2 bits is as bright as 85 of 8, so programs that save few bits give one label several numbers."""
+    found = findings([0, 1, 2])
+    assert decide_rules(found, names, {}).problems == []
+    for finding in found[::2]:
+        finding.bits = 2
+    problem = decide_rules(found, names, {}).problems[0]
+    assert problem.startswith("label maps are grey of different numbers of bits: 2 (")
+    assert decide_rules(found, names, {"label_mapping": {0: 0}}).problems == []
+    for finding in found[1::2]:
+        finding.bits = 2
+    assert decide_rules(found, names, {}).problems == []

@@ -1,7 +1,9 @@
 """Every kind of picture and mask that a sample may hold, and the sentence that each broken one gets."""
 
 import pickle
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -239,3 +241,44 @@ def test_orientation_of_the_picture(tmp_path):
     exif[0x0112] = 6  # shown turned by 90 degrees
     Image.fromarray(colors(5).transpose(1, 0, 2)).save(tmp_path / "a.png", exif=exif)
     assert Sample(tmp_path / "a.png", LABELS, "x").read()[0].shape[:2] == LABELS.shape
+
+
+def grey_png(numbers, bits):
+    """Bytes of a grey PNG of `bits` bits; Pillow writes 1 and 8 alone."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    all_bits = np.unpackbits(numbers.astype(np.uint8)[..., None], axis=2)
+    rows = [np.packbits(row[:, 8 - bits :].ravel()) for row in all_bits]
+    head = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], bits, 0, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_of_few_bits_is_read_as_its_numbers(tmp_path, bits):
+    """Pillow multiplies them by 85 or 17, so that names stood beside other labels."""
+    numbers = np.arange(32).reshape(4, 8) % min(2**bits, 11)
+    (tmp_path / "a.png").write_bytes(grey_png(numbers, bits))
+    for source in (grey_png(numbers, bits), tmp_path / "a.png"):
+        sample = Sample(None, source, "a")
+        np.testing.assert_array_equal(sample.read_label_map(), numbers)
+        assert sample.read_bits() == bits
+
+
+def test_animations_are_no_label_maps(tmp_path):
+    """Of which the first picture alone was read, as of a label each."""
+    for name in ("a.gif", "a.png"):
+        first, *others = (Image.fromarray((LABELS == label).astype(np.uint8) * 255) for label in range(3))
+        first.save(tmp_path / name, save_all=True, append_images=others)
+        with pytest.raises(SampleError, match="it is an animation of 3 pictures, of which the first alone would be"):
+            Sample(None, tmp_path / name, "a").read_label_map()
+
+
+def test_masks_in_the_transparency_alone():
+    """Which no table of colours can tell, so none is asked for."""
+    mask = np.full((2, 4, 4), 255, dtype=np.uint8)
+    mask[0, :, 3] = 0
+    with pytest.raises(SampleError, match=r"colour \[255, 255, 255\] are seen in one place and transparent"):
+        Sample(None, encoded(mask), "a").read_label_map()
