@@ -10,7 +10,7 @@ import copy
 import io
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -411,8 +411,11 @@ class FolderSamples(Samples):
 class TableRows(Samples):
     """Rows of a table of `datasets` as `Sample`s.
 
-    `columns`: picture and label map, not decoded. `root`: the folder that paths in them are relative to.
+    `columns`: picture and label map, not decoded. `root`: the folder that paths in them are relative to. `locate`:
+    finds the file below `root` that a path of another place means, as far as it fits; None if it is not needed.
     """
+
+    locate: Callable[[str], str | None] | None = None
 
     def __init__(
         self, table, columns: tuple[str, str], split: str, label_colors: dict | None, root: Path | None = None
@@ -423,6 +426,8 @@ class TableRows(Samples):
     def sample(self, index: int, row: dict) -> Sample:
         """Named after the picture's file if the row tells it, else by its number."""
         picture, label_map = (self.place(row[column]) for column in self.columns)
+        if isinstance(picture, str) and picture == label_map:  # a bare name, which means two files
+            label_map = row[self.columns[1]]
         path = path_of(picture)
         return Sample(picture, label_map, Path(path).name if path else f"sample {index}", self.label_colors)
 
@@ -431,7 +436,14 @@ class TableRows(Samples):
         if self.root is None or not isinstance(source, str) or "://" in source:
             return source
         path = self.root / source
-        return str(self.root / source.replace("\\", "/") if "\\" in source and not path.exists() else path)
+        if "\\" in source and not path.exists():
+            path = self.root / source.replace("\\", "/")
+        if self.locate is not None and not path.exists():
+            try:
+                path = self.root / (self.locate(source) or source)
+            except ValueError:  # several files fit, so it is missing
+                pass
+        return str(path)
 
     def origin(self) -> list:
         info = self.table.info

@@ -5,6 +5,7 @@
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,9 @@ def find_family(source: Source, layout: str | None) -> Found:
     if not fits:
         return find_by_datasets(source) or fail(source, None, f"{source.data} is no layout that is known")
     if fits.keys() == {TABLES, FOLDERS} and names_same_pairs(source, fits[TABLES], fits[FOLDERS]):
+        notes = fits[TABLES].notes
         fits.pop(FOLDERS if len(fits[TABLES].openers) > 1 else TABLES)
+        fits = {family: replace(found, notes=[*found.notes, *notes]) for family, found in fits.items()}
     if len(fits) > 1:
         texts = [f"{found.name} ({found.summary})" for found in fits.values()]
         names = " or ".join(f"layout: {found.name}" for found in fits.values())

@@ -25,7 +25,7 @@ from ...utils.picture_files import PICTURE_SUFFIXES, listed, suffix_of
 from ...utils.text import read_text
 from ..labels import find_label_file, read_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
-from .files import MASK_SUFFIXES, delimiter_of
+from .files import MASK_SUFFIXES, Locator, delimiter_of
 from .layout import Family, Found, Opener, Source
 from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
 
@@ -47,10 +47,12 @@ IMAGE_COLUMNS = (
 LABEL_COLUMNS = (
     *("label", "labels", "annotation", "annotations", "mask", "masks", "label_map", "segmentation"),
     *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
-    *("gt", "ground_truth", "target", "labelmap"),
+    *("gt", "ground_truth", "target", "labelmap", "semantic", "sem_seg", "seg_map", "gt_semantic_seg"),
+    *("mask_image", "label_image"),
 )
 MOST_ROWS = 100  # of a table that are looked at to tell its columns
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+UNUSED_COLUMNS = re.compile(r"k?_?folds?(_?id)?|is_?(train|val|valid|test)(ing|ation)?", re.IGNORECASE)
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
 NAMES_FILE = "id2label.json"
@@ -181,6 +183,7 @@ def find_files(source: Source, name: str, summary: str, reader: str, files: list
         told = rows_of_splits(source, reader, own, settings)
         if told is None or (len(told[1]) == 1 and split != ALL):
             parts = {split: None}
+            notes += tell_unused_columns(source, reader, own, settings)
         else:
             column, parts, bare = told
             notes += bare
@@ -211,11 +214,7 @@ def rows_of_splits(
     Raises:
         ValueError: some rows of such a column name no split; or rows are streamed, which cannot be divided.
     """
-    if reader == "webdataset":
-        return None
-    stream = load_files(reader, files, settings, streaming=True)
-    with naming_damage(listed(files)):
-        columns = {name.lower(): name for name in stream.features or next(iter(stream), {})}
+    columns = {name.lower(): name for name in columns_of(reader, files, settings)}
     column = next((columns[name] for name in SPLIT_COLUMNS if name in columns), None)
     if column is None:
         return None
@@ -244,6 +243,22 @@ def rows_of_splits(
         f"{len(rows[split])} images of {split} have no label maps at all, so this is no split here" for split in bare
     ]
     return column, kept or rows, notes if kept else []
+
+
+def columns_of(reader: str, files: list[str], settings: dict) -> list[str]:
+    """Names of the columns; none of tar files, whose rows would have to be read."""
+    if reader == "webdataset":
+        return []
+    stream = load_files(reader, files, settings, streaming=True)
+    with naming_damage(listed(files)):
+        return list(stream.features or next(iter(stream), {}))
+
+
+def tell_unused_columns(source: Source, reader: str, files: list[str], settings: dict) -> list[str]:
+    """The sentence on columns that divide images in ways that are not read, such as `fold`."""
+    found = [name for name in columns_of(reader, files, settings) if UNUSED_COLUMNS.fullmatch(name)]
+    text = f"column {listed(found)} of {source.data} is not used; write train or validation in a column split instead"
+    return [text] if found else []
 
 
 def open_files(
@@ -324,6 +339,9 @@ def to_samples(source: Source, table, split: str):
     kind = StreamedSamples if source.streaming else TableSamples
     samples = kind(table, columns, split, source.colors, source.root)
     samples.class_names = class_names
+    first = next(iter(samples), None) if source.root is not None else None
+    if first is not None and isinstance(first.picture, str) and not Path(first.picture).exists():
+        samples.locate = Locator(source.files).find  # paths of another machine, or bare names
     return samples
 
 
@@ -431,6 +449,8 @@ def find_column(given: str | None, setting: str, candidates: tuple[str, ...], fe
     found = [name for name in features if is_called(name, candidates) and may_hold_pictures(name)]
     if len(found) != 1:
         reason = f"{', '.join(found)} could all be it" if found else "no column looks like it"
+        if "__key__" in features and not found:
+            reason += " (names in tar files are parted at their first dot; rename files whose names have others)"
         raise ValueError(f"set {setting}: {reason}; the columns are {', '.join(features)}")
     return found[0]
 

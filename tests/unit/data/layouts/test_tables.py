@@ -334,3 +334,50 @@ def test_a_table_of_what_folders_pair_too(tmp_path, file):
             "train": 3,
             "val": 3,
         }
+
+
+@pytest.mark.parametrize(
+    "image, mask",
+    [
+        ("/content/drive/My Drive/set/pics/{}.png", "/content/drive/My Drive/set/marks/{}.png"),
+        ("C:\\set\\pics\\{}.png", "C:\\set\\marks\\{}.png"),
+        ("{}.png", "{}_m.png"),  # bare names
+    ],
+)
+def test_paths_of_another_machine(tmp_path, image, mask):
+    put_files(tmp_path, "ab")
+    if "_m" in mask:
+        for name in "ab":
+            (tmp_path / f"marks/{name}.png").rename(tmp_path / f"marks/{name}_m.png")
+    rows = "".join(f"{image.format(name)},{mask.format(name)}\n" for name in "ab")
+    (tmp_path / "train.csv").write_text("image,mask\n" + rows)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    for index, name in enumerate("ab"):
+        picture, label_map = samples[index].read()
+        assert samples[index].name == f"{name}.png" and (picture == index).all() and (label_map == LABELS).all()
+
+
+def test_bare_names_that_mean_two_files(tmp_path):
+    """An image was its own label map else."""
+    put_pairs(tmp_path, "images/{name}.png", "masks/{name}.png")
+    (tmp_path / "train.csv").write_text("image,mask\na.png,a.png\nb.png,b.png\n")
+    with pytest.raises(ValueError, match="can be read in 2 ways"):
+        find_layout(tmp_path)
+    with pytest.raises(SampleError, match="a.png: label map: .*a.png"):
+        open_dataset(tmp_path, "train", layout="table", val_fraction=0)[0].read()
+
+
+@pytest.mark.parametrize("column", ["fold", "kfold", "is_train"])
+@pytest.mark.parametrize("folder", ["images", "pics"])
+def test_columns_that_divide_in_other_ways_are_told(tmp_path, column, folder):
+    put_pairs(tmp_path, folder + "/{name}.png", "masks/{name}.png", "abcdef")
+    rows = [f"{folder}/{name}.png,masks/{name}.png,{number % 2}\n" for number, name in enumerate("abcdef")]
+    (tmp_path / "data.csv").write_text(f"image,mask,{column}\n" + "".join(rows))
+    layout = find_layout(tmp_path)
+    assert any(note.startswith(f"column {column} of {tmp_path} is not used; write train or") for note in layout.notes)
+
+
+def test_dots_in_names_of_tar_files(tmp_path):
+    put_tar(tmp_path / "train.tar", ["a_0.1", "a_0.2"])
+    with pytest.raises(ValueError, match="no column looks like it .*rename files whose names .*1.jpg, 1.png"):
+        open_dataset(tmp_path, "train", val_fraction=0)
