@@ -155,9 +155,10 @@ def enter_only_folder(root: Path) -> Path:
 def find_family(source: Source, layout: str | None) -> Found:
     """What the one family that fits makes of it; ValueError if none or several do."""
     if layout is not None and ":" in layout:
-        images, _, masks = layout.partition(":")
-        source.roles = images.strip().strip("/"), masks.strip().strip("/")
-        found = FOLDERS.find(source) if all(source.roles) and source.root else None
+        named = [part.strip().strip("/") for part in layout.split(":", 1)]
+        parted = [part.rpartition("/") if "*" in part.rpartition("/")[2] else (part, "", "") for part in named]
+        source.roles, source.patterns = tuple(part[0] for part in parted), tuple(part[2] for part in parted)
+        found = FOLDERS.find(source) if all(named) and source.root else None
         return found or fail(source, layout, f"layout: {layout} fits no pair of folders of images and label maps")
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(
@@ -238,8 +239,9 @@ def fail(source: Source, layout: str | None, text: str) -> Any:
     for kinds, what in UNREAD.items():
         if found := [ending for ending in kinds if ending in endings]:
             text += f". {listed(found)}: {what}"
-    if pair := suggest_folders(source.files):
-        text += f". Files of the same names lie in {' and in '.join(pair)}: if these are it, layout: {':'.join(pair)}"
+    if pairs := suggest_folders(source.files):
+        text += f". Files of the same names lie in {pairs[0][0]} and in {listed(mask for _, mask in pairs)}"
+        text += f": if these are it, layout: {' or layout: '.join(map(':'.join, pairs))}"
     width = max(map(len, known))
     trees = "\n".join(f"  {name:{width}}  {tree}" for name, (_, tree) in known.items())
     raise UnknownLayoutError(

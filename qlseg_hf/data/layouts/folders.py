@@ -10,12 +10,13 @@ path, with the file's name without its ending, is the same for an image and its 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatch
 from functools import partial
 from itertools import combinations
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
-from ...utils.picture_files import PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
+from ...utils.picture_files import NUM_NAMED, PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from ..samples import DrawnLabelMap, FolderSamples
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES, Locator
 from .layout import Family, Found, Source
@@ -26,6 +27,7 @@ from .matching import (
     ending_after,
     look_up,
     masks_of_split,
+    several_kinds,
     several_places,
     shared_words,
 )
@@ -75,8 +77,15 @@ def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = T
             if found := guess_splits(names):
                 words |= {name: (words[name][0], split) for name, split in found.items()}
                 break
-    # the last such name counts, as in Images/ann_dir, and others say nothing
-    places = [max((i for i, name in enumerate(folders) if words[name][0]), default=None) for folders in split_paths]
+    # the last such name counts, as in Images/ann_dir, and others say nothing; but label maps that a person has named
+    places = [
+        max(
+            (i for i, name in enumerate(folders) if words[name][0]),
+            key=lambda i: (roles is not None and words[folders[i]][0] == MASK, i),
+            default=None,
+        )
+        for folders in split_paths
+    ]
     is_below = any(  # whether the folders in one of images are splits, whatever their names
         at is not None and words[folders[at]][0] == IMAGE and len(folders) > at + 1 and words[folders[at + 1]][1]
         for folders, at in zip(split_paths, places)
@@ -94,8 +103,18 @@ def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = T
         rest = tuple(normalize("NFC", name) for place, name in enumerate(folders) if place not in used)
         place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
+        if any(source.patterns):
+            role = _role_of_pattern(source, role, base_of(path))
         entries.append(Entry(path, role, folder, split, place, rest, normalize("NFC", stem_of(base_of(path)))))
     return entries
+
+
+def _role_of_pattern(source: Source, role: str | None, name: str) -> str | None:
+    """The role of a file by its name where a person gave patterns, and by its folder if they gave one too."""
+    for own, folder, pattern in zip((MASK, IMAGE), source.roles[::-1], source.patterns[::-1]):
+        if (role == own or not folder) and (not pattern or fnmatch(name.lower(), pattern.lower())):
+            return own
+    return None
 
 
 def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) -> int | None:
@@ -122,7 +141,7 @@ def find_folders(source: Source) -> Found | None:
             if not any(e.role == role and suffix_of(e.path) in SUFFIXES for e in entries)
         ]
         guessed = sort_roles(read_paths(source, missing))
-        parts = guessed if guessed and (not parts or any(pairs_up(guessed))) else parts
+        parts = guessed or parts
     if parts is None:
         return None
     splits = {entry.split for entry in parts[1]}
@@ -134,9 +153,10 @@ def find_folders(source: Source) -> Found | None:
     notes = []
     if loose:
         paths = listed(entry.path for entry in loose)
-        notes.append(f"{len(loose)} images lie in no folder of images, and are left out: {paths}")
+        why = "fit neither pattern" if any(source.patterns) else "lie in no folder of images"
+        notes.append(f"{len(loose)} images {why}, and are left out: {paths}")
     image_folders = sorted({entry.role_folder or entry.place for entry in pictures})
-    mask_folders = sorted({entry.role_folder for entry in masks})
+    mask_folders = sorted({entry.role_folder or entry.place for entry in masks})
     summary = f"images in {listed(image_folders)}, label maps in {listed(mask_folders)}"
     if is_camvid and any(entry.split for entry in pictures):
         name = "camvid"
@@ -277,11 +297,12 @@ def open_part(
         expected = f"{place}/{stem_of(first.name)}{suffix_of(masks[0].path) if masks else '.png'}"
         remedy = ""
         if len(missing) == len(pairs):
-            pair = suggest_folders(source.files) or ("photos", "ground_truth")
-            pairs_of_folders = several_places(first, masks) or [pair]
-            remedy = f"; or name both folders, as in {' or '.join(f'layout: {a}:{b}' for a, b in pairs_of_folders)}"
-            if pairs_of_folders == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
-                remedy = f"; or lay out {pair[0]} and {pair[1]} in the same sub-folders"
+            suggested = suggest_folders(source.files)
+            options = several_kinds(first, masks) or several_places(first, masks) or suggested
+            named = " or ".join(f"layout: {image}:{mask}" for image, mask in options or [("photos", "ground_truth")])
+            remedy = f"; or name both folders, as in {named}"
+            if options == suggested == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
+                remedy = f"; or lay out {options[0][0]} and {options[0][1]} in the same sub-folders"
         text = (
             f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
             f"picture {first.path}; add them, or take the pictures out{remedy}"
@@ -395,27 +416,36 @@ def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None
     return found
 
 
-def suggest_folders(files: Iterable[str]) -> tuple[str, str] | None:
-    """Two names of folders below which pictures have the same names, that with photographs first; None without any."""
+def suggest_folders(files: Iterable[str]) -> list[tuple[str, str]]:
+    """(folder of images, folder of label maps) below which pictures have the same names; [] if none is likely.
+
+    Images are photographs, or beside a folder that is called as one of label maps.
+    """
     below: dict[str, Counter] = defaultdict(Counter)  # names of pictures, and how many have each
     photographs, total = Counter(), 0
+    nested = set()  # (a folder, one below it)
     for path in files:
         if suffix_of(path) in (*SUFFIXES, *LOSSY_SUFFIXES):
             folders = [name for name in path.split("/")[:-1] if not read_folder_name(name)[1]]
             total += 1
+            nested.add((*folders[:1], *folders[-1:]))
             for place in {*folders[:1], *folders[-1:]}:
                 below[place][stem_of(base_of(path))] += 1
                 photographs[place] += suffix_of(path) in LOSSY_SUFFIXES
     places = [place for place in sorted(below) if not any(guess_splits([place, other]) for other in below)]
-    best: tuple[int, tuple[str, str]] | None = None
+    called = {place for place in places if guess_roles([place], MASK)}
+    counts: dict[tuple[str, str], int] = {}
     for pair in combinations(places[:MOST_PLACES], 2):
-        one, other = sorted(pair, key=lambda place: -photographs[place])
+        one, other = sorted(pair, key=lambda place: (place in called, -photographs[place]))
+        if (one, other) in nested:
+            continue
         shared = below[one].keys() & below[other].keys()
         count = sum(below[one][stem] + below[other][stem] for stem in shared)
-        is_told = photographs[one] == below[one].total() and not photographs[other]
-        if is_told and 4 * count > total and (best is None or count > best[0]):
-            best = count, (one, other)
-    return best and best[1]
+        is_told = photographs[one] == below[one].total() or (other in called and one not in called)
+        if is_told and not photographs[other] and len(shared) * 4 > len(below[one]) and count * 8 > total:
+            counts[one, other] = count
+    counts = {pair: count for pair, count in counts.items() if pair[1] in called} or counts
+    return [pair for pair, count in counts.items() if count == max(counts.values())][:NUM_NAMED]
 
 
 FOLDERS = Family(TREES, find_folders)

@@ -90,6 +90,7 @@ class Source:
     streaming: bool = False
     colors: dict[tuple[int, int, int], int] | None = None  # of label_colors
     roles: tuple[str, str] | None = None  # folders of pictures and of label maps, as the person named them
+    patterns: tuple[str, str] = ("", "")  # of names of files in these folders, as in *_mask.png
 
     @cached_property
     def _walked(self) -> tuple[list[str], list[str]]:

@@ -157,6 +157,11 @@ def shared_words(own: dict[Entry, list[Entry]]) -> list[str]:
     return sorted(word for word, count in images.items() if count > 1 and times[word] < total)
 
 
+def name_and_ending(stem: str) -> list[tuple[str, str]]:
+    """The ways to part a name at a sign, the longest first: a_l_eye is a_l and eye, or a and l_eye."""
+    return [(stem[: sign.start()], stem[sign.end() :]) for sign in reversed(list(re.finditer(r"[-_. ]+", stem)))]
+
+
 def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
     """(before, behind) that all stems share up to a sign that parts words, or a digit: none, one, the other, both."""
     stems = list(stems)
@@ -175,6 +180,15 @@ def strip_ends(stem: str, affix: tuple[str, str]) -> str:
     return stem.removeprefix(affix[0]).removesuffix(affix[1])
 
 
+def several_kinds(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
+    """(folder of images, label maps of one kind) where several in one folder are called after an image: a_bin.png."""
+    own = {ending_after(picture, mask): mask for mask in masks if ending_after(picture, mask) != mask.stem}
+    if len(own) < 2 or len({mask.role_folder for mask in own.values()}) > 1 or not picture.role_folder:
+        return []
+    names = {ending: f"{mask.role_folder}/*{ending}.{mask.path.rpartition('.')[2]}" for ending, mask in own.items()}
+    return [(picture.role_folder, name) for name in names.values()]
+
+
 def several_places(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
     """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several."""
     own = [
@@ -187,7 +201,8 @@ def several_places(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
         places = dict.fromkeys(_place_of_role(mask) for mask in own if mask.role_folder)
     above = picture.path.rpartition("/")[0].rpartition("/")[2]
     folder = picture.role_folder or (above if picture.place == "." else picture.place)
-    return [(folder, place) for place in places] if folder and len(places) > 1 else []
+    is_each = any(set(place.split("/")) & set(picture.path.split("/")[:-1]) for place in places)  # a/image, a/label
+    return [(folder, place) for place in places] if folder and len(places) > 1 and not is_each else []
 
 
 def _place_of_role(mask: Entry) -> str:
@@ -226,6 +241,8 @@ __all__ = [
     "ending_after",
     "look_up",
     "masks_of_split",
+    "name_and_ending",
+    "several_kinds",
     "several_places",
     "shared_words",
 ]

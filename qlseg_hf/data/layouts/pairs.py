@@ -16,7 +16,7 @@ from ..labels import names_in_order
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .folders import divide
 from .layout import Family, Found, Source
-from .matching import Entry
+from .matching import Entry, name_and_ending
 from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, strip_affix
 
 CLASSES_FILE, NAMES_FILE = "_classes.csv", "label_names.txt"
@@ -54,6 +54,7 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
             for e in entries
             if e not in images and suffix_of(e.path) in MASK_SUFFIXES and (e.split, e.rest, e.stem) in cores
         ]
+    masks = masks or beside_images(source, entries)
     if not masks:  # a folder for each image, as scenes/1/rgb.png and scenes/1/label.png
         roles = {e: read_folder_name(e.stem)[0] for e in entries}
         masks = [replace(e, stem="") for e in entries if roles[e] == MASK]
@@ -73,6 +74,32 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
     ]
     left = set(others)
     return [entry for entry in pictures if entry not in left], masks, others
+
+
+def beside_images(source: Source, entries: list[Entry]) -> list[Entry]:
+    """Label maps that are called as an image and an ending that all of them share: a.jpg, a_1stHO.png.
+
+    Raises:
+        ValueError: all images have label maps of several such endings.
+    """
+    names = {(e.split, e.rest, e.stem) for e in entries}
+    by_ending: dict[str, list[Entry]] = defaultdict(list)
+    for e in entries:
+        ways = [(name, ending) for name, ending in name_and_ending(e.stem) if (e.split, e.rest, name) in names]
+        if ways and suffix_of(e.path) in MASK_SUFFIXES and not ways[0][1].isdecimal():
+            by_ending[base_of(e.path)[len(ways[0][0]) :]].append(e)
+    others = {e for found in by_ending.values() for e in found}
+    images = [e for e in entries if e not in others]
+    kinds = [ending for ending, found in by_ending.items() if len(found) == len(images)]
+    if len(kinds) > 1:
+        suffix = suffix_of(images[0].path)
+        digit = "[0-9]" if suffix in map(suffix_of, kinds) and all(e.stem[-1].isdigit() for e in images) else ""
+        options = [f"layout: *{digit}{suffix}:*{ending}" for ending in kinds]
+        raise ValueError(
+            f"{source.root} has {len(kinds)} files beside each image that may be its label map, called after it and "
+            f"{listed(kinds)}; say which count, as in {' or '.join(options)}"
+        )
+    return by_ending[kinds[0]] if kinds else []
 
 
 def find_pairs(source: Source) -> Found | None:

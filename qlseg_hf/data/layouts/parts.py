@@ -15,7 +15,7 @@ import numpy as np
 from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
 from .layout import Found, Source
-from .matching import LEADING_ZEROS, Entry
+from .matching import LEADING_ZEROS, Entry, name_and_ending
 from .polygons import ReadMap, Shape, ignored_label, order_names, picture_size
 from .splits import ALL, read_split_lists
 from .words import MASK_AFFIX, strip_affix
@@ -110,11 +110,6 @@ def labels_of_names(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, di
         return None
     is_told = sum(count > 1 for count in counts.values()) * 2 >= len(counts) > 1
     return own if is_told else None
-
-
-def name_and_ending(stem: str) -> list[tuple[str, str]]:
-    """The ways to part a name at a sign, the longest first: a_l_eye is a_l and eye, or a and l_eye."""
-    return [(stem[: sign.start()], stem[sign.end() :]) for sign in reversed(list(re.finditer(r"[-_. ]+", stem)))]
 
 
 @dataclass(frozen=True)

@@ -137,3 +137,42 @@ def test_images_of_a_test_beside_images_with_label_maps(tmp_path):
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     assert len(read_all(samples)) == 3
     assert samples.layout.notes == ["1 images of test have no label maps, and are left out"]
+
+
+def test_patterns_choose_among_label_maps(tmp_path):
+    """The sentence on several kinds in one folder, as ApolloScape's, proposes what is then read."""
+    for name in "ab":
+        put_pairs(tmp_path, "ColorImage/r/{name}.jpg", "Label/r/{name}_bin.png", [name])
+        put(tmp_path / f"Label/r/{name}_instanceIds.png", 7)
+    with pytest.raises(
+        ValueError, match="as in layout: ColorImage:Label/[*]_bin.png or layout: ColorImage:Label/[*]_i"
+    ):
+        open_dataset(tmp_path, "train")
+    samples = open_dataset(tmp_path, "train", val_fraction=0, layout="ColorImage:Label/*_BIN.png")
+    assert read_all(samples) == ["ColorImage/r/a.jpg", "ColorImage/r/b.jpg"]
+    assert samples.layout.notes[0].startswith("2 images fit neither pattern, and are left out: Label/r/a_inst")
+
+
+def test_label_maps_that_a_person_names_hold_a_folder_of_images(tmp_path):
+    put_pairs(tmp_path, "{split}/images/{name}.png", "{split}/Semantic_masks/images/{name}.png", split="train")
+    with pytest.raises(ValueError, match="images and in Semantic_masks: if these are it, layout: images:Semantic_ma"):
+        open_dataset(tmp_path, "train")
+    samples = open_dataset(tmp_path, "train", val_fraction=0, layout="images:Semantic_masks")
+    assert read_all(samples) == ["train/images/a.png", "train/images/b.png"]
+
+
+@pytest.mark.parametrize(
+    "files, options",
+    [
+        (("{}/color/{}.jpg", "{}/depth/{}.png", "{}/label/{}.png"), ["color:label", "depth:label"]),  # ScanNet
+        (("A/{}{}.png", "B/{}{}.png", "label/{}{}.png"), ["A:label", "B:label"]),  # two times of one place
+        (("photos/{}{}.jpg", "ids/{}{}.png", "people/{}{}.png"), ["photos:ids", "photos:people"]),
+    ],
+)
+def test_all_folders_that_may_be_meant_are_proposed(tmp_path, files, options):
+    for place, name in ((place, name) for place in "xy" for name in "ab"):
+        for file in files:
+            put(tmp_path / file.format(place, name), 5 if file.endswith("jpg") else None)
+    with pytest.raises(ValueError, match=" or layout: ".join(options)):
+        open_dataset(tmp_path, "train")
+    assert len(read_all(open_dataset(tmp_path, "train", val_fraction=0, layout=options[0]))) == 4

@@ -1,7 +1,8 @@
 """Images and label maps in one folder, told apart by their names; and Roboflow's export."""
 
+import numpy as np
 import pytest
-from made_data import check_two_splits, put, put_pairs, read_all
+from made_data import check_two_splits, put, put_pairs, read_all, write
 
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.data.layouts import find_layout
@@ -74,3 +75,33 @@ def test_roboflow(tmp_path):
     (tmp_path / "valid/_classes.csv").write_text("filename, cat, dog\na.jpg, 1, 0\n")
     with pytest.raises(ValueError, match="must begin with the line 'Pixel Value, Class'"):
         find_layout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "image, endings",
+    [("Image_{:02}L.jpg", ("_1stHO.png", "_2ndHO.png")), ("P{}.png", ("_id_RGB.png", "_color_RGB.png"))],
+)
+def test_label_maps_of_an_ending_of_their_own(tmp_path, image, endings):
+    """As of CHASE_DB1 and iSAID; of several kinds the person chooses, by a pattern that the sentence proposes."""
+    for number in range(3):
+        name = image.format(number)
+        put(tmp_path / "all" / name, number)
+        write(tmp_path / "all" / f"{name.rpartition('.')[0]}{endings[0]}", np.full((2, 4), number, np.uint8))
+
+    def read(**settings):
+        samples = open_dataset(tmp_path, "train", val_fraction=0, **settings)
+        assert len(samples) == 3
+        pairs = [samples[index].read() for index in range(3)]
+        return [(int(picture[0, 0, 0]), int(label_map[0, 0])) for picture, label_map in pairs]
+
+    assert read() == [(0, 0), (1, 1), (2, 2)]
+    for number in range(3):
+        write(
+            tmp_path / "all" / f"{image.format(number).rpartition('.')[0]}{endings[1]}",
+            np.full((2, 4), number + 5, np.uint8),
+        )
+    with pytest.raises(ValueError, match="has 2 files beside each image .*say which count, as in layout: ") as caught:
+        read()
+    options = str(caught.value).split("as in layout: ")[1].split(" or layout: ")
+    found = [read(layout=option) for option in options]
+    assert sorted(found) == [[(n, n + more) for n in range(3)] for more in (0, 5)]
