@@ -16,7 +16,7 @@ from ..utils.text import read_text
 NUMBERED_NAME = re.compile(r"(\d+)(?:\s*[,:;=|_-]\s*|\s*[.)]?\s+)(\S.*)")
 LABEL_FILES = re.compile(  # names of files beside the data that hold names of labels
     r"(labels?|classes|class_names|label_names|names|label_map|id2label|label2id|metainfo)\.(json|txt)|.+\.names"
-    r"|(class_dict[\w-]*|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt"
+    r"|([\w-]*class_dict[\w-]*|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt"
     r"|((label|class)_?colou?rs?|.*colou?r_?map)\.txt",
     re.IGNORECASE,
 )

@@ -235,7 +235,7 @@ def fail(source: Source, layout: str | None, text: str) -> Any:
     """Raise `UnknownLayoutError` with what was seen, the layouts that are known, and the options that help."""
     seen = describe_files(source.root, source.files, source.folders) if source.root else f"{source.data} is no folder"
     known = LAYOUTS if layout not in LAYOUTS else {layout: LAYOUTS[layout]}
-    endings = {name.lower()[at:] for name in source.files if (at := name.lower().rfind(".")) > 0}
+    endings = {suffix_of(name.lower().removesuffix(".gz" * name.lower().endswith(".nii.gz"))) for name in source.files}
     for kinds, what in UNREAD.items():
         if found := [ending for ending in kinds if ending in endings]:
             text += f". {listed(found)}: {what}"

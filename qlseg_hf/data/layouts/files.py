@@ -10,7 +10,7 @@ from unicodedata import normalize
 
 from ...utils.picture_files import base_of, listed, stem_of, suffix_of
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".npy")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".npy")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".webp")  # JPEG changes labels at every edge, and WebP may
 MASK_FOLDER = re.compile(
     r"(^|/)([^/]*[-_ ])?(masks?|labels?|gt|seg|segmentation(class)?|annotations?)/", re.IGNORECASE

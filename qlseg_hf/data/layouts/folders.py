@@ -13,8 +13,10 @@ from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from itertools import combinations
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from unicodedata import normalize
+
+import numpy as np
 
 from ...utils.picture_files import NUM_NAMED, PICTURE_SUFFIXES, base_of, is_picture, listed, stem_of, suffix_of
 from ..samples import DrawnLabelMap, FolderSamples
@@ -297,6 +299,7 @@ def open_part(
         expected = f"{place}/{stem_of(first.name)}{suffix_of(masks[0].path) if masks else '.png'}"
         remedy = ""
         if len(missing) == len(pairs):
+            check_single(source.root / first.path)
             suggested = suggest_folders(source.files)
             options = several_kinds(first, masks) or several_places(first, masks) or suggested
             named = " or ".join(f"layout: {image}:{mask}" for image, mask in options or [("photos", "ground_truth")])
@@ -321,6 +324,16 @@ def open_part(
         united = UnitedMap(listed(mask.path for mask in own), paths, source.colors)
         items.append((picture.path, own[0].path if len(own) == 1 else united))
     return FolderSamples(source.root, items, split, source.colors, [*own_notes, *notes])
+
+
+def check_single(path: Path) -> None:
+    """ValueError for an array of many images, as PanNuke's images.npy."""
+    is_array = suffix_of(path.name) == ".npy" and path.stat().st_size > 0
+    if is_array and len(shape := np.load(path, mmap_mode="r").shape) > 3:
+        raise ValueError(
+            f"{path} holds {shape[0]} images in one array; save each as a file of its own, and its label map in "
+            "another folder under the same name"
+        )
 
 
 def match(

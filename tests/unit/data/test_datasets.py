@@ -366,3 +366,12 @@ def test_datasets_is_missing(tmp_path, monkeypatch):
         open_dataset(tmp_path / "table", "train")
     put_ade20k(tmp_path)  # folders do without
     assert len(open_dataset(tmp_path, "train")) == 2
+
+
+def test_label_maps_of_one_bit_in_pbm(tmp_path):
+    """As Figaro1k's: white, which PBM stores as 0, is label 1."""
+    put_ade20k(tmp_path, "a")
+    (tmp_path / "annotations/training/a.png").unlink()
+    (tmp_path / "annotations/training/a.pbm").write_bytes(b"P1\n4 2\n1 1 0 1\n0 1 1 1\n")
+    found = open_dataset(tmp_path, "train")[0].read_label_map()
+    np.testing.assert_array_equal(found, [[0, 0, 1, 0], [1, 0, 0, 0]])

@@ -154,7 +154,9 @@ def test_lines_of_colours(tmp_path, text):
             read_label_file(path)
 
 
-@pytest.mark.parametrize("name", ["class_dict_seg.csv", "RUGD_annotation-colormap.txt", "class_colours.txt"])
+@pytest.mark.parametrize(
+    "name", ["class_dict_seg.csv", "label_class_dict.csv", "RUGD_annotation-colormap.txt", "class_colours.txt"]
+)
 def test_names_of_files_of_colours(tmp_path, name):
     (tmp_path / name).write_text("name,r,g,b\nsky,1,2,3\n" if name.endswith("csv") else "1 2 3 sky\n")
     notes = []

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_data import LABELS, put, put_pairs, read_all
+from made_data import LABELS, put, put_pairs, read_all, write
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -49,6 +49,7 @@ def test_the_only_folder_is_the_data_set(tmp_path):
     "files, message",
     [
         (["a.zip", "b.tar.gz"], r"\.zip, \.gz: unpack archives"),
+        (["a/a_flair.nii.gz", "a/a_seg.nii.gz"], r"\.nii: not read; write label maps as PNG"),
         (["images/a.mat"], r"\.mat: not read; write label maps as PNG"),
         (["annotations/a.json"], r"\.json: if these are annotations, export them as COCO"),
     ],
@@ -60,6 +61,14 @@ def test_files_of_other_kinds_are_told_with_what_to_do(tmp_path, files, message)
         (tmp_path / name).write_bytes(b"{}")
     with pytest.raises(ValueError, match=f"is no layout that is known. {message}"):
         find_layout(tmp_path)
+
+
+def test_arrays_of_many_images(tmp_path):
+    """As of PanNuke, of which it was said that files are missing."""
+    for role in ("images", "masks"):
+        write(tmp_path / f"fold1/{role}/fold1/{role}.npy", np.zeros((4, 8, 8, 3)))
+    with pytest.raises(ValueError, match="images.npy holds 4 images in one array; save each as a file of its own"):
+        find_layout(tmp_path).splits["train"]
 
 
 def test_two_folders_are_proposed_by_the_names_of_their_files(tmp_path):
