@@ -29,8 +29,7 @@ from .matching import (
     ending_after,
     look_up,
     masks_of_split,
-    several_kinds,
-    several_places,
+    propose_masks,
     shared_words,
 )
 from .parts import UnitedMap, find_parts
@@ -150,7 +149,8 @@ def find_folders(source: Source) -> Found | None:
     if splits != {None} and not any(e.split for e in parts[0]) and (None in splits or len(splits) < 2):
         parts = sort_roles(read_paths(source, missing, has_splits=False)) or parts  # a label is called "train"
     pictures, masks, loose, is_camvid = parts
-    if (len(masks) > len(pictures) or not all(pairs_up(parts))) and (found := find_parts(source, pictures, masks)):
+    is_paired = all(pairs_up(parts))
+    if (len(masks) > len(pictures) or not is_paired) and (found := find_parts(source, pictures, masks, is_paired)):
         return found
     notes = []
     if loose:
@@ -301,7 +301,7 @@ def open_part(
         if len(missing) == len(pairs):
             check_single(source.root / first.path)
             suggested = suggest_folders(source.files)
-            options = several_kinds(first, masks) or several_places(first, masks) or suggested
+            options = propose_masks(first, masks) or suggested
             named = " or ".join(f"layout: {image}:{mask}" for image, mask in options or [("photos", "ground_truth")])
             remedy = f"; or name both folders, as in {named}"
             if options == suggested == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:

@@ -180,24 +180,22 @@ def strip_ends(stem: str, affix: tuple[str, str]) -> str:
     return stem.removeprefix(affix[0]).removesuffix(affix[1])
 
 
-def several_kinds(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
-    """(folder of images, label maps of one kind) where several in one folder are called after an image: a_bin.png."""
-    own = {ending_after(picture, mask): mask for mask in masks if ending_after(picture, mask) != mask.stem}
-    if len(own) < 2 or len({mask.role_folder for mask in own.values()}) > 1 or not picture.role_folder:
-        return []
-    names = {ending: f"{mask.role_folder}/*{ending}.{mask.path.rpartition('.')[2]}" for ending, mask in own.items()}
-    return [(picture.role_folder, name) for name in names.values()]
+def propose_masks(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
+    """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several.
 
-
-def several_places(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
-    """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several."""
-    own = [
-        mask
+    Of several kinds in one folder, as a_bin.png and a_ids.png, the second is a pattern of their names.
+    """
+    own = {
+        mask: ending_after(picture, mask)
         for mask in masks
         if picture.stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)) or ending_after(picture, mask) != mask.stem
-    ]
+    }
     places = dict.fromkeys(mask.role_folder for mask in own if mask.role_folder)
-    if len(places) == 1:
+    endings = {ending: mask for mask, ending in own.items() if ending != mask.stem}
+    if len(places) == 1 and len(endings) > 1:
+        kinds = [f"*{ending}.{mask.path.rpartition('.')[2]}" for ending, mask in endings.items()]
+        places = dict.fromkeys(f"{place}/{kind}" for place in places for kind in kinds)
+    elif len(places) == 1:
         places = dict.fromkeys(_place_of_role(mask) for mask in own if mask.role_folder)
     above = picture.path.rpartition("/")[0].rpartition("/")[2]
     folder = picture.role_folder or (above if picture.place == "." else picture.place)
@@ -242,7 +240,6 @@ __all__ = [
     "look_up",
     "masks_of_split",
     "name_and_ending",
-    "several_kinds",
-    "several_places",
+    "propose_masks",
     "shared_words",
 ]

@@ -27,14 +27,16 @@ PERSON = re.compile(
 KEEP = "say which count, as in layout: images:masks/car or layout: images:masks/*_car.png"
 
 
-def find_parts(source: Source, pictures: list[Entry], masks: list[Entry]) -> Found | None:
+def find_parts(source: Source, pictures: list[Entry], masks: list[Entry], is_paired: bool) -> Found | None:
     """What images are that have masks of several labels, by folders or names of the masks; None if they have not.
+
+    `is_paired`: whether images have label maps in folders of the same names, so that these are of no labels.
 
     Raises:
         ValueError: masks of two labels show the same, or the labels are called as several people are.
     """
     pictures = [entry for entry in pictures if is_picture(entry.path)]
-    own = labels_of_folders(pictures, masks) or labels_of_names(pictures, masks)
+    own = (None if is_paired else labels_of_folders(pictures, masks)) or labels_of_names(pictures, masks)
     if own is None:
         return None
     several = [entry for entry, found in own.items() if len(found) > 1][:MOST_PICTURES]

@@ -16,26 +16,14 @@ from PIL import Image
 
 from ...utils.picture_files import base_of, is_hidden, is_picture, listed, stem_of, suffix_of
 from ...utils.text import read_text
-from ..samples import (
-    ChosenSamples,
-    FolderSamples,
-    SampleError,
-    Samples,
-    TableSamples,
-)
+from ..samples import ChosenSamples, FolderSamples, SampleError, Samples, TableSamples
 from .files import MASK_SUFFIXES, Locator
 from .layout import Source, Splits
 
 YEARS = range(2005, 2031)  # as in train2017
 TRAIN_SPLITS = ("train", "training", "trn", *(f"train{year}" for year in YEARS))
 VALIDATION_SPLITS = (
-    "validation",
-    "val",
-    "valid",
-    "dev",
-    "eval",
-    "evaluation",
-    "holdout",
+    *("validation", "val", "valid", "dev", "eval", "evaluation", "holdout"),
     *(f"val{year}" for year in YEARS),
 )
 TEST_SPLITS = ("test", "testing", "tst", *(f"test{year}" for year in YEARS))
@@ -45,6 +33,7 @@ LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
 LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
 TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
+MOST_LINES = 100  # of a file that only seems a list, which are looked at
 NOT_DIVIDED = "there is no validation split"
 ALL = "all"  # the name of a part that nobody has divided
 MAX_READ_MAPS, MAX_READ_PIXELS = 500, 2 * 10**8  # label maps that are read to find rare labels
@@ -119,7 +108,7 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
 def _names_any(locator: Locator, pictures: list[str], lines: list[str]) -> bool:
     """Whether one of the lines of a text file names a picture; `train_id.txt` may hold anything."""
     try:
-        return any(next(_named(locator, pictures, line), None) for line in lines)
+        return any(next(_named(locator, pictures, line), None) for line in lines[:MOST_LINES])
     except ValueError:  # names that mean several pictures
         return True
 

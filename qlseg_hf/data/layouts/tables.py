@@ -30,19 +30,8 @@ from .layout import Family, Found, Opener, Source
 from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
 
 IMAGE_COLUMNS = (
-    "image",
-    "sat_image",
-    "img",
-    "picture",
-    "photo",
-    "pixel_values",
-    "jpg",
-    "jpeg",
-    "file",
-    "filename",
-    "file_name",
-    "path",
-    "input",
+    *("image", "sat_image", "img", "picture", "photo", "pixel_values", "jpg", "jpeg", "file", "filename"),
+    *("file_name", "path", "input"),
 )
 LABEL_COLUMNS = (
     *("label", "labels", "annotation", "annotations", "mask", "masks", "label_map", "segmentation"),

@@ -62,6 +62,16 @@ def test_labels_in_names_of_masks(tmp_path, image, mask):
         np.testing.assert_array_equal(samples[index].read()[1], expected[int(samples[index].name[-5]) - 1])
 
 
+def test_folders_that_images_have_too_are_no_labels(tmp_path):
+    for name in "ab":
+        put(tmp_path / f"images/s1/{name}.jpg", 9)
+        for folder in ("s1", "s2"):  # images of s2 are not here
+            mask = np.roll(np.eye(2, 4, dtype=np.uint8), folder == "s2", axis=1)
+            write(tmp_path / f"masks/{folder}/{name}.png", mask)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    np.testing.assert_array_equal(samples[0].read()[1], np.eye(2, 4))
+
+
 def test_labels_in_names_that_cannot_be_told_from_objects(tmp_path):
     """Open Images: masks/IMAGE_m0cmf2_BOX.png, which were united to one object."""
     for name in range(4):
