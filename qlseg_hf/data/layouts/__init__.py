@@ -245,8 +245,9 @@ def fail(source: Source, layout: str | None, text: str) -> Any:
     width = max(map(len, known))
     trees = "\n".join(f"  {name:{width}}  {tree}" for name, (_, tree) in known.items())
     raise UnknownLayoutError(
-        f"{text}; name the folders of images and of label maps, as in layout: photos:ground_truth, or one of the "
-        "layouts, as in layout: pairs, or write a table with the columns image and mask",
+        f"{text}; name the folders of images and of label maps, as in layout: photos:ground_truth, or their files, as "
+        "in layout: *_rgb.png:*_label.png, or one of the layouts, as in layout: pairs, or write a table with the "
+        "columns image and mask",
         f"{printable_lines(seen)}\nKnown layout{'s' if len(known) > 1 else ''}:\n{trees}",
     )
 

@@ -79,12 +79,13 @@ def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str,
         ValueError: a list names something that is no picture of the data set, or the same split twice.
     """
     lists, others, locator = {}, {}, Locator(pictures)
+    is_voc = any(name.lower().startswith("imagesets/segmentation/") for name in source.files)  # beside Main, Layout
     for name in source.files:
         if suffix_of(name) not in (".txt", ".lst", ".yaml", ".yml", ".json"):
             continue
         path = PurePosixPath(name)
         folder, is_list = path.parent.as_posix().removeprefix(".").lower(), suffix_of(name) in (".txt", ".lst")
-        is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/")  # DAVIS: ImageSets/2017
+        is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/segmentation" if is_voc else "imagesets/")
         if not is_known and not (is_list and folder == "annotations"):
             continue
         plain = LIST_WORDS.sub("", path.stem.lower())

@@ -153,6 +153,16 @@ def test_patterns_choose_among_label_maps(tmp_path):
     assert samples.layout.notes[0].startswith("2 images fit neither pattern, and are left out: Label/r/a_inst")
 
 
+def test_patterns_without_folders(tmp_path):
+    for kind in ("rgb", "depth", "semantic"):
+        for name in "ab":
+            put(tmp_path / f"{name}_{kind}.png", 5 if kind == "rgb" else None if kind == "semantic" else 7)
+    with pytest.raises(ValueError, match=r"or their files, as in layout: \*_rgb.png:\*_label.png, or one of"):
+        open_dataset(tmp_path, "train")
+    samples = open_dataset(tmp_path, "train", val_fraction=0, layout="*_rgb.png:*_semantic.png")
+    assert read_all(samples) == ["a_rgb.png", "b_rgb.png"]
+
+
 def test_label_maps_that_a_person_names_hold_a_folder_of_images(tmp_path):
     put_pairs(tmp_path, "{split}/images/{name}.png", "{split}/Semantic_masks/images/{name}.png", split="train")
     with pytest.raises(ValueError, match="images and in Semantic_masks: if these are it, layout: images:Semantic_ma"):

@@ -254,3 +254,12 @@ def test_short_and_numbered_names_of_splits(tmp_path, image, mask):
         put_pairs(tmp_path, image.replace("{order}", order), mask.replace("{order}", order), names, split=split)
     train, held = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "validation")
     assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 2, "test")
+
+
+def test_lists_of_vocs_other_tasks(tmp_path):
+    """With label maps in SegmentationClassAug, VOC's lists lie as ever, for other tasks too."""
+    put_pairs(tmp_path, "JPEGImages/{name}.jpg", "SegmentationClassAug/{name}.png", "abc")
+    for task, names in (("Layout", "b"), ("Main", "bc"), ("Segmentation", "ac")):
+        (tmp_path / "ImageSets" / task).mkdir(parents=True)
+        (tmp_path / "ImageSets" / task / "train.txt").write_text("\n".join(names))
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["JPEGImages/a.jpg", "JPEGImages/c.jpg"]
