@@ -41,6 +41,7 @@ TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # whi
 BLACK_AND_WHITE = "{0: [0, 0, 0], 1: [255, 255, 255]}"
 SUFFIXES = {*PICTURE_SUFFIXES, *MASK_SUFFIXES}
 MOST_PLACES = 200  # folders that are compared to suggest two
+TOP = "."  # what the folder of all is called
 NESTED = "\0"  # in place of "/" in a folder of several names that counts as one
 
 TREES = {
@@ -104,16 +105,17 @@ def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = T
         rest = tuple(normalize("NFC", name) for place, name in enumerate(folders) if place not in used)
         place = "/".join(folders[: last + 1]).replace(NESTED, "/") or "."
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
-        if any(source.patterns):
-            role = _role_of_pattern(source, role, base_of(path))
+        if any(source.patterns) or TOP in (source.roles or ()):
+            role = _role_of_pattern(source, role, path)
         entries.append(Entry(path, role, folder, split, place, rest, normalize("NFC", stem_of(base_of(path)))))
     return entries
 
 
-def _role_of_pattern(source: Source, role: str | None, name: str) -> str | None:
+def _role_of_pattern(source: Source, role: str | None, path: str) -> str | None:
     """The role of a file by its name where a person gave patterns, and by its folder if they gave one too."""
     for own, folder, pattern in zip((MASK, IMAGE), source.roles[::-1], source.patterns[::-1]):
-        if (role == own or not folder) and (not pattern or fnmatch(name.lower(), pattern.lower())):
+        is_in = role == own or not folder or (folder == TOP and "/" not in path)
+        if is_in and fnmatch(base_of(path).lower(), pattern.lower() or "*"):
             return own
     return None
 
@@ -301,7 +303,9 @@ def open_part(
         if len(missing) == len(pairs):
             check_single(source.root / first.path)
             suggested = suggest_folders(source.files)
-            options = propose_masks(first, masks) or suggested
+            folders = sorted({mask.role_folder for mask in masks if mask.role_folder})
+            others = [(first.folder, folder) for folder in folders if len(folders) > 1]
+            options = propose_masks(first, masks) or suggested or others
             named = " or ".join(f"layout: {image}:{mask}" for image, mask in options or [("photos", "ground_truth")])
             remedy = f"; or name both folders, as in {named}"
             if options == suggested == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
@@ -368,7 +372,7 @@ def match(
     folders = sorted(folders)
     if len(folders) > 1:
         of = next(entry for entry, own in found.items() if own)
-        options = [f"layout: {of.role_folder or of.place}:{folder}" for folder in folders]
+        options = [f"layout: {of.folder}:{folder}" for folder in folders]
         raise ValueError(
             f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
             f"pictures; say which counts, as in {' or '.join(options)}"

@@ -32,6 +32,12 @@ class Entry:
         """The path below `place`."""
         return self.path if self.place == "." else self.path[len(self.place) + 1 :]
 
+    @property
+    def folder(self) -> str:
+        """How a person can name the folder of an image: by its role, else as where it lies; "." is the top."""
+        above = self.path.rpartition("/")[0].rpartition("/")[2] or "."
+        return self.role_folder or (above if self.place == "." else self.place)
+
     def name_parts(self, skip: int, is_folded: bool) -> tuple[tuple[str, ...], str]:
         """`rest` without its first folders, and `stem`; if folded in small letters, and numbers without leading 0."""
         rest, stem = self.rest[skip:], self.stem
@@ -197,10 +203,8 @@ def propose_masks(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
         places = dict.fromkeys(f"{place}/{kind}" for place in places for kind in kinds)
     elif len(places) == 1:
         places = dict.fromkeys(_place_of_role(mask) for mask in own if mask.role_folder)
-    above = picture.path.rpartition("/")[0].rpartition("/")[2]
-    folder = picture.role_folder or (above if picture.place == "." else picture.place)
     is_each = any(set(place.split("/")) & set(picture.path.split("/")[:-1]) for place in places)  # a/image, a/label
-    return [(folder, place) for place in places] if folder and len(places) > 1 and not is_each else []
+    return [(picture.folder, place) for place in places] if len(places) > 1 and not is_each else []
 
 
 def _place_of_role(mask: Entry) -> str:

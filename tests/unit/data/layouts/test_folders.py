@@ -1,5 +1,7 @@
 """Folders of images beside folders of label maps: each arrangement, and the sentence of each that is not clear."""
 
+import re
+
 import numpy as np
 import pytest
 from made_data import check_two_splits, put, put_pairs, read_all, write
@@ -186,3 +188,19 @@ def test_all_folders_that_may_be_meant_are_proposed(tmp_path, files, options):
     with pytest.raises(ValueError, match=" or layout: ".join(options)):
         open_dataset(tmp_path, "train")
     assert len(read_all(open_dataset(tmp_path, "train", val_fraction=0, layout=options[0]))) == 4
+
+
+@pytest.mark.parametrize("image", ["pool/{name}_0.png", "{name}_0.png", "frames/rgb/rgb_{name}.png"])
+@pytest.mark.parametrize("mask", ["{side}Mask/{name}_0.png", "{side}Mask/{side}gt_{name}.png"])
+def test_what_is_proposed_is_read(tmp_path, image, mask):
+    """As of Montgomery's lungs and Virtual KITTI: images in no folder of images, or label maps of other names."""
+    for name in "abc":
+        for side in ("left", "right"):
+            put_pairs(tmp_path, image, mask, [name], side=side)
+    with pytest.raises(ValueError, match="as in layout: .*leftMask or layout: .*rightMask") as caught:
+        open_dataset(tmp_path, "train")
+    options = re.findall(r"layout: (\S+?Mask)", str(caught.value))
+    assert len(options) == 2
+    for option in options:
+        samples = open_dataset(tmp_path, "train", val_fraction=0, layout=option)
+        assert len(read_all(samples)) == 3 and all(option.split(":")[1] in path for _, path in samples.pairs)
