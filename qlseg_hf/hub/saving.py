@@ -138,7 +138,9 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
         """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
 
         `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
+        ValueError if the configuration has another number of labels than the weights, which could not be loaded.
         """
+        self.check_num_labels()
         pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         if is_main_process and push_to_hub:

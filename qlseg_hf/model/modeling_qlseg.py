@@ -541,6 +541,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         config.align_labels()  # `from_pretrained(id2label=...)` sets that field alone
         config.validate_architecture()  # and it sets any number without a look at it
         config.validate_labels()
+        self.num_labels = config.num_labels  # that the weights are for, whatever becomes of the configuration
         # Classes that come from a model's folder are in no registry, and each Auto class imports its own copy of them:
         # what is ours is told by `model_type`, here and wherever a class would do.
         is_ours = config.backbone_config.model_type == QLSegViTConfig.model_type
@@ -554,6 +555,14 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         self.label_classifier = QLSegLabelClassifier(config, widths[0]) if config.use_label_classifier else None
         self.detail = QLSegDetail(config, widths[0]) if config.num_detail_channels else None
         self.post_init()
+
+    def check_num_labels(self) -> None:
+        """ValueError if the configuration's labels were changed to others than the weights are for."""
+        if self.config.num_labels != self.num_labels:
+            raise ValueError(
+                f"the configuration has {self.config.num_labels} labels and the weights are for {self.num_labels}; "
+                "change labels by resize_labels, and give each network a configuration of its own"
+            )
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch projection, whatever the backbone; torchao's loader and reentrant checkpointing ask for it."""
@@ -619,8 +628,10 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             TypeError: a keyword is not one of transformers'.
             ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, or (on a CPU) a label is
                 outside the range; on a GPU that is an assertion of the device, which costs no synchronisation.
+                The configuration has another number of labels than the weights.
         """
         _check_keywords(self, kwargs)
+        self.check_num_labels()
         if labels is not None:
             check_labels(labels, pixel_values, self.config)
         padded = pad_to_patches(pixel_values, self.patch_size, self.backbone.config.num_channels)
@@ -701,7 +712,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
     def resize_labels(self, id2label: dict[int, str]) -> list[str]:
         """Change the label set in place. Queries and classifier rows of labels with the same name are kept.
 
-        Names are compared without case and surrounding space. "No object" is kept; everything of a new label is fresh,
+        Names are compared without case and surrounding space; labels that share one are taken in their order, and the
+        last of them for any more. "No object" is kept; everything of a new label is fresh,
         and so are query-fusion layers whose number of runs changes. The log says which labels were kept.
 
         Returns:
@@ -710,7 +722,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         Raises:
             ValueError: the keys of `id2label` are not 0..K-1.
         """
-        old = {name.strip().casefold(): index for index, name in self.config.id2label.items()}
+        old: dict[str, list[int]] = {}
+        for index, name in self.config.id2label.items():
+            old.setdefault(name.strip().casefold(), []).append(index)
         config = type(self.config)(
             **{
                 key: value
@@ -720,11 +734,10 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             id2label=dict(id2label),
         )
         # same class, new sizes, on the same device: only the parts that depend on the labels are taken from it
-        pairs = [
-            (new, old[name.strip().casefold()])
-            for new, name in sorted(id2label.items())
-            if name.strip().casefold() in old
-        ]
+        pairs = []
+        for new, name in sorted(id2label.items()):
+            if same := old.get(name.strip().casefold()):
+                pairs.append((new, same.pop(0) if len(same) > 1 else same[0]))
         queries = self.decoder.queries.new_empty(self.decoder.queries.shape[0], config.num_labels, config.hidden_size)
         head = nn.Linear(config.hidden_size, config.num_labels + 1, device=queries.device, dtype=queries.dtype)
         nn.init.normal_(queries)
@@ -748,7 +761,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
                 nn.init.trunc_normal_(fusion.weights.weight, std=config.initializer_range)
                 nn.init.zeros_(fusion.weights.bias)
             block.query_fusion = fusion
-        self.config.id2label = config.id2label
+        self.config.id2label, self.num_labels = config.id2label, config.num_labels
         self.config.palette = self.config.label_weights = None
         kept = [id2label[new] for new, _ in pairs]
         fresh = [name for _, name in sorted(id2label.items()) if name not in kept]

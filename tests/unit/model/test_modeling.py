@@ -338,6 +338,29 @@ def test_reuse_labels(stored, caplog, tmp_path):
         stored.model(num_labels=3, id2label={0: "class 3"}, reuse_labels=True)
 
 
+def test_a_configuration_that_no_longer_fits_the_weights(tiny_model, tmp_path):
+    """Changed by hand, or by `resize_labels` of another network that shares it; it was saved, and not loadable."""
+    pixel_values = torch.zeros(1, 3, 32, 48)
+    other = QLSegForSemanticSegmentation(tiny_model.config).eval()
+    assert other.resize_labels({0: "label_0", 1: "a", 2: "LABEL_3"}) == ["label_0", "LABEL_3"]
+    assert other(pixel_values).logits.shape[1] == 3
+    sentence = "the configuration has 3 labels and the weights are for 20; change labels by resize_labels"
+    for call in (lambda: tiny_model(pixel_values), lambda: tiny_model.save_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=sentence):
+            call()
+    assert not any(tmp_path.iterdir())
+    tiny_model.config.id2label = dict(enumerate("abcdefghijklmnopqrst"))
+    assert tiny_model(pixel_values).logits.shape[1] == 20
+
+
+def test_reused_labels_that_share_a_name(tiny_model):
+    """Each is kept for one of them, not the last for all."""
+    tiny_model.resize_labels({0: "car", 1: "sky", 2: "Car", 3: "car "})
+    before = tiny_model.decoder.queries.clone()
+    assert len(tiny_model.resize_labels(dict(enumerate(["CAR", "car", "sky", "car", "car"])))) == 5
+    assert torch.equal(tiny_model.decoder.queries, before[:, [0, 2, 1, 3, 3]])
+
+
 def test_same_labels_in_another_order_are_the_same_network(stored):
     """Reordering labels permutes classes; query fusion alone depends on the order, within its runs."""
     names = stored.model().config.id2label
