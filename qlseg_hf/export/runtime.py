@@ -151,9 +151,10 @@ class ExportedQLSeg(ABC):
     def _run(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """The outputs of the graph by name; ValueError if `pixel_values` has the wrong shape."""
         channels = self.config.backbone_config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
-            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {channels}, H, W) is wanted")
-        found = self._infer(pixel_values.numpy())
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"pixel_values has shape {shape}; (B, {channels}, H, W) is wanted, none of them 0")
+        found = self._infer(pixel_values.detach().float().numpy())  # what comes in other types, as into PyTorch's
         return {name: torch.from_numpy(array) for name, array in zip(self.outputs, found)}
 
 

@@ -117,6 +117,12 @@ def test_loaded_model_is_called_like_the_network(stored, exported):
     assert (maps[0][0] == maps[1][0]).float().mean() >= 0.999
     with pytest.raises(ValueError, match=r"shape \(1, 4, 32, 32\); \(B, 3, H, W\) is wanted"):
         model(torch.zeros(1, 4, 32, 32))
+    with pytest.raises(ValueError, match=r"shape \(0, 3, 32, 32\); .* none of them 0"):
+        model(torch.zeros(0, 3, 32, 32))
+    for pixel_values in (smooth(2, 33, 40).double(), smooth(2, 33, 40).bfloat16(), smooth(2, 33, 40).requires_grad_()):
+        with torch.no_grad():
+            expected = network(pixel_values).logits
+        torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-4, rtol=1e-4)
     assert model.eval() is model.train(False) is model.to("cpu") is model
     with pytest.raises(ValueError, match="cannot be trained"):
         model.train()
