@@ -65,7 +65,8 @@ def save_overlays(run: Run, network: QLSegForSemanticSegmentation) -> None:
     colors, overlays = label_colors(network.config), []
     for number, sample in zip(range(run.recipe.log_pictures), run.validation_samples):
         picture = sample.read_picture(**run.processor.settings().reading)
-        overlay = draw_overlay(picture, segment(network, run.processor, picture)[0], network.config.id2label, colors)
+        labels = segment(network, run.processor, picture, max_windows=None)[0]  # as `evaluate_samples` has read it
+        overlay = draw_overlay(picture, labels, network.config.id2label, colors)
         save_picture(overlay, run.output_dir / "overlays" / f"step-{run.step:08d}-{number}.png")
         overlays.append(overlay)
     for tracker in run.accelerator.trackers:
