@@ -3,6 +3,8 @@
 """What a recipe builds: processor and network, and the plain network that is saved of it."""
 
 import copy
+import difflib
+import math
 import re
 from pathlib import Path
 
@@ -12,11 +14,11 @@ from ..data.check import ignored_label_error
 from ..data.labels import names_in_order, read_label_file
 from ..hub.card import source_of
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
-from ..model.configuration_qlseg import QLSegConfig
+from ..model.configuration_qlseg import QLSegConfig, QLSegViTConfig
 from ..releases import RELEASES, label_set
 from ..utils.optional import import_package
 from ..weights import load_vit_weights, set_num_channels
-from .recipe import Recipe
+from .recipe import Recipe, convert_value
 
 # Projections of the encoder's attention: ours, DINOv3's and BEiT's; DINOv2's in transformers 5.17; timm's
 ATTENTION_PROJECTIONS = (
@@ -112,9 +114,10 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     """The network of a recipe: a model with its labels reused by name, a fresh head on a ViT, or random weights.
 
     Raises:
-        ValueError: `label_names` are missing for a fresh head, `ignore_index` is one of the labels, `model` lacks
-            weights (and `config` changes nothing of it), or something else does not fit.
+        ValueError: `label_names` are missing for a fresh head, `ignore_index` is one of the labels, `config` has an
+            unknown name, `model` lacks weights (and `config` changes nothing of it), or something else does not fit.
     """
+    check_config(recipe.config)
     id2label, palette = read_label_names(recipe.label_names)
     if id2label or recipe.model:
         names = list((id2label or QLSegConfig.from_pretrained(recipe.model).id2label).values())
@@ -152,6 +155,18 @@ def build_model(recipe: Recipe, ignore_index: int) -> QLSegForSemanticSegmentati
     return model
 
 
+def check_config(config: dict) -> None:
+    """ValueError for a name in a recipe's `config` that is no field: transformers would keep it, to no effect."""
+    backbone = config.get("backbone_config")
+    is_own = isinstance(backbone, dict) and backbone.get("model_type") in (None, QLSegViTConfig.model_type)
+    for kind, values in ((QLSegConfig, config), (QLSegViTConfig, backbone if is_own else {})):
+        known = [*kind().to_dict(), "num_labels", "attn_implementation"]
+        if unknown := sorted(set(map(str, values)) - set(known)):
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"config sets {unknown[0]}, which {kind.__name__} does not have; {hint}")
+
+
 def check_loaded(source: str, report: dict) -> None:
     """ValueError if weights were missing or left over: `from_pretrained` draws what a folder lacks, and warns.
 
@@ -171,11 +186,14 @@ def order_label_weights(label_weights: list[float] | dict, config: QLSegConfig) 
     """Factor of every label, in their order, from a recipe's `label_weights`; ValueError if they do not fit."""
     if isinstance(label_weights, dict):
         if unknown := set(label_weights) - set(config.label2id):
-            raise ValueError(f"label_weights names {sorted(unknown)}, which are no labels")
-        return [float(label_weights.get(name, 1.0)) for name in config.id2label.values()]
+            raise ValueError(f"label_weights names {sorted(unknown, key=str)}, which are no labels")
+        label_weights = [label_weights.get(name, 1.0) for name in config.id2label.values()]
     if len(label_weights) != config.num_labels:
         raise ValueError(f"{len(label_weights)} label_weights for {config.num_labels} labels")
-    return label_weights
+    weights = [convert_value("label_weights", weight, float) for weight in label_weights]
+    if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
+        raise ValueError(f"label_weights are {weights[:8]}; finite numbers, 0 or more and not all 0, are wanted")
+    return weights
 
 
 def prepare_for_training(model: QLSegForSemanticSegmentation, recipe: Recipe) -> None:

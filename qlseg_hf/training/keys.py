@@ -201,6 +201,11 @@ class Recipe:
         for name in (*rates, "warmup_steps", "num_workers", "log_pictures"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.learning_rate == 0:
+            raise ValueError(
+                "learning_rate is 0, and that of the head is a multiple of it, so that nothing would be learnt; to "
+                "train the head alone set freeze_backbone: true"
+            )
         if not self.max_grad_norm > 0:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm}, the norm that gradients are scaled down to, so that nothing "

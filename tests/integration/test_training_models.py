@@ -54,6 +54,13 @@ def test_models_that_recipes_build(stored):
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
     with pytest.raises(ValueError, match="label_weights names .'nothing'."):
         build_model(small_recipe(model=str(stored.folder), label_weights={"nothing": 1}), 255)
+    for config, sentence in (
+        ({"mask_wieght": 3.0}, "config sets mask_wieght, which QLSegConfig does not have; did you mean mask_weight"),
+        ({"xyz": 3.0}, "config sets xyz, which QLSegConfig does not have; it has .*, mask_weight"),
+        ({"backbone_config": {"hidden_sise": 32}}, "hidden_sise, which QLSegViTConfig does not .* mean hidden_size"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            build_model(small_recipe(label_names=["a", "b"], config=config), 255)
     with pytest.raises(ValueError, match="label_names is needed"):
         build_model(small_recipe(), 255)
     for start in ({}, {"model": str(stored.folder)}):  # the names became LABEL_0, LABEL_1, ...

@@ -58,6 +58,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
             ["--max_grad_norm", "0"],
             "max_grad_norm is 0.0, the norm that gradients are scaled down to, so that nothing",
         ),
+        (["--learning_rate", "0"], "learning_rate is 0, .* nothing would be learnt; .* set freeze_backbone: true"),
         (["--max_grad_norm", "-1"], "max_grad_norm is -1.0"),
         (["--max_grad_norm", ".nan"], "max_grad_norm is nan"),
         (["--learning_rate", "-1e-4"], "learning_rate is -0.0001; it must be 0 or more"),

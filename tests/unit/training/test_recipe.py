@@ -1,5 +1,7 @@
 """Where the keys of a recipe come from: its file, `data.yaml`, the command line, and names that stand for others."""
 
+import math
+
 import pytest
 import yaml
 
@@ -120,3 +122,22 @@ def test_label_weights_where_two_labels_have_one_name():
     assert order_label_weights({"car": 3}, config) == [1.0, 3.0, 3.0]
     with pytest.raises(ValueError, match="label_weights names .'bus'., which are no labels"):
         order_label_weights({"bus": 3}, config)
+
+
+@pytest.mark.parametrize(
+    "weights, sentence",
+    [
+        ([1, -1.0, 1], r"label_weights are \[1.0, -1.0, 1.0\]; finite numbers, 0 or more and not all 0, are wanted"),
+        ([1, math.inf, 1], "finite numbers"),
+        ({"car": ".nan"}, "label_weights wants float, got '.nan'"),
+        ({"car": math.nan}, "finite numbers"),
+        ({"road": 0, "car": 0}, "not all 0"),
+        ({"car": None}, "label_weights wants float, got None"),
+        ({"car": True}, "label_weights wants float, got True"),
+        ([1.0, 2.0], "2 label_weights for 3 labels"),
+        ({"bus": 1, 3: 1}, r"label_weights names \[3, 'bus'\], which are no labels"),
+    ],
+)
+def test_label_weights_that_nothing_could_be_learnt_with_are_refused_before_the_first_step(weights, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        order_label_weights(weights, QLSegConfig(id2label={0: "road", 1: "car", 2: "car"}))
