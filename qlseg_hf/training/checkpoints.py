@@ -152,8 +152,8 @@ def changes_since(checkpoint: Path, recipe: Recipe) -> list[str]:
     old = {key: value for key, value in defaults.items() if key in new and value is not MISSING} | old
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
-        for key in old  # of a version before, which may have had fewer keys
-        if key != "resume" and old[key] != new.get(key)
+        for key in new | old  # in the order of the class; `old` of a version before may have fewer keys
+        if key != "resume" and key in old and old[key] != new.get(key)
     ]
 
 

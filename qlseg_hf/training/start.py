@@ -17,6 +17,7 @@ from ..hub.upload import prepare_repo
 from ..model.configuration_qlseg import QLSegConfig
 from ..utils.distributed import StopSignals, fail_together, gather_objects, join_processes
 from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_atomically
+from ..utils.hashing import json_sha256
 from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
 from .average import MovingAverage, average_warning
 from .build import build_model, build_processor, read_label_names, scale_warning
@@ -115,6 +116,7 @@ def build_run(recipe: Recipe, signals: StopSignals, unreadable: list) -> Run:
     names = list(model.config.id2label.values())
     extra = open_extra(recipe, processor, names)
     state |= {"data": identity(training_samples, *(one.samples for one in extra)), "label_names": names}
+    state["measured_on"] = json_sha256([identity(validation_samples), repr(processor.settings())])
     return Run(recipe, accelerator, signals, processor, model, training_samples, extra, validation_samples, state)
 
 
@@ -168,10 +170,11 @@ def resume_run(run: Run, checkpoint: Path) -> bool:
     """Take up an earlier run; whether anything is left to do.
 
     Raises:
-        ValueError: data or labels are not those that the checkpoint was trained with, or it does not fit otherwise
-            (see `load_checkpoint`).
+        ValueError: data or labels are not those that the checkpoint was trained with, in its own folder also mIoU not
+            what it was, or it does not fit otherwise (see `load_checkpoint`).
     """
     stored = load_checkpoint(run.accelerator, checkpoint, run.average, run.recipe)
+    is_elsewhere = checkpoint.resolve().parents[1] != run.output_dir.resolve()  # so its best is not here
     with fail_together(run.num_processes):
         for key, what in (("data", "pictures of the training split"), ("label_names", "label names")):
             if stored[key] != run.state[key]:
@@ -179,10 +182,17 @@ def resume_run(run: Run, checkpoint: Path) -> bool:
                     f"the {what} are not those that {checkpoint} was trained with; restore them, or start a new "
                     "run in another output_dir, with model: the folder best of this one"
                 )
-    run.state = stored | {"num_without_gain": stored.get("num_without_gain", 0)}  # which runs of old do not have
+        measured_on = run.state["measured_on"]  # which runs of old do not have, nor num_without_gain
+        if not is_elsewhere and stored.get("measured_on", measured_on) != measured_on:
+            raise ValueError(
+                f"the pictures to evaluate on, or the processor's settings, are not those that the best of "
+                f"{run.output_dir} was found with; restore them, or go on in another output_dir with resume: "
+                f"{checkpoint}"
+            )
+    run.state = stored | {"num_without_gain": stored.get("num_without_gain", 0), "measured_on": measured_on}
     max_steps = run.recipe.max_steps
     run.is_measured = stored.get("result", ...) is not None or not run.is_due(run.recipe.eval_steps)
-    if checkpoint.resolve().parents[1] != run.output_dir.resolve():  # of another run, whose best is not here
+    if is_elsewhere:
         if run.step == max_steps:  # nothing would be left to do
             raise ValueError(f"{checkpoint} has made {run.step} steps; set max_steps to more to go on from it")
         run.is_measured, run.state = True, run.state | {"best": None, "best_step": None, "result": None}

@@ -50,9 +50,11 @@ def test_resume_from_another_folder(server, data, tmp_path):
     (place / "contents.json").write_text(json.dumps(contents(place)))
     more = ["--resume", place, "--max_steps"]
     refused(*server.run(log, "train", recipe, *more, "2"), "has made 2 steps; set max_steps to more to go on from it")
-    server.succeed(log, "train", recipe, *more, "3")
+    server.succeed(log, "train", recipe, *more, "3", "--eval_split", "training")
+    printed = server.succeed(log, "train", recipe, "--max_steps", "4", "--eval_split", "training")
+    assert "resuming at step 3" in printed, printed
     assert (tmp_path / "here" / "run" / "best" / "model.safetensors").is_file()
-    assert num_lines(tmp_path / "here" / "run" / "evaluations.jsonl") == 1
+    assert num_lines(tmp_path / "here" / "run" / "evaluations.jsonl") == 2
 
 
 FAILS = """
@@ -129,6 +131,11 @@ def test_changes_between_resumes(server, data, tmp_path):
     refused(*server.run(log, "train", recipe), f"the pictures of the training split are not those that {newest}")
     for kind in ("images", "annotations"):
         (tmp_path / "data" / kind / "training" / "1b.png").unlink()
+    best_of = f"the best of {tmp_path / 'run'} was found with"
+    other_measure = f"the pictures to evaluate on, .* {best_of}; .* resume: {newest}"
+    for key, value in (("eval_split", "training"), ("label_mapping", "{0: 1, 1: 0}"), ("ignore_index", "-100")):
+        refused(*server.run(log, "train", recipe, f"--{key}", value), other_measure)
+    refused(*server.run(log, "train", recipe, "--processor", "{size: {shortest_edge: 40}}"), other_measure)
     (newest / "optimizer.bin").unlink()
     refused(*server.run(log, "train", recipe), f"{newest} is damaged: optimizer.bin is missing; remove it")
     shutil.rmtree(newest)  # one step is left to make: a finished run reads no losses
