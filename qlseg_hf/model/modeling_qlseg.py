@@ -13,6 +13,7 @@ The pipeline is imported though nothing here uses it: of a model's folder transf
 imports, and a model that is saved again takes its code from there.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -561,7 +562,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         if self.config.num_labels != self.num_labels:
             raise ValueError(
                 f"the configuration has {self.config.num_labels} labels and the weights are for {self.num_labels}; "
-                "change labels by resize_labels, and give each network a configuration of its own"
+                "give the network a configuration of its own with its labels, and change them by resize_labels"
             )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -705,7 +706,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             raise ValueError(f"num_labels differs from the {len(id2label)} names of id2label; leave num_labels out")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.resize_labels({int(index): name for index, name in id2label.items()})
+        model.resize_labels(id2label)
         return loaded
 
     @torch.no_grad()
@@ -713,29 +714,27 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         """Change the label set in place. Queries and classifier rows of labels with the same name are kept.
 
         Names are compared without case and surrounding space; labels that share one are taken in their order, and the
-        last of them for any more. "No object" is kept; everything of a new label is fresh,
-        and so are query-fusion layers whose number of runs changes. The log says which labels were kept.
+        last of them for any more. "No object" is kept; everything of a new label is fresh, and so are query-fusion
+        layers whose number of runs changes. The log says which labels were kept.
 
         Returns:
             the names that were kept, in the new order.
 
         Raises:
-            ValueError: the keys of `id2label` are not 0..K-1.
+            ValueError: the keys of `id2label` are not 0..K-1, the ignored label would be among them, or the
+                configuration does not have the labels of the weights.
         """
+        self.check_num_labels()
         old: dict[str, list[int]] = {}
         for index, name in self.config.id2label.items():
             old.setdefault(name.strip().casefold(), []).append(index)
-        config = type(self.config)(
-            **{
-                key: value
-                for key, value in self.config.to_dict().items()
-                if key not in ("id2label", "label2id", "palette", "label_weights")
-            },
-            id2label=dict(id2label),
-        )
-        # same class, new sizes, on the same device: only the parts that depend on the labels are taken from it
+        config = copy.deepcopy(self.config)
+        config.id2label, config.palette, config.label_weights = dict(id2label), None, None
+        config.align_labels()
+        config.validate_labels()
+        # new sizes on the same device: only the parts that depend on the labels are made anew
         pairs = []
-        for new, name in sorted(id2label.items()):
+        for new, name in config.id2label.items():
             if same := old.get(name.strip().casefold()):
                 pairs.append((new, same.pop(0) if len(same) > 1 else same[0]))
         queries = self.decoder.queries.new_empty(self.decoder.queries.shape[0], config.num_labels, config.hidden_size)
@@ -763,8 +762,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             block.query_fusion = fusion
         self.config.id2label, self.num_labels = config.id2label, config.num_labels
         self.config.palette = self.config.label_weights = None
-        kept = [id2label[new] for new, _ in pairs]
-        fresh = [name for _, name in sorted(id2label.items()) if name not in kept]
+        kept = [config.id2label[new] for new, _ in pairs]
+        fresh = [name for name in config.id2label.values() if name not in kept]
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
         return kept
 

@@ -344,13 +344,23 @@ def test_a_configuration_that_no_longer_fits_the_weights(tiny_model, tmp_path):
     other = QLSegForSemanticSegmentation(tiny_model.config).eval()
     assert other.resize_labels({0: "label_0", 1: "a", 2: "LABEL_3"}) == ["label_0", "LABEL_3"]
     assert other(pixel_values).logits.shape[1] == 3
-    sentence = "the configuration has 3 labels and the weights are for 20; change labels by resize_labels"
-    for call in (lambda: tiny_model(pixel_values), lambda: tiny_model.save_pretrained(tmp_path)):
-        with pytest.raises(ValueError, match=sentence):
-            call()
+    for call, given in (
+        (tiny_model, pixel_values),
+        (tiny_model.save_pretrained, tmp_path),
+        (tiny_model.resize_labels, {}),
+    ):
+        with pytest.raises(ValueError, match="the configuration has 3 labels and the weights are for 20; give the"):
+            call(given)
     assert not any(tmp_path.iterdir())
     tiny_model.config.id2label = dict(enumerate("abcdefghijklmnopqrst"))
     assert tiny_model(pixel_values).logits.shape[1] == 20
+
+
+def test_labels_that_cannot_be(tiny_model):
+    for names in ({0: "a", 2: "b"}, {}, dict.fromkeys(range(300), "a"), {0: 3}):
+        with pytest.raises(ValueError, match="keys 0..1|at least one label|is one of the 300|must hold names"):
+            tiny_model.resize_labels(names)
+    assert tiny_model.config.num_labels == 20 and tiny_model(torch.zeros(1, 3, 32, 48)).logits.shape[1] == 20
 
 
 def test_reused_labels_that_share_a_name(tiny_model):
