@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading a folder or Hub id whole and undamaged, or saying in a sentence what is wrong with it."""
 
-import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.utils import cached_file, logging
 
-from ..model.configuration_qlseg import QLSegConfig
 from ..model.runtime import is_finite
 from ..utils.text import first_line
 from ..utils.yaml_text import read_mapping
@@ -50,7 +48,6 @@ def load_network(
     """
     where = {"trust_remote_code": False}
     with name_in_errors(f"config.json of {source}"):
-        check_spelling(PreTrainedConfig.get_config_dict(source)[0])
         config = AutoConfig.from_pretrained(source, **where)
     with name_in_errors(f"preprocessor_config.json of {source}"):
         processor = AutoImageProcessor.from_pretrained(source, **where, **(settings or {}))
@@ -82,14 +79,6 @@ def name_in_errors(what: str) -> Iterator[None]:
         raise ValueError(f"{what} cannot be read: {' '.join(str(error).split())}") from error
     except (ImportError, StrictDataclassError, ValueError) as error:
         raise ValueError(f"{what} cannot be read: {first_line(error)}") from error
-
-
-def check_spelling(values: dict) -> None:
-    """ValueError if a key nearly is one that is missing: transformers keeps any, and takes the default."""
-    known = [name for name in (*QLSegConfig().to_dict(), "num_labels") if name not in values]
-    for key in values.keys() - set(QLSegConfig().to_dict()):
-        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
-            raise ValueError(f"unknown key {key}; did you mean {near[0]}?")
 
 
 def read_val_fraction(source: str | os.PathLike, config: PreTrainedConfig) -> float | None:

@@ -6,6 +6,7 @@ Source: Xie et al., "Multi-query and multi-level enhanced network for semantic s
 """
 
 import copy
+import difflib
 import math
 import os
 from functools import wraps
@@ -96,6 +97,14 @@ def _check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tu
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side of a square or from a pair."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _check_spelling(config: PreTrainedConfig, names) -> None:
+    """ValueError if one of `names`, which are no fields, nearly is one: transformers keeps any, to no effect."""
+    known = [*type(config).__dataclass_fields__, "num_labels"]
+    for name in sorted(set(names) - set(known)):
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+            raise ValueError(f"unknown key {name}; did you mean {near[0]}?")
 
 
 def _check_no_kernels(values: dict) -> None:
@@ -193,6 +202,7 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
             self.set_output_features_output_indices(out_indices=indices, out_features=kwargs.pop("out_features", None))
         except (IndexError, TypeError) as error:
             raise ValueError(f"out_indices {indices} must be stages 0..{self.num_hidden_layers}") from error
+        _check_spelling(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -302,6 +312,7 @@ class QLSegConfig(_StoredConfig):
             model_type = values.pop("model_type", "qlseg_vit")
             own = model_type == QLSegViTConfig.model_type
             self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
+        _check_spelling(self, kwargs)
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
