@@ -59,7 +59,7 @@ class MixedDataset(Dataset):
 
 
 def match_names(theirs: list[str], names: list[str], data: str) -> tuple[int, ...]:
-    """The run's label of each label of a set, by name.
+    """The run's label of each label of a set, by name; labels that share one are taken in their order.
 
     Raises:
         ValueError: the run has no label of some name; says which.
@@ -71,7 +71,8 @@ def match_names(theirs: list[str], names: list[str], data: str) -> tuple[int, ..
             f"extra_data {data} has labels that the run lacks: {listed(lacking)}{others}; call the set's labels in "
             "their order by its label_names, or give it a label_mapping {stored value: label of the run}"
         )
-    return tuple(names.index(name) for name in theirs)
+    places = {name: [label for label, other in enumerate(names) if other == name] for name in theirs}
+    return tuple(places[name].pop(0) if len(places[name]) > 1 else places[name][0] for name in theirs)
 
 
 def exclude_extra(extra: Sequence[ExtraSet], first: int, left_out: Sequence[int]) -> list[ExtraSet]:

@@ -142,6 +142,7 @@ def test_names_that_differ_are_named(tmp_path):
         open_one(folder)
     assert open_one({"data": folder, "label_names": NAMES}).labels == (0, 1, 2)
     assert match_names(["b"], ["a", "b"], "x") == (1,)
+    assert match_names(["car", "b", "car", "car"], ["car", "car", "b"], "x") == (0, 2, 1, 1)
 
 
 @pytest.mark.parametrize(
