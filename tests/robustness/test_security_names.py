@@ -100,6 +100,9 @@ def test_names_of_files_in_reports(tmp_path):
         def is_turned(self):
             return False
 
+        def read_bits(self):
+            return 8
+
     names = ["a", NAMES["direction"]]
     report = str(check_labels_of_dataset([Sample()], QLSegImageProcessor(), names, show_progress=False))
     assert "values that are no labels" in report and all(line.isprintable() for line in report.splitlines())
