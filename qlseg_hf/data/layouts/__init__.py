@@ -21,11 +21,12 @@ from .coco import COCO, PANOPTIC
 from .cvat import CVAT
 from .datumaro import DATUMARO
 from .files import describe_files
-from .folders import FOLDERS, suggest_folders
+from .folders import FOLDERS
 from .label_studio import LABEL_STUDIO
 from .labelme import LABELME
 from .layout import Found, Layout, Source, Splits
 from .pairs import PAIRS
+from .roles import suggest_folders
 from .runs import RUNS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY

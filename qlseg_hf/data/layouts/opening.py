@@ -1,0 +1,178 @@
+# Copyright 2026 The QLSeg for transformers authors. Licensed under the Apache License, Version 2.0.
+# SPDX-License-Identifier: Apache-2.0
+"""The samples of one split: its images with their label maps, and what does not fit, in sentences."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ...utils.picture_files import PICTURE_SUFFIXES, is_picture, listed, stem_of, suffix_of
+from ..samples import DrawnLabelMap, FolderSamples
+from .files import LOSSY_SUFFIXES, Locator
+from .layout import Source
+from .matching import Entry, are_pieces, ending_after, look_up, propose_masks, shared_words
+from .parts import UnitedMap
+from .roles import suggest_folders
+
+TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
+BLACK_AND_WHITE = "{0: [0, 0, 0], 1: [255, 255, 255]}"
+
+
+def open_part(
+    source: Source,
+    split: str,
+    pictures: list[Entry],
+    masks: list[Entry],
+    notes: list[str],
+    in_list: dict[str, str | None] | None = None,
+) -> FolderSamples:
+    """The samples of one split. `in_list`: what `read_split_lists` says of it.
+
+    Raises:
+        ValueError: there is no image, one without label map, two for one label map or the other way round, a file of
+            an unread kind that has a label map, or label maps that are JPEG files.
+    """
+    pairs, own_notes = match(source, pictures, masks, in_list)
+    if not pairs:
+        raise ValueError(". ".join([f"split {split} of {source.root} holds no pictures", *own_notes, *notes]))
+    missing = [picture for picture, own in pairs if not own]
+    if missing:
+        first = missing[0]
+        place = masks[0].place if masks else "the folder of label maps"
+        expected = f"{place}/{stem_of(first.name)}{suffix_of(masks[0].path) if masks else '.png'}"
+        remedy = ""
+        if len(missing) == len(pairs):
+            check_single(source.root / first.path)
+            suggested = suggest_folders(source.files)
+            folders = sorted({mask.role_folder for mask in masks if mask.role_folder})
+            others = [(first.folder, folder) for folder in folders if len(folders) > 1]
+            options = propose_masks(first, masks) or suggested or others
+            named = " or ".join(f"layout: {image}:{mask}" for image, mask in options or [("photos", "ground_truth")])
+            remedy = f"; or name both folders, as in {named}"
+            if options == suggested == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
+                remedy = f"; or lay out {options[0][0]} and {options[0][1]} in the same sub-folders"
+        text = (
+            f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
+            f"picture {first.path}; add them, or take the pictures out{remedy}"
+        )
+        raise ValueError(". ".join([text, *own_notes, *notes]))
+    lossy = [mask.path for _, own in pairs for mask in own if suffix_of(mask.path) in LOSSY_SUFFIXES]
+    if lossy and len(source.colors or ()) != 2:
+        raise ValueError(
+            f"{len(lossy)} label maps in {source.root} are JPEG or WebP, which change labels at every edge: "
+            f"{listed(lossy)}; store them as PNG, from what they were made of, or say which two colours they have, as "
+            f"in label_colors: {BLACK_AND_WHITE}, and each pixel gets the nearer"
+        )
+    items: list[tuple[str, str | DrawnLabelMap]] = []
+    for picture, own in pairs:
+        paths = tuple(source.root / mask.path for mask in own)
+        united = UnitedMap(listed(mask.path for mask in own), paths, source.colors)
+        items.append((picture.path, own[0].path if len(own) == 1 else united))
+    return FolderSamples(source.root, items, split, source.colors, [*own_notes, *notes])
+
+
+def check_single(path: Path) -> None:
+    """ValueError for an array of many images, as PanNuke's images.npy."""
+    is_array = suffix_of(path.name) == ".npy" and path.stat().st_size > 0
+    if is_array and len(shape := np.load(path, mmap_mode="r").shape) > 3:
+        raise ValueError(
+            f"{path} holds {shape[0]} images in one array; save each as a file of its own, and its label map in "
+            "another folder under the same name"
+        )
+
+
+def match(
+    source: Source, pictures: list[Entry], masks: list[Entry], in_list: dict[str, str | None] | None
+) -> tuple[list[tuple[Entry, list[Entry]]], list[str]]:
+    """(image, its label map, or its masks of single objects), and sentences on files that belong to none."""
+    told = told_masks(source, masks, in_list or {})
+    names = [entry for entry in pictures if is_picture(entry.path)]
+    by_picture, notes = look_up(names, masks)
+
+    def masks_of(picture: Entry) -> list[Entry]:
+        return [told[picture.path]] if picture.path in told else by_picture[picture]
+
+    others = [entry for entry in pictures if not is_picture(entry.path)]
+    kinds = ", ".join(PICTURE_SUFFIXES)
+    places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
+    mask_places = listed(sorted({str(source.root / entry.place) for entry in masks}))
+    unread = [entry for entry in others if suffix_of(entry.path) not in TEXT_SUFFIXES]
+    if unread := [entry for entry, own in look_up(unread, masks)[0].items() if own]:
+        raise ValueError(
+            f"{len(unread)} of {len(names) + len(unread)} pictures in {places} are not of a kind that is "
+            f"read ({kinds}): "
+            f"{listed(e.name for e in unread)}; convert them, or take them and their label maps out"
+        )
+    found = {entry: masks_of(entry) for entry in names}
+    used = {(entry.role_folder, mask.role_folder) for entry, own in found.items() for mask in own}
+    sizes = Counter(mask.role_folder for mask in masks)  # a folder of so many files is none of strays
+    is_each = all(len(set(own)) == len(used) for own in zip(*used))  # each folder of images has one of label maps
+    folders = {folder for _, folder in used} if not is_each else {folder for _, folder in list(used)[:1]}
+    if used and in_list is None:
+        folders |= {f for f, size in sizes.items() if size >= len(names) and f not in {own for _, own in used}}
+    folders = sorted(folders)
+    if len(folders) > 1:
+        of = next(entry for entry, own in found.items() if own)
+        options = [f"layout: {of.folder}:{folder}" for folder in folders]
+        raise ValueError(
+            f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
+            f"pictures; say which counts, as in {' or '.join(options)}"
+        )
+    several = [entry for entry, own in found.items() if len(own) > 1]
+    endings = {frozenset(ending_after(entry, mask) for mask in own) for entry, own in found.items()}
+    for entry in several:  # as many of all images, called alike, are of labels or of people
+        if len(endings) == 1 or not are_pieces(entry, found[entry]):
+            raise ValueError(
+                f"{entry.path} in {source.root} has {len(found[entry])} label maps: "
+                f"{listed(mask.path for mask in found[entry])}; keep the one that holds the labels of all its pixels"
+            )
+    if labels := shared_words({entry: found[entry] for entry in several}):
+        raise ValueError(
+            f"names of masks in {source.root} seem to tell labels ({listed(labels)}), and not single objects; put "
+            f"them in a folder for each label, as {mask_places}/{labels[0]}/{several[0].stem}.png"
+        )
+    if several:
+        notes.append(
+            f"{len(several)} images have several masks, one for each object, which are put together: "
+            f"{listed(entry.path for entry in several)}"
+        )
+    counts = Counter(mask for own in found.values() for mask in own)
+    if shared := {mask for mask, count in counts.items() if count > 1}:
+        owners = [entry.name for entry, own in found.items() if shared.intersection(own)]
+        raise ValueError(
+            f"{len(owners)} pictures in {places} share {len(shared)} label maps: {listed(owners)}; keep "
+            "one picture for "
+            f"each name, and label maps in {mask_places} alone"
+        )
+    if others:
+        notes.append(
+            f"{len(others)} files in {places} are left out, because they are not of a kind that is read ({kinds}): "
+            f"{listed(entry.name for entry in others)}"
+        )
+    if (left := [mask.name for mask in masks if mask not in counts]) and in_list is None:
+        notes.append(
+            f"{len(left)} files in {mask_places} are left out, because there is no picture of the same path: "
+            f"{listed(left)}"
+        )
+    return list(found.items()), notes
+
+
+def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None]) -> dict[str, Entry]:
+    """{picture: label map} where a list names both; ValueError for one that is no label map of the data set."""
+    by_path = {mask.path: mask for mask in masks}
+    locator, found = Locator(by_path), {}
+    for picture, name in in_list.items():
+        if name is None:
+            continue
+        path = locator.find(name)
+        if path is None:
+            raise ValueError(
+                f"a list of {source.root} gives {picture} the label map {name!r}, which lies in no folder of label "
+                "maps; correct the list"
+            )
+        found[picture] = by_path[path]
+    return found
+
+
+__all__ = ["open_part"]
