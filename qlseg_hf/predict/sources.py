@@ -36,11 +36,11 @@ def find_items(sources: list[str], options: SourceOptions | None = None) -> tupl
     """The images that sources mean, sorted by name.
 
     Args:
-        sources: each a picture file, a folder (pictures at any depth; if it holds none, its .tar and .parquet files,
-            else its videos; or what `datasets` saved), a pattern with *, ? and [ (** for any depth), a .txt file with
-            a path or address per line, a .parquet or .tar file, `{000..012}` for a range of them, a video, the number
-            of a camera, an address that fsspec opens (s3://, gs://, hf://, file://, ...) of any of these but videos,
-            or the id of a data set on the Hub.
+        sources: each a picture file, a folder (pictures at any depth, but no label maps of others; if it holds none,
+            its .tar and .parquet files, else its videos; or what `datasets` saved), a pattern with *, ? and [ (** for
+            any depth), a .txt file with a path or address per line, a .parquet or .tar file, `{000..012}` for a range
+            of them, a video, the number of a camera, an address that fsspec opens (s3://, gs://, hf://, file://, ...)
+            of any of these but videos, or the id of a data set on the Hub.
         options: `image_column` of tables, and ending of tar members; `split` and `dataset_config` of data sets (all
             splits if not given); `left_out`: a folder in which no sources are looked for, because results lie there.
 
@@ -124,8 +124,23 @@ def _folder_items(folder: Path, options: SourceOptions, notes: list[str]) -> Ite
         yield from _tables().saved_items(folder, options)
         return
     names = [name for name in walk(folder)[0] if not _is_left_out(folder / name, options)]
-    for name in _wanted(names, folder, notes):
+    for name in _wanted(_drop_label_maps(names, folder, notes), folder, notes):
         yield from _file_items(folder / name, name, options)
+
+
+def _drop_label_maps(names: list[str], where: str | Path, notes: list[str]) -> list[str]:
+    """The files of a folder without those that are label maps of others, if it is a data set. These are noted."""
+    if not any("/" in name for name in names):
+        return names
+    from ..data.layouts.folders import find_label_maps  # all kinds of samples come with it
+
+    label_maps = find_label_maps(names)
+    if label_maps:
+        notes.append(
+            f"{len(label_maps)} files in {where} are left out, because they are label maps of images there, by the "
+            f"names of their folders: {listed(sorted(label_maps))}; give their folder too if they are images"
+        )
+    return [name for name in names if name not in label_maps]
 
 
 def _wanted(names: list[str], where: str | Path, notes: list[str]) -> list[str]:
@@ -199,7 +214,8 @@ def _remote_items(address: str, options: SourceOptions, notes: list[str]) -> Ite
     files = {name: info for name, info in files.items() if not any(map(is_hidden, name.split("/")))}
     if not files:
         raise FileNotFoundError(f"there are no files at {address}")
-    names = list(files) if filesystem.isfile(path) else _wanted(sorted(files), address, notes)
+    names = sorted(files) if glob.has_magic(address) else _drop_label_maps(sorted(files), address, notes)
+    names = names if filesystem.isfile(path) else _wanted(names, address, notes)
     for name in names:
         info = files[name]
         whole = filesystem.unstrip_protocol(info["name"])

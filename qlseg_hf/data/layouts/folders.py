@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from ...utils.picture_files import is_picture, listed, suffix_of
+from .files import MASK_SUFFIXES
 from .layout import Family, Found, Source
 from .matching import Entry, by_split_of_masks, look_up, masks_of_split
 from .opening import open_part
-from .parts import find_parts
-from .roles import SUFFIXES, TRAIN_IDS, pairs_up, read_paths, sort_roles
+from .parts import find_parts, labels_of_folders, labels_of_names
+from .roles import TRAIN_IDS, find_roles, pairs_up
 from .splits import ALL, read_split_lists
-from .words import IMAGE, MASK, are_splits, split_of_name
+from .words import MASK, are_splits, guess_roles, read_folder_name, split_of_name
 
 TREES = {
     "ade20k": "images/{training,validation}/a.jpg  annotations/{training,validation}/a.png",
@@ -32,22 +33,9 @@ TREES = {
 
 def find_folders(source: Source) -> Found | None:
     """Images in one folder and label maps in another; by whole names of folders, else by words in them."""
-    missing: list[str] = []
-    entries = read_paths(source)
-    parts = sort_roles(entries)
-    if source.roles is None and not (parts and any(pairs_up(parts))):
-        missing = [
-            role
-            for role in (IMAGE, MASK)
-            if not any(e.role == role and suffix_of(e.path) in SUFFIXES for e in entries)
-        ]
-        guessed = sort_roles(read_paths(source, missing))
-        parts = guessed or parts
+    parts = find_roles(source)
     if parts is None:
         return None
-    splits = {entry.split for entry in parts[1]}
-    if splits != {None} and not any(e.split for e in parts[0]) and (None in splits or len(splits) < 2):
-        parts = sort_roles(read_paths(source, missing, has_splits=False)) or parts  # a label is called "train"
     pictures, masks, loose, is_camvid = parts
     is_paired = all(pairs_up(parts))
     if (len(masks) > len(pictures) or not is_paired) and (found := find_parts(source, pictures, masks, is_paired)):
@@ -70,6 +58,29 @@ def find_folders(source: Source) -> Found | None:
         name = "ade20k" if is_ade20k else "folders"
     found = divide(source, name, summary, pictures, masks, _empty_splits(source, pictures))
     return replace(found, notes=[*found.notes, *notes])
+
+
+def find_label_maps(files: list[str]) -> set[str]:
+    """Those of a folder's files, by their paths in it, that are label maps of other files; by the paths alone.
+
+    JPEG files count only where a folder is called as one of label maps, and not where words of its name tell it.
+    """
+    source = Source("", None)
+    source.files = files
+    parts = find_roles(source)
+    if parts is None:
+        return set()
+    images = [entry for entry in parts[0] if is_picture(entry.path)]
+    if not any(pairs_up(parts)) and not labels_of_folders(images, parts[1]) and not labels_of_names(images, parts[1]):
+        return set()
+    loose = [e.path for e in parts[2] if not guess_roles(e.path.split("/")[:-1], MASK)]  # no SegmentationObject
+    others = {*files}.difference(loose, (entry.path for entry in images))
+    return {
+        path
+        for path in others
+        if suffix_of(path) in MASK_SUFFIXES
+        or (is_picture(path) and any(read_folder_name(name)[0] == MASK for name in path.split("/")[:-1]))
+    }
 
 
 def _empty_splits(source: Source, pictures: list[Entry]) -> list[str]:
@@ -153,4 +164,4 @@ def divide(
 
 FOLDERS = Family(TREES, find_folders)
 
-__all__ = ["FOLDERS", "divide"]
+__all__ = ["FOLDERS", "divide", "find_label_maps"]

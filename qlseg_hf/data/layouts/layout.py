@@ -96,7 +96,7 @@ class Source:
     def _walked(self) -> tuple[list[str], list[str]]:
         return walk(self.root) if self.root else ([], [])
 
-    @property
+    @cached_property
     def files(self) -> list[str]:
         """Paths of all files at any depth, relative to `root`."""
         return self._walked[0]

@@ -174,4 +174,4 @@ def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[
     return size, sorted(shapes, key=lambda shape: -shape.mask.sum())  # a cup lies on its disc
 
 
-__all__ = ["UnitedMap", "find_parts"]
+__all__ = ["UnitedMap", "find_parts", "labels_of_folders", "labels_of_names"]

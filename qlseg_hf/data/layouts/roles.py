@@ -101,6 +101,26 @@ def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) ->
     return next((place for place in (*range(at - 1, -1, -1), *range(at + 1, count)) if splits[place]), None)
 
 
+def find_roles(source: Source) -> tuple[list[Entry], list[Entry], list[Entry], bool] | None:
+    """What `sort_roles` makes of a data set: by whole names of folders, else by words in them."""
+    missing: list[str] = []
+    entries = read_paths(source)
+    parts = sort_roles(entries)
+    if source.roles is None and not (parts and any(pairs_up(parts))):
+        missing = [
+            role
+            for role in (IMAGE, MASK)
+            if not any(e.role == role and suffix_of(e.path) in SUFFIXES for e in entries)
+        ]
+        parts = sort_roles(read_paths(source, missing)) or parts
+    if parts is None:
+        return None
+    splits = {entry.split for entry in parts[1]}
+    if splits != {None} and not any(e.split for e in parts[0]) and (None in splits or len(splits) < 2):
+        parts = sort_roles(read_paths(source, missing, has_splits=False)) or parts  # a label is called "train"
+    return parts
+
+
 def sort_roles(entries: list[Entry]) -> tuple[list[Entry], list[Entry], list[Entry], bool] | None:
     """Images, label maps, images of no folder, and whether images are in folders of no role, as CamVid's `train`."""
     masks = [e for e in entries if e.role == MASK and suffix_of(e.path) in (*MASK_SUFFIXES, *LOSSY_SUFFIXES)]
@@ -157,4 +177,4 @@ def suggest_folders(files: Iterable[str]) -> list[tuple[str, str]]:
     return [pair for pair, count in counts.items() if count == max(counts.values())][:NUM_NAMED]
 
 
-__all__ = ["SUFFIXES", "TRAIN_IDS", "pairs_up", "read_paths", "sort_roles", "suggest_folders"]
+__all__ = ["TRAIN_IDS", "find_roles", "pairs_up", "suggest_folders"]

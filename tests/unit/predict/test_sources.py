@@ -57,6 +57,35 @@ def test_results_lie_in_the_source(tmp_path):
     assert names([tmp_path / "**" / "*.png"], left_out=tmp_path / "out") == ["a"]
 
 
+@pytest.mark.parametrize(
+    "images, label_maps",
+    [
+        (["images/a.jpg", "images/b.jpg", "more/c.png"], ["masks/a.png", "masks/b.png"]),
+        (["images/val/a.jpg"], ["annotations/val/a.png", "annotations/val/a_color.png"]),
+        (["JPEGImages/a.jpg"], ["SegmentationClass/a.png", "SegmentationObject/a.png"]),
+        (["leftImg8bit/val/x/a_leftImg8bit.png"], [f"gtFine/val/x/a_gtFine_{i}.png" for i in ("color", "labelIds")]),
+        (["train/a.png", "val/b.png"], ["trainannot/a.png", "valannot/b.png"]),
+        (["images/a.jpg", "images/b.jpg"], ["masks/car/a.png", "masks/car/b.png", "masks/road/a.png"]),
+        (["images/a.jpg"], ["masks/a.jpg"]),
+        (["intro/1.jpg", "seg_1/1.jpg", "seg_2/1.jpg"], []),  # segments of a video
+        (["photos/a.jpg", "labels/b.png"], []),  # photographs of labels
+    ],
+)
+def test_label_maps_of_a_data_set_are_left_out(tmp_path, images, label_maps):
+    for name in (*images, *label_maps):
+        write(tmp_path / name)
+    for source in (tmp_path, f"file://{tmp_path}"):
+        items, notes = find_items([str(source)])
+        assert [item.name for item in items] == sorted(name.rpartition(".")[0] for name in images)
+        assert any(f"{len(label_maps)} files in {source} are left out, because" in n for n in notes) == bool(
+            label_maps
+        )
+    if label_maps:  # who gives it or a pattern means it
+        alone = tmp_path / label_maps[0]
+        assert len(names([alone.parent])) == len(names([f"{alone.parent}/*"])) > 0
+        assert len(names([f"{tmp_path}/**"])) == len({*images, *label_maps})
+
+
 def test_two_results_of_one_name_are_refused(tmp_path):
     write(tmp_path / "a.png")
     Image.open(tmp_path / "a.png").save(tmp_path / "a.jpg")
