@@ -13,6 +13,8 @@ from .splits import find_kind
 from .words import IMAGE_AFFIX, MASK_AFFIX, strip_affix
 
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
+# folders of images that show no defect: label maps of other folders are not theirs, though numbered from 0 as they are
+WITHOUT_DEFECT = re.compile(r"(?i)good|ok|normal|healthy|(no|non|without)[-_ ]?defect(s|ive)?|defect[-_ ]?free")
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list
     """{image: label maps of its name}, and sentences on how they were found, where their paths are not the same.
 
     If no image has a label map in the same folders, those that all images lie in do not count, nor those that all
-    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png. If that finds none either, capitals and leading zeros do
-    not count.
+    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png; but for folders of images without defects. If that
+    finds none either, capitals and leading zeros do not count.
     """
     own: dict[Entry, list[Entry]] = {picture: [] for picture in pictures}
-    common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
+    shared = [os.path.commonprefix([entry.rest for entry in of]) for of in (pictures, masks)]
+    if any(WITHOUT_DEFECT.fullmatch(folder) for folder in shared[0]):
+        shared[0] = ()
+    common = tuple(map(len, shared))
     for is_folded, skip in product((False, True), dict.fromkeys([(0, 0), common])):
         by_key, by_core = defaultdict(list), defaultdict(list)
         for mask in masks:

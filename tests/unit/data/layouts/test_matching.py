@@ -100,3 +100,17 @@ def test_two_label_maps_of_one_picture(tmp_path):
         ValueError, match="a.jpg in .* has 2 label maps: masks/a_gt.png, masks/a_mask.png; keep the one"
     ):
         open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("good", ["ok", "Good", "no_defect"])
+def test_images_without_defects_get_no_masks_of_defects(tmp_path, good):
+    """Both are numbered from 0 (BTAD)."""
+    for number in range(3):
+        put(tmp_path / "train" / good / f"000{number}.png", 0)
+        put(tmp_path / "test" / good / f"000{number}.png", 0)
+        put(tmp_path / "test" / "ko" / f"000{number}.png", 1)
+        write(tmp_path / "ground_truth" / "ko" / f"000{number}.png", np.full((2, 4), 255, dtype=np.uint8))
+    with pytest.raises(ValueError, match="has no split 'train'"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+    with pytest.raises(ValueError, match="3 of 6 label maps are missing"):
+        open_dataset(tmp_path, "test", val_fraction=0)
