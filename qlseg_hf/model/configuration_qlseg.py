@@ -70,11 +70,12 @@ CUSTOM_PIPELINES = {
 
 
 def _raise_value_errors(cls: type) -> type:
-    """A wrong number or type given to a `strict` class is a ValueError, as everywhere here, not the Hub's error."""
+    """A wrong name, number or type given to a `strict` class is a ValueError, not the Hub's error, nor passed over."""
     init = cls.__init__
 
     @wraps(init)
     def __init__(self, *args, **kwargs):
+        _check_spelling(cls, kwargs)
         try:
             init(self, *args, **kwargs)
         except StrictDataclassError as error:
@@ -99,11 +100,12 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def _check_spelling(config: PreTrainedConfig, names) -> None:
-    """ValueError if one of `names`, which are no fields, nearly is one: transformers keeps any, to no effect."""
-    known = [*type(config).__dataclass_fields__, "num_labels"]
-    for name in sorted(set(names) - set(known)):
-        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+def _check_spelling(cls: type, values: dict) -> None:
+    """ValueError if a name that is no field nearly is one that is missing: transformers keeps any, to no effect."""
+    known = {*cls.__dataclass_fields__, "num_labels"}
+    missing = sorted(name for name in known - values.keys() if not name.startswith("_"))
+    for name in sorted(values.keys() - known - set(dir(cls))):  # `out_indices` is a property
+        if near := difflib.get_close_matches(name, missing, n=1, cutoff=0.85):
             raise ValueError(f"unknown key {name}; did you mean {near[0]}?")
 
 
@@ -202,7 +204,6 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
             self.set_output_features_output_indices(out_indices=indices, out_features=kwargs.pop("out_features", None))
         except (IndexError, TypeError) as error:
             raise ValueError(f"out_indices {indices} must be stages 0..{self.num_hidden_layers}") from error
-        _check_spelling(self, kwargs)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -312,7 +313,6 @@ class QLSegConfig(_StoredConfig):
             model_type = values.pop("model_type", "qlseg_vit")
             own = model_type == QLSegViTConfig.model_type
             self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
-        _check_spelling(self, kwargs)
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
