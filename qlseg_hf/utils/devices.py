@@ -24,7 +24,7 @@ def fastest_dtype(device: torch.device, world_size: int = 1) -> str:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in bf16 on a CPU whose weight lies as oneDNN multiplies it; `nn.Linear` brings it there anew.
+    """A linear layer in bf16 on a CPU whose weight lies as oneDNN multiplies it, and not as it is stored.
 
     For inference alone. It gives the same numbers but for rounding. Its state holds the weight as it was.
     """
