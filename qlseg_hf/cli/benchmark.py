@@ -4,7 +4,7 @@
 
 import click
 
-from .options import PATH, Several, subcommand
+from .options import PATH, Device, Several, subcommand
 
 
 @subcommand("benchmark")
@@ -16,7 +16,7 @@ from .options import PATH, Several, subcommand
 @click.option("--repeats", type=int, default=7, help="Turns.")
 @click.option("--compile", is_flag=True, help="Also torch.compile; refused where it gives other numbers.")
 @click.option("--dtype", "dtypes", type=Several(str), metavar="fp32,bf16,fp16", help="By default what suits the mode.")
-@click.option("--device", help="A GPU if there is one.")
+@click.option("--device", type=Device(), help="A GPU if there is one.")
 @click.option("--threads", type=int, help="CPU threads; PyTorch's if not given.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Also write the results to this file.")
 @click.option("--minutes", type=float, default=20, help="Of gpu: what would start later is left out.")

@@ -36,6 +36,21 @@ class Several(click.ParamType):
             self.fail(f"{value!r} is not a list of numbers such as 0.5,1,1.5", param, context)
 
 
+class Device(click.ParamType):
+    """A device of this machine that PyTorch computes on, by its name."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
+        import torch
+
+        try:
+            torch.zeros(1, device=value).item()
+        except (AssertionError, NotImplementedError, RuntimeError) as error:  # built without it, it is not there, ...
+            self.fail(f"this machine has no {value!r} to compute on: {str(error).splitlines()[0]}", param, context)
+        return value
+
+
 def subcommand(name: str, *, runs_network: bool = False) -> Callable[[Callable], click.Command]:
     """Decorator: a sub-command in which an error of input, package, system or Hub is one sentence and status 1.
 
@@ -77,4 +92,4 @@ def dtype(default: str) -> Callable[[Callable], Callable]:
     )
 
 
-__all__ = ["PATH", "SETTINGS", "Several", "dtype", "scales", "subcommand"]
+__all__ = ["PATH", "SETTINGS", "Device", "Several", "dtype", "scales", "subcommand"]

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from .options import PATH, Several, dtype, scales, subcommand
+from .options import PATH, Device, Several, dtype, scales, subcommand
 
 FAILED = 3  # exit status if some images failed
 
@@ -42,7 +42,7 @@ FAILED = 3  # exit status if some images failed
     "--max_memory_mb", type=float, help="MiB that an image may take beside the model; it is cut into strips."
 )
 @dtype("float32")
-@click.option("--device", help="Such as cuda or cpu; a GPU if there is one.")
+@click.option("--device", type=Device(), help="Such as cuda or cpu; a GPU if there is one.")
 @click.option(
     "--workers",
     type=click.IntRange(0),

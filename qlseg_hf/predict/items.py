@@ -5,7 +5,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import fsspec
 
@@ -15,7 +15,12 @@ OPEN_TABLES: dict[str, Any] = {}  # tables of `datasets` by their name; what sta
 
 
 class Reader(Protocol):
-    """Says where an image lies; small, and sent to the process that reads it."""
+    """Says where an image lies; small, and sent to the process that reads it.
+
+    `options`: the names of those `SourceOptions` that it depends on.
+    """
+
+    options: ClassVar[tuple[str, ...]]
 
     def read(self) -> Any:
         """What `load_picture` takes. Raises OSError or ValueError."""
@@ -25,6 +30,7 @@ class Reader(Protocol):
 class Video:
     """A video file, or the number of a camera of this machine; the first `max_frames` frames are wanted, or all."""
 
+    options = ("max_frames",)
     source: str | int
     max_frames: int | None = None
 
@@ -47,6 +53,7 @@ class Item:
 class LocalFile:
     """A file of this machine."""
 
+    options = ()
     path: str
 
     def read(self) -> Path:
@@ -55,23 +62,37 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that fsspec opens; of a part of it (a member of a tar file), where that begins and how long it is."""
+    """A file that fsspec opens."""
 
+    options = ()
     address: str
-    start: int = 0
-    length: int = -1
-    name: str = ""
+
+    def read(self) -> NamedBytes:
+        with fsspec.open(self.address, "rb").open() as file:
+            return NamedBytes(file.read(), self.address)
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """`length` bytes from `start` on of a tar file that fsspec opens. `name`: for people."""
+
+    options = ("image_column",)
+    address: str
+    start: int
+    length: int
+    name: str
 
     def read(self) -> NamedBytes:
         with fsspec.open(self.address, "rb").open() as file:
             file.seek(self.start)
-            return NamedBytes(file.read(self.length), self.name or self.address)
+            return NamedBytes(file.read(self.length), self.name)
 
 
 @dataclass(frozen=True)
 class WebPicture:
     """A picture on the web."""
 
+    options = ()
     address: str
 
     def read(self) -> str:
@@ -104,6 +125,7 @@ __all__ = [
     "Reader",
     "RemoteFile",
     "SourceOptions",
+    "TarMember",
     "Video",
     "WebPicture",
     "safe_name",

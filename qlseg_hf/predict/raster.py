@@ -46,7 +46,7 @@ def is_blockwise(item: Item, settings: Settings, scales: list[float], flip: bool
     if not set(formats) <= BLOCKWISE or "geotiff" not in formats:
         return False
     is_single = not settings.do_resize and settings.do_sliding_window and list(scales) == [1.0] and not flip
-    is_file = isinstance(item.reader, LocalFile) or (isinstance(item.reader, RemoteFile) and item.reader.length < 0)
+    is_file = isinstance(item.reader, LocalFile | RemoteFile)
     return is_single and is_file and item.source.lower().endswith(TIFF_SUFFIXES) and not _is_read_whole(item.reader)
 
 

@@ -9,11 +9,12 @@ import glob
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 
 import fsspec
+from PIL import Image, UnidentifiedImageError
 
 from ..utils.picture_files import PICTURE_SUFFIXES, is_hidden, is_picture, listed, stem_of, suffix_of, walk
 from ..utils.text import read_text
@@ -22,6 +23,13 @@ from .items import Item, LocalFile, RemoteFile, SourceOptions, Video, WebPicture
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v")
 TABLE_SUFFIXES = (".parquet", ".tar")
 STAMPS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "md5Hash", "blob_id")
+# what may be said of which sources
+KINDS = {
+    "image_column": "tables and tar files",
+    "split": "data sets of `datasets` (of a folder give that of the split, or a .txt list of its images)",
+    "dataset_config": "data sets on the Hub",
+    "max_frames": "videos and cameras",
+}
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -65,12 +73,21 @@ def find_items(sources: list[str], options: SourceOptions | None = None) -> tupl
                 )
         if not count:
             raise ValueError(f"{source} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    _check_options(options, found.values(), sources)
     if bare := [item.source for item in found.values() if not item.stamp]:
         notes.append(
             f"{len(bare)} images are named by addresses of which size and time are not asked, so they are not redone "
             f"if they change; give another --output for that: {listed(bare)}"
         )
     return [found[name] for name in sorted(found)], notes
+
+
+def _check_options(options: SourceOptions, items: Iterable[Item], sources: list[str]) -> None:
+    """ValueError for what was said about sources of another kind, which would be passed over."""
+    used = {name for item in items for name in item.reader.options}
+    for name, kind in KINDS.items():
+        if getattr(options, name) is not None and name not in used:
+            raise ValueError(f"--{name} is of {kind}, and says nothing about {listed(sources)}; leave it out")
 
 
 def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator[Item]:
@@ -87,6 +104,7 @@ def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator
     elif os.path.isdir(source):
         yield from _folder_items(Path(source), options, notes)
     elif os.path.exists(source):
+        _check_kind(Path(source))
         yield from _file_items(Path(source), Path(source).name, options)
     elif source.isdecimal():
         number = int(source)
@@ -101,6 +119,20 @@ def _items_of(source: str, options: SourceOptions, notes: list[str]) -> Iterator
         yield from _tables().hub_items(source, options)
     else:
         os.stat(source)  # which says that it is not there
+
+
+def _check_kind(path: Path) -> None:
+    """ValueError for a file of another kind, such as a .csv or .zip, which would be tried as a picture and fail."""
+    if suffix_of(path.name) in ("", ".txt", *PICTURE_SUFFIXES, *TABLE_SUFFIXES, *VIDEO_SUFFIXES):
+        return
+    try:
+        Image.open(path).close()
+    except UnidentifiedImageError as error:
+        kinds = ", ".join((*PICTURE_SUFFIXES, ".txt", *TABLE_SUFFIXES, *VIDEO_SUFFIXES))
+        raise ValueError(
+            f"{path} is of no kind that is read here ({kinds}); list paths in a .txt file, one a line, and unpack "
+            "archives"
+        ) from error
 
 
 def _file_items(path: Path, name: str, options: SourceOptions) -> Iterator[Item]:

@@ -6,6 +6,7 @@ What is listed are places: row numbers, and where a member of a tar file begins.
 in whichever process; a table is sent there as the names of its files.
 """
 
+import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from ..data.layouts.tables import IMAGE_COLUMNS
 from ..data.samples import import_datasets, picture_source
 from ..utils.optional import import_package
 from ..utils.picture_files import is_picture, listed, stem_of, suffix_of
-from .items import OPEN_TABLES, Item, RemoteFile, SourceOptions, safe_name
+from .items import OPEN_TABLES, Item, SourceOptions, TarMember, safe_name
 
 KINDS_OF_PICTURES = ("string", "large_string", "binary", "large_binary", "struct")  # of a column of a parquet file
 
@@ -75,12 +76,8 @@ def _tar_items(address: str, name: str, options: SourceOptions) -> Iterator[Item
     stamp = _stamp(address)
     for member, start, size in members:
         source = f"{address}:{member}"
-        yield Item(
-            safe_name(f"{name}/{stem_of(member)}"),
-            source,
-            (*stamp, start, size),
-            RemoteFile(address, start, size, source),
-        )
+        reader = TarMember(address, start, size, source)
+        yield Item(safe_name(f"{name}/{stem_of(member)}"), source, (*stamp, start, size), reader)
 
 
 # ----------------------------------------------------------------------------------------------------------- parquet
@@ -88,6 +85,9 @@ def _tar_items(address: str, name: str, options: SourceOptions) -> Iterator[Item
 
 @dataclass(frozen=True)
 class _ParquetRow:
+    """A cell of a parquet file: bytes, or a path, which is relative to the file's folder."""
+
+    options = ("image_column",)
     address: str
     group: int
     row: int  # in the group
@@ -96,6 +96,10 @@ class _ParquetRow:
 
     def read(self) -> Any:
         cell = _row_group(self.address, self.group, self.column)[self.row].as_py()
+        if isinstance(cell, dict) and cell.get("bytes") is None:
+            cell = cell.get("path")
+        if isinstance(cell, str) and "://" not in cell:
+            cell = os.path.join(os.path.dirname(self.address), cell)
         return picture_source(cell, self.source)
 
 
@@ -137,6 +141,7 @@ def _parquet_items(address: str, name: str, options: SourceOptions) -> Iterator[
 
 @dataclass(frozen=True)
 class _TableRow:
+    options = ("image_column", "split", "dataset_config")
     table: str  # of OPEN_TABLES
     row: int
     column: str

@@ -274,13 +274,16 @@ def test_what_is_refused_before_anything_is_written(predict, network, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "a.png")
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "a.jpg")
-    for model, source, more, sentence in (
-        (network, tmp_path / "none.jpg", (), "No such file or directory"),
-        (network, tmp_path / "in", (), "would both give a.png"),
-        (network, FIXTURES / "b" / "wide.png", ("--format", "labels,mask"), "--format does not know mask"),
-        (network, FIXTURES / "b" / "wide.png", ("--labels", "LABEL_1,cat"), "the model has no labels ['cat']"),
-        (tmp_path / "no_model", FIXTURES / "b" / "wide.png", (), "no_model"),
+    wide = FIXTURES / "b" / "wide.png"
+    for model, source, more, status, sentence in (
+        (network, tmp_path / "none.jpg", (), 1, "No such file or directory"),
+        (network, tmp_path / "in", (), 1, "would both give a.png"),
+        (network, wide, ("--format", "labels,mask"), 1, "--format does not know mask"),
+        (network, wide, ("--labels", "LABEL_1,cat"), 1, "the model has no labels ['cat']"),
+        (tmp_path / "no_model", wide, (), 1, "no_model"),
+        (network, wide, ("--device", "gpu"), 2, "this machine has no 'gpu' to compute on"),
+        (network, wide, ("--device", "meta"), 2, "this machine has no 'meta' to compute on"),
     ):
-        done = predict(model, source, "--output", tmp_path / "out", *more, expect=1)
+        done = predict(model, source, "--output", tmp_path / "out", *more, expect=status)
         assert sentence in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "out").exists()

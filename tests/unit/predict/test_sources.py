@@ -150,6 +150,19 @@ def test_parquet(tmp_path):
     assert values([tmp_path / "u.parquet"], image_column="x") == {"u/00000000": 3}
 
 
+def test_paths_in_parquet_are_relative_to_it(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    other = write(tmp_path / "other" / "a.png", 1)
+    write(tmp_path / "in" / "a.png", 2)
+    monkeypatch.chdir(tmp_path / "other")  # whose a.png would be another picture
+    paths = ["a.png", str(other)]
+    for column in (paths, [{"bytes": None, "path": path} for path in paths]):
+        parquet.write_table(pyarrow.table({"image": column}), tmp_path / "in" / "t.parquet")
+        assert values([tmp_path / "in" / "t.parquet"]) == {"t/00000000": 2, "t/00000001": 1}
+
+
 def test_saved_data_sets(tmp_path):
     datasets = pytest.importorskip("datasets")
     pictures = [{"bytes": encoded(i), "path": None} for i in range(3)]
@@ -187,6 +200,21 @@ def test_what_is_no_source(tmp_path):
         names(["pictures/none.jpg"])  # no id on the Hub
     with pytest.raises(FileNotFoundError, match="matches no files"):
         names([tmp_path / "*.png"])
+    for name in ("list.csv", "pictures.zip", "x.tar.gz"):
+        (tmp_path / name).write_text("a.png")
+        with pytest.raises(ValueError, match=f"{name} is of no kind that is read here .*list paths in a .txt file"):
+            names([tmp_path / name])
+    assert names([write(tmp_path / "photo.jpg_large"), write(tmp_path / "scan")]) == ["photo", "scan"]
+
+
+@pytest.mark.parametrize(
+    "option, value", [("split", "val"), ("image_column", "image"), ("dataset_config", "x"), ("max_frames", 3)]
+)
+def test_what_is_said_of_another_kind_of_source_is_refused(tmp_path, option, value):
+    write(tmp_path / "images" / "train" / "a.png")
+    write(tmp_path / "images" / "val" / "b.png")
+    with pytest.raises(ValueError, match=f"--{option} is of .* and says nothing about {tmp_path}"):
+        names([tmp_path], **{option: value})
 
 
 def test_a_changed_picture_has_another_stamp(tmp_path):
