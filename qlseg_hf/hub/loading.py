@@ -31,6 +31,14 @@ def hide_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def refuse_file(source: str | os.PathLike) -> None:
+    """ValueError for a file in the place of a folder or Hub id."""
+    if os.path.isfile(source):
+        raise ValueError(
+            f"{source} is a file; a model is a folder or a Hub id, and `qlseg convert` makes a folder of a checkpoint"
+        )
+
+
 def load_network(
     source: str | os.PathLike, settings: dict | None = None, *, dtype: torch.dtype | None = None
 ) -> tuple[QLSegForSemanticSegmentation, QLSegImageProcessor]:
@@ -46,6 +54,7 @@ def load_network(
     Raises:
         OSError, ValueError: something is missing, damaged or of another network; names `source`.
     """
+    refuse_file(source)
     where = {"trust_remote_code": False}
     with name_in_errors(f"config.json of {source}"):
         config = AutoConfig.from_pretrained(source, **where)
@@ -110,4 +119,4 @@ def keep_val_fraction(source: str | os.PathLike, config: PreTrainedConfig) -> No
         config.val_fraction = found
 
 
-__all__ = ["hide_bars", "keep_val_fraction", "load_network", "read_val_fraction"]
+__all__ = ["hide_bars", "keep_val_fraction", "load_network", "read_val_fraction", "refuse_file"]

@@ -22,7 +22,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ...utils.picture_files import PICTURE_SUFFIXES, listed, suffix_of
-from ...utils.text import read_text
+from ...utils.text import first_line, read_text
 from ..labels import find_label_file, read_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets, path_of
 from .files import MASK_SUFFIXES, Locator, delimiter_of
@@ -281,7 +281,13 @@ def find_on_hub(source: Source) -> Found:
     where = str(source.root or source.data)
     if glob.has_magic(where):
         raise ValueError(f"datasets takes [, ? and * in {where} for a pattern of other names; rename the folder")
-    names = datasets.get_dataset_split_names(where, source.config)
+    try:
+        names = datasets.get_dataset_split_names(where, source.config)
+    except OSError as error:
+        if source.root:
+            raise
+        said = first_line(error)
+        raise OSError(f"there is no file or folder {where}, and as a data set on the Hub: {said}") from error
     openers = {split: partial(open_loaded, source, split) for split in names}
     if source.root:
         return Found("table", "read by datasets", openers)

@@ -111,6 +111,13 @@ def test_broken_folders(tmp_path):
         open_dataset(tmp_path / "nowhere", "train")
 
 
+@pytest.mark.parametrize("name", ["nowhere", "me/nowhere", "my/deep/nowhere"])
+def test_what_is_neither_here_nor_on_the_hub(name):
+    pytest.importorskip("datasets")
+    with pytest.raises(OSError, match=f"there is no file or folder {name}, and as a data set on the Hub: "):
+        open_dataset(name, "train")
+
+
 def test_sub_folders(tmp_path):
     """At any depth; the other split has none, and folders of links are followed."""
     put_ade20k(tmp_path, names=("b", "one/a", "one/two/c.d", "one/b"))

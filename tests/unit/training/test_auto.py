@@ -8,6 +8,7 @@ from qlseg_hf import QLSegConfig
 from qlseg_hf.training import auto
 from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe, encoder_rate, head_config, take_decisions
 from qlseg_hf.training.encoder import Encoder
+from qlseg_hf.training.facts import data_request
 from qlseg_hf.training.recipe import Recipe
 
 OPEN = ("crop_size", "total_batch_size", "per_device_batch_size", "max_steps", "learning_rate", "warmup_steps")
@@ -197,6 +198,12 @@ def test_a_model_keeps_its_names_rules_and_windows():
     recipe, _ = complete_recipe(open_recipe(model="m"), facts, DeviceFacts("cpu"))
     assert (recipe.label_names, recipe.ignore_index, recipe.num_channels, recipe.crop_size) == (None, None, None, 64)
     assert (recipe.backbone, recipe.config, recipe.processor, recipe.learning_rate) == (None, {}, {}, 1e-5)
+
+
+def test_a_checkpoint_is_no_model(tmp_path):
+    (tmp_path / "net.pth").write_bytes(b"weights")
+    with pytest.raises(ValueError, match="net.pth is a file; .* `qlseg convert` makes a folder of a checkpoint"):
+        data_request(open_recipe(model=str(tmp_path / "net.pth")))
 
 
 def test_bands_decide_the_normalisation():
