@@ -96,7 +96,8 @@ def write_onnx(
     Args:
         model: in fp32 on a CPU, in any mode; the graph is that of inference.
         processor: how its pictures are made, for `OnnxQLSeg`.
-        path: of the file. Weights beyond 2 GiB, the most that an ONNX file can hold, go into PATH.data beside it.
+        path: a name that ends in .onnx. Weights beyond 2 GiB, the most that an ONNX file can hold, go into PATH.data
+            beside it.
         with_logits: has the graph the output `logits` too? onnxruntime computes it whether asked for or not, and
             `segment` has no use for it.
         check: called with the finished file before it is moved; if it raises, nothing is moved.
@@ -105,9 +106,12 @@ def write_onnx(
 
     Raises:
         ImportError: an optional package is missing.
-        ValueError: the network is not in fp32 on a CPU, or the processor's settings do not go together.
+        ValueError: `path` ends otherwise, the network is not in fp32 on a CPU, or the processor's settings do not go
+            together.
     """
     path = Path(path)
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path} must end in .onnx, by which a model's file is known; other formats need --format")
     program = make_program(model, processor, graph_outputs(with_logits, labels_only))
     with partial_folder(path.name, path.parent) as folder:
         beside = folder / path.name

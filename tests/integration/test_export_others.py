@@ -203,8 +203,9 @@ def test_sentences(form, tiny_model, tmp_path, monkeypatch):
         (tmp_path / "alone.xml").write_text("hello")
         with pytest.raises(FileNotFoundError, match="there is no file .*alone.bin"):
             form.runner.from_pretrained(tmp_path / "alone.xml")
-        with pytest.raises(ValueError, match="net.onnx must end in .xml"):
-            form.write(tiny_model, QLSegImageProcessor(), tmp_path / "net.onnx")
+    for name in ("net.tflite", "net", f"net{form.suffixes[0].upper()}"):
+        with pytest.raises(ValueError, match=f"{name} must end in {form.suffixes[0]}"):
+            form.write(tiny_model, QLSegImageProcessor(), tmp_path / name)
     for file, error, sentence in (
         (none, FileNotFoundError, "there is no file .*none[.]..*; qlseg export writes one"),
         (text, ValueError, f"{form.runtime} cannot read .*text[.]"),
