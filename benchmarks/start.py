@@ -5,15 +5,16 @@
     python benchmarks/start.py [--model FOLDER] [--picture FILE] [--dtype bfloat16] [--repeats 5] [--output FILE.json]
 
 Each repeat is a process of its own: it imports what the command imports but the product's own modules, then these, and
-then runs the command with a stopwatch on loading, on the check that weights are finite, and on their hash. The
-product's own are its modules, check and hash; the rest is spent in other libraries, in the network, and on the disk.
-Medians of wall-clock seconds. Without a model, a network of the size of `vit-b-ade20k` with random weights is saved
-first; without a picture, a scene of 512 x 512 is drawn.
+then runs the command with a stopwatch on loading, on the check that weights are finite, and on their hash. Modules are
+compiled beforehand, as pip does when it installs them. The product's own are its modules, check and hash; the rest is
+spent in other libraries, in the network, and on the disk. Medians of wall-clock seconds. Without a model, a network of
+the size of `vit-b-ade20k` with random weights is saved first; without a picture, a scene of 512 x 512 is drawn.
 """
 
 import argparse
 import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -107,9 +108,12 @@ def make_inputs(args: argparse.Namespace, place: Path) -> None:
     Image.fromarray(draw_scene(0, "validation", 0, 512)[0]).save(place / "picture.png")
 
 
-def run_child(*words: object) -> str:
-    command = [sys.executable, __file__, *map(str, words)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+def run_child(place: Path, *words: object) -> str:
+    """The last line of a process, whose modules are compiled, as pip leaves them: by the runs before it."""
+    command = [sys.executable, __file__, "--place", str(place), *map(str, words)]
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(place / "compiled")}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return done.stdout.splitlines()[-1]
 
 
 def main() -> None:
@@ -135,12 +139,12 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as name:
             place = Path(name)
-            shared = ("--dtype", args.dtype, "--place", place)
+            shared = (place, "--dtype", args.dtype)
             if args.model is None or args.picture is None:
-                run_child("--child", "inputs", *shared)
-            (place / "modules.json").write_text(run_child("--child", "modules", *shared))
+                run_child(*shared, "--child", "inputs")
+            (place / "modules.json").write_text(run_child(*shared, "--child", "modules"))
             words = ("--model", args.model or place / "model", "--picture", args.picture or place / "picture.png")
-            runs = [json.loads(run_child("--child", "measure", *words, *shared)) for _ in range(args.repeats + 1)][1:]
+            runs = [json.loads(run_child(*shared, "--child", "measure", *words)) for _ in range(args.repeats + 1)][1:]
         seconds = {part: statistics.median(run[part] for run in runs) for part in PARTS}
         own = statistics.median(sum(run[part] for part, is_own in PARTS.items() if is_own) for run in runs)
         result = {"dtype": args.dtype, "repeats": args.repeats, "seconds": seconds, "own": own, "runs": runs}
