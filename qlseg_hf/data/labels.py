@@ -127,12 +127,12 @@ def find_label_file(
 ) -> tuple[Path, list[str], list[list[int]] | None] | None:
     """The file of label names beside a data set: path, names, colours or None. None if there is none that can be used.
 
-    Looked for at the top and one folder below. Files that cannot be read, or disagree, are told in `notes`.
+    Looked for at the top and one folder below, and deeper if it is the only one: several would be those of parts.
+    Files that cannot be read, or disagree, are told in `notes`.
     """
     found: list[tuple[Path, list[str], Any]] = []
-    for name in files:
-        if name.count("/") > 1 or not LABEL_FILES.fullmatch(name.rpartition("/")[2]):
-            continue
+    named = [name for name in files if LABEL_FILES.fullmatch(name.rpartition("/")[2])]
+    for name in named if len(named) == 1 else (name for name in named if name.count("/") < 2):
         try:
             names, colors = read_label_file(root / name)
         except ValueError as error:

@@ -154,6 +154,15 @@ def test_lines_of_colours(tmp_path, text):
             read_label_file(path)
 
 
+def test_names_lie_deeper_if_they_are_the_only_ones(tmp_path):
+    deep, above = "set/gt/semantic/class_dict.csv", "set/classes.txt"
+    for name, text in ((deep, "name,r,g,b\nsky,1,2,3\n"), (above, "road\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert find_label_file(tmp_path, [deep], []) == (tmp_path / deep, ["sky"], [[1, 2, 3]])
+    assert find_label_file(tmp_path, [deep, above], []) == (tmp_path / above, ["road"], None)
+
+
 @pytest.mark.parametrize(
     "name", ["class_dict_seg.csv", "label_class_dict.csv", "RUGD_annotation-colormap.txt", "class_colours.txt"]
 )
