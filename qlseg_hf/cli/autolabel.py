@@ -9,7 +9,7 @@ from collections.abc import Callable
 import click
 
 from . import predict
-from .options import PATH, dtype, subcommand
+from .options import PATH, SHARE, Number, dtype, subcommand
 
 CONFIDENCE, LEAST_SHARE = 0.7, 0.2  # chosen by the table in docs/training.md
 AS_PREDICT = (
@@ -31,9 +31,12 @@ def options_of_predict(function: Callable) -> Callable:
     "--data", "sources", required=True, multiple=True, metavar="SOURCE", help="As of predict; may be given repeatedly."
 )
 @click.option("--output", required=True, type=PATH, metavar="DIR", help="Folder for the data set.")
-@click.option("--confidence", default=CONFIDENCE, help="Pixels below it do not count; at most 1.")
+@click.option(
+    "--confidence", type=Number(0, 1, min_open=True), default=CONFIDENCE, help="Pixels below it do not count."
+)
 @click.option(
     "--least_share",
+    type=SHARE,
     default=LEAST_SHARE,
     help="Of each label's pixels, the surest that count even below it, or rare labels would vanish.",
 )

@@ -4,22 +4,24 @@
 
 import click
 
-from .options import PATH, Device, Several, subcommand
+from .options import PATH, POSITIVE, Device, Several, subcommand
 
 
 @subcommand("benchmark")
 @click.argument("modes", nargs=-1, metavar="[MODE...]")
 @click.option("--release", default="vit-b-ade20k", help="Which network.")
-@click.option("--size", type=int, help="Side of the square input in pixels; the network's if not given.")
-@click.option("--batch_sizes", type=Several(int), default="1")
-@click.option("--training_batch_sizes", type=Several(int), default="2")
-@click.option("--repeats", type=int, default=7, help="Turns.")
+@click.option("--size", type=click.IntRange(1), help="Side of the square input in pixels; the network's if not given.")
+@click.option("--batch_sizes", type=Several(click.IntRange(1)), default="1")
+@click.option("--training_batch_sizes", type=Several(click.IntRange(1)), default="2")
+@click.option("--repeats", type=click.IntRange(1), default=7, help="Turns.")
 @click.option("--compile", is_flag=True, help="Also torch.compile; refused where it gives other numbers.")
-@click.option("--dtype", "dtypes", type=Several(str), metavar="fp32,bf16,fp16", help="By default what suits the mode.")
+@click.option(
+    "--dtype", "dtypes", type=Several(click.STRING), metavar="fp32,bf16,fp16", help="By default what suits the mode."
+)
 @click.option("--device", type=Device(), help="A GPU if there is one.")
-@click.option("--threads", type=int, help="CPU threads; PyTorch's if not given.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; PyTorch's if not given.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Also write the results to this file.")
-@click.option("--minutes", type=float, default=20, help="Of gpu: what would start later is left out.")
+@click.option("--minutes", type=POSITIVE, default=20, help="Of gpu: what would start later is left out.")
 @click.option("--tiny", is_flag=True, help="Of gpu: tiny networks, to try the program.")
 def command(modes: tuple[str, ...], minutes: float, tiny: bool, **settings) -> None:
     """Time and memory as ratios against baselines of the same run: encoder alone, eager, fp32, peers.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, dtype, scales, subcommand
+from .options import PATH, Number, dtype, scales, subcommand
 
 
 @subcommand("evaluate", runs_network=True)
@@ -19,7 +19,7 @@ from .options import PATH, dtype, scales, subcommand
 @click.option("--layout", help="What the folder is, where it cannot be told: voc, pairs, IMAGES:MASKS, ...")
 @click.option(
     "--val_fraction",
-    type=float,
+    type=Number(0, 1, max_open=True),
     help="Of the training images, where there is no other split; by default what the model's recipe says, else 0.2.",
 )
 @click.option("--label_colors", type=PATH, metavar="FILE.yaml", help="{label: [red, green, blue]} of colour masks.")
@@ -30,12 +30,12 @@ from .options import PATH, dtype, scales, subcommand
 @click.option(
     "--label_mapping", "--label_map", "label_mapping", type=PATH, metavar="FILE.json", help='{"stored value": label}'
 )
-@click.option("--max_samples", type=int, help="The first so many pictures only.")
+@click.option("--max_samples", type=click.IntRange(1), help="The first so many pictures only.")
 @click.option("--skip_unreadable", is_flag=True, help="Name pictures that cannot be read instead of refusing them.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Scores and protocol.")
 @click.option("--card", is_flag=True, help="Also write them into README.md in the model's folder.")
 @click.option("--report", type=PATH, metavar="FILE.html|DIR", help="Page of scores, confusions, pictures.")
-@click.option("--window_batch_size", type=int, help="Windows per forward pass.")
+@click.option("--window_batch_size", type=click.IntRange(1), help="Windows per forward pass.")
 @dtype("float32")
 @click.option("--resume", type=bool, default=True, help="Continue an interrupted run.")
 def command(**settings) -> None:

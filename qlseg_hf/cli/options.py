@@ -5,6 +5,7 @@
 No import of torch here, so that `--help` answers at once.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,20 +21,34 @@ SETTINGS = {
 }
 
 
+class Number(click.FloatRange):
+    """A finite number in a range. NaN, which is in any range, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> float:
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, context)
+        return number
+
+
+POSITIVE = Number(min=0, min_open=True)
+SHARE = Number(0, 1)
+SCALES = Number(0, 1000, min_open=True)  # as `segment` takes them
+
+
 class Several(click.ParamType):
     """Values separated by commas, as one: 0.5,1,1.5. Numbers may be separated by spaces, which names may hold."""
 
-    def __init__(self, kind: type):
-        self.kind, self.name = kind, "names" if kind is str else "numbers"
+    def __init__(self, kind: click.ParamType):
+        self.kind, self.name = kind, "names" if kind is click.STRING else "numbers"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple:
         if isinstance(value, (tuple, list)):
             return tuple(value)
-        try:
-            parts = (value if self.kind is str else value.replace(" ", ",")).split(",")
-            return tuple(self.kind(part.strip()) for part in parts if part.strip())
-        except ValueError:
-            self.fail(f"{value!r} is not a list of numbers such as 0.5,1,1.5", param, context)
+        parts = (value if self.kind is click.STRING else value.replace(" ", ",")).split(",")
+        if found := tuple(self.kind.convert(part.strip(), param, context) for part in parts if part.strip()):
+            return found
+        self.fail(f"{value!r} holds none; separate {self.name} by commas.", param, context)
 
 
 class Device(click.ParamType):
@@ -78,7 +93,7 @@ def scales(function: Callable) -> Callable:
     """`--scales` and `--flip` of the multi-scale protocol."""
     function = click.option("--flip", is_flag=True, help="Also average over the mirrored picture.")(function)
     return click.option(
-        "--scales", type=Several(float), default="1", help="Factors on the short side, separated by commas."
+        "--scales", type=Several(SCALES), default="1", help="Factors on the short side, separated by commas."
     )(function)
 
 
@@ -92,4 +107,4 @@ def dtype(default: str) -> Callable[[Callable], Callable]:
     )
 
 
-__all__ = ["PATH", "SETTINGS", "Device", "Several", "dtype", "scales", "subcommand"]
+__all__ = ["PATH", "POSITIVE", "SETTINGS", "SHARE", "Device", "Number", "Several", "dtype", "scales", "subcommand"]

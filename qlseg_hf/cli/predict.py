@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from .options import PATH, Device, Several, dtype, scales, subcommand
+from .options import PATH, POSITIVE, Device, Several, dtype, scales, subcommand
 
 FAILED = 3  # exit status if some images failed
 
@@ -19,12 +19,12 @@ FAILED = 3  # exit status if some images failed
 @click.option(
     "--format",
     "formats",
-    type=Several(str),
+    type=Several(click.STRING),
     default="labels,overlay",
     help="Of labels, overlay, confidence, geojson, geotiff (a file per image), coco, csv, parquet (one for all).",
 )
 @click.option(
-    "--labels", type=Several(str), help="Write these alone, names or numbers; other pixels become void (255)."
+    "--labels", type=Several(click.STRING), help="Write these alone, names or numbers; other pixels become void (255)."
 )
 @scales
 @click.option(
@@ -37,9 +37,11 @@ FAILED = 3  # exit status if some images failed
     default="exact",
     help="shared: fill up batches across images even if label maps then differ in rounding.",
 )
-@click.option("--max_windows", type=int, help="Windows an image may be cut into; a limit by its size if not given.")
 @click.option(
-    "--max_memory_mb", type=float, help="MiB that an image may take beside the model; it is cut into strips."
+    "--max_windows", type=click.IntRange(1), help="Windows an image may be cut into; a limit by its size if not given."
+)
+@click.option(
+    "--max_memory_mb", type=POSITIVE, help="MiB that an image may take beside the model; it is cut into strips."
 )
 @dtype("float32")
 @click.option("--device", type=Device(), help="Such as cuda or cpu; a GPU if there is one.")

@@ -10,6 +10,7 @@ but for labels: OpenCV's INTER_NEAREST, which it takes, copies the pixel at the 
 labels against their picture by half a pixel of the crop.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -73,7 +74,7 @@ class TrainingTransform:
 
     def __post_init__(self):
         low, high = self.scale_range
-        if not 0 < low <= high:
+        if not 0 < low <= high < math.inf:
             raise ValueError(f"scale_range {list(self.scale_range)} must be [low, high] with 0 < low <= high")
         ignored = self.processor.ignore_index
         if ignored is None or 0 <= ignored < self.num_labels:
