@@ -13,6 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from ..model import image_processing_qlseg, modeling_qlseg
 from ..model.processor_settings import QLSegImageProcessorKwargs
@@ -21,7 +22,11 @@ from .card import plain_model_card, read_source
 from .source import Source
 from .upload import CARD, WEIGHTS, upload_folder
 
+logger = logging.get_logger(__name__)
+
 WITH_ADAPTER = "An adapter was loaded on top, and may have another one."
+# What `qlseg train` writes beside a model: its step, and how it was computed; what its run has logged
+TRAINING, RESULTS = "training.json", ("losses.jsonl", "evaluations.jsonl", "curves.png")
 PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 
@@ -109,6 +114,7 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
 
     vit_backbone_class = QLSegViTBackbone
     source: Source | None = None
+    _folders: frozenset[Path] = frozenset()  # that it was loaded from or saved in, so that their cards are its own
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -124,6 +130,7 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
             self.name_or_path = self.config.name_or_path = ""  # transformers makes a text of None
             return
         self.source = read_source(source, **where)
+        self._folders = frozenset({Path(source, where.get("subfolder") or "").expanduser().resolve()})
         if getattr(self, "_hf_peft_config_loaded", False):
             self.source = Source(self.source.name, self.source.repo_id, unknown_because=WITH_ADAPTER)
 
@@ -137,19 +144,35 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
 
+        In the folder of another model its card is replaced, and what `qlseg train` said of it is removed. A model is
+        another one if this one was neither loaded from the folder nor saved in it before.
+
         `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
         ValueError if the configuration has another number of labels than the weights, which could not be loaded.
         """
         self.check_num_labels()
         pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
+        folder = Path(save_directory)
+        is_trained = is_main_process and self._replaces_another(folder) and (folder / TRAINING).is_file()
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        for name in (TRAINING, "recipe.yaml", *RESULTS) if is_trained else ():
+            (folder / name).unlink(missing_ok=True)
+        self._folders |= {folder.resolve()}
         if is_main_process and push_to_hub:
             given = {key: kwargs[key] for key in ("token", "max_shard_size") if key in kwargs}
             name = Path(save_directory).resolve().name
             self.push_to_hub(pushed.pop("repo_id", name), **pushed, **given)
 
+    def _replaces_another(self, folder: Path) -> bool:
+        """Whether the folder holds the weights of another model; see `save_pretrained`."""
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        return folder.resolve() not in self._folders and any(re.fullmatch(WEIGHTS, name) for name in names)
+
     def _save_card(self, beside: Path, folder: Path) -> None:
-        if not (folder / CARD).exists():
+        has_card = (folder / CARD).exists()
+        if has_card and (is_foreign := self._replaces_another(folder)):
+            logger.warning(f"{folder / CARD} is of the model that was in this folder, and is replaced")
+        if not has_card or is_foreign:
             (beside / CARD).write_text(plain_model_card(self, folder.resolve().name), encoding="utf-8")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..hub.card import inference_protocol, trained_model_card
 from ..hub.loading import hide_bars
-from ..hub.saving import QLSegForSemanticSegmentation
+from ..hub.saving import RESULTS, TRAINING, QLSegForSemanticSegmentation
 from ..hub.upload import upload_folder
 from ..utils.distributed import gather_objects
 from ..utils.files import write_atomically, write_beside
@@ -15,9 +15,6 @@ from .build import plain_model
 from .distributed import launch_facts
 from .recipe import Recipe
 from .run import Run
-
-RESULTS = ("losses.jsonl", "evaluations.jsonl", "curves.png")
-TRAINING = "training.json"  # beside a model: its step, and how it was computed
 
 
 def save_models(run: Run, names: list[str]) -> None:

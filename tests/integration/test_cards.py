@@ -38,6 +38,9 @@ def test_cards_of_models_saved_by_hand(hub, tmp_path, monkeypatch, capsys):
     (tmp_path / "again" / "README.md").write_text("mine")
     model.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "README.md").read_text() == "mine"
+    again = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "again")
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "README.md").read_text() == "mine"
     fresh = QLSegForSemanticSegmentation(tiny_config())
     fresh.save_pretrained(tmp_path / "fresh")
     assert metadata_load(tmp_path / "fresh" / "README.md")["license"] == "unknown"
@@ -49,6 +52,26 @@ def test_cards_of_models_saved_by_hand(hub, tmp_path, monkeypatch, capsys):
     for folder in ("converted", "again", "from_hub", "fresh"):
         if folder != "again":
             assert_valid(ModelCard.load(tmp_path / folder / "README.md"))
+
+
+def test_cards_and_recipes_of_another_model_are_not_kept(tmp_path, caplog):
+    """They gave its licence, its mIoU and its share of held-out images to the weights that took its place."""
+    convert(tmp_path / "net")
+    for name in ("training.json", "recipe.yaml", "losses.jsonl", "labels.txt"):
+        (tmp_path / "net" / name).write_text("val_fraction: 0.5")
+    fresh = QLSegForSemanticSegmentation(tiny_config())
+    fresh.save_pretrained(tmp_path / "net")
+    assert metadata_load(tmp_path / "net" / "README.md")["license"] == "unknown"
+    assert "README.md is of the model that was in this folder, and is replaced" in caplog.text
+    names = {path.name for path in (tmp_path / "net").iterdir()}
+    assert "labels.txt" in names and not names & {"training.json", "recipe.yaml", "losses.jsonl"}
+    (tmp_path / "net" / "recipe.yaml").write_text("mine")  # without training.json it is not of `qlseg train`
+    QLSegForSemanticSegmentation(tiny_config()).save_pretrained(tmp_path / "net")
+    assert (tmp_path / "net" / "recipe.yaml").read_text() == "mine"
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "README.md").write_text("mine")
+    fresh.save_pretrained(tmp_path / "prepared")
+    assert (tmp_path / "prepared" / "README.md").read_text() == "mine"
 
 
 def saved_card(model: torch.nn.Module, place: Path) -> tuple[dict, str]:
