@@ -102,7 +102,7 @@ def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 def _check_spelling(cls: type, values: dict) -> None:
     """ValueError if a name that is no field nearly is one that is missing: transformers keeps any, to no effect."""
-    known = {*cls.__dataclass_fields__, "num_labels"}
+    known = {*cls.__dataclass_fields__, *cls.attribute_map, "num_labels"}
     missing = sorted(name for name in known - values.keys() if not name.startswith("_"))
     for name in sorted(values.keys() - known - set(dir(cls))):  # `out_indices` is a property
         if near := difflib.get_close_matches(name, missing, n=1, cutoff=0.85):
@@ -313,6 +313,7 @@ class QLSegConfig(_StoredConfig):
             model_type = values.pop("model_type", "qlseg_vit")
             own = model_type == QLSegViTConfig.model_type
             self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
+            _check_spelling(type(self.backbone_config), values)
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")

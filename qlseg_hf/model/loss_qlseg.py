@@ -70,8 +70,9 @@ def segmentation_loss(
 
     Returns:
         `loss_ce`, `loss_mask`, `loss_dice` of the last block and `loss_ce_t`, ... of block t before it, fp32 scalars.
-        Mask terms are sums over the labels that occur, divided by their number in the batch (averaged over processes,
-        at least 1); a batch without any label has mask terms 0. One host synchronisation: the count of those labels.
+        Mask terms are sums over the labels that occur, divided by their number in the batch (at least 1); a batch
+        without any label has mask terms 0. What terms are divided by is averaged over processes, as gradients are, so
+        that images count alike in all of them. One host synchronisation: the count of those labels.
         With `config.mask_activation` "softmax" `loss_mask` is the mean cross-entropy of the labelled pixels, and
         `loss_dice` the dice loss of the softmax; see `CompetingLosses`.
     """
@@ -83,8 +84,8 @@ def segmentation_loss(
     weights = _class_weights(config, labels.device)
     competes = config.mask_activation == "softmax"
     if normalizers is None:
-        normalizers = loss_normalizers(labels, config)
-        normalizers[1] = _count_masks(present)
+        normalizers = _mean_over_processes(loss_normalizers(labels, config))
+        normalizers[1].clamp_(min=1)
     tiny = torch.finfo(normalizers.dtype).tiny  # all weights may be 0: then so is the term
     class_sum, num_masks = normalizers[0].clamp(min=tiny), normalizers[1]
 
@@ -146,13 +147,12 @@ def loss_normalizers(labels: torch.Tensor, config) -> torch.Tensor:
     return torch.stack(sums)
 
 
-def _count_masks(present: torch.Tensor) -> torch.Tensor:
-    """Number of masks in the batch, averaged over processes, at least 1. `present`: (B, K) bool. fp32 scalar."""
-    count = present.sum().float()
+def _mean_over_processes(sums: torch.Tensor) -> torch.Tensor:
+    """The sums averaged over processes, which average their gradients: together they divide by those of all images."""
     if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(count)
-        count = count / distributed.get_world_size()
-    return count.clamp(min=1)
+        distributed.all_reduce(sums)
+        sums = sums / distributed.get_world_size()
+    return sums
 
 
 class MaskLosses(torch.autograd.Function):

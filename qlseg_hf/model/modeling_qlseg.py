@@ -454,10 +454,24 @@ class QLSegQueryFusion(nn.Module):
 
     def __init__(self, config: QLSegConfig, num_levels: int):
         super().__init__()
+        self.weights = nn.Linear(num_levels * self._cut_runs(config), num_levels)
+
+    def _cut_runs(self, config: QLSegConfig) -> int:
+        """Set how long the runs are; returns how many."""
         self.run = -(-config.num_labels // config.num_query_fusion_groups)
         num_runs = -(-config.num_labels // self.run)
         self.num_missing = num_runs * self.run - config.num_labels
-        self.weights = nn.Linear(num_levels * num_runs, num_levels)
+        return num_runs
+
+    @torch.no_grad()
+    def resize(self, config: QLSegConfig) -> None:
+        """Runs for another number of labels, in place; weights are fresh if the number of runs is another."""
+        num_levels = self.weights.out_features
+        width = num_levels * self._cut_runs(config)
+        if width != self.weights.in_features:
+            weight = self.weights.weight.new_empty(num_levels, width)
+            nn.init.trunc_normal_(weight, std=config.initializer_range)
+            _replace_linear(self.weights, weight, self.weights.bias.new_zeros(num_levels))
 
     def forward(self, queries: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(queries, dim=1)  # (B, L, K, C)
@@ -717,6 +731,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         last of them for any more. "No object" is kept; everything of a new label is fresh, and so are query-fusion
         layers whose number of runs changes. The log says which labels were kept.
 
+        Parameters stay the same objects: frozen ones stay frozen, with what is new in them, and an optimizer that has
+        made no step takes them as they become. One that has made steps holds moments of the old labels: make it anew.
+
         Returns:
             the names that were kept, in the new order.
 
@@ -732,34 +749,27 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         config.id2label, config.palette, config.label_weights = dict(id2label), None, None
         config.align_labels()
         config.validate_labels()
-        # new sizes on the same device: only the parts that depend on the labels are made anew
         pairs = []
         for new, name in config.id2label.items():
             if same := old.get(name.strip().casefold()):
                 pairs.append((new, same.pop(0) if len(same) > 1 else same[0]))
         queries = self.decoder.queries.new_empty(self.decoder.queries.shape[0], config.num_labels, config.hidden_size)
-        head = nn.Linear(config.hidden_size, config.num_labels + 1, device=queries.device, dtype=queries.dtype)
         nn.init.normal_(queries)
-        nn.init.trunc_normal_(head.weight, std=config.initializer_range)
-        nn.init.zeros_(head.bias)
+        weight = self.class_head.weight.new_empty(config.num_labels + 1, config.hidden_size)
+        nn.init.trunc_normal_(weight, std=config.initializer_range)
+        bias = weight.new_zeros(config.num_labels + 1)
         new_rows = torch.tensor([new for new, _ in pairs] + [config.num_labels], device=queries.device)
         old_rows = torch.tensor([was for _, was in pairs] + [self.config.num_labels], device=queries.device)
         # A kept row of (K + 1, C) scores its label; which columns it competes with changes with the label set.
-        head.weight[new_rows], head.bias[new_rows] = self.class_head.weight[old_rows], self.class_head.bias[old_rows]
+        weight[new_rows], bias[new_rows] = self.class_head.weight[old_rows], self.class_head.bias[old_rows]
         queries[:, new_rows[:-1]] = self.decoder.queries[:, old_rows[:-1]]
-        self.decoder.queries = nn.Parameter(queries)
-        self.class_head = head
+        _replace_values(self.decoder.queries, queries)
+        _replace_linear(self.class_head, weight, bias)
         for part in (self.label_classifier, self.detail):
             if part is not None:
-                self._resize_classifier(part, config.num_labels, pairs)
+                self._resize_classifier(part.classifier, config.num_labels, pairs)
         for block in self.decoder.blocks:
-            fusion = QLSegQueryFusion(config, queries.shape[0]).to(queries)
-            if fusion.weights.weight.shape == block.query_fusion.weights.weight.shape:
-                fusion.load_state_dict(block.query_fusion.state_dict())
-            else:
-                nn.init.trunc_normal_(fusion.weights.weight, std=config.initializer_range)
-                nn.init.zeros_(fusion.weights.bias)
-            block.query_fusion = fusion
+            block.query_fusion.resize(config)
         self.config.id2label, self.num_labels = config.id2label, config.num_labels
         self.config.palette = self.config.label_weights = None
         kept = [config.id2label[new] for new, _ in pairs]
@@ -767,14 +777,26 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         logger.warning(f"reuse_labels: kept {len(kept)} labels ({kept}); newly initialised {len(fresh)} ({fresh})")
         return kept
 
-    def _resize_classifier(self, part: nn.Module, num_labels: int, pairs: list[tuple[int, int]]) -> None:
-        """Rows for other labels in `part.classifier`, in place. `pairs`: (new, old) of what is kept; the rest is 0."""
-        old = part.classifier
+    def _resize_classifier(self, old: nn.Linear | nn.Conv2d, num_labels: int, pairs: list[tuple[int, int]]) -> None:
+        """Rows for other labels in `old`, in place. `pairs`: (new, old) of what is kept; the rest is 0."""
         weight, bias = old.weight.new_zeros(num_labels, *old.weight.shape[1:]), old.bias.new_zeros(num_labels)
         for new, was in pairs:
             weight[new], bias[new] = old.weight[was], old.bias[was]
-        old.weight, old.bias = nn.Parameter(weight), nn.Parameter(bias)
-        setattr(old, "out_channels" if isinstance(old, nn.Conv2d) else "out_features", num_labels)
+        _replace_linear(old, weight, bias)
+
+
+def _replace_values(parameter: nn.Parameter, values: torch.Tensor) -> None:
+    """Other values, perhaps of another shape, in the same parameter, which optimizers hold; its gradient is dropped."""
+    parameter.data, parameter.grad = values, None
+
+
+def _replace_linear(module: nn.Linear | nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
+    """Other weights in place, and the sizes that follow from them."""
+    _replace_values(module.weight, weight)
+    _replace_values(module.bias, bias)
+    names = ("out_channels", "in_channels") if isinstance(module, nn.Conv2d) else ("out_features", "in_features")
+    for name, size in zip(names, weight.shape):
+        setattr(module, name, size)
 
 
 __all__ = [

@@ -80,6 +80,10 @@ def test_every_release_has_its_way_of_measuring():
         (lambda: tiny_config(mask_wieght=3.0), "unknown key mask_wieght; did you mean mask_weight"),
         (lambda: QLSegConfig(num_lables=3), "unknown key num_lables; did you mean num_labels"),
         (lambda: QLSegViTConfig(drop_path_rte=0.0), "unknown key drop_path_rte; did you mean drop_path_rate"),
+        (
+            lambda: QLSegConfig(backbone_config={"model_type": "dinov2", "hiden_size": 32}),
+            "unknown key hiden_size; did you mean hidden_size",
+        ),
         (lambda: tiny_config(class_weight=float("nan")), "class_weight is nan; a finite number"),
         (lambda: tiny_config(position_temperature=0), "position_temperature is 0"),
         (lambda: tiny_config(focal_alpha=2), "focal_alpha 2 is outside"),

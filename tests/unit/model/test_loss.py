@@ -73,25 +73,40 @@ def test_loss_under_autocast_is_in_fp32():
     assert torch.equal(*(torch.autograd.grad(sum(x.sum() for x in both), logits)[0] for both in (found, plain)))
 
 
-def count_on_rank(rank, port, results):
+def two_images() -> tuple[torch.Tensor, ...]:
+    """Logits of classes and masks of 1 block, and labels: of the second image nearly all is void."""
+    torch.manual_seed(0)
+    labels = torch.randint(0, 5, (2, 8, 8))
+    labels[1] = 255
+    labels[1, 0, :2] = 3
+    return torch.randn(1, 2, 5, 6), torch.randn(1, 2, 5, 2, 2), labels
+
+
+def loss_of(activation: str, images: slice) -> dict[str, float]:
+    classes, masks, labels = two_images()
+    config = tiny_config(num_labels=5, mask_activation=activation)
+    terms = segmentation_loss(classes[:, images], masks[:, images], labels[images], config)
+    return {name: term.item() for name, term in terms.items()}
+
+
+def losses_on_rank(rank, port, results):
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    present_labels = torch.arange(3 if rank == 0 else 1)
-    labels = present_labels.repeat_interleave(4)[None, :, None].expand(1, -1, 4)
-    terms = segmentation_loss(torch.zeros(1, 1, 5, 6), torch.zeros(1, 1, 5, 2, 2), labels, tiny_config(num_labels=5))
-    results[rank] = terms["loss_dice"].item()
+    for activation in ("sigmoid", "softmax"):
+        results[rank, activation] = loss_of(activation, slice(rank, rank + 1))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.integration
-def test_mask_count_is_averaged_over_processes():
-    """3 masks on one process and 1 on the other are divided by 2 on both."""
+def test_images_count_alike_in_all_processes():
+    """The mean over two processes is the loss of both images in one, however their labels and void are shared out."""
     with torch.multiprocessing.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(count_on_rank, (free_port(), results), nprocs=2)
+        torch.multiprocessing.spawn(losses_on_rank, (free_port(), results), nprocs=2)
         found = dict(results)
-    # p = 1/2 everywhere: 1 - (n + 1) / (N / 2 + n + 1) for n foreground pixels of N
-    assert found[0] == pytest.approx(3 * (1 - (16 + 1) / (24 + 16 + 1)) / 2)
-    assert found[1] == pytest.approx(1 * (1 - (16 + 1) / (8 + 16 + 1)) / 2)
+    for activation in ("sigmoid", "softmax"):
+        parts = [found[rank, activation] for rank in (0, 1)]
+        mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
+        assert mean == pytest.approx(loss_of(activation, slice(0, 2)), rel=1e-5)
 
 
 def test_check_labels():

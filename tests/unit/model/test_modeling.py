@@ -1,5 +1,6 @@
 """The network as a transformers user meets it: sizes, dtypes, compilation, saving, label sets, Trainer."""
 
+import copy
 import weakref
 
 import pytest
@@ -369,6 +370,25 @@ def test_reused_labels_that_share_a_name(tiny_model):
     before = tiny_model.decoder.queries.clone()
     assert len(tiny_model.resize_labels(dict(enumerate(["CAR", "car", "sky", "car", "car"])))) == 5
     assert torch.equal(tiny_model.decoder.queries, before[:, [0, 2, 1, 3, 3]])
+
+
+def test_other_labels_in_the_same_parameters(tiny_model):
+    """New ones were trainable in a network whose rest was frozen, and unknown to the optimizer that there was."""
+    model = tiny_model.train()
+    before = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    model.decoder.queries.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model.resize_labels({0: "LABEL_3", 1: "new", 2: "newer"})
+    assert model.class_head.out_features == 4
+    assert [name for name, x in model.named_parameters() if x.requires_grad] == sorted(
+        set(before) - {"decoder.queries"}, key=before.index
+    )
+    pixel_values = torch.randn(1, 3, 32, 48)
+    model(pixel_values, labels=torch.ones(1, 32, 48, dtype=torch.long)).loss.backward()
+    old = copy.deepcopy(model.state_dict())
+    optimizer.step()
+    assert not torch.equal(old["class_head.weight"], model.class_head.weight)
+    assert torch.equal(old["decoder.queries"], model.decoder.queries)
 
 
 def test_same_labels_in_another_order_are_the_same_network(stored):
