@@ -138,6 +138,12 @@ def _number_keys(id2label: dict) -> dict[int, str]:
     return dict(sorted(numbers.items()))
 
 
+def _check_number_of_names(names: dict, num_labels: int | None) -> None:
+    """ValueError if they are not `num_labels`, of which transformers would make LABEL_0, LABEL_1, ..."""
+    if num_labels not in (None, len(names)):
+        raise ValueError(f"num_labels is {num_labels}, and id2label has {len(names)} names; leave num_labels out")
+
+
 def copy_code(folder: str | os.PathLike) -> None:
     """Copy this folder's modules into a saved folder, which then works without the package (`trust_remote_code`)."""
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -317,7 +323,9 @@ class QLSegConfig(_StoredConfig):
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
-        if self.id2label is None and num_labels is None:
+        if self.id2label is not None:
+            _check_number_of_names(self.id2label, num_labels)
+        elif num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
         self.align_labels()
@@ -332,12 +340,17 @@ class QLSegConfig(_StoredConfig):
     def from_dict(cls, config_dict: dict, **kwargs):
         """As `PreTrainedConfig.from_dict`; a new `id2label` decides what `label2id` is.
 
-        `label_weights` of a training with other names are not taken for those of the new labels.
+        `label_weights` of a training with other names are not taken for those of the new labels. ValueError if
+        `num_labels` is given too and is another number.
         """
+        number = kwargs.get("num_labels")
         if names := kwargs.get("id2label"):
+            _check_number_of_names(names, number)
             kwargs.pop("label2id", None)
             if _number_keys(names) != _number_keys(config_dict.get("id2label") or {}):
                 kwargs.setdefault("label_weights", None)
+        elif number is not None and number != len(config_dict.get("id2label") or {}):
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
         return super().from_dict(config_dict, **kwargs)
 
     def align_labels(self) -> None:

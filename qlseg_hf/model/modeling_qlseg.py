@@ -397,7 +397,7 @@ class QLSegPixelEncoder(nn.Module):
                 f"backbone width {width} must be a multiple of 4, of num_group_norm_groups "
                 f"{config.num_group_norm_groups} and of num_pixel_encoder_heads {config.num_pixel_encoder_heads}"
             )
-        self.temperature = config.position_temperature
+        self.config = config
         self.projections = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(num_levels))
         self.norms = nn.ModuleList(QLSegGroupNorm(config.num_group_norm_groups, width) for _ in range(num_levels))
         self.level_embeddings = nn.Parameter(torch.zeros(num_levels, width))
@@ -408,7 +408,9 @@ class QLSegPixelEncoder(nn.Module):
     def forward(self, maps: tuple[torch.Tensor, ...], grid: Grid) -> tuple[torch.Tensor, ...]:
         levels = [norm(project(x)) for x, project, norm in zip(maps, self.projections, self.norms)]
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, L * N, D)
-        code = position_code(grid, hidden_states.shape[-1], self.temperature, hidden_states.device)  # (N, D)
+        code = position_code(
+            grid, hidden_states.shape[-1], self.config.position_temperature, hidden_states.device
+        )  # (N, D)
         position = (code.to(hidden_states.dtype) + self.level_embeddings[:, None]).flatten(0, 1)  # (L * N, D)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position, grid)
@@ -509,7 +511,7 @@ class QLSegDecoder(nn.Module):
 
     def __init__(self, config: QLSegConfig, width: int, num_levels: int):
         super().__init__()
-        self.mask_threshold = config.mask_threshold
+        self.config = config
         self.queries = nn.Parameter(torch.zeros(num_levels, config.num_labels, config.hidden_size))
         self.projections = nn.ModuleList(nn.Linear(width, config.hidden_size) for _ in range(num_levels))
         self.norms = nn.ModuleList(nn.LayerNorm(config.hidden_size) for _ in range(num_levels))
@@ -523,7 +525,7 @@ class QLSegDecoder(nn.Module):
         fused, mask_logits, mask = [], [], None
         for block in self.blocks:
             queries, fused_queries, scores = block(queries, projected, mask)
-            mask = visible_tokens(scores, self.mask_threshold)
+            mask = visible_tokens(scores, self.config.mask_threshold)
             fused.append(fused_queries)
             mask_logits.append(scores.unflatten(-1, grid))
         return torch.stack(fused), torch.stack(mask_logits)

@@ -77,6 +77,7 @@ def test_every_release_has_its_way_of_measuring():
             "num_pixel_encoder_layers is 0",
         ),  # leaves level codes unused
         (lambda: tiny_config(num_labels="3"), "num_labels is '3'"),
+        (lambda: QLSegConfig(num_labels=3, id2label={0: "a"}), "num_labels is 3, and id2label has 1 names; leave"),
         (lambda: tiny_config(mask_wieght=3.0), "unknown key mask_wieght; did you mean mask_weight"),
         (lambda: QLSegConfig(num_lables=3), "unknown key num_lables; did you mean num_labels"),
         (lambda: QLSegViTConfig(drop_path_rte=0.0), "unknown key drop_path_rte; did you mean drop_path_rate"),
@@ -133,6 +134,7 @@ def test_what_was_changed_is_checked_when_saved(tmp_path):
             "semantic_loss_ignore_index 255 is one of the 300 labels",
         ),
         ({"semantic_loss_ignore_index": 3}, "semantic_loss_ignore_index 3 is one of the 20 labels"),
+        ({"num_labels": 3, "id2label": {0: "a", 1: "b"}}, "num_labels is 3, and id2label has 2 names; leave"),
         ({"mask_threshold": 7.0}, "mask_threshold 7.0 is outside"),
     ],
 )

@@ -372,6 +372,18 @@ def test_reused_labels_that_share_a_name(tiny_model):
     assert torch.equal(tiny_model.decoder.queries, before[:, [0, 2, 1, 3, 3]])
 
 
+@pytest.mark.parametrize(("name", "value"), [("mask_threshold", 0.9), ("position_temperature", 3.0)])
+def test_numbers_of_the_configuration_count_when_they_are_changed(tiny_model, tmp_path, name, value):
+    """They were those of before until the model was saved and loaded."""
+    setattr(tiny_model.config, name, value)
+    tiny_model.save_pretrained(tmp_path)
+    again = QLSegForSemanticSegmentation.from_pretrained(tmp_path)
+    pixel_values = torch.randn(1, 3, 64, 96)
+    assert torch.equal(tiny_model(pixel_values).logits, again(pixel_values).logits)
+    setattr(tiny_model.config, name, getattr(tiny_config(), name))
+    assert not torch.equal(tiny_model(pixel_values).logits, again(pixel_values).logits)
+
+
 def test_other_labels_in_the_same_parameters(tiny_model):
     """New ones were trainable in a network whose rest was frozen, and unknown to the optimizer that there was."""
     model = tiny_model.train()
