@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -182,6 +183,7 @@ def _array_values(
     """(H, W, c) or (H, W) of an array or tensor; see `load_picture` for its type. `is_ordered`: channels are last."""
     is_tensor = isinstance(image, torch.Tensor)
     array = to_numpy(image) if is_tensor else image
+    _check_not_masked(array, "picture", "0")
     keep_float = keep_float or num_channels is None
     if array.dtype.kind not in "iub" and not (keep_float and array.dtype.kind == "f"):
         kind = "floating-point" if array.dtype.kind == "f" else array.dtype
@@ -206,6 +208,12 @@ def _array_values(
         if not is_small or (array.ndim == 3 and array.shape[-1] not in (1, 3)):
             return array.astype(array.dtype.newbyteorder("="))
     return _to_8_bit(array, num_channels in (None, 1, 3))
+
+
+def _check_not_masked(array: Any, what: str, value: str) -> None:
+    """ValueError for a masked array, whose hidden values would be read as if they were not."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError(f"the {what} is a masked array; give plain values, as of .filled({value})")
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
@@ -282,6 +290,7 @@ def load_label_map(label_map: Picture) -> np.ndarray:
             f"a label map holds one label per pixel (modes L, P, I;16); this picture has mode {label_map.mode}, "
             "so translate its colours to labels first"
         )
+    _check_not_masked(label_map, "label map", "ignore_index")
     array = to_numpy(label_map) if isinstance(label_map, torch.Tensor) else np.asarray(label_map)
     if array.ndim == 3 and 1 in (array.shape[0], array.shape[-1]):
         array = array.squeeze(0 if array.shape[0] == 1 else -1)

@@ -788,7 +788,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
 
 
 def _replace_values(parameter: nn.Parameter, values: torch.Tensor) -> None:
-    """Other values, perhaps of another shape, in the same parameter, which optimizers hold; its gradient is dropped."""
+    """Other values, perhaps of another shape, in a parameter, which optimizers hold; its gradient is dropped."""
     parameter.data, parameter.grad = values, None
 
 

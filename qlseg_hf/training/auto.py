@@ -195,7 +195,7 @@ def _schedule(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[
         width = None if recipe.model else described.get("hidden_size", QLSegViTConfig.hidden_size)
         yield "learning_rate", (encoder_rate(width), "by the encoder's width" if width else "the paper's")
     if recipe.warmup_steps is None:
-        yield "warmup_steps", (min(1500, max(1, steps // 20)), "")
+        yield "warmup_steps", (min(1500, max(1, steps // 20), steps - 1), "")
     every = recipe.eval_steps
     if every is None:
         # no more often than that as many images are trained on as are evaluated

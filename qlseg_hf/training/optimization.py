@@ -123,4 +123,16 @@ def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, power: fl
     return factor
 
 
-__all__ = ["learning_rate_factor", "parameter_groups"]
+def warmup_warning(max_steps: int, warmup_steps: int, power: float) -> str | None:
+    """The sentence on a run that ends before its learning rate has risen to half of what was asked for; or None."""
+    steps = range(min(max_steps, warmup_steps + 1))
+    highest = max(learning_rate_factor(step, max_steps, warmup_steps, power) for step in steps)
+    if highest >= 0.5:
+        return None
+    return (
+        f"with warmup_steps {warmup_steps} and max_steps {max_steps} the learning rate never exceeds {highest:.2g} "
+        "of learning_rate; lower warmup_steps, or give more steps"
+    )
+
+
+__all__ = ["learning_rate_factor", "parameter_groups", "warmup_warning"]

@@ -27,7 +27,7 @@ from .distributed import SHARDED, check_batch, launched_precision, start_acceler
 from .extra import count_extra, look_at_extra, open_extra
 from .facts import data_facts, device_facts
 from .models import find_due_models, hub_place
-from .optimization import parameter_groups
+from .optimization import parameter_groups, warmup_warning
 from .recipe import Recipe
 from .run import Run
 from .sharding import compute_in, prepare_sharded
@@ -105,7 +105,11 @@ def build_run(recipe: Recipe, signals: StopSignals, unreadable: list) -> Run:
     accelerator = start_accelerator(recipe)
     processor = build_processor(recipe)
     if accelerator.is_main_process:
-        told = (scale_warning(recipe, processor), average_warning(recipe.ema_decay, recipe.max_steps))
+        told = (
+            scale_warning(recipe, processor),
+            average_warning(recipe.ema_decay, recipe.max_steps),
+            warmup_warning(recipe.max_steps, recipe.warmup_steps, recipe.poly_power),
+        )
         print(*(f"warning: {text}\n" for text in told if text), sep="", end="", file=sys.stderr)
     training_samples = open_split(recipe, recipe.train_split)
     set_seed(recipe.seed)

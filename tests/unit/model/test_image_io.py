@@ -189,11 +189,17 @@ def test_colours_multiplied_by_alpha_are_restored():
         (torch.from_numpy(GRAY.astype(np.int32)) - 300, "int32 values outside 0..255"),
         (torch.zeros(3, 4, 4, device="meta"), "on the meta device"),
         (GRAY / 255, "do_rescale=False"),
+        (np.ma.masked_array(GRAY), r"masked array; give plain values, as of .filled\(0\)"),
     ],
 )
 def test_refused_values_and_modes(picture, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_picture(picture)
+
+
+def test_what_is_hidden_of_a_label_map_is_no_label():
+    with pytest.raises(ValueError, match="the label map is a masked array; give plain values"):
+        load_label_map(np.ma.masked_equal(GRAY, 0))
 
 
 def test_sixteen_bits_of_the_full_range():

@@ -10,7 +10,7 @@ from transformers import AutoBackbone, Dinov2Config
 
 from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.convert.key_table import new_names
-from qlseg_hf.training.optimization import learning_rate_factor, parameter_groups
+from qlseg_hf.training.optimization import learning_rate_factor, parameter_groups, warmup_warning
 
 
 def settings_by_name(model: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]]:
@@ -243,3 +243,12 @@ def test_wrong_steps(step, max_steps, warmup_steps):
     message = f"step {step} of {max_steps} with {warmup_steps} warm-up steps; counts from 0"
     with pytest.raises(ValueError, match=message):
         learning_rate_factor(step, max_steps, warmup_steps)
+
+
+def test_runs_that_end_in_their_warm_up():
+    """They trained at a small part of the learning rate, without a word."""
+    for released in (160_000, 80_000, 40_000):
+        assert warmup_warning(released, 1500, 1.0) is None
+    assert warmup_warning(2, 1, 1.0) is warmup_warning(1, 0, 0.9) is None
+    found = warmup_warning(100, 1500, 1.0)
+    assert found.startswith("with warmup_steps 1500 and max_steps 100 the learning rate never exceeds 0.017 of")
