@@ -740,10 +740,12 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
             the names that were kept, in the new order.
 
         Raises:
-            ValueError: the keys of `id2label` are not 0..K-1, the ignored label would be among them, or the
-                configuration does not have the labels of the weights.
+            ValueError: the keys of `id2label` are not 0..K-1, the ignored label would be among them, the
+                configuration does not have the labels of the weights, or these are offloaded to disk.
         """
         self.check_num_labels()
+        if getattr(self, "hf_device_map", None) and any(parameter.is_meta for parameter in self.parameters()):
+            raise ValueError("weights are offloaded, by device_map; change the labels and save before they are")
         old: dict[str, list[int]] = {}
         for index, name in self.config.id2label.items():
             old.setdefault(name.strip().casefold(), []).append(index)

@@ -186,6 +186,11 @@ class Settings:
                 "pixels between windows would never be seen"
             )
         self._check_numbers()
+        labels = (self.ignore_index or 0, *(self.label_mapping or {}).values())
+        if not -(2**31) <= min(labels) <= max(labels) < 2**31:
+            raise ValueError(
+                f"ignore_index and the labels of label_mapping must fit 32 bits; got {reprlib.repr(labels)}"
+            )
         if self.do_reduce_labels and self.ignore_index == 0:
             raise ValueError("with do_reduce_labels label 1 becomes 0, so ignore_index cannot be 0; use 255")
 

@@ -364,6 +364,15 @@ def test_labels_that_cannot_be(tiny_model):
     assert tiny_model.config.num_labels == 20 and tiny_model(torch.zeros(1, 3, 32, 48)).logits.shape[1] == 20
 
 
+def test_labels_of_a_model_on_disk(network, tmp_path):
+    """New names stood before the weights of the old ones, which came back from the disk."""
+    names = {number: f"LABEL_{19 - number}" for number in range(20)}
+    parts = {"backbone": "cpu", "pixel_encoder": "cpu", "decoder": "disk", "class_head": "disk"}
+    place = {"device_map": parts, "offload_folder": tmp_path}
+    with pytest.raises(ValueError, match="weights are offloaded, by device_map; change the labels"):
+        QLSegForSemanticSegmentation.from_pretrained(network, id2label=names, reuse_labels=True, **place)
+
+
 def test_reused_labels_that_share_a_name(tiny_model):
     """Each is kept for one of them, not the last for all."""
     tiny_model.resize_labels({0: "car", 1: "sky", 2: "Car", 3: "car "})

@@ -18,6 +18,8 @@ RAMP = np.arange(24 * 30 * 3, dtype=np.uint8).reshape(24, 30, 3)
     [
         ({"window_stride": 700}, ValueError, "window_stride 700 must be 1..window_size"),
         ({"do_reduce_labels": True, "ignore_index": 0}, ValueError, "ignore_index cannot be 0"),
+        ({"ignore_index": 10**30}, ValueError, "ignore_index and the labels of label_mapping must fit 32 bits"),
+        ({"label_mapping": {1: 2**40}}, ValueError, "must fit 32 bits"),
         ({"size": {"longest_edge": 4}}, ValueError, "size must be"),
         ({"size": {"shortest_edge": 4, "longest_edge": 8}}, ValueError, "size must be"),  # the cap was ignored
         ({"size": {"shortest_edge": -4}}, ValueError, "size must be"),
