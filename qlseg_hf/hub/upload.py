@@ -11,6 +11,9 @@ import re
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 # what `save_pretrained` writes; of two generations side by side, `from_pretrained` would take the unsharded one
@@ -81,8 +84,11 @@ def upload_folder(
     stale = [name for name in there if has_weights and re.fullmatch(WEIGHTS, name) and name not in files]
     card = None
     if keep_card and CARD in there:
-        if tags:
-            card = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+        if tags or CARD in files:
+            kept = Path(api.hf_hub_download(repo_id, CARD, revision=revision)).read_text(encoding="utf-8")
+            card = kept if tags else None
+        if CARD in files:
+            _warn_of_license(repo_id, kept, files[CARD].read_text(encoding="utf-8"))
     elif CARD in files:
         card = files[CARD].read_text(encoding="utf-8")  # its snippet then names the repository, not the folder
         card = card.replace(f"{model_argument(folder.name)})", f"{model_argument(repo_id, revision)})")
@@ -101,6 +107,14 @@ def upload_folder(
         revision=revision,
         create_pr=create_pr,
     )
+
+
+def _warn_of_license(repo_id: str, kept: str, own: str) -> None:
+    """Log it if the card that stays states another licence than the weights that are pushed are known to have."""
+    found = [re.search(r"^license: *(.*)$", card.partition("\n---")[0], re.MULTILINE) for card in (kept, own)]
+    stated, known = (match[1].strip() if match else "none" for match in found)
+    if known not in ("unknown", stated):
+        logger.warning(f"the card of {repo_id} is kept and says licence {stated}; that of these weights is {known}")
 
 
 def model_argument(name: str, revision: str | None = None) -> str:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import pipeline
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
+from qlseg_hf.hub.source import Source
 
 
 @torch.no_grad()
@@ -98,13 +99,16 @@ def test_private_is_not_ignored_for_a_public_repository(hub, tiny_model):
     assert hub.files("me/net") == before
 
 
-def test_an_existing_card_is_kept(hub, tiny_model):
+def test_an_existing_card_is_kept(hub, tiny_model, caplog):
     tiny_model.push_to_hub("me/net")
     mine = b"---\nlicense: mit\n---\n# Mine\n"
     HfApi().upload_file(path_or_fileobj=mine, path_in_repo="README.md", repo_id="me/net")
     tiny_model.push_to_hub("me/net")
     WINDOW.push_to_hub("me/net")
-    assert hub.files("me/net")["README.md"] == mine
+    assert hub.files("me/net")["README.md"] == mine and "licence" not in caplog.text
+    tiny_model.source = Source("checkpoint.pth", license={"license": "other"})
+    tiny_model.push_to_hub("me/net")
+    assert "the card of me/net is kept and says licence mit; that of these weights is other" in caplog.text
     tiny_model.add_model_tags(["drawn"])
     tiny_model.push_to_hub("me/net")
     card = ModelCard(hub.files("me/net")["README.md"].decode())
