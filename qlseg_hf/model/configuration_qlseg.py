@@ -163,7 +163,14 @@ class _StoredConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
+        """As that of transformers; ValueError for a configuration of another kind, whose model would be random, and
+        for a keyword that is nearly a field's name.
+        """
         _check_no_kernels(config_dict)
+        if config_dict.get("model_type", cls.model_type) != cls.model_type:
+            raise ValueError(f"the configuration is of a {config_dict['model_type']!r:.80}, not of a {cls.model_type}")
+        if not kwargs.get("return_unused_kwargs"):
+            _check_spelling(cls, kwargs)
         return super().from_dict(config_dict, **kwargs)
 
 

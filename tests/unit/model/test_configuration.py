@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from networks import tiny_config
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.releases import label_set
@@ -143,6 +143,18 @@ def test_what_from_pretrained_changes_is_checked(network, changes, message):
     for load in (QLSegForSemanticSegmentation, AutoModelForSemanticSegmentation):
         with pytest.raises(ValueError, match=message):
             load.from_pretrained(network, ignore_mismatched_sizes=True, **changes)
+
+
+def test_configurations_of_another_kind(network, tmp_path):
+    """A folder of an encoder was loaded as a network of random weights; a misspelt keyword changed nothing."""
+    AutoConfig.from_pretrained(network).backbone_config.save_pretrained(tmp_path)
+    for load in (QLSegConfig, QLSegForSemanticSegmentation):
+        with pytest.raises(ValueError, match="the configuration is of a 'qlseg_vit', not of a qlseg"):
+            load.from_pretrained(tmp_path)
+    assert QLSegViTConfig.from_pretrained(network).hidden_size == 32  # that of the encoder inside
+    for load in (QLSegConfig, AutoConfig):
+        with pytest.raises(ValueError, match="unknown key mask_wieght; did you mean mask_weight"):
+            load.from_pretrained(network, mask_wieght=3.0)
 
 
 def test_labels_stand_in_the_order_of_their_numbers(tmp_path):
