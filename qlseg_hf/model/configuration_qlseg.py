@@ -6,19 +6,24 @@ Source: Xie et al., "Multi-query and multi-level enhanced network for semantic s
 """
 
 import copy
-import difflib
 import math
 import os
-from functools import wraps
-from operator import index
 from pathlib import Path
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+from .configuration_checks import (
+    check_no_kernels,
+    check_number_of_names,
+    check_ranges,
+    check_spelling,
+    number_keys,
+    raise_value_errors,
+)
 
 __version__ = "0.1.0"
 
@@ -69,79 +74,9 @@ CUSTOM_PIPELINES = {
 }
 
 
-def _raise_value_errors(cls: type) -> type:
-    """A wrong name, number or type given to a `strict` class is a ValueError, not the Hub's error, nor passed over."""
-    init = cls.__init__
-
-    @wraps(init)
-    def __init__(self, *args, **kwargs):
-        _check_spelling(cls, kwargs)
-        try:
-            init(self, *args, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(f"{cls.__name__}: {error.__cause__ or error}") from error
-
-    cls.__init__ = __init__
-    return cls
-
-
-def _check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:
-    """ValueError if one of the fields `counts` is below 1, or one of `factors` is negative or not finite."""
-    for name in counts:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
-    for name in factors:
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name} is {getattr(config, name)}; a finite number, 0 or more, is wanted")
-
-
 def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """(height, width) from one side of a square or from a pair."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _check_spelling(cls: type, values: dict) -> None:
-    """ValueError if a name that is no field nearly is one that is missing: transformers keeps any, to no effect."""
-    known = {*cls.__dataclass_fields__, *cls.attribute_map, "num_labels"}
-    missing = sorted(name for name in known - values.keys() if not name.startswith("_"))
-    for name in sorted(values.keys() - known - set(dir(cls))):  # `out_indices` is a property
-        if near := difflib.get_close_matches(name, missing, n=1, cutoff=0.85):
-            raise ValueError(f"unknown key {name}; did you mean {near[0]}?")
-
-
-def _check_no_kernels(values: dict) -> None:
-    """ValueError if a stored configuration names attention code on the Hub: transformers would fetch and run it.
-
-    Pass a kernel you trust to `from_pretrained` as `attn_implementation`.
-    """
-    for key, value in values.items():
-        if key.endswith("attn_implementation") and "/" in str(value):
-            raise ValueError(
-                f"the configuration asks for the attention code {value!r}, which is not run; remove {key}"
-            )
-        if isinstance(value, dict):
-            _check_no_kernels({str(name): inner for name, inner in value.items()})
-
-
-def _number_keys(id2label: dict) -> dict[int, str]:
-    """{number: name}, in the order of the numbers, whatever order they came in: JSON that was sorted as text has 10
-    before 2. Keys are numbers, or texts of numbers as JSON has them; ValueError for others.
-    """
-    try:
-        numbers = {
-            int(number) if isinstance(number, str) else index(number): name for number, name in id2label.items()
-        }
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"id2label must be {{number: name}}, got {id2label!r:.80}") from error
-    if len(numbers) < len(id2label):
-        raise ValueError(f"id2label names a number twice: {id2label!r:.80}")
-    return dict(sorted(numbers.items()))
-
-
-def _check_number_of_names(names: dict, num_labels: int | None) -> None:
-    """ValueError if they are not `num_labels`, of which transformers would make LABEL_0, LABEL_1, ..."""
-    if num_labels not in (None, len(names)):
-        raise ValueError(f"num_labels is {num_labels}, and id2label has {len(names)} names; leave num_labels out")
 
 
 def copy_code(folder: str | os.PathLike) -> None:
@@ -166,15 +101,15 @@ class _StoredConfig(PreTrainedConfig):
         """As that of transformers; ValueError for a configuration of another kind, whose model would be random, and
         for a keyword that is nearly a field's name.
         """
-        _check_no_kernels(config_dict)
+        check_no_kernels(config_dict)
         if config_dict.get("model_type", cls.model_type) != cls.model_type:
             raise ValueError(f"the configuration is of a {config_dict['model_type']!r:.80}, not of a {cls.model_type}")
         if not kwargs.get("return_unused_kwargs"):
-            _check_spelling(cls, kwargs)
+            check_spelling(cls, kwargs)
         return super().from_dict(config_dict, **kwargs)
 
 
-@_raise_value_errors
+@raise_value_errors
 @strict
 class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
     r"""Plain ViT encoder: pre-norm, exact GELU, biases everywhere, no final norm; ViT-L/16.
@@ -223,7 +158,7 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
         """ValueError if a number is out of range or two do not go together; `@strict` calls it, as does saving."""
         super().validate_architecture()
         counts = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
-        _check_ranges(self, (*counts, "num_channels"), ("layer_norm_eps", "initializer_range"))
+        check_ranges(self, (*counts, "num_channels"), ("layer_norm_eps", "initializer_range"))
         if not self.out_indices:
             raise ValueError("out_indices is empty; at least one stage must be returned")
         if self.hidden_size % self.num_attention_heads:
@@ -238,7 +173,7 @@ class QLSegViTConfig(BackboneConfigMixin, _StoredConfig):
             raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
 
-@_raise_value_errors
+@raise_value_errors
 @strict
 class QLSegConfig(_StoredConfig):
     r"""QLSeg: backbone, deformable pixel encoder, attention-to-mask decoder and loss. Defaults are vit-l-ade20k.
@@ -326,12 +261,12 @@ class QLSegConfig(_StoredConfig):
             model_type = values.pop("model_type", "qlseg_vit")
             own = model_type == QLSegViTConfig.model_type
             self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
-            _check_spelling(type(self.backbone_config), values)
+            check_spelling(type(self.backbone_config), values)
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
         if self.id2label is not None:
-            _check_number_of_names(self.id2label, num_labels)
+            check_number_of_names(self.id2label, num_labels)
         elif num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
@@ -339,7 +274,7 @@ class QLSegConfig(_StoredConfig):
 
     def __setattr__(self, name: str, value) -> None:
         """`id2label` is kept by number and in their order, whenever it is set; the names are read by their places."""
-        super().__setattr__(name, _number_keys(value) if name == "id2label" and value else value)
+        super().__setattr__(name, number_keys(value) if name == "id2label" and value else value)
         if name == "id2label" and value:
             self.label2id = {label: number for number, label in self.id2label.items()}
 
@@ -352,9 +287,9 @@ class QLSegConfig(_StoredConfig):
         """
         number = kwargs.get("num_labels")
         if names := kwargs.get("id2label"):
-            _check_number_of_names(names, number)
+            check_number_of_names(names, number)
             kwargs.pop("label2id", None)
-            if _number_keys(names) != _number_keys(config_dict.get("id2label") or {}):
+            if number_keys(names) != number_keys(config_dict.get("id2label") or {}):
                 kwargs.setdefault("label_weights", None)
         elif number is not None and number != len(config_dict.get("id2label") or {}):
             config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
@@ -378,7 +313,7 @@ class QLSegConfig(_StoredConfig):
     def validate_architecture(self):
         """ValueError if a number is out of range or two do not go together; `@strict` calls it, as does saving."""
         super().validate_architecture()
-        _check_ranges(self, COUNTS, FACTORS)
+        check_ranges(self, COUNTS, FACTORS)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
