@@ -34,12 +34,12 @@ class CheckCommand(click.Command):
 
 
 def read_source(source: str | None, overrides: list[str]) -> dict[str, Any]:
-    """Values of the keys: of a recipe or data.yaml, if `source` is one, and of the command line (see `load_recipe`).
+    """Values of the keys: of a recipe or data.yaml, if `source` is one, and of the command line; see `load_recipe`.
 
     Raises:
         ValueError: a file that is no YAML, or no data.
     """
-    from ..training.recipe import RECIPES, is_data_file, read_data_file, read_overrides, rename_old_keys
+    from ..training.recipe import RECIPES, merge_values, read_data_file
     from ..utils.yaml_text import read_mapping
 
     values: dict[str, Any] = {}
@@ -55,30 +55,10 @@ def read_source(source: str | None, overrides: list[str]) -> dict[str, Any]:
             raise ValueError(f"there is no recipe {source[:80]}; give a YAML file, a folder or the id of a data set")
         else:
             values = {"data": source}
-    given = read_overrides(overrides)
-    values = rename_old_keys(values) | given
-    if is_data_file(values.get("data")):
-        data = read_data_file(Path(values["data"]))
-        values |= data | {key: value for key, value in given.items() if key != "data"}
+    values = merge_values(values, overrides)
     if not values.get("data"):
         raise ValueError("there is no data; give a folder, the id of a data set, a data.yaml or a recipe")
     return values
-
-
-def make_request(values: dict[str, Any]):
-    """`DataRequest` of the values of a recipe's keys.
-
-    Raises:
-        ValueError: an unknown key, a value of a wrong type, names or colours that are none, or a model whose rules
-            contradict them.
-    """
-    from ..training.facts import data_request
-    from ..training.recipe import check_values
-
-    values = dict(values)
-    values["label_colors"], names = read_label_colors(values.get("label_colors"))
-    values |= {"label_names": names} if names and not values.get("label_names") else {}
-    return data_request(check_values(values))
 
 
 def look_at_extra_data(values: dict[str, Any], survey) -> None:
@@ -89,24 +69,6 @@ def look_at_extra_data(values: dict[str, Any], survey) -> None:
     recipe = check_values({key: values[key] for key in ("data", "extra_data")})
     extra = open_extra(recipe, survey.processor, list(survey.rules.names))
     look_at_extra(extra, survey, len(survey.training), bool(values.get("strict")))
-
-
-def read_label_colors(given: dict | str | None) -> tuple[dict | None, list[str] | None]:
-    """{label: [r, g, b]} from a mapping or a file of one, and the names, if these stand in place of the labels.
-
-    ValueError if names and numbers of labels are mixed; the number of void, such as 255, may stand beside names.
-    """
-    from ..utils.yaml_text import read_mapping
-
-    values = read_mapping(Path(given)) if isinstance(given, str) else given
-    names = [label for label in values or () if isinstance(label, str)]
-    if not values or not names:
-        return values, None
-    if mixed := [label for label in values if not isinstance(label, str) and 0 <= label < len(names)]:
-        raise ValueError(
-            f"label_colors names {names[0]!r} and others, and numbers {mixed[0]}; give names to all labels"
-        )
-    return {names.index(label) if isinstance(label, str) else label: color for label, color in values.items()}, names
 
 
 def check_output(output: Path, data: str) -> None:
@@ -121,6 +83,8 @@ def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
     from ..data.check import survey_data
     from ..data.check.outputs import as_json, failure_as_json, json_text, write_files
     from ..data.check.page import write_page
+    from ..training.facts import data_request
+    from ..training.recipe import check_values
     from .errors import sentence
     from .train import split_words
 
@@ -130,7 +94,7 @@ def check(words: tuple[str, ...], output: Path | None, as_object: bool) -> None:
         values = read_source(source, overrides)
         if output is not None:
             check_output(output, values["data"])
-        survey = survey_data(make_request(values))
+        survey = survey_data(data_request(check_values(values)))
         if values.get("extra_data"):
             look_at_extra_data(values, survey)
     except (ImportError, OSError, TypeError, ValueError) as error:

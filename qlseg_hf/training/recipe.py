@@ -50,21 +50,27 @@ def load_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
             a key without a value.
     """
     source = "the command line" if path is None else find_recipe(path)
-    values = {} if path is None else rename_old_keys(read_mapping(Path(source)))
-    given = read_overrides(overrides)
-    if "epochs" in given and "max_steps" not in given:
-        values.pop("max_steps", None)
+    values = {} if path is None else read_mapping(Path(source))
     try:
-        merged = values | given
-        if is_data_file(merged.get("data")):
-            data = read_data_file(Path(merged["data"]))
-            merged = values | data | {key: value for key, value in given.items() if key != "data"}
-            parts = [part.get("processor") or {} for part in (values, data, given)]
-            if all(isinstance(part, dict) for part in parts) and any(parts):
-                merged["processor"] = parts[0] | parts[1] | parts[2]
-        return check_values(merged)
+        return check_values(merge_values(values, overrides))
     except ValueError as error:
         raise ValueError(f"{source}{' with these overrides' if overrides and path else ''}: {error}") from error
+
+
+def merge_values(values: dict, overrides: list[str] | tuple[str, ...]) -> dict:
+    """Values of a file with overrides and a `data.yaml`, by the present names of the keys; see `load_recipe`."""
+    values, given = rename_old_keys(values), read_overrides(overrides)
+    if "epochs" in given and "max_steps" not in given:
+        values.pop("max_steps", None)
+    merged = values | given
+    if not is_data_file(merged.get("data")):
+        return merged
+    data = read_data_file(Path(merged["data"]))
+    merged = values | data | {key: value for key, value in given.items() if key != "data"}
+    parts = [part.get("processor") or {} for part in (values, data, given)]
+    if all(isinstance(part, dict) for part in parts) and any(parts):
+        merged["processor"] = parts[0] | parts[1] | parts[2]
+    return merged
 
 
 def read_overrides(overrides: list[str] | tuple[str, ...]) -> dict:
@@ -114,14 +120,21 @@ def check_values(values: dict) -> Recipe:
 
 
 def number_label_colors(values: dict) -> dict:
-    """Values in which `label_colors`, a mapping or a file of one, is by label; names in place of labels name them."""
+    """Values in which `label_colors`, a mapping or a file of one, is by label; names in place of labels name them.
+
+    ValueError if names and numbers of labels are mixed; the number of void, such as 255, may stand beside names.
+    """
     colors = values.get("label_colors")
     if isinstance(colors, str):
         colors = read_mapping(Path(colors).expanduser())
-    if not isinstance(colors, dict) or not colors or not all(isinstance(label, str) for label in colors):
-        return values | {"label_colors": colors} if colors is not None else values
-    names = values.get("label_names") or list(colors)
-    return values | {"label_colors": dict(enumerate(colors.values())), "label_names": names}
+    if names := [label for label in colors if isinstance(label, str)] if isinstance(colors, dict) else []:
+        if mixed := [label for label in colors if label in range(len(names))]:
+            raise ValueError(
+                f"label_colors names {names[0]!r} and others, and numbers {mixed[0]}; give names to all labels"
+            )
+        colors = {names.index(label) if label in names else label: color for label, color in colors.items()}
+        values = values | {"label_names": values.get("label_names") or names}
+    return values if colors is None else values | {"label_colors": colors}
 
 
 def rename_old_keys(values: dict, warn: bool = True) -> dict:

@@ -81,6 +81,15 @@ def test_colors_by_name(tmp_path, as_file):
     assert recipe.label_colors == {3: [1, 2, 3]} and recipe.label_names is None
 
 
+def test_colors_by_name_and_number():
+    """The number of void may stand beside names, as `qlseg check` writes and takes it; that of a label may not."""
+    recipe = load_recipe(None, ["--data", "d", "--label_colors", "{road: [1, 2, 3], 255: [0, 0, 0], sky: [4, 5, 6]}"])
+    assert recipe.label_colors == {0: [1, 2, 3], 255: [0, 0, 0], 1: [4, 5, 6]}
+    assert recipe.label_names == ["road", "sky"]
+    with pytest.raises(ValueError, match="label_colors names 'road' and others, and numbers 0; give names to all"):
+        load_recipe(None, ["--data", "d", "--label_colors", "{road: [1, 2, 3], 0: [0, 0, 0]}"])
+
+
 def test_trackers_may_be_several():
     assert load_recipe(None, ["--data", "d", "--report_to", "[tensorboard, trackio]"]).report_to == [
         "tensorboard",
