@@ -65,15 +65,6 @@ class RecipeCommand(click.Command):
     Options are not parsed here: `load_recipe` reads them as YAML and answers a misspelt one with the nearest key.
     """
 
-    def __init__(self, name: str, help: str):
-        super().__init__(
-            name,
-            help=help,
-            params=[click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)],
-            callback=self._run,
-            context_settings=SETTINGS | {"ignore_unknown_options": True},
-        )
-
     def collect_usage_pieces(self, context: click.Context) -> list[str]:
         return ["[RECIPE]", "[--key value ...]"]
 
@@ -87,41 +78,41 @@ class RecipeCommand(click.Command):
         with formatter.section("Options"):
             formatter.write_dl([("-h, --help", "Show this message; after RECIPE, with its values as defaults.")])
 
-    def _run(self, words: tuple[str, ...]) -> None:
-        from ..training.loop import train
-        from ..training.recipe import load_recipe
-        from ..utils.distributed import StopRequestedError, StopSignals, report_deaths
-        from ..utils.memory import keep_freed_memory_by_default
-        from .errors import exit_status
 
-        keep_freed_memory_by_default()
-        signals = StopSignals()
-        signals.listen()
+@click.command("train", cls=RecipeCommand, context_settings=SETTINGS | {"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def command(words: tuple[str, ...]) -> None:
+    """Train or fine-tune, on one device; on several with `accelerate launch -m qlseg_hf.cli.train`.
 
-        def run() -> None:
-            with report_deaths():
-                train(load_recipe(*split_words(words)), signals)
+    `qlseg train --data FOLDER` is enough: what is not said is decided from data, encoder and machine, told, and
+    written to `recipe.yaml` in the folder of the run. RECIPE is a YAML file with any of the keys below, or the name of
+    one that comes with the package; keys given beside it count more. The same command resumes a run that was stopped.
 
-        try:
-            status = exit_status(f"qlseg {self.name}", run)
-        except StopRequestedError as stop:  # which has been said
-            sys.exit(128 + stop.number)
-        if status:
-            sys.exit(128 + signals.number if status == 130 and signals.number else status)
+    `output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for from_pretrained;
+    `report.html`; `checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`; `curves.png`; `overlays`
+    of validation images; `unreadable.txt` if images had to be left out.
+    """
+    from ..training.loop import train
+    from ..training.recipe import load_recipe
+    from ..utils.distributed import StopRequestedError, StopSignals, report_deaths
+    from ..utils.memory import keep_freed_memory_by_default
+    from .errors import exit_status
 
+    keep_freed_memory_by_default()
+    signals = StopSignals()
+    signals.listen()
 
-command = RecipeCommand(
-    "train",
-    help="""Train or fine-tune, on one device; on several with `accelerate launch -m qlseg_hf.cli.train`.
+    def run() -> None:
+        with report_deaths():
+            train(load_recipe(*split_words(words)), signals)
 
-`qlseg train --data FOLDER` is enough: what is not said is decided from data, encoder and machine, told, and written to
-`recipe.yaml` in the folder of the run. RECIPE is a YAML file with any of the keys below, or the name of one
-that comes with the package; keys given beside it count more. The same command resumes a run that was stopped.
+    try:
+        status = exit_status("qlseg train", run)
+    except StopRequestedError as stop:  # which has been said
+        sys.exit(128 + stop.number)
+    if status:
+        sys.exit(128 + signals.number if status == 130 and signals.number else status)
 
-`output_dir` holds `best` (by mIoU on the validation split) and `last`, ordinary folders for from_pretrained;
-`report.html`; `checkpoints/step-N` for resuming; `losses.jsonl` and `evaluations.jsonl`; `curves.png`; `overlays` of
-validation images; `unreadable.txt` if images had to be left out.""",
-)
 
 if __name__ == "__main__":
     command()
