@@ -29,7 +29,7 @@ from ..model.windows import window_layout
 from ..utils.devices import fastest_dtype, place_for_inference
 from ..utils.html import data_uri
 from ..utils.text import first_line
-from ..utils.visualization import label_colors, label_map_picture, share
+from ..utils.visualization import label_colors, label_map_picture, label_shares
 
 MAX_PIXELS = 4_000_000  # larger pictures are shrunk: the browser paints all of it whenever the mouse meets a new label
 MAX_FILE_PIXELS = 64_000_000  # larger files are refused before they are decoded
@@ -106,13 +106,10 @@ def view_of(picture: np.ndarray, label_map: torch.Tensor, config) -> dict:
         `legend`, (label, name, "#rrggbb", share) of each label in the picture, largest first; `width` and `height`.
     """
     labels, colors = np.asarray(label_map), label_colors(config)
-    values, counts = np.unique(labels, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    legend = []
-    for label, count in zip(values[order].tolist(), counts[order].tolist()):
-        legend.append(
-            [label, str(config.id2label[label]), "#" + bytes(colors[label]).hex(), share(count / labels.size)]
-        )
+    legend = [
+        [label, str(config.id2label[label]), "#" + bytes(colors[label]).hex(), share]
+        for label, share in label_shares(labels, colors)
+    ]
     deflated = zlib.compress(labels.astype("<u2").tobytes())
     return {
         "picture": data_uri(Image.fromarray(picture), "JPEG", quality=92),

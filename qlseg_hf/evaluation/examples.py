@@ -17,7 +17,7 @@ from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.segmentation import segment
 from ..utils.distributed import fail_together, gather_objects
-from ..utils.html import Comparison, Picture
+from ..utils.html import Comparison, Picture, data_uri
 from ..utils.visualization import label_colors, label_shares, legend_name, tint_picture
 from .evaluator import Evaluation
 from .state import Ranked, process_place
@@ -41,7 +41,8 @@ class Example:
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dump`; the images as JPEG in base64."""
-        images = {key: encode_jpeg(getattr(self, key)) for key in ("prediction", "reference")}
+        images = {key: data_uri(getattr(self, key), "JPEG", quality=85) for key in ("prediction", "reference")}
+        images = {key: address.partition(",")[2] for key, address in images.items()}
         return {"miou": self.miou, "index": self.index, "name": self.name, "legend": self.legend} | images
 
     @classmethod
@@ -124,13 +125,6 @@ def draw_example(
     occurring = label_shares(np.stack([reference, predicted]), colors)
     legend = [(legend_name(config.id2label[label]), "#" + bytes(colors[label]).hex()) for label, _ in occurring]
     return Example(*entry, prediction=images[0], reference=images[1], legend=legend)
-
-
-def encode_jpeg(image: Image.Image) -> str:
-    """JPEG in base64."""
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return base64.b64encode(stream.getvalue()).decode()
 
 
 __all__ = ["Example", "Examples", "draw_examples"]
