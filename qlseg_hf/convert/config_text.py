@@ -78,12 +78,6 @@ def numbers_from_text(text: str) -> dict:
     is_rgb = normalize.get("bgr_to_rgb", False) if normalize is preprocessor else normalize.get("to_rgb", True)
     if "mean" in normalize and not is_rgb:
         raise ConversionError("the text's network takes BGR pictures (to_rgb or bgr_to_rgb is not true); QLSeg's RGB")
-    resize = find_transform(test, "Resize")
-    scale = find_transform(test, "MultiScaleFlipAug").get("img_scale")
-    if scale is None and resize.get("keep_ratio"):
-        scale = resize.get("scale")
-    edge = find_transform(test, "ResizeShortestEdge").get("scale")
-    min_size = resize.get("min_size") or (min(edge) if isinstance(edge, list) else edge)
     reduce_labels = find_transform(train, "LoadAnnotations").get("reduce_zero_label")
     if reduce_labels is None and "train_dataloader" in settings:  # mmsegmentation 1: the data set's, if not said here
         kind = str(data["train"].get("type")).rpartition(".")[2]
@@ -118,9 +112,20 @@ def numbers_from_text(text: str) -> dict:
         "do_sliding_window": slides if test_cfg.get("mode") else None,
         "window_size": side_of_square(test_cfg["crop_size"], "test_cfg.crop_size") if slides else None,
         "window_stride": side_of_square(test_cfg["stride"], "test_cfg.stride") if slides else None,
-        "short_side": max(min(scale), min_size or 0) if scale else min_size,
+        "short_side": find_short_side(test),
     }
     return {key: value for key, value in found.items() if value is not None}
+
+
+def find_short_side(pipeline) -> int | None:
+    """What a pipeline resizes the short side of pictures to; None if it does not say."""
+    resize = find_transform(pipeline, "Resize")
+    scale = find_transform(pipeline, "MultiScaleFlipAug").get("img_scale")
+    if scale is None and resize.get("keep_ratio"):
+        scale = resize.get("scale")
+    edge = find_transform(pipeline, "ResizeShortestEdge").get("scale")
+    least = resize.get("min_size") or (min(edge) if isinstance(edge, list) else edge)
+    return max(min(scale), least or 0) if scale else least
 
 
 def find_dataset(settings: dict, split: str) -> dict:

@@ -115,11 +115,8 @@ def evaluate_samples(
             protocol = protocol_of_state(model, processor, samples, scales, flip, num_examples)
             counted.resume(path, protocol, max_samples, skip_unreadable)
             save_state = partial(counted.write, path, protocol)
-    mine = read_ahead(
-        own_samples(samples, rank, world_size, counted.next_index, max_samples),
-        skip_unreadable,
-        processor.settings().reading,
-    )
+    mine = own_samples(samples, rank, world_size, counted.next_index, max_samples)
+    mine = read_ahead(mine, skip_unreadable, processor.settings().reading)
     given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
     predict = partial(predict_and_read, model, processor, given)
     with show_bar(samples, counted, rank, world_size, max_samples, progress) as bar:

@@ -80,8 +80,7 @@ def upload_folder(
     api, folder = HfApi(token=token), Path(folder).resolve()
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     there = api.list_repo_files(repo_id, revision=revision)
-    has_weights = any(re.fullmatch(WEIGHTS, name) for name in files)
-    stale = [name for name in there if has_weights and re.fullmatch(WEIGHTS, name) and name not in files]
+    weights, old = ({name for name in names if re.fullmatch(WEIGHTS, name)} for names in (files, there))
     card = None
     if keep_card and CARD in there:
         if tags or CARD in files:
@@ -98,7 +97,7 @@ def upload_folder(
         card = add_tags(card, tags)
     operations = [CommitOperationAdd(name, path) for name, path in files.items() if name != CARD]
     operations += [CommitOperationAdd(CARD, card.encode())] if card is not None else []
-    operations += [CommitOperationDelete(name) for name in stale]
+    operations += [CommitOperationDelete(name) for name in sorted(old - weights) if weights]
     return api.create_commit(
         repo_id,
         operations,
