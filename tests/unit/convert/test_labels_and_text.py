@@ -69,6 +69,7 @@ def test_parse_configuration():
         ("compress_c=4", "compress_c=3", "query fusion has 4 runs"),
         ("out_indices=[0, 2],\n        final", "out_indices=[2],\n        final", "layers .3. are returned"),
         ("final_norm=False", "final_norm=True", "asks for a final norm"),
+        ("to_rgb=True", "to_rgb=False", "takes BGR pictures"),
         ("attn_mask_thre=0.3,", "", "does not state mask_threshold; say --variant"),
         ("model = dict(", "network = dict(", "no model with backbone and decode_head"),
     ],

@@ -157,22 +157,6 @@ def test_interval_covers_the_truth(monkeypatch):
     assert 88 <= covered <= 99  # 95 expected, standard deviation 2.2
 
 
-@pytest.mark.parametrize("num_processes", [1, 2, 3])
-def test_any_split_gives_the_same(num_processes):
-    pairs = random_maps(10, 7)
-    whole = StreamingScores(7, seed=3)
-    for i, pair in enumerate(pairs):
-        whole.update(*pair, i)
-    parts = [StreamingScores(7, seed=3) for _ in range(num_processes)]
-    for i in reversed(range(len(pairs))):
-        parts[i % num_processes].update(*pairs[i], i)
-    states = [part.state_dict() for part in parts]
-    reduced = StreamingScores(7, seed=3)
-    reduced.load_state_dict({name: sum(state[name] for state in states) for name in states[0]})
-    assert not math.isnan(whole.compute()["miou"])
-    assert reduced.compute() == whole.compute()
-
-
 def test_resumed_counting():
     pairs = random_maps(6, 7)
     streaming = StreamingScores(7)
