@@ -129,6 +129,7 @@ def compile_part(model) -> torch.nn.Module:
     return model
 
 
+@torch.compiler.set_stance("force_eager")  # compiled code is run in test_compile_without_graph_breaks
 @pytest.mark.parametrize("compile_it", [compile_whole, compile_forward, compile_part])
 def test_compiled_networks_of_16_bits_are_warned_of_on_a_cpu(compile_it, recwarn):
     """GCC 12.2 makes kernels for them that give wrong numbers, and no errors."""

@@ -84,8 +84,8 @@ def test_label_numbers_are_exact_at_any_precision(precision):
     torch.set_float32_matmul_precision(precision)
     try:
         for num_labels in (3, 256, 700, 2**16):
-            scores = torch.rand(num_labels, 32, 32)
-            scores[-1, :16] = 2
+            scores = torch.rand(num_labels, 8, 8)
+            scores[-1, :4] = 2
             assert torch.equal(first_maximum(scores), scores.argmax(dim=0))
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -98,14 +98,6 @@ def test_inputs_of_every_kind(stored):
         assert torch.equal(segment(model, stored.processor, given)[0], expected)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (97, 3), (16, 200)])
-def test_extreme_sizes(stored, size):
-    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    label_map = segment(stored.model(), stored.processor, picture)[0]
-    assert label_map.shape == size and label_map.dtype == torch.int64
-    assert 0 <= label_map.min() and label_map.max() < stored.numbers["num_labels"]
-
-
 def test_twelve_megapixels(stored):
     label_map = segment(stored.model(), stored.processor, Image.new("RGB", (4000, 3000), "green"))[0]
     assert label_map.shape == (3000, 4000)
@@ -140,16 +132,6 @@ def test_a_network_that_gives_no_numbers_is_told(wrong, part):
         outputs = model(**processor(picture, return_tensors="pt"))
     with pytest.raises(ValueError, match="the logits hold NaN"):
         processor.post_process_semantic_segmentation(outputs)
-
-
-def test_wrong_input(stored):
-    model = stored.model().train()
-    for wrong in ({"scales": ()}, {"scales": (0,)}, {"scales": (1, float("inf"))}, {"window_batch_size": 0}):
-        with pytest.raises(ValueError, match="scales must be positive|must be at least 1"):
-            segment(model, stored.processor, stored.picture("wide"), **wrong)
-    with pytest.raises(TypeError, match="got NoneType"):
-        segment(model, stored.processor, [None])
-    assert model.training
 
 
 # ------------------------------------------------------------------------------------- settings, limits and arguments
@@ -216,7 +198,7 @@ def test_settings_set_afterwards_are_checked(tiny_model, name, value, message):
     [
         {"window_size": 48, "window_stride": 9},
         {"window_size": 20},
-        {"window_size": 300},
+        {"window_size": 70},
         {"size": {"shortest_edge": 24}},  # ended in AttributeError
         {"size": 24},
         {"size": {"height": 40, "width": 17}},
@@ -296,7 +278,7 @@ def test_normal_pictures_are_within_the_limit(release, size):
 
 def test_pixels_resized_together_are_bounded(tiny_model, monkeypatch):
     """Memory of the resized picture: not all of it at once, and the result is the same."""
-    picture = np.random.default_rng(0).integers(0, 256, (60, 300, 3), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (40, 200, 3), dtype=np.uint8)
     processor, sizes = small_processor(do_resize=False), []
 
     def resize(picture, size, rows, columns):
@@ -306,10 +288,10 @@ def test_pixels_resized_together_are_bounded(tiny_model, monkeypatch):
     monkeypatch.setattr(windows, "resize_picture", resize)
     expected = segment(tiny_model, processor, picture, scales=(1.3, 1), flip=True, return_scores=True)
     assert len(sizes) == 2
-    monkeypatch.setattr(windows, "RESIZED_PIXELS", 5000)
+    monkeypatch.setattr(windows, "RESIZED_PIXELS", 2500)
     sizes.clear()
     found = segment(tiny_model, processor, picture, scales=(1.3, 1), flip=True, return_scores=True)
-    assert len(sizes) > 10 and max(sizes) <= 5000
+    assert len(sizes) > 10 and max(sizes) <= 2500
     assert torch.equal(found[0][0], expected[0][0]) and torch.equal(found[1][0], expected[1][0])
 
 
@@ -323,11 +305,14 @@ def test_pixels_resized_together_are_bounded(tiny_model, monkeypatch):
         ({"scales": None}, "scales must be positive numbers"),
         ({"scales": 0}, "scales must be positive numbers"),
         ({"scales": 1e308}, "scales must be positive numbers up to 1000"),
+        ({"scales": (1, float("inf"))}, "scales must be positive numbers"),
+        ({"scales": ()}, "scales must be positive numbers"),
         ({"flip": "no"}, "flip must be True or False; got 'no'"),
         ({"flip": None}, "flip must be True or False; got None"),
         ({"return_scores": "no"}, "return_scores must be True or False; got 'no'"),
         ({"window_batch_size": True}, "window_batch_size is True; it must be at least 1, a whole number"),
         ({"window_batch_size": 2.5}, "window_batch_size is 2.5; it must"),
+        ({"window_batch_size": 0}, "window_batch_size is 0; it must"),
         ({"window_batch_size": "2"}, "window_batch_size is '2'; it must"),
         ({"max_memory_mb": "2"}, "max_memory_mb is '2'; a number of MiB above 0 is wanted"),
         ({"max_memory_mb": True}, "max_memory_mb is True"),
@@ -338,6 +323,7 @@ def test_pixels_resized_together_are_bounded(tiny_model, monkeypatch):
         ({"labels": 1.0}, "labels must be names or whole numbers; got .1.0."),
         ({"labels": [True]}, "labels must be names or whole numbers; got .True."),
         ({"labels": b"sky"}, "labels must be names or whole numbers; got .b'sky'."),
+        ({"images": [None]}, "got NoneType"),
         ({"images": b"abc"}, "a file of 3 bytes cannot be read as a picture"),
         ({"images": {"image": STRIP}}, "a picture must be .* got dict"),
         ({"processor": object()}, "processor must be a QLSegImageProcessor; got object"),

@@ -17,6 +17,7 @@ CASES = [  # runs a network, environment, whether memory is kept
 ]
 PROBE = """
 import ctypes, json, os, resource, sys
+import qlseg_hf.cli.errors  # which every command imports, once for all
 from qlseg_hf.cli.options import subcommand
 
 def faults():
