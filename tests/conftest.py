@@ -238,8 +238,8 @@ def running(server, data, tmp_path):
 
 
 # files of half a minute to some minutes; begun first, they do not leave one of two processes alone at the end
-LONGEST = ["test_export_others", "test_wheel", "test_training_signals", "test_five_bands", "test_sharded"]
-LONGEST += ["test_export", "test_readme", "test_benchmark_gpu", "test_examples", "test_training_auto", "test_predict"]
+LONGEST = "export_others predict training_signals wheel benchmark benchmark_gpu training training_auto".split()
+LONGEST += "backbones evaluation examples modeling deformable_attention_triton evaluation_script".split()
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -247,5 +247,5 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if item.path.relative_to(FIXTURES.parent).parts[0] in ("integration", "robustness"):
             item.add_marker(pytest.mark.integration)
-    place = {name: number for number, name in enumerate(LONGEST)}
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))

@@ -59,6 +59,10 @@ if __name__ == "__main__":
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
 
+    from qlseg_hf.evaluation import report
+
+    # charts take more than a quarter of a short run; tests of their own draw them, as does what is started afresh
+    report.read_canvas = lambda canvas: Image.new("RGB", canvas.get_width_height())
     import qlseg_hf.cli.errors  # noqa: F401
     import qlseg_hf.training.loop  # noqa: F401
     from qlseg_hf.cli.main import run

@@ -57,10 +57,10 @@ def network(backbone, **overrides) -> QLSegForSemanticSegmentation:
 
 
 def tiny_config(num_labels: int = 20, levels: tuple[int, ...] = (1, 2), **overrides) -> QLSegConfig:
-    """32 wide, 2 layers, for pictures around 32 x 48."""
+    """32 wide, as many layers as it has levels from, 2, for pictures around 32 x 48."""
     backbone = QLSegViTConfig(
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=max(levels),
         num_attention_heads=4,
         intermediate_size=64,
         image_size=[32, 48],

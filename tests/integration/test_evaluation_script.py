@@ -50,6 +50,7 @@ def test_dtype(stored, references, tmp_path, script, monkeypatch):
     """A measurement is in fp32 unless it is asked for; the protocol says what was used, not what was asked for."""
     monkeypatch.setattr("qlseg_hf.evaluation.run.fastest_dtype", lambda device, world_size: "bfloat16")
     basic = [stored.folder, "--data", references, "--split", "val", "--output", tmp_path / "out.json"]
+    basic += ["--max_samples", 1]
     for given, dtype in (((), "float32"), (("--dtype", "auto"), "bfloat16")):
         assert script(*basic, *given)[0] == 0
         assert strict(tmp_path / "out.json")["protocol"]["dtype"] == dtype

@@ -16,6 +16,7 @@ from networks import tiny_config, varied_model
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, segment
 from qlseg_hf.cli.main import run as run_command
 from qlseg_hf.export import onnx as onnx_model
+from qlseg_hf.export.compare import RUNTIMES, report
 from qlseg_hf.export.onnx import OUTPUTS, OnnxQLSeg, label_dtype, write_onnx
 from qlseg_hf.model.deformable_attention import corners, sample_levels, sum_gathered
 
@@ -29,7 +30,8 @@ BIAS = "model.class_head.bias"  # in a graph
 @torch.no_grad()
 def test_other_networks(tmp_path, kind):
     """DINOv2, with patches of 14, its own resizing of position embeddings and a class token, without `logits`; and
-    competing masks, label classifier, details and class token."""
+    competing masks, label classifier, details and class token, on five bands of 16 bits."""
+    processor, num_channels = QLSegImageProcessor(), 3
     if kind == "DINOv2":
         dinov2_network().save_pretrained(tmp_path / "model")
         network = QLSegForSemanticSegmentation.from_pretrained(tmp_path / "model")  # as test_example_of_export has it
@@ -37,20 +39,30 @@ def test_other_networks(tmp_path, kind):
     else:
         added = {"mask_activation": "softmax", "use_label_classifier": True, "num_detail_channels": 8}
         config = tiny_config(num_labels=5, **added, **SMALL)
-        config.backbone_config.use_class_token = True
+        config.backbone_config.use_class_token, config.backbone_config.num_channels = True, 5
+        bands = {"image_mean": [0.1, 0.2, 0.3, 0.4, 0.5], "image_std": 0.25, "rescale_factor": 1 / 65535}
+        processor, num_channels = QLSegImageProcessor(size=32, window_size=32, window_stride=20, **bands), 5
         network = varied_model(config)
         sizes, tolerance = ((1, 32, 48), (2, 70, 45), (3, 29, 126)), 1e-3
     network.train()
     implementation = network.backbone.config._attn_implementation
-    write_onnx(network, QLSegImageProcessor(), tmp_path / "net.onnx", with_logits=kind != "DINOv2")
+    write_onnx(network, processor, tmp_path / "net.onnx", with_logits=kind != "DINOv2")
     assert network.training and network.backbone.config._attn_implementation == implementation == "sdpa"
     model = OnnxQLSeg.from_pretrained(tmp_path / "net.onnx")
     assert model.outputs == list(OUTPUTS[: 2 if kind == "DINOv2" else 3])
     network.eval()
     for size in sizes:
-        expected, found = network(pixel_values=smooth(*size)), model(smooth(*size))
+        pixels = smooth(*size, num_channels)
+        expected, found = network(pixel_values=pixels), model(pixels)
         for name in OUTPUTS:
             torch.testing.assert_close(found[name], expected[name], atol=tolerance, rtol=tolerance)
+    report(network, tmp_path / "net.onnx", RUNTIMES["onnx"])  # raises if labels differ
+    with pytest.raises(ValueError, match=rf"\(B, {num_channels}, H, W\) is wanted"):
+        model(smooth(1, 32, 32, 4))
+    if kind == "fresh head":
+        picture = np.random.default_rng(0).integers(0, 2**16, (45, 60, 5), dtype=np.uint16)
+        expected, found = segment(network, processor, picture)[0], segment(model, model.processor, picture)[0]
+        assert (found == expected).float().mean() > 0.999
 
 
 def test_labels_alone(form, tmp_path):

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from programs import NETWORK, make_data, write_recipe
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_label_map, segment
-from qlseg_hf.cli.main import run
 from qlseg_hf.data import open_dataset
 from qlseg_hf.data.bands import measure_bands
 
@@ -70,23 +68,3 @@ def test_commands(server, trained, tmp_path):
     done = server.complete("predict", folder, tmp_path / "four.tif", "--output", tmp_path / "four", expect=3)
     failures = (tmp_path / "four" / "failures.jsonl").read_text()
     assert "four.tif of shape (36, 45, 4) has no axis of 5 channels" in failures and "Traceback" not in done.stderr
-
-
-def test_export(trained, tmp_path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from qlseg_hf.export import OnnxQLSeg
-
-    data, folder = trained
-    assert run(["export", folder, tmp_path / "five.onnx"]) == 0
-    exported = OnnxQLSeg.from_pretrained(tmp_path / "five.onnx")
-    model, processor = (
-        QLSegForSemanticSegmentation.from_pretrained(folder),
-        QLSegImageProcessor.from_pretrained(folder),
-    )
-    for sample in open_dataset(data, "validation"):
-        expected = segment(model, processor, sample.picture)[0]
-        found = segment(exported, exported.processor, sample.picture)[0]
-        assert (found == expected).float().mean() > 0.999
-    with pytest.raises(ValueError, match=r"\(B, 5, H, W\) is wanted"):
-        exported(torch.zeros(1, 3, 32, 32))

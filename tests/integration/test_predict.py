@@ -127,7 +127,7 @@ def test_another_network_is_refused(predict, whole, network, images, tmp_path):
 
 
 def test_strict_stops_at_the_first_failure(predict, network, images, tmp_path):
-    done = predict(network, images, "--output", tmp_path / "out", "--strict", expect=1)
+    done = predict(network, images, "--output", tmp_path / "out", "--strict", "--workers", 0, expect=1)
     assert "cannot be read as a picture" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -13,11 +13,11 @@ from recipes import small_recipe
 from qlseg_hf.training.distributed import check_batch, fit_to_recipe, launch_facts, start_accelerator
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_do_not_change_the_curve(server, data, tmp_path, processes):
-    """The same total batch on one process and on several, dropout off: the same losses up to rounding.
+@pytest.mark.slow
+def test_processes_do_not_change_the_curve(server, data, tmp_path):
+    """The same total batch on one process and on four, dropout off: the same losses up to rounding.
 
-    torchrun starts them without a word of accelerate's, and they are one run, not several.
+    Two are in test_resume_with_other_processes_and_accumulation.
     """
     runs, curves = [tmp_path / name / "run" for name in ("one", "several")], []
     for run in runs:
@@ -25,14 +25,14 @@ def test_processes_do_not_change_the_curve(server, data, tmp_path, processes):
         if run is runs[0]:
             server.complete("train", recipe, expect=0)
         else:
-            done = train(recipe, processes=processes, ACCELERATE_USE_CPU="false")
+            done = train(recipe, processes=4, ACCELERATE_USE_CPU="false")
             assert done.returncode == 0, done.stderr[-3000:]
         lines = (run / "losses.jsonl").read_text().splitlines()
         curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
     assert len(curves[0]) == 6
     np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
     card = (runs[1] / "last" / "README.md").read_text()
-    assert f"- hardware: {processes} x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
+    assert "- hardware: 4 x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
 
 
 @pytest.mark.parametrize(

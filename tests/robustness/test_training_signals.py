@@ -45,7 +45,7 @@ def test_signals_save_the_step(server, data, tmp_path):
 
 def test_signal_during_an_evaluation(server, tmp_path):
     """The checkpoint is of the step, and the evaluation is made, with its `best`, when the run goes on."""
-    make_data(tmp_path / "data", num_validation=200)
+    make_data(tmp_path / "data", num_validation=100)
     changes = {"max_steps": 4, "save_steps": 1000, "eval_steps": 2, "keep_checkpoints": 1}
     log, run = tmp_path / "log", tmp_path / "run"
     server.succeed(log, "train", write_recipe(tmp_path / "whole", tmp_path / "data", **changes))

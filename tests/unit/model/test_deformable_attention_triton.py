@@ -72,7 +72,7 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 def interpret_agreement():
     for dtype, tolerance in ROUNDING.items():
-        for *shape, grid in SHAPES:
+        for *shape, grid in SHAPES if dtype == torch.float32 else SHAPES[::2]:
             assert_agreement(drawn(*shape, grid, dtype), grid, tolerance, sampling_triton.fused_sample_levels)
 
 

@@ -244,7 +244,7 @@ def test_more_bands():
 
 @pytest.mark.integration
 def test_compile_without_graph_breaks():
-    model = fresh_model()
+    model = fresh_model(num_decoder_layers=1)
     pixel_values = torch.randn(2, 3, 45, 60)
     torch._dynamo.reset()  # what earlier tests compiled counts towards the limit of recompilations
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

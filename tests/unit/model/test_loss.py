@@ -1,11 +1,11 @@
 """Loss terms worked out on paper, and against a slow implementation that follows the text."""
 
+import json
 import math
 
 import pytest
 import torch
 from networks import tiny_config
-from programs import free_port
 from torch.nn import functional as F
 
 from qlseg_hf.model.loss_qlseg import MaskLosses, check_labels, mask_losses, segmentation_loss
@@ -73,40 +73,38 @@ def test_loss_under_autocast_is_in_fp32():
     assert torch.equal(*(torch.autograd.grad(sum(x.sum() for x in both), logits)[0] for both in (found, plain)))
 
 
-def two_images() -> tuple[torch.Tensor, ...]:
-    """Logits of classes and masks of 1 block, and labels: of the second image nearly all is void."""
-    torch.manual_seed(0)
-    labels = torch.randint(0, 5, (2, 8, 8))
-    labels[1] = 255
-    labels[1, 0, :2] = 3
-    return torch.randn(1, 2, 5, 6), torch.randn(1, 2, 5, 2, 2), labels
-
-
-def loss_of(activation: str, images: slice) -> dict[str, float]:
-    classes, masks, labels = two_images()
-    config = tiny_config(num_labels=5, mask_activation=activation)
-    terms = segmentation_loss(classes[:, images], masks[:, images], labels[images], config)
-    return {name: term.item() for name, term in terms.items()}
-
-
-def losses_on_rank(rank, port, results):
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    for activation in ("sigmoid", "softmax"):
-        results[rank, activation] = loss_of(activation, slice(rank, rank + 1))
-    torch.distributed.destroy_process_group()
+LOSSES = """
+import json, sys, torch
+from qlseg_hf import QLSegConfig
+from qlseg_hf.model.loss_qlseg import segmentation_loss
+torch.manual_seed(0)
+classes, masks, labels = torch.randn(1, 2, 5, 6), torch.randn(1, 2, 5, 2, 2), torch.randint(0, 5, (2, 8, 8))
+labels[1] = 255  # of the second image nearly all is void
+labels[1, 0, :2] = 3
+def losses(images):
+    return {
+        f"{activation} {name}": term.item()
+        for activation in ("sigmoid", "softmax")
+        for name, term in segmentation_loss(
+            classes[:, images], masks[:, images], labels[images], QLSegConfig(num_labels=5, mask_activation=activation)
+        ).items()
+    }
+both = losses(slice(0, 2))
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+print(json.dumps([losses(slice(rank, rank + 1)), both]))
+torch.distributed.destroy_process_group()
+"""
 
 
 @pytest.mark.integration
-def test_images_count_alike_in_all_processes():
+def test_images_count_alike_in_all_processes(server, tmp_path):
     """The mean over two processes is the loss of both images in one, however their labels and void are shared out."""
-    with torch.multiprocessing.Manager() as manager:
-        results = manager.dict()
-        torch.multiprocessing.spawn(losses_on_rank, (free_port(), results), nprocs=2)
-        found = dict(results)
-    for activation in ("sigmoid", "softmax"):
-        parts = [found[rank, activation] for rank in (0, 1)]
-        mean = {name: (parts[0][name] + parts[1][name]) / 2 for name in parts[0]}
-        assert mean == pytest.approx(loss_of(activation, slice(0, 2)), rel=1e-5)
+    (tmp_path / "losses.py").write_text(LOSSES)
+    done = server.complete(tmp_path / "losses.py", processes=2, expect=0)
+    (first, both), (second, _) = map(json.loads, done.stdout.splitlines())
+    assert {name: (first[name] + second[name]) / 2 for name in both} == pytest.approx(both, rel=1e-5)
+    assert first != pytest.approx(second, rel=0.1)
 
 
 def test_check_labels():
