@@ -49,7 +49,7 @@ def configuration(release: str) -> QLSegConfig:
         backbone_config=backbone,
         num_pixel_encoder_layers=1,
         pixel_encoder_intermediate_size=32,
-        num_decoder_blocks=2,
+        num_decoder_blocks=1,
         num_decoder_layers=1,
         **widths,
     )
