@@ -23,6 +23,16 @@ def without_gradient(model) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
+def check_backbone(model, folder: Path, num_projections: int):
+    """All that follows, of an encoder of three layers."""
+    check_sizes(model)
+    check_gradients(model)
+    check_round_trip(model, folder)
+    check_segment(model)
+    check_groups(model, depth=3)
+    check_lora(model, num_projections)
+
+
 @torch.no_grad()
 def check_sizes(model):
     """Every size: padded with zeros at the bottom and right to whole patches; a patch stands where it lies."""

@@ -16,15 +16,7 @@ if __name__ == "__main__":
     sys.exit(pytest.main(["-q", __file__]))
 
 import timm  # noqa: E402
-from backbone_checks import (  # noqa: E402
-    check_gradients,
-    check_groups,
-    check_lora,
-    check_round_trip,
-    check_segment,
-    check_sizes,
-    frozen,
-)
+from backbone_checks import check_backbone, frozen  # noqa: E402
 from networks import network  # noqa: E402
 from transformers import TimmBackboneConfig  # noqa: E402
 
@@ -37,18 +29,19 @@ from qlseg_hf.weights import set_num_channels  # noqa: E402
 def test_timm_backbone(name, tmp_path, one_process):
     model = network(TimmBackboneConfig(backbone=name, out_indices=[0, 2]))
     assert model.patch_size == (16, 16) and not frozen(model)  # timm cuts off what is not used
-    check_sizes(model)
-    check_gradients(model)
-    check_round_trip(model, tmp_path)
-    check_segment(model)
-    check_groups(model, depth=3)
-    check_lora(model, num_projections=2 * 3)
+    check_backbone(model, tmp_path, num_projections=2 * 3)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A network of timm with a head, whose weights are saved in `tmp_path`."""
+    source = timm.create_model("test_vit", num_classes=7).eval()
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    return source
 
 
 @torch.no_grad()
-def test_weights(tmp_path):
-    source = timm.create_model("test_vit", num_classes=7).eval()
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
+def test_weights(source, tmp_path):
     model = network(TimmBackboneConfig(backbone="test_vit", out_indices=[0, 2]))
     before = copy.deepcopy(model.backbone.state_dict())
     for place in (tmp_path, tmp_path / "model.safetensors"):
@@ -77,9 +70,7 @@ def test_lora_would_do_nothing():
 
 
 @torch.no_grad()
-def test_other_bands(tmp_path):
-    source = timm.create_model("test_vit", num_classes=7).eval()
-    save_file(source.state_dict(), tmp_path / "model.safetensors")
+def test_other_bands(source, tmp_path):
     rgb = network(TimmBackboneConfig(backbone="test_vit", out_indices=[0, 2]))
     five = network(TimmBackboneConfig(backbone="test_vit", out_indices=[0, 2], num_channels=5))
     for model in (rgb, five):

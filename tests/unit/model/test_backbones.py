@@ -9,16 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbone_checks import (
-    check_gradients,
-    check_groups,
-    check_lora,
-    check_round_trip,
-    check_segment,
-    check_sizes,
-    frozen,
-    without_gradient,
-)
+from backbone_checks import check_backbone, frozen, without_gradient
 from conftest import ROOT
 from networks import BACKBONES, MLP, SIZES, labels_for, network, tiny_config
 from safetensors.torch import save_file
@@ -35,12 +26,7 @@ def test_backbone(kind, tmp_path, one_process):
         name for name, _ in model.backbone.named_parameters() if re.match(unused, name)
     }
     assert model.patch_size == ((14, 14) if "dinov2" in kind else (16, 16))
-    check_sizes(model)
-    check_gradients(model)
-    check_round_trip(model, tmp_path)
-    check_segment(model)
-    check_groups(model, depth=3)
-    check_lora(model, num_projections=4 * (2 if kind in ("dinov3", "qlseg_vit") else 3))
+    check_backbone(model, tmp_path, num_projections=4 * (2 if kind in ("dinov3", "qlseg_vit") else 3))
 
 
 @pytest.mark.slow

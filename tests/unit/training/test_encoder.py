@@ -43,8 +43,7 @@ def test_timm_config_gives_mean_and_deviation(tmp_path):
 
 
 def test_vit_of_transformers(tmp_path):
-    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32)
-    ViTModel(config).save_pretrained(tmp_path)
+    save_vit(tmp_path)
     found = describe_encoder(tmp_path)
     assert found.config["num_attention_heads"] == 4 and found.depth == 2 and found.is_own_kind
     load_vit_weights(network(found).backbone, found.source)
@@ -111,22 +110,23 @@ def test_gated_weights_leave_the_next(monkeypatch):
     assert find_encoder("small") == "timm/vit_small_patch16_384.augreg_in21k_ft_in1k"
 
 
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 # as facebook/dino-vitb16 and facebook/dinov3-vitl16-pretrain-sat493m have it: not what most of their kind were given
 OWN = {"image_mean": [0.430, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}
 
 
-def save_vit(folder, **settings):
-    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32)
-    ViTModel(config).save_pretrained(folder)
+def save_encoder(model, folder, settings):
+    model.save_pretrained(folder)
     if settings:
         (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+
+
+def save_vit(folder, **settings):
+    save_encoder(ViTModel(ViTConfig(**SIZES, intermediate_size=48, image_size=32)), folder, settings)
 
 
 def save_dinov2(folder, **settings):
-    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=28, mlp_ratio=2)
-    Dinov2Model(config).save_pretrained(folder)
-    if settings:
-        (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    save_encoder(Dinov2Model(Dinov2Config(**SIZES, image_size=28, mlp_ratio=2)), folder, settings)
 
 
 @pytest.mark.parametrize("save", [save_vit, save_dinov2])
