@@ -10,7 +10,7 @@ from pathlib import Path
 from ..utils.picture_files import is_hidden, listed
 from .layouts import find_layout
 from .layouts.layout import Source
-from .layouts.splits import NOT_DIVIDED, find_split
+from .layouts.splits import NOT_DIVIDED, NOTHING_TO_LEARN, find_split
 from .layouts.tables import open_slice
 from .samples import (
     NUM_NAMED,
@@ -77,7 +77,7 @@ def open_dataset(
         streaming=streaming,
         label_colors=label_colors,
     )
-    hint = "".join(f"; {note}" for note in found.notes if NOT_DIVIDED in note)
+    hint = "".join(f"; {note}" for note in found.notes if NOT_DIVIDED in note or NOTHING_TO_LEARN in note)
     samples = found.splits[find_split(split, list(found.splits), dataset, hint)]
     samples.layout = found
     return samples

@@ -15,7 +15,7 @@ from ..utils.text import read_text
 # Lines of a names file: "0 sky", "0,sky", "0: sky", "0. sky"; and "sky,0", "sky: 0"
 NUMBERED_NAME = re.compile(r"(\d+)(?:\s*[,:;=|_-]\s*|\s*[.)]?\s+)(\S.*)")
 LABEL_FILES = re.compile(  # names of files beside the data that hold names of labels
-    r"(labels?|classes|class_names|label_names|names|label_map|id2label|label2id|metainfo)\.(json|txt)|.+\.names"
+    r"(labels?|classes|class_names|label_names|names|label_map|id2label|label2id|metainfo|class_list)\.(json|txt)|.+\.names"
     r"|([\w-]*class_dict[\w-]*|classes|labels|label_colou?rs|class_colou?rs)\.csv|labelmap\.txt"
     r"|((label|class)_?colou?rs?|.*colou?r_?map)\.txt",
     re.IGNORECASE,
@@ -23,6 +23,7 @@ LABEL_FILES = re.compile(  # names of files beside the data that hold names of l
 # Headings of tables, without blanks and signs
 NAME_HEADS = ("name", "classname", "labelname", "class", "label", "category", "names", "classes", "labels")
 NUMBER_HEADS = ("id", "classid", "labelid", "index", "idx", "number", "value", "pixelvalue")
+HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 COLORS = ("red", "green", "blue")
 COLOR_AND_NAME = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,:]+([^\s\d].*)")
 NUMBER_NAME_AND_COLOR = re.compile(r"(\d+)[\s,:]+([^\s\d].*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
@@ -49,14 +50,39 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
         content = json.loads(text) if is_json else [line.strip() for line in text.splitlines() if line.strip()]
     except (OSError, RecursionError, ValueError) as error:
         raise ValueError(f"label file {path} cannot be read: {error}") from error
-    palette = None
-    for key in ("labels", "classes", "names"):
-        if isinstance(content, dict) and isinstance(content.get(key), (list, dict)):
-            content, palette = content[key], content.get("palette")
     try:
-        return names_in_order(content if is_json else names_of_lines(content)), palette
+        if not is_json:
+            return names_in_order(names_of_lines(content)), None
+        palette = None
+        for key in ("labels", "classes", "names"):
+            if isinstance(content, dict) and isinstance(content.get(key), (list, dict)):
+                content, palette = content[key], content.get("palette")
+        names, colors = read_classes_with_colors(content)
+        return names_in_order(names), palette if colors is None else colors
     except ValueError as error:
         raise ValueError(f"label file {path}: {error}") from error
+
+
+def read_classes_with_colors(content: Any) -> tuple[Any, list[list[int]] | None]:
+    """Names and colours of a list of objects, as SuperAnnotate writes them, or of {colour: name}, as A2D2 does.
+
+    Anything else is returned as it is, without colours. ValueError for a list of which some objects have no name.
+    """
+    if isinstance(content, dict) and content and all(HEX_COLOR.fullmatch(str(key)) for key in content):
+        return list(content.values()), [to_hex_color(key) for key in content]
+    if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
+        return content, None
+    head = next((head for head in ("name", "title", "label") if all(head in row for row in content)), None)
+    if head is None:
+        raise ValueError(f"the objects must have a name each; got {content[0]!r:.80}")
+    colors = [str(row.get("color")) for row in content]
+    is_hex = all(HEX_COLOR.fullmatch(color) for color in colors)
+    return [row[head] for row in content], [to_hex_color(color) for color in colors] if is_hex else None
+
+
+def to_hex_color(text: str) -> list[int]:
+    """[red, green, blue] of "#ff8000"."""
+    return list(bytes.fromhex(text[1:7]))
 
 
 def read_color_map(text: str) -> tuple[list[str] | dict[str, str], list[list[int]]] | None:

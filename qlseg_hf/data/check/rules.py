@@ -124,7 +124,8 @@ def set_plain_void(rules: Rules, values: list[int]) -> None:
     table = rules.settings.get("label_mapping") or {}
     void = [value for value in values if (value < 0 or value in ONLY_VOID) and value not in table]
     others = [value for value in values if value not in void and value != 255]
-    if not void or not others or (rules.names and max(others) > len(rules.names)):
+    is_white = void == [65535] and others == [0]  # masks of 16 bits
+    if not void or not others or is_white or (rules.names and max(others) > len(rules.names)):
         return
     if 255 in values or len(void) > 1:
         rules.settings |= {"label_mapping": table | {value: 255 for value in void}, "ignore_index": 255}
@@ -271,7 +272,12 @@ def objects_text(findings: list[Finding], values: list[int]) -> str | None:
     is_spread = max(tops, default=0) >= 12 and len(set(tops)) >= min(10, len(tops) / 2)
     remedy = "store for each pixel what it is (a semantic label map), or give label_names if these are labels"
     is_various = len(set(tops)) >= 4 and max(tops) >= max(6, 2 * min(tops))
-    if (is_full and is_various) or (is_gapless and is_spread and len(set(tops)) >= 4):
+    # in each folder, as of a video, the same, and as many as there are objects in it
+    places = [finding.name.rpartition("/")[0] for finding in findings if finding.stored is not None]
+    by_place = {place: {top for own, top in zip(places, tops) if own == place} for place in places}
+    is_video = len(tops) == len(places) and len(by_place) >= 4 and all(len(own) == 1 for own in by_place.values())
+    is_video &= len(set(tops)) >= 3 and len(places) > len(by_place)
+    if (is_full and is_various) or (is_gapless and (is_video or (is_spread and len(set(tops)) >= 4))):
         return (
             f"in each of {len(maps)} label maps values run from {values[0]} nearly gapless, to {min(tops)} in one"
             f" and to {max(tops)} in another, so they seem to count objects (instance ids); {remedy}"

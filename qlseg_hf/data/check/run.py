@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..bands import BandSums
 from ..datasets import Samples, open_dataset
 from ..layouts import Layout, find_layout
-from ..layouts.splits import NOT_DIVIDED, UNION_SPLITS, find_split
+from ..layouts.splits import NOT_DIVIDED, NOTHING_TO_LEARN, UNION_SPLITS, find_split
 from .counting import Finding
 from .labels import read_findings, report_on_labels
 from .rules import Rules, decide_rules, name_by_hints
@@ -109,7 +109,7 @@ def open_splits(request: DataRequest) -> tuple[dict[str, Samples], Layout | None
     if any("[" in split for split in wanted.values()):
         return {use: open_dataset(request.data, split, **request.reading) for use, split in wanted.items()}, None
     layout = find_layout(request.data, **request.reading)
-    hint = "".join(f"; {note}" for note in layout.notes if NOT_DIVIDED in note)
+    hint = "".join(f"; {note}" for note in layout.notes if NOT_DIVIDED in note or NOTHING_TO_LEARN in note)
     names = {use: find_split(split, list(layout.splits), request.data, hint) for use, split in wanted.items()}
     opened = {use: layout.splits[name] for use, name in names.items()}
     for samples in opened.values():

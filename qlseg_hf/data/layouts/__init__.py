@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,19 @@ from .coco import COCO, PANOPTIC
 from .cvat import CVAT
 from .datumaro import DATUMARO
 from .files import describe_files
-from .folders import FOLDERS
+from .folders import FOLDERS, count_images
 from .label_studio import LABEL_STUDIO
 from .labelme import LABELME
-from .layout import Found, Layout, Source, Splits
+from .layout import Found, Layout, Opener, Source, Splits
+from .offering import offering
 from .pairs import PAIRS
-from .roles import suggest_folders
+from .parts import EmptyMap
+from .proposals import suggest_folders
+from .roles import name_roles
 from .runs import RUNS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
-from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets, names_of_info
+from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, ColumnsError, find_by_datasets, names_of_info
 from .via import VIA
 from .vistas import VISTAS
 from .voc import VOC
@@ -88,7 +92,8 @@ def find_layout(
         root = enter_only_folder(root)
     source = Source(str(data), root, file, config, image_column, label_column, streaming)
     source.colors = None if label_colors is None else check_colors(label_colors)
-    found = find_family(source, layout)
+    with offering(source):
+        found = find_family(source, layout)
     columns = (image_column, label_column if found.name != "via" else None)
     if found.name not in ("table", "webdataset", "hub") and (streaming or config or any(columns)):
         raise ValueError(
@@ -102,7 +107,8 @@ def find_layout(
         colors = None
     else:
         colors = {int(label): list(color) for label, color in label_colors.items()}
-    splits, decided = hold_out(Splits(found.openers), val_fraction, streaming)
+    openers = {split: partial(open_split, source, opener) for split, opener in found.openers.items()}
+    splits, decided = hold_out(Splits(openers), val_fraction, streaming)
     notes += decided
     is_bare = not names and source.root is not None and source.file is None
     hints = find_hints(source, notes) if is_bare else []
@@ -121,6 +127,12 @@ def find_layout(
         hints,
         class_names,
     )
+
+
+def open_split(source: Source, opener: Opener):
+    """The samples of a split; of names that are not clear with what can be written."""
+    with offering(source):
+        return opener()
 
 
 def find_root(data: str | Path) -> tuple[Path | None, Path | None]:
@@ -156,10 +168,8 @@ def enter_only_folder(root: Path) -> Path:
 def find_family(source: Source, layout: str | None) -> Found:
     """What the one family that fits makes of it; ValueError if none or several do."""
     if layout is not None and ":" in layout:
-        named = [part.strip().strip("/") for part in layout.split(":", 1)]
-        parted = [part.rpartition("/") if "*" in part.rpartition("/")[2] else (part, "", "") for part in named]
-        source.roles, source.patterns = tuple(part[0] for part in parted), tuple(part[2] for part in parted)
-        found = FOLDERS.find(source) if all(named) and source.root else None
+        images, masks = (part.strip().strip("/") for part in layout.split(":", 1))
+        found = FOLDERS.find(name_roles(source, images, masks)) if images and masks and source.root else None
         return found or fail(source, layout, f"layout: {layout} fits no pair of folders of images and label maps")
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(
@@ -174,9 +184,13 @@ def find_family(source: Source, layout: str | None) -> Found:
         return TABLES.find(source)
     if source.file is None and not source.files and source.folders == []:
         raise ValueError(f"data set {source.root} is an empty folder")
-    fits = {}
+    fits, unread = {}, None
     for family in MARKED:
-        if found := family.find(source):
+        try:
+            found = family.find(source)
+        except ColumnsError as error:  # a table of other things may lie beside images and label maps
+            unread, found = error, None
+        if found:
             if family in ALONE or found.summary == SAVED:
                 return found
             fits[family] = found
@@ -187,12 +201,22 @@ def find_family(source: Source, layout: str | None) -> Found:
     if source.file is None and is_plain and not any(family in fits for family in IS_MADE_OF_PAIRS):
         if found := FOLDERS.find(source) or PAIRS.find(source):
             fits[FOLDERS] = found
+    if unread is not None and not fits:
+        raise unread
+    if unread is not None:
+        fits = {
+            family: replace(found, notes=[*found.notes, f"a table is not read: {unread}"])
+            for family, found in fits.items()
+        }
     if not fits:
         return find_by_datasets(source) or fail(source, None, f"{source.data} is no layout that is known")
     if fits.keys() == {TABLES, FOLDERS} and names_same_pairs(source, fits[TABLES], fits[FOLDERS]):
         notes = fits[TABLES].notes
         fits.pop(FOLDERS if len(fits[TABLES].openers) > 1 else TABLES)
         fits = {family: replace(found, notes=[*found.notes, *notes]) for family, found in fits.items()}
+    if fits.keys() == {RUNS, FOLDERS} and len(fits[RUNS].label_names or ()) == 2:  # the same masks, drawn
+        note = f"{fits.pop(RUNS).summary.split(',')[0]} are not read, because there are masks too"
+        fits = {FOLDERS: replace(fits[FOLDERS], notes=[*fits[FOLDERS].notes, note])}
     if len(fits) > 1:
         texts = [f"{found.name} ({found.summary})" for found in fits.values()]
         names = " or ".join(f"layout: {found.name}" for found in fits.values())
@@ -208,18 +232,19 @@ def names_same_pairs(source: Source, table: Found, folders: Found) -> bool:
         return False
     try:
         rows = [sample for opener in table.openers.values() for sample in iterate_rows(opener())]
-        pairs = [pair for opener in folders.openers.values() for pair in opener().pairs]
+        items = [item for opener in folders.openers.values() for item in opener().items]
     except ValueError:  # which of the two is meant has to be asked
         return False
-    told = {(os.path.relpath(image, source.root), os.path.relpath(mask, source.root)) for image, mask in rows}
-    return told == {(os.path.normpath(image), os.path.normpath(mask)) for image, mask in pairs}
+    told = {(os.path.relpath(image, source.root), mask and os.path.relpath(mask, source.root)) for image, mask in rows}
+    pairs = {(image, None if isinstance(mask, EmptyMap) else getattr(mask, "name", mask)) for image, mask in items}
+    return told == {(os.path.normpath(image), mask and os.path.normpath(mask)) for image, mask in pairs}
 
 
-def iterate_rows(samples: TableSamples) -> Iterator[tuple[str, str]]:
-    """Paths of images and label maps of a table; ValueError if it holds something else."""
+def iterate_rows(samples: TableSamples) -> Iterator[tuple[str, str | None]]:
+    """Paths of images and label maps, or None, of a table; ValueError if it holds something else."""
     for row in samples.table:
         image, mask = (samples.place(row[column]) for column in samples.columns)
-        if not isinstance(image, str) or not isinstance(mask, str):
+        if not isinstance(image, str) or not isinstance(mask, str | None):
             raise ValueError(f"row {row} holds no paths")
         yield image, mask
 
@@ -240,7 +265,7 @@ def fail(source: Source, layout: str | None, text: str) -> Any:
     for kinds, what in UNREAD.items():
         if found := [ending for ending in kinds if ending in endings]:
             text += f". {listed(found)}: {what}"
-    if pairs := suggest_folders(source.files):
+    if pairs := [pair for pair in suggest_folders(source.files) if count_images(source, *pair)]:
         text += f". Files of the same names lie in {pairs[0][0]} and in {listed(mask for _, mask in pairs)}"
         text += f": if these are it, layout: {' or layout: '.join(map(':'.join, pairs))}"
     width = max(map(len, known))
@@ -303,14 +328,16 @@ def names_alike(names: list[str]) -> str:
 def is_color_picture(path: Path, colors: dict[int, list[int]]) -> bool:
     """Whether a label map is stored as colours, not as a label or an index per pixel.
 
-    A palette is read by its colours if most of those that occur are in the table `colors` and stand at other places
-    there: programs that save a colour picture with few colours put these in any order.
+    A palette, and grey, are read by their colours if most of those that occur are in the table `colors` and stand at
+    other places there: programs that save a colour picture with few colours put these in any order.
     """
     if suffix_of(path.name) == ".npy":
         return False
     try:
         with Image.open(path) as picture:
             palette = palette_of(picture)
+            if palette is None and picture.mode in ("1", "L"):
+                palette, picture = {value: (value,) * 3 for value in range(256)}, picture.convert("L")
             if palette is None:
                 return picture.mode in ("RGB", "RGBA")
             if picture.format == "GIF":

@@ -51,6 +51,10 @@ class Locator:
             for key in dict.fromkeys(normalize("NFC", key) for key in (name, stem_of(name))):
                 self.by_ending[key].append(path)
 
+    def may_find(self, name: str) -> bool:
+        """Whether a file has this name, with or without its ending, wherever it lies."""
+        return normalize("NFC", base_of(name.strip().replace("\\", "/"))) in self.by_ending
+
     def find(self, name: str, near: str = "") -> str | None:
         """The file whose path ends as `name` does, with or without its ending; None if there is none.
 

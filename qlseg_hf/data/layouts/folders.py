@@ -10,18 +10,21 @@ path, with the file's name without its ending, is the same for an image and its 
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import PurePosixPath
 
 from ...utils.picture_files import is_picture, listed, suffix_of
 from .files import MASK_SUFFIXES
-from .layout import Family, Found, Source
-from .matching import Entry, by_split_of_masks, look_up, masks_of_split
+from .layout import Family, Found, Opener, Source
+from .matching import Entry, by_split_of_masks, look_up, masks_of_split, without_defect
 from .opening import open_part
 from .parts import find_parts, labels_of_folders, labels_of_names
-from .roles import TRAIN_IDS, find_roles, pairs_up
-from .splits import ALL, read_split_lists
-from .words import MASK, are_splits, guess_roles, read_folder_name, split_of_name
+from .roles import TRAIN_IDS, find_roles, name_roles, pairs_up
+from .splits import ALL, NOTHING_TO_LEARN, TRAIN_SPLITS, UNION_SPLITS, find_kind, read_split_lists
+from .words import MASK, are_splits, guess_roles, mask_word, read_folder_name, split_of_name
 
+FORMATS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")  # as names of folders
+NO_SPLIT = "have no label maps at all, so this is no split here"
 TREES = {
     "ade20k": "images/{training,validation}/a.jpg  annotations/{training,validation}/a.png",
     "coco-stuff": "images/train2014/a.jpg  annotations/train2014/a_labelTrainIds.png",
@@ -107,22 +110,30 @@ def divide(
 ) -> Found:
     """Put images and label maps into splits: of folders, of lists or of the names of all images, else one part."""
     notes: list[str] = []
+    check_copies(source, pictures)
     first = source.root / masks[0].path
     in_split = {split: [e for e in pictures if e.split == split] for split in dict.fromkeys(e.split for e in pictures)}
     if set(in_split) == {None}:
-        listed_pictures = read_split_lists(source, [entry.path for entry in pictures if is_picture(entry.path)])
+        listed_pictures = read_split_lists(source, [e.path for e in pictures if is_picture(e.path)], with_tables=True)
         if listed_pictures:
             wanted = {path for paths in listed_pictures.values() for path in paths}
             if left := [e.path for e in pictures if is_picture(e.path) and e.path not in wanted]:
                 notes.append(f"{len(left)} images are in no list of a split: {listed(left)}")
             by_path = {entry.path: entry for entry in pictures}
-            in_split = {split: [by_path[path] for path in paths] for split, paths in listed_pictures.items()}
-            summary += f", splits by lists ({', '.join(in_split)})"
-            openers = {
-                split: partial(open_part, source, split, own, masks, notes, listed_pictures[split])
-                for split, own in in_split.items()
-            }
-            return Found(name, summary, openers, notes=notes, first_mask=first)
+            openers = {}
+            for split, told in listed_pictures.items():
+                own = [by_path[path] for path in told]
+                theirs = look_up([entry for entry in pictures if entry.path not in told], masks)[0]
+                taken = {mask for maps in theirs.values() for mask in maps}
+                free = [mask for mask in masks if mask not in taken]
+                if any(told.values()) or any(look_up(own, free)[0].values()) or len(listed_pictures) == 1:
+                    own_masks = masks if any(told.values()) else free
+                    openers[split] = partial(open_part, source, split, own, own_masks, notes, told)
+                else:
+                    notes.append(f"{len(own)} images of {split} {NO_SPLIT}")
+            summary += f", splits by lists ({', '.join(openers)})"
+            if openers:
+                return Found(name, summary, openers, notes=notes, first_mask=first)
         if not any(entry.split for entry in masks):
             own = [replace(e, split=split_of_name(e.stem)) for e in pictures if is_picture(e.path)]
             if are_splits([e.split for e in own]):  # train_1.bmp beside testA_1.bmp
@@ -154,7 +165,9 @@ def divide(
         openers[split] = partial(open_part, source, split, own, own_masks, notes, in_list)
         if len(in_split) > 1 and (not own_masks or (in_list is not None and not paired[split])):
             del openers[split]
-            notes.append(f"{len(own)} images of {split} have no label maps at all, so this is no split here")
+            notes.append(f"{len(own)} images of {split} {NO_SPLIT}")
+    notes += drop_other_kinds(source, openers, masks)
+    notes += tell_how_to_divide(source, in_split, openers, masks)
     if not openers:
         openers = {split: partial(open_part, source, split, own, [], notes) for split, own in in_split.items()}
     for split in empty:
@@ -162,6 +175,65 @@ def divide(
     return Found(name, summary, dict(sorted(openers.items())), notes=[*notes, *others], first_mask=first)
 
 
+def count_images(source: Source, images: str, masks: str) -> int:
+    """How many images, of those of all splits, have label maps if they are named so; 0 if some cannot be opened."""
+    try:
+        found = find_folders(name_roles(source, images, masks))
+        return sum(len(opener()) for opener in found.openers.values()) if found else 0
+    except ValueError:
+        return 0
+
+
+def check_copies(source: Source, pictures: list[Entry]) -> None:
+    """ValueError for images that are there in two formats, each in a folder that is called after it: png/a.png."""
+    by_format: dict[str, set[tuple]] = {}
+    for entry in pictures:
+        for place, name in enumerate(folders := entry.path.split("/")[:-1]):
+            if name.lower() in FORMATS and suffix_of(entry.path)[1:4] == name.lower()[:3]:
+                key = (*folders[:place], *folders[place + 1 :], entry.stem)
+                by_format.setdefault("/".join(folders[: place + 1]), set()).add(key)
+    for (one, first), (other, second) in combinations(by_format.items(), 2):
+        if first & second:
+            raise ValueError(
+                f"{source.root} has {len(first & second)} images of one name in both {one} and {other}, which seem to "
+                f"be copies in two formats; give one of them, as {source.root / one}"
+            )
+
+
+def drop_other_kinds(source: Source, openers: dict[str, Opener], masks: list[Entry]) -> list[str]:
+    """Take out splits whose label maps lie in folders called otherwise than those to train on; sentences on these.
+
+    In DRIVE's training part the vessels are in 1st_manual, and in its test part there is the field of view in mask.
+    """
+    folders = {split: {mask.role_folder for mask in masks_of_split(split, masks)} for split in openers}
+    base = next((split for split in openers if find_kind(split) in (TRAIN_SPLITS[0], *UNION_SPLITS)), None)
+    if source.roles is not None or base is None:
+        return []
+    kinds = {split: {mask_word(folder) for folder in own} for split, own in folders.items()}
+    others = [s for s in openers if kinds[s].isdisjoint(kinds[base]) and "" not in kinds[s] | kinds[base]]
+    for split in others:
+        del openers[split]
+    return [
+        f"label maps of {split} lie in {listed(sorted(folders[split]))}, and those of {base} in "
+        f"{listed(sorted(folders[base]))}, so they seem to be of another kind, and this is no split here; call the "
+        "folders alike if they are of the same"
+        for split in others
+    ]
+
+
+def tell_how_to_divide(
+    source: Source, in_split: dict[str, list[Entry]], openers: dict[str, Opener], masks: list[Entry]
+) -> list[str]:
+    """The sentence on a part to train on without label maps, as of images without defects, and what divides others."""
+    lost = [split for split in in_split if find_kind(split) == TRAIN_SPLITS[0] and split not in openers]
+    if not lost or len(openers) != 1:
+        return []
+    split, folder = *openers, masks[0].role_folder
+    why = "show no defect, and" if without_defect(in_split[lost[0]], masks) else "have no label maps, and"
+    way = f"; layout: {split}:{folder} divides those of {split}" if count_images(source, split, folder) else ""
+    return [f"images of {lost[0]} {why} {NOTHING_TO_LEARN}{way}"]
+
+
 FOLDERS = Family(TREES, find_folders)
 
-__all__ = ["FOLDERS", "divide", "find_label_maps"]
+__all__ = ["FOLDERS", "count_images", "divide", "find_label_maps"]

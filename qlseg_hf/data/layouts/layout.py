@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every layout is: splits of samples, and what it says about their labels."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,24 @@ from typing import Any
 from ...utils.picture_files import walk
 
 Opener = Callable[[], Any]  # opens the samples of one split
+
+
+class Unclear(ValueError):
+    """A data set of which images or label maps are not told by its names. `options`: (images, label maps) that may be
+    meant, folders or patterns of names; those by which at least `least` images can be opened are added to the
+    sentence, see `offering`, else `advice`."""
+
+    def __init__(
+        self,
+        sentence: str,
+        options: Iterable[tuple[str, str]],
+        notes: Iterable[str] = (),
+        advice: str = "; name both folders, as in layout: IMAGES:MASKS, or write a table of columns image and mask",
+        least: int = 1,
+    ):
+        super().__init__(". ".join([sentence + advice, *notes]))
+        self.sentence, self.options, self.notes, self.advice = sentence, list(options), list(notes), advice
+        self.least = least
 
 
 class Splits(Mapping):
@@ -129,4 +147,4 @@ class Family:
     find: Callable[[Source], Found | None]
 
 
-__all__ = ["Family", "Found", "Layout", "Opener", "Source", "Splits"]
+__all__ = ["Family", "Found", "Layout", "Opener", "Source", "Splits", "Unclear"]

@@ -2,18 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which label map is an image's, by what their paths tell."""
 
-import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
+from operator import and_, or_
+from unicodedata import normalize
 
+from ...utils.picture_files import stem_of
 from .splits import find_kind
 from .words import IMAGE_AFFIX, MASK_AFFIX, strip_affix
 
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
-# folders of images that show no defect: label maps of other folders are not theirs, though numbered from 0 as they are
+# folders of images that show no defect and have no label maps; those of other folders are numbered from 0 too
 WITHOUT_DEFECT = re.compile(r"(?i)good|ok|normal|healthy|(no|non|without)[-_ ]?defect(s|ive)?|defect[-_ ]?free")
 
 
@@ -40,25 +42,36 @@ class Entry:
         above = self.path.rpartition("/")[0].rpartition("/")[2] or "."
         return self.role_folder or (above if self.place == "." else self.place)
 
-    def name_parts(self, skip: int, is_folded: bool) -> tuple[tuple[str, ...], str]:
-        """`rest` without its first folders, and `stem`; if folded in small letters, and numbers without leading 0."""
-        rest, stem = self.rest[skip:], self.stem
+    def name_any_split(self, way: str) -> str:
+        """A way to name images or label maps for all splits: {split}_masks for train_masks."""
+        if way == self.split or (self.split and self.split in self.role_folder):
+            return way.replace(self.split, "{split}", 1)
+        return way
+
+    def name_parts(self, left_out: frozenset[str], is_folded: bool) -> tuple[tuple[str, ...], str]:
+        """`rest` without some folders, and `stem`; if folded in small letters, and numbers without leading 0."""
+        rest, stem = tuple(name for name in self.rest if name not in left_out), self.stem
         return (tuple(map(str.lower, rest)), LEADING_ZEROS.sub("", stem.lower())) if is_folded else (rest, stem)
+
+
+NONE: frozenset[str] = frozenset()  # of the folders of images, and of those of label maps, that do not count
 
 
 def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list[Entry]], list[str]]:
     """{image: label maps of its name}, and sentences on how they were found, where their paths are not the same.
 
     If no image has a label map in the same folders, those that all images lie in do not count, nor those that all
-    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png; but for folders of images without defects. If that
-    finds none either, capitals and leading zeros do not count.
+    label maps lie in: images/10k/a.jpg, labels/sem_seg/a.png. If that finds none either, capitals and leading zeros
+    do not count, and then words that all names share. Images without defects have none.
     """
     own: dict[Entry, list[Entry]] = {picture: [] for picture in pictures}
-    shared = [os.path.commonprefix([entry.rest for entry in of]) for of in (pictures, masks)]
-    if any(WITHOUT_DEFECT.fullmatch(folder) for folder in shared[0]):
-        shared[0] = ()
-    common = tuple(map(len, shared))
-    for is_folded, skip in product((False, True), dict.fromkeys([(0, 0), common])):
+    bare = without_defect(pictures, masks)
+    pictures = [picture for picture in pictures if picture not in bare]
+    if not pictures or not masks:
+        return own, []
+    shared = tuple(frozenset.intersection(*(frozenset(entry.rest) for entry in of)) for of in (pictures, masks))
+    skips = dict.fromkeys([(NONE, NONE), shared])
+    for is_folded, skip in product((False, True), skips):
         by_key, by_core = defaultdict(list), defaultdict(list)
         for mask in masks:
             rest, stem = mask.name_parts(skip[1], is_folded)
@@ -67,44 +80,82 @@ def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list
         for picture in pictures:
             rest, stem = picture.name_parts(skip[0], is_folded)
             own[picture] = by_key.get((rest, stem)) or by_core.get((rest, strip_affix(stem, IMAGE_AFFIX))) or []
-        notes = []
-        if pictures and masks and not any(own.values()) and (found := match_by_common_affix(pictures, masks, skip)):
-            own, affix = found
-            notes.append(f"label maps are called {affix}, with the NAME of their image")
-        if pictures and masks and not any(own.values()):
-            own = match_by_folder(pictures, masks, skip) or own
+        if not any(own.values()):
+            own |= match_by_folder(pictures, masks, skip) or {}
         if first := next((picture for picture, maps in own.items() if maps), None):
-            if skip != (0, 0):
-                notes.append(f"label maps lie in other folders than images, as {own[first][0].path} of {first.path}")
-            return own, notes
-    if pictures and masks and (found := match_by_stem(pictures, masks)):
-        return found, [f"label maps lie in other folders than images, as {masks[0].path}"]
-    return own, []
+            return own, [_tell_names(first, own[first][0])] if skip != (NONE, NONE) else []
+    found = match_by_words(pictures, masks) or match_by_stem(pictures, masks)
+    return (own | found, [_tell_names(pictures[0], found[pictures[0]][0])]) if found else (own, [])
 
 
-def match_by_common_affix(
-    pictures: list[Entry], masks: list[Entry], skip: tuple[int, int]
-) -> tuple[dict[Entry, list[Entry]], str] | None:
-    """Label maps by their image, and what stands before or behind all of their names, as in `a_L`.
+def without_defect(pictures: list[Entry], masks: list[Entry]) -> set[Entry]:
+    """Images in folders called `good` and the like beside others, if label maps are in those of the others alone."""
+    bare = {entry for entry in pictures if any(map(WITHOUT_DEFECT.fullmatch, entry.rest))}
+    folders = {entry.rest[-1:] for entry in pictures if entry not in bare}
+    places = {mask.rest[-1:] for mask in masks}
+    is_beside = () not in places and not any(WITHOUT_DEFECT.fullmatch(place[-1]) for place in places)
+    return bare if is_beside and (not folders or places <= folders) else set()
 
-    What all names of images share may be left away too, as in `top_1_RGB` and `top_1_label_noBoundary`. None unless
-    every image then has exactly one label map. `skip`: how many folders of images, and of label maps, do not count.
+
+def _tell_names(picture: Entry, mask: Entry) -> str:
+    return f"label maps have other folders or names than images, as {mask.path} of {picture.path}"
+
+
+def match_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
+    """Label maps by their image, where paths differ in words that all of one side share and the other lacks.
+
+    As top_1_RGB and top_1_label_noBoundary, 0807/camera_01 and 0807/label_01, Sea Bass/1 and Sea Bass GT/1. If there
+    are several label maps for an image, as um_road_01 and um_lane_01, those of one word count if they are the only
+    ones that are there for each image. None unless every image then has exactly one label map.
     """
-    for of_masks in common_affixes(entry.stem for entry in masks):
-        by_rest = defaultdict(list)
-        for mask in masks:
-            by_rest[mask.rest[skip[1] :], strip_ends(mask.stem, of_masks)].append(mask)
-        for of_pictures in common_affixes(entry.stem for entry in pictures):
-            keys = {picture: (picture.rest[skip[0] :], strip_ends(picture.stem, of_pictures)) for picture in pictures}
-            if of_masks == of_pictures == ("", ""):
-                continue
-            if len(set(keys.values())) == len(keys) and all(len(by_rest.get(key, ())) == 1 for key in keys.values()):
-                return {picture: by_rest[key] for picture, key in keys.items()}, "NAME".join(of_masks)
+    own = _pair_by_words(pictures, masks)
+    counts = Counter(word for mask in masks for word in set(whole_words(mask.path))) if own is None else {}
+    kinds = {}
+    for word in [word for word, count in counts.items() if len(pictures) <= count < len(masks)]:
+        found = _pair_by_words(pictures, [mask for mask in masks if word in whole_words(mask.path)])
+        if found is not None:
+            kinds[tuple(mask for maps in found.values() for mask in maps)] = found
+    return next(iter(kinds.values())) if len(kinds) == 1 else own
+
+
+def _pair_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
+    words = [{entry: _words_of_path(entry.path) for entry in of} for of in (pictures, masks)]
+    shared = [reduce(and_, map(Counter, own.values())) if len(own) > 1 else Counter() for own in words]
+    most = [reduce(or_, map(Counter, own.values()), Counter()) for own in words]
+    for kept in (most, shared):  # words of the other side, or those alone that all of it share: 1 of 01_manual1
+        by_words = defaultdict(list)
+        for mask, own in words[1].items():
+            by_words[_without(own, shared[1] - kept[0])].append(mask)
+        keys = {entry: _without(own, shared[0] - kept[1]) for entry, own in words[0].items()}
+        if len(set(keys.values())) == len(keys) and all(len(by_words.get(key, ())) == 1 for key in keys.values()):
+            return {picture: by_words[key] for picture, key in keys.items()}
     return None
 
 
+def _words_of_path(path: str) -> list[str]:
+    """Words and numbers, the latter without leading zeros, in small letters; 7/img/7_a.png has one 7."""
+    *folders, stem = (
+        re.findall(r"[^\W\d_]+|\d+", LEADING_ZEROS.sub("", name.lower()))
+        for name in normalize("NFC", stem_of(path)).split("/")
+    )
+    before = next((words for words in folders if words and words == stem[: len(words)]), [])
+    return [*sum(folders, []), *stem[len(before) :]]
+
+
+def _without(words: list[str], others: Counter) -> tuple[str, ...]:
+    left = words[::-1]
+    for word in others.elements():  # the last of several, because names stand behind their folders
+        left.remove(word)
+    return tuple(left[::-1])
+
+
+def whole_words(stem: str) -> list[str]:
+    """What signs part in a name, and holds a letter: um and road of um_road_01."""
+    return re.findall(r"[^\W_]*[^\W\d_][^\W_]*", stem)
+
+
 def match_by_folder(
-    pictures: list[Entry], masks: list[Entry], skip: tuple[int, int]
+    pictures: list[Entry], masks: list[Entry], skip: tuple[frozenset[str], frozenset[str]]
 ) -> dict[Entry, list[Entry]] | None:
     """Label maps by their image, where each image has a folder of them: a/images/b.png and a/masks/*, or masks/b/*.
 
@@ -112,10 +163,10 @@ def match_by_folder(
     """
     by_rest, alone = defaultdict(list), Counter(picture.rest for picture in pictures)
     for mask in masks:
-        by_rest[mask.rest[skip[1] :]].append(mask)
+        by_rest[mask.name_parts(skip[1], False)[0]].append(mask)
     own = {}
     for picture in pictures:
-        rest = picture.rest[skip[0] :]
+        rest = picture.name_parts(skip[0], False)[0]
         own[picture] = by_rest.get((*rest, picture.stem)) or (
             by_rest.get(rest) if rest and alone[picture.rest] == 1 else None
         )
@@ -149,7 +200,7 @@ def ending_after(picture: Entry, mask: Entry) -> str:
 
 def are_pieces(picture: Entry, masks: list[Entry]) -> bool:
     """Whether several masks of an image are numbered, or none is called after it, as those of single objects are."""
-    stem, *stems = (entry.name_parts(0, True)[1] for entry in (picture, *masks))
+    stem, *stems = (entry.name_parts(NONE, True)[1] for entry in (picture, *masks))
     names = (stem, strip_affix(stem, IMAGE_AFFIX))
     bare = {re.sub(r"[-_. ]?\d+$", "", own) for own in stems}
     is_numbered = len(bare) == 1 and strip_affix(min(bare), MASK_AFFIX) in names and min(bare) not in names
@@ -173,54 +224,6 @@ def name_and_ending(stem: str) -> list[tuple[str, str]]:
     return [(stem[: sign.start()], stem[sign.end() :]) for sign in reversed(list(re.finditer(r"[-_. ]+", stem)))]
 
 
-def common_affixes(stems: Iterable[str]) -> list[tuple[str, str]]:
-    """(before, behind) that all stems share up to a sign that parts words, or a digit: none, one, the other, both."""
-    stems = list(stems)
-    if len(stems) < 2:
-        return [("", "")]
-    before = re.match(r"(.*[-_. ])?", os.path.commonprefix(stems))[0]
-    letters = {re.match(r"[^\W\d_]*(?=\d)|", stem[len(before) :])[0] for stem in stems}
-    before += letters.pop() if len(letters) == 1 else ""  # image001, mask001
-    behind = os.path.commonprefix([stem[len(before) :][::-1] for stem in stems])[::-1]
-    is_letters = behind.isalpha() and all(stem[: -len(behind)][-1:].isdigit() for stem in stems)  # 0001m
-    behind = behind if is_letters else re.search(r"([-_. ].*)?$", behind)[0]
-    return list(dict.fromkeys([("", ""), ("", behind), (before, ""), (before, behind)]))
-
-
-def strip_ends(stem: str, affix: tuple[str, str]) -> str:
-    return stem.removeprefix(affix[0]).removesuffix(affix[1])
-
-
-def propose_masks(picture: Entry, masks: list[Entry]) -> list[tuple[str, str]]:
-    """(folder of images, folder of label maps) of each label map of an image's name, if these lie in several.
-
-    Of several kinds in one folder, as a_bin.png and a_ids.png, the second is a pattern of their names.
-    """
-    own = {
-        mask: ending_after(picture, mask)
-        for mask in masks
-        if picture.stem in (mask.stem, strip_affix(mask.stem, MASK_AFFIX)) or ending_after(picture, mask) != mask.stem
-    }
-    places = dict.fromkeys(mask.role_folder for mask in own if mask.role_folder)
-    endings = {ending: mask for mask, ending in own.items() if ending != mask.stem}
-    if len(places) == 1 and len(endings) > 1:
-        kinds = [f"*{ending}.{mask.path.rpartition('.')[2]}" for ending, mask in endings.items()]
-        places = dict.fromkeys(f"{place}/{kind}" for place in places for kind in kinds)
-    elif len(places) == 1:
-        places = dict.fromkeys(_place_of_role(mask) for mask in own if mask.role_folder)
-    is_each = any(set(place.split("/")) & set(picture.path.split("/")[:-1]) for place in places)  # a/image, a/label
-    return [(picture.folder, place) for place in places] if len(places) > 1 and not is_each else []
-
-
-def _place_of_role(mask: Entry) -> str:
-    """The folder of a label map; of what lies above and below that of its split, that which tells the role."""
-    folders = mask.path.split("/")[:-1]
-    if mask.split in folders:
-        above, below = folders[: folders.index(mask.split)], folders[folders.index(mask.split) + 1 :]
-        folders = above if mask.role_folder in above else below
-    return "/".join(folders)
-
-
 def masks_of_split(split: str | None, masks: list[Entry]) -> list[Entry]:
     """Label maps of a split of images: in a folder of its name, else of a name that means the same, else in none."""
     if split is None:
@@ -242,6 +245,7 @@ def by_split_of_masks(pictures: list[Entry], masks: list[Entry]) -> dict[str | N
 
 __all__ = [
     "LEADING_ZEROS",
+    "NONE",
     "Entry",
     "are_pieces",
     "by_split_of_masks",
@@ -249,6 +253,7 @@ __all__ = [
     "look_up",
     "masks_of_split",
     "name_and_ending",
-    "propose_masks",
     "shared_words",
+    "without_defect",
+    "whole_words",
 ]

@@ -2,20 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The samples of one split: its images with their label maps, and what does not fit, in sentences."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ...utils.picture_files import PICTURE_SUFFIXES, is_picture, listed, stem_of, suffix_of
-from ..samples import DrawnLabelMap, FolderSamples
+from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
 from .files import LOSSY_SUFFIXES, Locator
-from .layout import Source
-from .matching import Entry, are_pieces, ending_after, look_up, propose_masks, shared_words
-from .parts import UnitedMap
-from .roles import suggest_folders
+from .layout import Source, Unclear
+from .matching import Entry, are_pieces, ending_after, look_up, name_and_ending, shared_words, without_defect
+from .parts import EmptyMap, UnitedMap
+from .proposals import propose, suggest_folders
+from .splits import ALL
+from .words import IMAGE_AFFIX, strip_affix
 
 TEXT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".yml", ".md")  # which lie beside images of one name
+MOST_MAPS = 20  # that are looked at for their background
 BLACK_AND_WHITE = "{0: [0, 0, 0], 1: [255, 255, 255]}"
 
 
@@ -36,27 +40,32 @@ def open_part(
     pairs, own_notes = match(source, pictures, masks, in_list)
     if not pairs:
         raise ValueError(". ".join([f"split {split} of {source.root} holds no pictures", *own_notes, *notes]))
-    missing = [picture for picture, own in pairs if not own]
-    if missing:
+    bare = without_defect([picture for picture, _ in pairs], masks)
+    bare = {picture for picture, own in pairs if not own and picture in bare}
+    bare = bare if bare and is_background(source, masks) else set()
+    if bare:
+        own_notes.append(
+            f"{len(bare)} images without label maps lie in folders of images without defects, and are background "
+            f"throughout: {listed(sorted(entry.path for entry in bare))}"
+        )
+    if missing := [picture for picture, own in pairs if not own and picture not in bare]:
         first = missing[0]
         place = masks[0].place if masks else "the folder of label maps"
         expected = f"{place}/{stem_of(first.name)}{suffix_of(masks[0].path) if masks else '.png'}"
-        remedy = ""
-        if len(missing) == len(pairs):
-            check_single(source.root / first.path)
-            suggested = suggest_folders(source.files)
-            folders = sorted({mask.role_folder for mask in masks if mask.role_folder})
-            others = [(first.folder, folder) for folder in folders if len(folders) > 1]
-            options = propose_masks(first, masks) or suggested or others
-            named = " or ".join(f"layout: {image}:{mask}" for image, mask in options or [("photos", "ground_truth")])
-            remedy = f"; or name both folders, as in {named}"
-            if options == suggested == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
-                remedy = f"; or lay out {options[0][0]} and {options[0][1]} in the same sub-folders"
         text = (
             f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
-            f"picture {first.path}; add them, or take the pictures out{remedy}"
+            f"picture {first.path}; add them, or take the pictures out"
         )
-        raise ValueError(". ".join([text, *own_notes, *notes]))
+        options, notes = propose([picture for picture, _ in pairs], masks), [*own_notes, *notes]
+        if len(missing) < len(pairs):
+            names = "" if split != ALL else ", or write the names of the others into train.txt"
+            raise Unclear(text + names, options, notes, advice="", least=len(pairs) - len(missing))
+        check_single(source.root / first.path)
+        suggested = suggest_folders(source.files)
+        if suggested == [(first.role_folder, next((mask.role_folder for mask in masks), ""))]:
+            text += f", or lay out {' and '.join(suggested[0])} in the same sub-folders"
+        own = [pair for pair in suggested if f"/{pair[0]}/" in f"/{first.path}"]
+        raise Unclear(text, [*own, *options], notes)
     lossy = [mask.path for _, own in pairs for mask in own if suffix_of(mask.path) in LOSSY_SUFFIXES]
     if lossy and len(source.colors or ()) != 2:
         raise ValueError(
@@ -67,8 +76,10 @@ def open_part(
     items: list[tuple[str, str | DrawnLabelMap]] = []
     for picture, own in pairs:
         paths = tuple(source.root / mask.path for mask in own)
-        united = UnitedMap(listed(mask.path for mask in own), paths, source.colors)
-        items.append((picture.path, own[0].path if len(own) == 1 else united))
+        drawn: DrawnLabelMap = UnitedMap(listed(mask.path for mask in own), paths, source.colors)
+        if not own:
+            drawn = EmptyMap(picture.path, source.root / picture.path, (source.colors or {}).get((0, 0, 0), 0))
+        items.append((picture.path, own[0].path if len(own) == 1 else drawn))
     return FolderSamples(source.root, items, split, source.colors, [*own_notes, *notes])
 
 
@@ -105,7 +116,13 @@ def match(
             f"{listed(e.name for e in unread)}; convert them, or take them and their label maps out"
         )
     found = {entry: masks_of(entry) for entry in names}
-    used = {(entry.role_folder, mask.role_folder) for entry, own in found.items() for mask in own}
+    if beside := called_after_others(found):
+        notes.append(
+            f"{len(beside)} pictures are left out, because they are called after others and have no "
+            f"label maps: {listed(entry.path for entry in beside)}"
+        )
+        found = {entry: own for entry, own in found.items() if own}
+    used = {(entry.path.rpartition("/")[0], mask.role_folder) for entry, own in found.items() for mask in own}
     sizes = Counter(mask.role_folder for mask in masks)  # a folder of so many files is none of strays
     is_each = all(len(set(own)) == len(used) for own in zip(*used))  # each folder of images has one of label maps
     folders = {folder for _, folder in used} if not is_each else {folder for _, folder in list(used)[:1]}
@@ -113,12 +130,8 @@ def match(
         folders |= {f for f, size in sizes.items() if size >= len(names) and f not in {own for _, own in used}}
     folders = sorted(folders)
     if len(folders) > 1:
-        of = next(entry for entry, own in found.items() if own)
-        options = [f"layout: {of.folder}:{folder}" for folder in folders]
-        raise ValueError(
-            f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, that belong to its "
-            f"pictures; say which counts, as in {' or '.join(options)}"
-        )
+        text = f"{source.root} has {len(folders)} folders of label maps, {' and '.join(folders)}, for its pictures"
+        raise Unclear(text, propose(names, masks))
     several = [entry for entry, own in found.items() if len(own) > 1]
     endings = {frozenset(ending_after(entry, mask) for mask in own) for entry, own in found.items()}
     for entry in several:  # as many of all images, called alike, are of labels or of people
@@ -156,6 +169,35 @@ def match(
             f"{listed(left)}"
         )
     return list(found.items()), notes
+
+
+def called_after_others(found: dict[Entry, list[Entry]]) -> list[Entry]:
+    """The images without label maps, if each lies beside another and is called after it: a_depth.png of a.jpg."""
+    missing = [entry for entry, own in found.items() if not own]
+    names = {
+        (e.place, e.rest, name)
+        for e, own in found.items()
+        if own
+        for name in (e.stem, strip_affix(e.stem, IMAGE_AFFIX))
+    }
+
+    def is_after(entry: Entry) -> bool:
+        ways = name_and_ending(entry.stem)
+        return any((entry.place, entry.rest, name) in names and re.search(r"[^\W\d_]", last) for name, last in ways)
+
+    return missing if all(map(is_after, missing)) else []
+
+
+def is_background(source: Source, masks: list[Entry]) -> bool:
+    """Whether the first label maps are of the background in most pixels, as masks of defects are."""
+    value = 0 if source.colors is None else source.colors.get((0, 0, 0))
+    try:
+        maps = [
+            Sample(None, source.root / mask.path, "", source.colors).read_label_map() for mask in masks[:MOST_MAPS]
+        ]
+    except SampleError:
+        return False
+    return bool(maps) and all((one == value).mean() > 0.5 for one in maps)
 
 
 def told_masks(source: Source, masks: list[Entry], in_list: dict[str, str | None]) -> dict[str, Entry]:

@@ -15,7 +15,7 @@ from ...utils.text import read_text
 from ..labels import names_in_order
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .folders import divide
-from .layout import Family, Found, Source
+from .layout import Family, Found, Source, Unclear
 from .matching import Entry, name_and_ending
 from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, strip_affix
 
@@ -80,7 +80,7 @@ def beside_images(source: Source, entries: list[Entry]) -> list[Entry]:
     """Label maps that are called as an image and an ending that all of them share: a.jpg, a_1stHO.png.
 
     Raises:
-        ValueError: all images have label maps of several such endings.
+        Unclear: all images have label maps of several such endings.
     """
     names = {(e.split, e.rest, e.stem) for e in entries}
     by_ending: dict[str, list[Entry]] = defaultdict(list)
@@ -94,10 +94,10 @@ def beside_images(source: Source, entries: list[Entry]) -> list[Entry]:
     if len(kinds) > 1:
         suffix = suffix_of(images[0].path)
         digit = "[0-9]" if suffix in map(suffix_of, kinds) and all(e.stem[-1].isdigit() for e in images) else ""
-        options = [f"layout: *{digit}{suffix}:*{ending}" for ending in kinds]
-        raise ValueError(
+        raise Unclear(
             f"{source.root} has {len(kinds)} files beside each image that may be its label map, called after it and "
-            f"{listed(kinds)}; say which count, as in {' or '.join(options)}"
+            f"{listed(kinds)}",
+            [(f"*{digit}{suffix}", f"*{ending}") for ending in kinds],
         )
     return by_ending[kinds[0]] if kinds else []
 

@@ -15,7 +15,7 @@ import numpy as np
 from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
 from .layout import Found, Source
-from .matching import LEADING_ZEROS, Entry, name_and_ending
+from .matching import LEADING_ZEROS, NONE, Entry, name_and_ending
 from .polygons import ReadMap, Shape, ignored_label, order_names, picture_size
 from .splits import ALL, read_split_lists
 from .words import MASK_AFFIX, strip_affix
@@ -64,7 +64,9 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry], is_pai
     }
     left = [entry.path for entry in pictures if entry not in kept]
     notes = [f"{len(left)} images have no mask at all, and are left out: {listed(left)}"] if left else []
-    in_split: dict[str, list[str]] = {split: list(own) for split, own in read_split_lists(source, list(maps)).items()}
+    in_split: dict[str, list[str]] = {
+        split: list(own) for split, own in read_split_lists(source, list(maps), True).items()
+    }
     for entry in () if in_split else kept:
         in_split.setdefault(entry.split or ALL, []).append(entry.path)
     openers = {
@@ -96,7 +98,7 @@ def labels_of_names(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, di
 
     Labels are words that several images have; else masks are of single objects. Several folders are several people's.
     """
-    by_stem = {(picture.split, picture.name_parts(0, True)[1]): picture for picture in pictures}
+    by_stem = {(picture.split, picture.name_parts(NONE, True)[1]): picture for picture in pictures}
     own: dict[Entry, dict[str, str]] = {picture: {} for picture in pictures}
     for mask in masks:
         ways = [*name_and_ending(mask.stem), *((name, mask.stem) for name in mask.rest[-1:])]
@@ -132,6 +134,18 @@ class UnitedMap(DrawnLabelMap):
         if (times > 1).sum() > MOST_OVERLAP * (times > 0).sum():
             raise ValueError(f"{self.name} show the same, as masks of two people do; keep one of them")
         return united
+
+
+@dataclass(frozen=True)
+class EmptyMap(DrawnLabelMap):
+    """The label map of an image that shows nothing but background, of the label `value`."""
+
+    name: str
+    path: Path
+    value: int
+
+    def draw(self) -> np.ndarray:
+        return np.full(picture_size(self.path), self.value, dtype=np.int64)
 
 
 def find_overlap(source: Source, found: dict[str, str]) -> tuple[str, str] | None:
@@ -174,4 +188,4 @@ def read_shapes(root: Path, picture: str, found: dict[str, str]) -> tuple[tuple[
     return size, sorted(shapes, key=lambda shape: -shape.mask.sum())  # a cup lies on its disc
 
 
-__all__ = ["UnitedMap", "find_parts", "labels_of_folders", "labels_of_names"]
+__all__ = ["EmptyMap", "UnitedMap", "find_parts", "labels_of_folders", "labels_of_names"]

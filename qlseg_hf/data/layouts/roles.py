@@ -2,44 +2,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether each file of a data set is an image or a label map, and of which split, read word by word from its path."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
-from itertools import combinations
 from unicodedata import normalize
 
-from ...utils.picture_files import NUM_NAMED, PICTURE_SUFFIXES, base_of, is_picture, stem_of, suffix_of
+from ...utils.picture_files import PICTURE_SUFFIXES, base_of, is_picture, stem_of, suffix_of
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .layout import Source
 from .matching import Entry, look_up, masks_of_split
 from .splits import UNION_SPLITS
-from .words import IMAGE, MASK, guess_roles, guess_splits, read_folder_name
+from .words import IMAGE, MASK, guess_roles, guess_splits, named_folder, read_folder_name
 
 TRAIN_IDS = "_labelTrainIds"
 SUFFIXES = {*PICTURE_SUFFIXES, *MASK_SUFFIXES}
-MOST_PLACES = 200  # folders that are compared to suggest two
 TOP = "."  # what the folder of all is called
 NESTED = "\0"  # in place of "/" in a folder of several names that counts as one
 
 
-def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = True) -> list[Entry]:
+def read_paths(source: Source, guessed: Sequence[str] = (), has_splits: bool = True) -> list[Entry]:
     """An `Entry` for each file of a data set; of the roles `guessed` also by other words of the folders' names.
 
     Without `has_splits` folders called `train` are like others.
     """
     roles = None
     if source.roles is not None:  # folders with several names on their path become one
-        roles = (source.roles[0].replace("/", NESTED), source.roles[1].replace("/", NESTED))
+        roles = tuple(role.replace("/", NESTED) for role in source.roles)
     split_paths = []
     for path in source.files:
-        folder = path.rpartition("/")[0]
+        folder = f"/{path.rpartition('/')[0]}/"
         for role in source.roles or ():
-            folder = f"/{folder}/".replace(f"/{role}/", f"/{role.replace('/', NESTED)}/", 1).strip("/")
-        split_paths.append(folder.split("/") if folder else [])
+            if found := re.search(f"(?<=/){named_folder(role).pattern}(?=/)", folder, re.IGNORECASE):
+                folder = folder[: found.start()] + found[0].replace("/", NESTED) + folder[found.end() :]
+        split_paths.append(folder.strip("/").split("/") if folder.strip("/") else [])
     words = {name: read_folder_name(name, roles) for folders in split_paths for name in folders}
+    own_masks = [name for name, (own, _) in words.items() if roles is not None and own == MASK]
     for role in guessed:
         names = [name for name, (own, split) in words.items() if not own and not split]
-        words |= {name: (role, None) for name in guess_roles(names, role)}
+        found = guess_roles(names, role)
+        words |= {name: (role, None) for name in found}
+        own_masks = [name for name, (own, _) in words.items() if own == MASK] if role == MASK else own_masks
+    with_images = [folders for folders in split_paths if any(words[name][0] == IMAGE for name in folders)]
+    if roles is None and all(any(name in own_masks for name in folders) for folders in with_images):
+        own_masks = []  # semantic_drone_dataset/original_images
     if not has_splits:
         words = {name: (role, None) for name, (role, _) in words.items()}
     elif not any(split for _, split in words.values()):
@@ -48,11 +55,15 @@ def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = T
             if found := guess_splits(names):
                 words |= {name: (words[name][0], split) for name, split in found.items()}
                 break
-    # the last such name counts, as in Images/ann_dir, and others say nothing; but label maps that a person has named
+    if has_splits and any(split for _, split in words.values()):
+        bare = [name for name, (own, split) in words.items() if own in guessed and not split]
+        words |= {name: (words[name][0], split) for name, split in guess_splits(bare).items()}
+    # the last such name counts, as in Images/ann_dir, and others say nothing; but label maps that a person has named,
+    # or that are guessed, as Semantic_masks/images
     places = [
         max(
             (i for i, name in enumerate(folders) if words[name][0]),
-            key=lambda i: (roles is not None and words[folders[i]][0] == MASK, i),
+            key=lambda i: (folders[i] in own_masks, i),
             default=None,
         )
         for folders in split_paths
@@ -61,7 +72,7 @@ def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = T
         at is not None and words[folders[at]][0] == IMAGE and len(folders) > at + 1 and words[folders[at + 1]][1]
         for folders, at in zip(split_paths, places)
     )
-    entries = []
+    entries, in_masks = [], []  # Instance_masks/images beside images, which a person named
     for path, folders, at in zip(source.files, split_paths, places):
         role, split = words[folders[at]] if at is not None else (None, None)
         splits = [words[name][1] for name in folders]
@@ -76,7 +87,19 @@ def read_paths(source: Source, guessed: Iterable[str] = (), has_splits: bool = T
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
         if any(source.patterns) or TOP in (source.roles or ()):
             role = _role_of_pattern(source, role, path)
+        if (
+            role == IMAGE
+            and roles is not None
+            and any(
+                read_folder_name(name)[0] == MASK or guess_roles([name], MASK)
+                for name in folders
+                if not words[name][0]
+            )
+        ):
+            in_masks.append(len(entries))
         entries.append(Entry(path, role, folder, split, place, rest, normalize("NFC", stem_of(base_of(path)))))
+    if any(e.role == IMAGE and number not in in_masks for number, e in enumerate(entries)):
+        entries = [replace(e, role=None) if number in in_masks else e for number, e in enumerate(entries)]
     return entries
 
 
@@ -99,6 +122,16 @@ def _place_of_split(splits: list[str | None], at: int | None, is_below: bool) ->
     if is_below and count > at + 1:
         return next((place for place in range(at + 1, count) if splits[place]), at + 1)
     return next((place for place in (*range(at - 1, -1, -1), *range(at + 1, count)) if splits[place]), None)
+
+
+def name_roles(source: Source, images: str, masks: str) -> Source:
+    """The same data set, of which a person named images and label maps: each a folder, a pattern or folder/pattern."""
+    named, parted = copy.copy(source), []
+    for part in (images, masks):
+        folder, _, last = part.rpartition("/")
+        parted.append((folder, last) if "*" in last else (part, ""))
+    named.roles, named.patterns = zip(*parted)
+    return named
 
 
 def find_roles(source: Source) -> tuple[list[Entry], list[Entry], list[Entry], bool] | None:
@@ -129,6 +162,10 @@ def sort_roles(entries: list[Entry]) -> tuple[list[Entry], list[Entry], list[Ent
     is_camvid = not any(is_picture(entry.path) for entry in pictures)
     if is_camvid:  # train/ beside trainannot/, or images above the folder of label maps
         pictures, loose = loose, []
+        photos = [entry for entry in pictures if suffix_of(entry.path) in LOSSY_SUFFIXES]
+        stems = {(entry.split, entry.stem) for entry in photos}
+        if len(masks) < len(pictures) and all((entry.split, entry.stem) in stems for entry in pictures):
+            pictures, loose = photos, [entry for entry in pictures if suffix_of(entry.path) not in LOSSY_SUFFIXES]
     if not masks or not pictures:
         return None
     if any(entry.stem.endswith(TRAIN_IDS) for entry in masks):  # COCO-Stuff's other maps hold other values
@@ -145,36 +182,4 @@ def pairs_up(parts: tuple[list[Entry], list[Entry], list[Entry], bool]) -> Itera
             yield any(look_up(own, masks)[0].values())
 
 
-def suggest_folders(files: Iterable[str]) -> list[tuple[str, str]]:
-    """(folder of images, folder of label maps) below which pictures have the same names; [] if none is likely.
-
-    Images are photographs, or beside a folder that is called as one of label maps.
-    """
-    below: dict[str, Counter] = defaultdict(Counter)  # names of pictures, and how many have each
-    photographs, total = Counter(), 0
-    nested = set()  # (a folder, one below it)
-    for path in files:
-        if suffix_of(path) in (*SUFFIXES, *LOSSY_SUFFIXES):
-            folders = [name for name in path.split("/")[:-1] if not read_folder_name(name)[1]]
-            total += 1
-            nested.add((*folders[:1], *folders[-1:]))
-            for place in {*folders[:1], *folders[-1:]}:
-                below[place][stem_of(base_of(path))] += 1
-                photographs[place] += suffix_of(path) in LOSSY_SUFFIXES
-    places = [place for place in sorted(below) if not any(guess_splits([place, other]) for other in below)]
-    called = {place for place in places if guess_roles([place], MASK)}
-    counts: dict[tuple[str, str], int] = {}
-    for pair in combinations(places[:MOST_PLACES], 2):
-        one, other = sorted(pair, key=lambda place: (place in called, -photographs[place]))
-        if (one, other) in nested:
-            continue
-        shared = below[one].keys() & below[other].keys()
-        count = sum(below[one][stem] + below[other][stem] for stem in shared)
-        is_told = photographs[one] == below[one].total() or (other in called and one not in called)
-        if is_told and not photographs[other] and len(shared) * 4 > len(below[one]) and count * 8 > total:
-            counts[one, other] = count
-    counts = {pair: count for pair, count in counts.items() if pair[1] in called} or counts
-    return [pair for pair, count in counts.items() if count == max(counts.values())][:NUM_NAMED]
-
-
-__all__ = ["TRAIN_IDS", "find_roles", "pairs_up", "suggest_folders"]
+__all__ = ["TRAIN_IDS", "find_roles", "name_roles", "pairs_up"]

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits: what people call them, lists of their images, one that is held out, and images that are in two."""
 
+import csv
 import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image
 from ...utils.picture_files import base_of, is_hidden, is_picture, listed, stem_of, suffix_of
 from ...utils.text import read_text
 from ..samples import ChosenSamples, FolderSamples, SampleError, Samples, TableSamples
-from .files import MASK_SUFFIXES, Locator
+from .files import MASK_SUFFIXES, Locator, delimiter_of
 from .layout import Source, Splits
 
 YEARS = range(2005, 2031)  # as in train2017
@@ -33,8 +35,8 @@ LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
 LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
 TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
-MOST_LINES = 100  # of a file that only seems a list, which are looked at
-NOT_DIVIDED = "there is no validation split"
+MOST_LINES, MOST_SIGNS = 100, 4096  # of a file that only seems a list: lines that are looked at, and their length
+NOT_DIVIDED, NOTHING_TO_LEARN = "there is no validation split", "there is nothing to learn from them alone"
 ALL = "all"  # the name of a part that nobody has divided
 MAX_READ_MAPS, MAX_READ_PIXELS = 500, 2 * 10**8  # label maps that are read to find rare labels
 
@@ -68,42 +70,87 @@ def find_kind(split: str) -> str:
     return next((words[0] for words in kinds if split.lower() in words), split.lower())
 
 
-def read_split_lists(source: Source, pictures: list[str]) -> dict[str, dict[str, str | None]]:
+def read_split_lists(
+    source: Source, pictures: list[str], with_tables: bool = False
+) -> dict[str, dict[str, str | None]]:
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
-    A line holds a file name, with or without folder and ending, and may go on with that of the label map, which then
-    is the value of the picture, else None; or it names a folder, as of the frames of a video. A YAML
-    or JSON file maps splits to lists of names, to such a text file or to a folder.
+    So do CSV files called so, and those with a column that tells the split of each image, `with_tables`, which are
+    tables of other things for some layouts. A line holds a file name,
+    with or without folder and ending, and may go on with that of the label map, which then is the value of the
+    picture, else None; or it names a folder, as of the frames of a video. A YAML or JSON file maps splits to lists of
+    names, to such a text file or to a folder.
 
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
     """
-    lists, others, locator = {}, {}, Locator(pictures)
+    lists, others, looser, locator = {}, {}, {}, Locator(pictures)
     is_voc = any(name.lower().startswith("imagesets/segmentation/") for name in source.files)  # beside Main, Layout
     for name in source.files:
-        if suffix_of(name) not in (".txt", ".lst", ".yaml", ".yml", ".json"):
+        if suffix_of(name) not in (".txt", ".lst", ".csv", ".tsv", ".yaml", ".yml", ".json"):
             continue
         path = PurePosixPath(name)
         folder, is_list = path.parent.as_posix().removeprefix(".").lower(), suffix_of(name) in (".txt", ".lst")
+        is_table = suffix_of(name) in (".csv", ".tsv")
+        if is_table and not with_tables:
+            continue
         is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/segmentation" if is_voc else "imagesets/")
         if not is_known and not (is_list and folder == "annotations"):
             continue
         plain = LIST_WORDS.sub("", path.stem.lower())
-        if is_list and path.stem.lower() in SPLIT_WORDS:
+        if is_table:
+            found = _read_table_of_rows(source, name, locator)
+        elif is_list and path.stem.lower() in SPLIT_WORDS:
             found = {path.stem: _lines(source.root / name)}
         elif is_list and plain in SPLIT_WORDS and _names_any(locator, pictures, _lines(source.root / name)):
             others.setdefault(plain, (name, _lines(source.root / name)))
+            continue
+        elif is_list and (own := next((word for word in re.split(r"[-_. ]+", plain) if word in SPLIT_WORDS), None)):
+            if _names_any(locator, pictures, lines := _lines(source.root / name)):  # train_aug.txt
+                looser.setdefault(own, {})[name] = lines
             continue
         elif not is_list and path.stem.lower() in TABLE_OF_SPLITS:
             found = _read_table_of_splits(source, name)
         else:
             continue
         for split, names in found.items():
-            if split in lists:
+            if split in lists and lists[split][1] != names:
                 raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
             lists[split] = (name, names)
     lists = others | lists  # train.txt counts more than train_list.txt
+    for split, found in looser.items():
+        if split not in lists and len(set(map(tuple, found.values()))) > 1:
+            raise ValueError(
+                f"{listed(found)} in {source.root} list images of {split}; rename the right one {split}.txt"
+            )
+        lists.setdefault(split, next(iter(found.items())))
     return {split: _located(locator, pictures, names, source.root / name) for split, (name, names) in lists.items()}
+
+
+def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str, list[str]]:
+    """{split: names} of a CSV file whose name, or one of whose columns, tells splits; {} if no column names images.
+
+    Of several columns that do, the first counts.
+    """
+    with (source.root / name).open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = file.readlines(1 << 16)[:MOST_LINES] or [""]
+        if max(map(len, lines)) > MOST_SIGNS:  # run lengths and outlines
+            return {}
+        file.seek(0)
+        table = csv.reader(file, delimiter=delimiter_of(lines[0]))
+        head, *first = islice(table, len(lines))
+        columns = list(zip(*(row for row in first if len(row) == len(head))))
+        is_found = [sum(map(locator.may_find, cells)) * 2 > len(cells) for cells in columns]
+        is_split = [{cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS} for cells in columns]
+        own = PurePosixPath(name).stem
+        if True not in is_found or (True not in is_split and own.lower() not in SPLIT_WORDS):
+            return {}
+        of_image, of_split = is_found.index(True), is_split.index(True) if True in is_split else None
+        rows = [row for row in (*first, *table) if len(row) == len(head)]
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        found[own if of_split is None else row[of_split].strip()].append(row[of_image].strip())
+    return found
 
 
 def _names_any(locator: Locator, pictures: list[str], lines: list[str]) -> bool:

@@ -92,6 +92,10 @@ def find_by_datasets(source: Source) -> Found | None:
         return find_on_hub(source) if is_one else None
 
 
+class ColumnsError(ValueError):
+    """A table whose columns of images and label maps cannot be told."""
+
+
 @contextmanager
 def naming_damage(where: str) -> Iterator[None]:
     """Name the files in what readers say of damaged ones, as a ValueError."""
@@ -446,7 +450,7 @@ def find_column(given: str | None, setting: str, candidates: tuple[str, ...], fe
         reason = f"{', '.join(found)} could all be it" if found else "no column looks like it"
         if "__key__" in features and not found:
             reason += " (names in tar files are parted at their first dot; rename files whose names have others)"
-        raise ValueError(f"set {setting}: {reason}; the columns are {', '.join(features)}")
+        raise ColumnsError(f"set {setting}: {reason}; the columns are {', '.join(features)}")
     return found[0]
 
 
@@ -464,4 +468,4 @@ def is_called(name: str, candidates: tuple[str, ...]) -> bool:
 TABLES = Family({key: TREES[key] for key in ("table", "hub")}, find_table)
 WEBDATASET = Family({"webdataset": TREES["webdataset"]}, find_webdataset)
 
-__all__ = ["SAVED", "TABLES", "WEBDATASET", "find_by_datasets", "names_of_info", "open_slice"]
+__all__ = ["SAVED", "TABLES", "WEBDATASET", "ColumnsError", "find_by_datasets", "names_of_info", "open_slice"]

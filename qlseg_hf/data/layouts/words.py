@@ -18,6 +18,7 @@ MASK_WORDS = (
     *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
     *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages"),
+    *("labelids", "labelsids", "categoryids", "classids"),
     *("1stmanual", "2ndmanual", "manual", "manual1", "manual2"),
 )
 MASK_AFFIX = (
@@ -52,7 +53,10 @@ def strip_affix(stem: str, affix: str) -> str:
 def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[str | None, str | None]:
     """(role, split) that a folder's name tells; either may be None."""
     if roles is not None:
-        return {roles[0]: IMAGE, roles[1]: MASK}.get(name), name if name.lower() in SPLIT_WORDS else None
+        for role, own in ((MASK, roles[1]), (IMAGE, roles[0])):
+            if found := named_folder(own).fullmatch(name):
+                return role, found["split"]
+        return None, name if name.lower() in SPLIT_WORDS else None
     plain = re.sub(r"[^a-z0-9]", "", re.sub(r"[-_. ](png|jpe?g|tiff?|bmp)s?$", "", name.lower()))
     if plain in ROLE_OF:
         return ROLE_OF[plain], None
@@ -65,10 +69,25 @@ def read_folder_name(name: str, roles: tuple[str, str] | None = None) -> tuple[s
     return None, None
 
 
+def mask_word(folder: str) -> str:
+    """The word that tells that a folder holds label maps, without number; "" if none does."""
+    plain = re.sub(r"[^a-z0-9]", "", folder.lower())
+    found = [word for word in (*MASK_WORDS, *GUESSED_MASK_WORDS) if word in plain]
+    return max(found, key=len, default="").rstrip("s0123456789")
+
+
+@cache
+def named_folder(name: str) -> re.Pattern:
+    """What a folder that a person named is called, where "{split}" in it stands for that of any split."""
+    before, _, behind = name.partition("{split}")
+    split = f"(?P<split>{'|'.join(map(re.escape, LONGEST_FIRST))})" if "{split}" in name else "(?P<split>(?!))?"
+    return re.compile(f"{re.escape(before)}{split}{re.escape(behind)}", re.IGNORECASE if "{split}" in name else 0)
+
+
 @cache
 def words_in(name: str) -> tuple[str, ...]:
     """The words of a name, parted by signs, digits and capitals: "gtFine_2" is gt, Fine, 2."""
-    return tuple(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", re.sub(r"[-_ ]with[-_ ].*", "", name)))
+    return tuple(re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", re.sub(r"[-_ ](with[-_ ].*|v\d+)", "", name)))
 
 
 def guess_roles(names: Iterable[str], role: str) -> list[str]:
@@ -120,6 +139,8 @@ __all__ = [
     "are_splits",
     "guess_roles",
     "guess_splits",
+    "mask_word",
+    "named_folder",
     "read_folder_name",
     "split_of_name",
     "strip_affix",

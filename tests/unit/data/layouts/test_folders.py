@@ -108,7 +108,7 @@ def test_a_test_part_without_label_maps_beside_flat_ones(tmp_path):
 def test_several_label_maps_of_an_image_are_named(tmp_path):
     for kind in ("semantic", "instance"):
         put_pairs(tmp_path, "images/{name}.jpg", f"masks/{kind}/{{name}}.png")
-    message = "as in layout: images:masks/instance or layout: images:masks/semantic"
+    message = "as in layout: images:semantic or layout: images:instance"
     with pytest.raises(ValueError, match=f"2 of 2 label maps are missing .*{message}"):
         open_dataset(tmp_path, "train", val_fraction=0)
     samples = open_dataset(tmp_path, "train", val_fraction=0, layout="images:masks/semantic")
@@ -167,16 +167,18 @@ def test_patterns_without_folders(tmp_path):
 
 def test_label_maps_that_a_person_names_hold_a_folder_of_images(tmp_path):
     put_pairs(tmp_path, "{split}/images/{name}.png", "{split}/Semantic_masks/images/{name}.png", split="train")
-    with pytest.raises(ValueError, match="images and in Semantic_masks: if these are it, layout: images:Semantic_ma"):
-        open_dataset(tmp_path, "train")
-    samples = open_dataset(tmp_path, "train", val_fraction=0, layout="images:Semantic_masks")
-    assert read_all(samples) == ["train/images/a.png", "train/images/b.png"]
+    for layout in (None, "images:Semantic_masks"):
+        samples = open_dataset(tmp_path, "train", val_fraction=0, layout=layout)
+        assert read_all(samples) == ["train/images/a.png", "train/images/b.png"]
+    put_pairs(tmp_path, "{split}/images/{name}.png", "{split}/Instance_masks/images/{name}_id.png", split="train")
+    with pytest.raises(ValueError, match="layout: images:Instance_masks or layout: images:Semantic_masks"):
+        open_dataset(tmp_path, "train")  # as iSAID's
 
 
 @pytest.mark.parametrize(
     "files, options",
     [
-        (("{}/color/{}.jpg", "{}/depth/{}.png", "{}/label/{}.png"), ["color:label", "depth:label"]),  # ScanNet
+        (("{}/color/{}.png", "{}/depth/{}.png", "{}/label/{}.png"), ["color:label", "depth:label"]),
         (("A/{}{}.png", "B/{}{}.png", "label/{}{}.png"), ["A:label", "B:label"]),  # two times of one place
         (("photos/{}{}.jpg", "ids/{}{}.png", "people/{}{}.png"), ["photos:ids", "photos:people"]),
     ],
@@ -204,3 +206,87 @@ def test_what_is_proposed_is_read(tmp_path, image, mask):
     for option in options:
         samples = open_dataset(tmp_path, "train", val_fraction=0, layout=option)
         assert len(read_all(samples)) == 3 and all(option.split(":")[1] in path for _, path in samples.pairs)
+
+
+@pytest.mark.parametrize(
+    "image, masks, options",
+    [
+        (  # BDD100K
+            "images/10k/{split}/{name}.jpg",
+            ["labels/sem_seg/masks/{split}/{name}.png", "labels/sem_seg/colors/{split}/{name}.png"],
+            ["images:masks", "images:colors"],
+        ),
+        (  # TAS500
+            "{split}/{name}.png",
+            ["{split}_labels/{name}.png", "{split}_labels_ids/{name}.png"],
+            ["{split}:{split}_labels", "{split}:{split}_labels_ids"],
+        ),
+        (  # FloodNet
+            "{split}-org-img/{name}.jpg",
+            ["Color/Masks-{split}Set/{name}_lab.png", "{split}-label-img/{name}_lab.png"],
+            ["{split}-org-img:Masks-{split}Set", "{split}-org-img:{split}-label-img"],
+        ),
+    ],
+)
+def test_what_is_proposed_opens_all_splits(tmp_path, image, masks, options):
+    for split, names in (("train", "abc"), ("val", "de")):
+        for name in names:
+            put(tmp_path / image.format(split=split, name=name), 1)
+            for mask in masks:
+                put(tmp_path / mask.format(split=split, name=name))
+    with pytest.raises(ValueError, match="name images and label maps, as in layout: ") as caught:
+        open_dataset(tmp_path, "train")
+    assert re.findall(r"layout: ([^\s.]+)", str(caught.value)) == options
+    for option, mask in zip(options, masks, strict=True):
+        layout = find_layout(tmp_path, layout=option)
+        assert {split: len(layout.splits[split]) for split in layout.splits} == {"train": 3, "val": 2}
+        assert layout.splits["val"].pairs[0][1] == mask.format(split="val", name="d")
+
+
+def test_images_of_one_scene_in_several_weathers(tmp_path):
+    """Foggy Cityscapes has three images for each label map, of which one kind is to be named."""
+    for name in "ab":
+        for fog in ("0.01", "0.02"):
+            put(tmp_path / f"fog_images/{name}_foggy_beta_{fog}.png", 1)
+        for kind in ("color", "labelIds"):
+            put(tmp_path / f"gtFine/{name}_gtFine_{kind}.png")
+    with pytest.raises(ValueError, match="layout: fog_images/.*_0.01.png:gtFine/.*_labelIds.png or layout: "):
+        open_dataset(tmp_path, "train")
+    samples = open_dataset(tmp_path, "train", layout="fog_images/*_0.02.png:gtFine/*_labelIds.png", val_fraction=0)
+    assert [mask for _, mask in samples.pairs] == ["gtFine/a_gtFine_labelIds.png", "gtFine/b_gtFine_labelIds.png"]
+
+
+def test_label_maps_of_another_kind_in_the_test_part(tmp_path):
+    """As of DRIVE's: there is only the field of view."""
+    put_pairs(tmp_path, "training/images/{name}_training.tif", "training/1st_manual/{name}_manual1.gif", "abcde")
+    put_pairs(tmp_path, "test/images/{name}_test.tif", "test/mask/{name}_test_mask.gif", "fgh")
+    layout = find_layout(tmp_path)
+    assert {split: len(layout.splits[split]) for split in layout.splits} == {"training": 4, "validation": 1}
+    assert "label maps of test lie in mask, and those of training in 1st_manual" in layout.notes[0]
+
+
+def test_guessed_folders_of_splits(tmp_path):
+    """DeepCrack's `train_lab` is no whole word for label maps."""
+    for split, names in (("train", "abc"), ("test", "abd")):
+        put_pairs(tmp_path, "{split}_img/{name}.jpg", "{split}_lab/{name}.png", names, split=split)
+    layout = find_layout(tmp_path)
+    assert layout.splits["test"].pairs[2] == ("test_img/d.jpg", "test_lab/d.png") and len(layout.splits["train"]) == 3
+
+
+def test_photographs_beside_other_pictures(tmp_path):
+    """ScanNet: none of the folders is called as one of images."""
+    for name in "abc":
+        put(tmp_path / f"scene_{name}/color/{name}.jpg", 1)
+        for kind in ("label", "instance", "depth"):
+            put(tmp_path / f"scene_{name}/{kind}/{name}.png")
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert samples.pairs[0] == ("scene_a/color/a.jpg", "scene_a/label/a.png") and len(samples) == 3
+    assert samples.layout.notes[0].startswith("6 images lie in no folder of images, and are left out")
+
+
+def test_copies_in_two_formats_are_refused(tmp_path):
+    for kind in ("png", "tif"):
+        put_pairs(tmp_path, f"{kind}/images/{{name}}.{kind}", f"{kind}/labels/{{name}}.{kind}")
+    with pytest.raises(ValueError, match=f"copies in two formats; give one of them, as {tmp_path}/png"):
+        open_dataset(tmp_path, "train")
+    assert len(open_dataset(tmp_path / "png", "train", val_fraction=0)) == 2

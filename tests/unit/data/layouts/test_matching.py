@@ -30,7 +30,7 @@ def test_what_all_names_of_label_maps_share(tmp_path, image, mask):
     found = {samples[i].name: samples[i].read() for i in range(3)}
     assert set(found) == {image.format(name=name) for name in names}
     assert all((label_map == picture[0, 0, 0]).all() for picture, label_map in found.values())
-    assert any("with the NAME of their image" in note for note in samples.notes)
+    assert samples.notes[0].startswith("label maps have other folders or names than images, as ")
     put(tmp_path / image.format(name="c_3"), 0)  # has no label map, so nothing is guessed
     with pytest.raises(ValueError, match="4 of 4 label maps are missing"):
         open_dataset(tmp_path, "train", val_fraction=0)
@@ -52,13 +52,14 @@ def test_label_maps_of_another_place(tmp_path, image, mask):
     samples = open_dataset(tmp_path, "train")
     assert len(read_all(samples)) == 2 and len(read_all(open_dataset(tmp_path, "val"))) == 1
     told = f"as {mask.format(name='a', split='train')} of {image.format(name='a', split='train')}"
-    assert samples.notes == [f"label maps lie in other folders than images, {told}"]
+    assert samples.notes == [f"label maps have other folders or names than images, {told}"]
 
 
 def test_label_maps_of_several_other_places_are_not_guessed(tmp_path):
-    put_pairs(tmp_path, "{name}/images/{name}.png", "{name}/masks/first.png")
+    put_pairs(tmp_path, "{name}/images/x.png", "{name}/masks/first.png")
+    put_pairs(tmp_path, "{name}/images/y.png", "{name}/masks/second.png")
     with pytest.raises(
-        ValueError, match="2 of 2 label maps are missing .* or name both folders, as in layout: photos:"
+        ValueError, match="4 of 4 label maps are missing .*; name both folders, as in layout: IMAGES:MASKS, or write"
     ):
         open_dataset(tmp_path, "train")
     for kind in ("v1.2", "v2.0"):
@@ -102,15 +103,92 @@ def test_two_label_maps_of_one_picture(tmp_path):
         open_dataset(tmp_path, "train")
 
 
+def put_mask(path, label=255):
+    """A label map that is background but for a corner."""
+    write(path, np.array([[0, 0, 0, 0], [0, 0, 0, label]], dtype=np.uint8))
+
+
 @pytest.mark.parametrize("good", ["ok", "Good", "no_defect"])
-def test_images_without_defects_get_no_masks_of_defects(tmp_path, good):
-    """Both are numbered from 0 (BTAD)."""
+@pytest.mark.parametrize("place, ending", [("", ""), ("bottle/", "_mask")])
+def test_images_without_defects_are_background(tmp_path, good, place, ending):
+    """They are numbered as those with defects are (BTAD, MVTec AD); a part of them alone teaches nothing."""
     for number in range(3):
-        put(tmp_path / "train" / good / f"000{number}.png", 0)
-        put(tmp_path / "test" / good / f"000{number}.png", 0)
-        put(tmp_path / "test" / "ko" / f"000{number}.png", 1)
-        write(tmp_path / "ground_truth" / "ko" / f"000{number}.png", np.full((2, 4), 255, dtype=np.uint8))
-    with pytest.raises(ValueError, match="has no split 'train'"):
-        open_dataset(tmp_path, "train", val_fraction=0)
+        put(tmp_path / f"{place}train/{good}/000{number}.png", 0)
+        put(tmp_path / f"{place}test/{good}/000{number}.png", 0)
+        put(tmp_path / f"{place}test/ko/000{number}.png", 1)
+        put_mask(tmp_path / f"{place}ground_truth/ko/000{number}{ending}.png")
+    samples = open_dataset(tmp_path, "test", val_fraction=0)
+    sums = {sample.name.split("/")[-2]: sample.read()[1].sum() for sample in (samples[i] for i in range(6))}
+    assert len(samples) == 6 and sums == {good: 0, "ko": 255}
+    assert any(
+        note.startswith("3 images without label maps lie in folders of images without") for note in samples.notes
+    )
+    with pytest.raises(
+        ValueError, match="train show no defect, and .* alone; layout: test:ground_truth divides those"
+    ):
+        open_dataset(tmp_path, "train")
+    divided = [open_dataset(tmp_path, split, layout="test:ground_truth") for split in ("train", "validation")]
+    assert sum(map(len, divided)) == 6
+    write(next(tmp_path.glob(f"{place}ground_truth/ko/*")), np.ones((2, 4), dtype=np.uint8))  # no mask of a defect
     with pytest.raises(ValueError, match="3 of 6 label maps are missing"):
         open_dataset(tmp_path, "test", val_fraction=0)
+
+
+@pytest.mark.parametrize(
+    "images, label_maps",
+    [
+        ("Data/Images/{}.jpg", "Data/Masks/{}.png"),  # VisA
+        ("{}.jpg", "masks/{}.png"),
+    ],
+)
+def test_a_table_of_images_without_defects(tmp_path, images, label_maps):
+    rows = []
+    for number in range(6):
+        name = f"{'Normal' if number % 2 else 'Anomaly'}/00{number}"
+        put(tmp_path / images.format(name), number)
+        if number % 2 == 0:
+            put_mask(tmp_path / label_maps.format(name))
+        rows.append(f"{images.format(name)},{'' if number % 2 else label_maps.format(name)}")
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,mask", *rows]))
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert [int(samples[i].read()[1].sum()) for i in range(6)] == [255, 255, 255, 0, 0, 0]
+    assert samples.layout.name in ("folders", "camvid")
+
+
+@pytest.mark.parametrize(
+    "image, mask, other",
+    [
+        ("image_2/um_{}.png", "gt_image_2/um_road_{}.png", "gt_image_2/um_lane_0.png"),  # KITTI's road
+        ("{}/camera/f/x{}_camera_f.png", "{}/label/f/x{}_label_f.png", None),  # A2D2
+        ("Slide_0{}/{}.png", "GT_0{}/{}.png", None),  # TNBC
+        ("b{}/b{}/1.png", "b{}/b{} GT/1.png", None),  # fish
+        ("images/left{}/1.png", "masks/left{}_01.png", None),
+        ("{}/rgb/f{}.png", "{}/groundtruth/{}_f{}_gt.png", None),  # WeedMap
+    ],
+)
+def test_paths_that_differ_in_words(tmp_path, image, mask, other):
+    for number in range(3):
+        put(tmp_path / image.format(number, number), number)
+        write(tmp_path / mask.format(number, number, number), np.full((2, 4), number, dtype=np.uint8))
+        if other is not None and number == 0:
+            put(tmp_path / other.format(number, number, number))
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    found = [samples[i].read() for i in range(3)]
+    assert [int(label_map.max()) for _, label_map in found] == [int(picture[0, 0, 0]) for picture, _ in found]
+
+
+def test_pictures_that_are_called_after_images(tmp_path):
+    """ISIC's superpixels, the centres of CVPPP's leaves; a name of its own is one of an image without label map."""
+    put_pairs(tmp_path, "ISIC_Data/{name}.jpg", "ISIC_GroundTruth/{name}_segmentation.png")
+    for name in "ab":
+        put(tmp_path / f"ISIC_Data/{name}_superpixels.png", 7)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert read_all(samples) == ["ISIC_Data/a.jpg", "ISIC_Data/b.jpg"]
+    assert any(
+        note.startswith("2 pictures are left out, because they are called after others") for note in samples.notes
+    )
+    put(tmp_path / "ISIC_Data/c.jpg", 7)
+    with pytest.raises(ValueError, match="of 5 label maps are missing .* the others into train.txt"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+    (tmp_path / "train.txt").write_text("a.jpg\nb.jpg\n")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["ISIC_Data/a.jpg", "ISIC_Data/b.jpg"]

@@ -100,7 +100,9 @@ def test_label_maps_of_an_ending_of_their_own(tmp_path, image, endings):
             tmp_path / "all" / f"{image.format(number).rpartition('.')[0]}{endings[1]}",
             np.full((2, 4), number + 5, np.uint8),
         )
-    with pytest.raises(ValueError, match="has 2 files beside each image .*say which count, as in layout: ") as caught:
+    with pytest.raises(
+        ValueError, match="has 2 files beside each image .*name images and label maps, as in layout: "
+    ) as caught:
         read()
     options = str(caught.value).split("as in layout: ")[1].split(" or layout: ")
     found = [read(layout=option) for option in options]

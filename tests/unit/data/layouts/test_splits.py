@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from made_data import put_pairs, read_all, write
+from made_data import put, put_pairs, read_all, write
 from PIL import Image
 
 from qlseg_hf.data.datasets import open_dataset
@@ -263,3 +263,50 @@ def test_lists_of_vocs_other_tasks(tmp_path):
         (tmp_path / "ImageSets" / task).mkdir(parents=True)
         (tmp_path / "ImageSets" / task / "train.txt").write_text("\n".join(names))
     assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["JPEGImages/a.jpg", "JPEGImages/c.jpg"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"splits.csv": "id;fold_of;split\n0;x;train\n1;x;train\n2;x;train\n3;x;val\n4;x;val\n"},
+        {"train.csv": "image\n0.jpg\n1.jpg\n2.jpg\n", "val.csv": "image\n3.jpg\n4.jpg\n"},
+        {"list/train_aug.txt": "0\n1\n2\n", "list/val.txt": "3\n4\n", "list/test.txt": "5\n"},
+    ],
+)
+def test_lists_of_other_kinds(tmp_path, files):
+    """Image 5 has no label map."""
+    for name in range(6):
+        put(tmp_path / f"images/{name}.jpg", name)
+        if name < 5:
+            put(tmp_path / f"masks/{name}.png")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    layout = find_layout(tmp_path)
+    found = {split: [image for image, _ in layout.splits[split].pairs] for split in ("train", "val")}
+    assert found == {"train": [f"images/{i}.jpg" for i in range(3)], "val": ["images/3.jpg", "images/4.jpg"]}
+    assert len(layout.splits) == 2 and "1 images" in layout.notes[0]
+
+
+def test_a_list_of_images_in_a_folder_of_label_maps(tmp_path):
+    """OpenEarthMap: what the test part has no label maps for was united from those of the other images."""
+    for town in ("aachen", "ulm"):
+        for name in range(3):
+            put(tmp_path / f"{town}/images/{town}_{name}.tif", name)
+            if name < 2:
+                put(tmp_path / f"{town}/labels/{town}_{name}.tif")
+    for split, number in (("train", 0), ("val", 1), ("test", 2)):
+        (tmp_path / f"{split}.txt").write_text(f"aachen_{number}.tif\nulm_{number}.tif\n")
+    layout = find_layout(tmp_path)
+    assert list(layout.splits) == ["train", "val"] and len(layout.splits["val"]) == 2
+    assert layout.notes == ["2 images of test have no label maps at all, so this is no split here"]
+
+
+def test_two_lists_of_one_split_are_asked_about(tmp_path):
+    for name in range(4):
+        put(tmp_path / f"images/{name}.jpg", name)
+        put(tmp_path / f"masks/{name}.png")
+    (tmp_path / "train_1.txt").write_text("0\n")
+    (tmp_path / "train_half.txt").write_text("0\n1\n")
+    with pytest.raises(ValueError, match="train_1.txt, train_half.txt in .* rename the right one train.txt"):
+        find_layout(tmp_path)

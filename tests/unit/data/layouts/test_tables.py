@@ -240,11 +240,14 @@ def test_tables_that_are_not_clear(tmp_path):
     (tmp_path / "train.jsonl").unlink()
     (tmp_path / "pics").rename(tmp_path / "images")
     (tmp_path / "marks").rename(tmp_path / "masks")
+    put_table(tmp_path / "pairs.csv", "ab")
+    (tmp_path / "train.csv").unlink()
     with pytest.raises(
         ValueError, match="can be read in 2 ways: table .*; folders .*layout: table or layout: folders"
     ):
         open_dataset(tmp_path, "train")
     assert len(open_dataset(tmp_path, "train", layout="folders", val_fraction=0)) == 6
+    (tmp_path / "pairs.csv").unlink()
     (tmp_path / "train.csv").write_text("id,score\n1,2\n")  # another table is in nobody's way
     assert find_layout(tmp_path).name == "folders"
     with pytest.raises(FileNotFoundError, match="is no folder; give a folder, a table"):
@@ -303,7 +306,7 @@ def test_names_of_a_data_set_on_the_hub(hub, monkeypatch, tmp_path):
     assert find_layout("me/named").label_names == ["sky", "road"]  # that was fetched before
 
 
-@pytest.mark.parametrize("file", ["metadata.jsonl", "train.csv"])
+@pytest.mark.parametrize("file", ["metadata.jsonl", "train.csv", "pairs.csv"])
 def test_a_table_of_what_folders_pair_too(tmp_path, file):
     """It is no second way to read them, unless it names others."""
     names = "abcdef"
@@ -325,9 +328,11 @@ def test_a_table_of_what_folders_pair_too(tmp_path, file):
     with pytest.raises(ValueError, match="can be read in 2 ways: table .*layout: table or layout: folders"):
         find_layout(tmp_path)
     write(tmp_path / file, zip("abc", "abc"))
-    with pytest.raises(ValueError, match="can be read in 2 ways"):
-        find_layout(tmp_path)
-    if file == "train.csv":
+    if file != "train.csv":
+        with pytest.raises(ValueError, match="can be read in 2 ways"):
+            find_layout(tmp_path)
+    else:
+        assert len(find_layout(tmp_path, val_fraction=0).splits["train"]) == 3  # a list of the images to train on
         write(tmp_path / "val.csv", zip("def", "def"))
         layout = find_layout(tmp_path)
         assert layout.name == "table" and {split: len(layout.splits[split]) for split in layout.splits} == {
