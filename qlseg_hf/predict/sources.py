@@ -162,15 +162,14 @@ def _folder_items(folder: Path, options: SourceOptions, notes: list[str]) -> Ite
 
 def _drop_label_maps(names: list[str], where: str | Path, notes: list[str]) -> list[str]:
     """The files of a folder without those that are label maps of others, if it is a data set. These are noted."""
-    if not any("/" in name for name in names):
-        return names
     from ..data.layouts.folders import find_label_maps  # all kinds of samples come with it
+    from ..data.layouts.pairs import find_masks_beside
 
-    label_maps = find_label_maps(names)
+    label_maps = find_label_maps(names) or find_masks_beside(names)
     if label_maps:
         notes.append(
-            f"{len(label_maps)} files in {where} are left out, because they are label maps of images there, by the "
-            f"names of their folders: {listed(sorted(label_maps))}; give their folder too if they are images"
+            f"{len(label_maps)} files in {where} are left out, because they are label maps of images there, by "
+            f"their names or folders: {listed(sorted(label_maps))}; give them too if they are images"
         )
     return [name for name in names if name not in label_maps]
 

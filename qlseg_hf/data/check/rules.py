@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How stored values become labels where nobody has said it: what is plain is decided and told, the rest is asked."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -272,11 +273,12 @@ def objects_text(findings: list[Finding], values: list[int]) -> str | None:
     is_spread = max(tops, default=0) >= 12 and len(set(tops)) >= min(10, len(tops) / 2)
     remedy = "store for each pixel what it is (a semantic label map), or give label_names if these are labels"
     is_various = len(set(tops)) >= 4 and max(tops) >= max(6, 2 * min(tops))
-    # in each folder, as of a video, the same, and as many as there are objects in it
-    places = [finding.name.rpartition("/")[0] for finding in findings if finding.stored is not None]
-    by_place = {place: {top for own, top in zip(places, tops) if own == place} for place in places}
-    is_video = len(tops) == len(places) and len(by_place) >= 4 and all(len(own) == 1 for own in by_place.values())
-    is_video &= len(set(tops)) >= 3 and len(places) > len(by_place)
+    by_folder: dict[str, set[int]] = defaultdict(set)  # of a video each frame has as many as there are objects
+    for finding in findings:
+        if finding.stored is not None:
+            by_folder[finding.name.rpartition("/")[0]].update(finding.stored.values[-1:].tolist())
+    is_video = len(lengths) > len(by_folder) >= 4 and all(len(own) == 1 for own in by_folder.values())
+    is_video &= len(set(tops)) >= 3
     if (is_full and is_various) or (is_gapless and (is_video or (is_spread and len(set(tops)) >= 4))):
         return (
             f"in each of {len(maps)} label maps values run from {values[0]} nearly gapless, to {min(tops)} in one"

@@ -201,19 +201,22 @@ def find_family(source: Source, layout: str | None) -> Found:
     if source.file is None and is_plain and not any(family in fits for family in IS_MADE_OF_PAIRS):
         if found := FOLDERS.find(source) or PAIRS.find(source):
             fits[FOLDERS] = found
-    if unread is not None and not fits:
-        raise unread
+    told: list[str] = []
+    if fits.keys() == {TABLES, FOLDERS}:
+        try:
+            if names_same_pairs(source, fits[TABLES], fits[FOLDERS]):
+                told = fits[TABLES].notes
+                fits.pop(FOLDERS if len(fits[TABLES].openers) > 1 else TABLES)
+        except ColumnsError as error:
+            unread = error
+            fits.pop(TABLES)
     if unread is not None:
-        fits = {
-            family: replace(found, notes=[*found.notes, f"a table is not read: {unread}"])
-            for family, found in fits.items()
-        }
+        if not fits:
+            raise unread
+        told = [f"a table is not read: {unread}"]
     if not fits:
         return find_by_datasets(source) or fail(source, None, f"{source.data} is no layout that is known")
-    if fits.keys() == {TABLES, FOLDERS} and names_same_pairs(source, fits[TABLES], fits[FOLDERS]):
-        notes = fits[TABLES].notes
-        fits.pop(FOLDERS if len(fits[TABLES].openers) > 1 else TABLES)
-        fits = {family: replace(found, notes=[*found.notes, *notes]) for family, found in fits.items()}
+    fits = {family: replace(found, notes=[*found.notes, *told]) for family, found in fits.items()}
     if fits.keys() == {RUNS, FOLDERS} and len(fits[RUNS].label_names or ()) == 2:  # the same masks, drawn
         note = f"{fits.pop(RUNS).summary.split(',')[0]} are not read, because there are masks too"
         fits = {FOLDERS: replace(fits[FOLDERS], notes=[*fits[FOLDERS].notes, note])}
@@ -227,12 +230,17 @@ def find_family(source: Source, layout: str | None) -> Found:
 
 
 def names_same_pairs(source: Source, table: Found, folders: Found) -> bool:
-    """Whether a table names those images and label maps, all of them and no other, that folders pair too."""
+    """Whether a table names those images and label maps, all of them and no other, that folders pair too.
+
+    ColumnsError if its columns of images and label maps cannot be told.
+    """
     if source.streaming:
         return False
     try:
         rows = [sample for opener in table.openers.values() for sample in iterate_rows(opener())]
         items = [item for opener in folders.openers.values() for item in opener().items]
+    except ColumnsError:
+        raise
     except ValueError:  # which of the two is meant has to be asked
         return False
     told = {(os.path.relpath(image, source.root), mask and os.path.relpath(mask, source.root)) for image, mask in rows}

@@ -27,10 +27,22 @@ TREES = {
 }
 
 
-def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """Images, label maps and other masks of folders that hold all; nothing if their names do not tell.
+def find_masks_beside(files: list[str]) -> set[str]:
+    """Those of a folder's files, by their paths in it, that are label maps of images beside them, as `a_mask.png`."""
+    source = Source("", None)
+    source.files = files
+    masks = [mask.path for mask in read_pairs(source, by_any_ending=False)[1]]
+    called = {path: stem_of(base_of(path)) for path in masks}  # a.png beside a.jpg may be an image too
+    return {
+        path for path, stem in called.items() if read_folder_name(stem)[0] or strip_affix(stem, MASK_AFFIX) != stem
+    }
 
-    Other masks are called after an image and as masks, with something in between: `a_color_mask` beside `a_mask`.
+
+def read_pairs(source: Source, by_any_ending: bool = True) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """Images, label maps and other pictures of folders that hold all; nothing if their names do not tell.
+
+    Other pictures lie beside `image.png` and `label.png` under names that tell nothing. `by_any_ending`: whether label
+    maps may have any ending that all of them share.
     """
     entries = []
     for path in source.files:
@@ -54,7 +66,7 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
             for e in entries
             if e not in images and suffix_of(e.path) in MASK_SUFFIXES and (e.split, e.rest, e.stem) in cores
         ]
-    masks = masks or beside_images(source, entries)
+    masks = masks or (beside_images(source, entries) if by_any_ending else [])
     if not masks:  # a folder for each image, as scenes/1/rgb.png and scenes/1/label.png
         roles = {e: read_folder_name(e.stem)[0] for e in entries}
         masks = [replace(e, stem="") for e in entries if roles[e] == MASK]
@@ -65,15 +77,7 @@ def read_pairs(source: Source) -> tuple[list[Entry], list[Entry], list[Entry]]:
         return [], [], []
     own = set(masks)
     pictures = [entry for entry in entries if entry not in own and is_picture(entry.path)]
-    stems = {(e.split, e.rest, e.stem) for e in pictures}
-    others = [
-        e
-        for e in pictures
-        if strip_affix(e.stem, MASK_AFFIX) != e.stem
-        and any((e.split, e.rest, e.stem[: found.start()]) in stems for found in re.finditer(r"[-_. ]", e.stem))
-    ]
-    left = set(others)
-    return [entry for entry in pictures if entry not in left], masks, others
+    return pictures, masks, []
 
 
 def beside_images(source: Source, entries: list[Entry]) -> list[Entry]:
@@ -175,4 +179,4 @@ def read_classes(source: Source, name: str) -> list[tuple[int, str]]:
 
 PAIRS = Family(TREES, find_pairs)
 
-__all__ = ["PAIRS", "read_classes"]
+__all__ = ["PAIRS", "find_masks_beside", "read_classes"]

@@ -189,3 +189,28 @@ def test_names_that_are_refused(names, message):
         names_in_order(names)
     with pytest.raises(ValueError, match=f"label_names: .*{message}"):
         read_label_names(names)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"id": 7, "name": "car", "color": "#0f4890"}, {"id": 9, "name": "road", "color": "#F11000"}],  # SuperAnnotate
+        {"classes": [{"title": "car", "color": "#0F4890"}, {"title": "road", "color": "#f11000"}]},
+        {"#0f4890": "car", "#f11000": "road"},  # A2D2
+    ],
+)
+def test_json_of_colours(tmp_path, content):
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes/classes.json").write_text(json.dumps(content))
+    _, names, colors = find_label_file(tmp_path, ["classes/classes.json"], [])
+    assert (names, colors) == (["car", "road"], [[15, 72, 144], [241, 16, 0]])
+
+
+@pytest.mark.parametrize("color", ["red", None])
+def test_json_of_objects_without_colours(tmp_path, color):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps([{"name": "car", "color": color}, {"name": "road"}]))
+    assert read_label_file(path) == (["car", "road"], None)
+    path.write_text(json.dumps([{"name": "car"}, {"shape": "road"}]))
+    with pytest.raises(ValueError, match="the objects must have a name each"):
+        read_label_file(path)

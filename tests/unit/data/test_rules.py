@@ -107,6 +107,21 @@ def test_objects_whose_numbers_differ_little():
     assert decide_rules(known, None, {}).problems == []
 
 
+def test_objects_of_videos():
+    """DAVIS 2017: few objects, as many in each frame of a video; labels differ within one."""
+    for spread, is_asked in ((0, True), (1, False)):
+        found = findings(lambda i, spread=spread: list(range(1 + i // 3 + spread * (i % 2))), num_maps=15)
+        found = [Finding(f"video_{i // 3}/{i}.png", i, finding.stored) for i, finding in enumerate(found)]
+        problems = decide_rules(found, None, {}).problems
+        assert any("seem to count objects" in text for text in problems) == is_asked
+
+
+def test_masks_of_16_bits():
+    """TGS's salt is 65535, which is void where there are other labels."""
+    assert decide([0, 65535]).settings == {"label_mapping": {0: 0, 65535: 1}}
+    assert decide([0, 1, 65535]).settings == {"ignore_index": 65535}
+
+
 def test_a_large_255_is_settled_by_whoever_says_so():
     for settings in ({"ignore_index": 255}, {"label_mapping": {0: 0, 1: 1, 255: 2}}):
         assert decide([255, 0, 1], **settings).problems == []

@@ -146,3 +146,31 @@ def test_colours_of_a_palette_beside_the_data(tmp_path):
     for path in (tmp_path / "masks").iterdir():  # a grey palette says nothing
         save_palette(labels, [0, 1, 2, 3], [(v, v, v) for v in (0, 5, 2, 3)], path)
     assert find_layout(tmp_path).label_colors is None
+
+
+def test_grey_masks_of_two_names_with_colours(tmp_path):
+    """Massachusetts Roads: black and white in the table of colours, and in the masks."""
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "ab")
+    for name in "ab":
+        write(tmp_path / f"masks/{name}.png", np.array([[0, 255, 0, 0], [255, 0, 0, 0]], dtype=np.uint8))
+    (tmp_path / "label_class_dict.csv").write_text("name,r,g,b\nbackground,0,0,0\nroad,255,255,255\n")
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert samples[0].read()[1].tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+
+
+def test_a_table_of_other_things_beside_folders(tmp_path):
+    """PlantSeg's names of label maps have a heading that is none of ours."""
+    put_pairs(tmp_path, "images/{split}/{name}.jpg", "annotations/{split}/{name}.png", split="train")
+    (tmp_path / "Metadata.csv").write_text("Name,Label file,Plant\na.jpg,a.png,apple\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "ade20k" and layout.notes[0].startswith("a table is not read: set image_column: no column")
+
+
+def test_run_lengths_of_the_masks_that_are_there(tmp_path):
+    """Carvana and TGS have both."""
+    put_pairs(tmp_path, "train/{name}.jpg", "train_masks/{name}_mask.gif", "abc")
+    (tmp_path / "train_masks.csv").write_text("img,rle_mask\na.jpg,1 2\nb.jpg,3 1\nc.jpg,1 1\n")
+    layout = find_layout(tmp_path)
+    assert layout.name == "camvid" and any(
+        "are not read, because there are masks too" in note for note in layout.notes
+    )
