@@ -57,12 +57,12 @@ class Device(click.ParamType):
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
-        import torch
+        from ..utils.devices import check_device
 
         try:
-            torch.zeros(1, device=value).item()
-        except (AssertionError, NotImplementedError, RuntimeError) as error:  # built without it, it is not there, ...
-            self.fail(f"this machine has no {value!r} to compute on: {str(error).splitlines()[0]}", param, context)
+            check_device(value)
+        except ValueError as error:
+            self.fail(str(error), param, context)
         return value
 
 

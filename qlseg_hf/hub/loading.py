@@ -17,6 +17,7 @@ from ..model.runtime import is_finite
 from ..utils.text import first_line
 from ..utils.yaml_text import read_mapping
 from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
+from .source import hub_id
 
 
 @contextmanager
@@ -31,8 +32,10 @@ def hide_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def refuse_file(source: str | os.PathLike) -> None:
-    """ValueError for a file in the place of a folder or Hub id."""
+def check_source(source: str | os.PathLike) -> None:
+    """ValueError for a file in the place of a folder or Hub id, FileNotFoundError for a folder that is not there."""
+    if not os.path.exists(source) and hub_id(str(source)) is None:
+        raise FileNotFoundError(f"there is no folder {source}, and it is no id on the Hub")
     if os.path.isfile(source):
         raise ValueError(
             f"{source} is a file; a model is a folder or a Hub id, and `qlseg convert` makes a folder of a checkpoint"
@@ -54,7 +57,7 @@ def load_network(
     Raises:
         OSError, ValueError: something is missing, damaged or of another network; names `source`.
     """
-    refuse_file(source)
+    check_source(source)
     where = {"trust_remote_code": False}
     with name_in_errors(f"config.json of {source}"):
         config = AutoConfig.from_pretrained(source, **where)
@@ -119,4 +122,4 @@ def keep_val_fraction(source: str | os.PathLike, config: PreTrainedConfig) -> No
         config.val_fraction = found
 
 
-__all__ = ["hide_bars", "keep_val_fraction", "load_network", "read_val_fraction", "refuse_file"]
+__all__ = ["check_source", "hide_bars", "keep_val_fraction", "load_network", "read_val_fraction"]

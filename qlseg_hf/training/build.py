@@ -13,7 +13,7 @@ import torch
 from ..data.check import ignored_label_error
 from ..data.labels import names_in_order, read_label_file
 from ..hub.card import source_of
-from ..hub.loading import refuse_file
+from ..hub.loading import check_source
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..model.configuration_qlseg import QLSegConfig, QLSegViTConfig
 from ..releases import RELEASES, label_set
@@ -52,6 +52,7 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
     Raises:
         ValueError: the recipe brings labels of its own, and leaves it to the model whether stored 0 is one of them or
             what `label_mapping` makes of the values; `processor` contradicts another key; or the model is a file.
+        FileNotFoundError: there is no such folder.
     """
     rules = {key: getattr(recipe, key) for key in ("do_reduce_labels", "ignore_index", "label_mapping")}
     rules = {key: value for key, value in rules.items() if value is not None}
@@ -60,7 +61,7 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
             raise ValueError(f"{key} is {value}, but {recipe.processor[key]} in processor; give it once")
     given = rules | recipe.processor
     if recipe.model:
-        refuse_file(recipe.model)
+        check_source(recipe.model)
         processor = QLSegImageProcessor.from_pretrained(recipe.model, **given)
         check_inherited_rules(recipe, processor, given)
         bands = processor.settings().reading["num_channels"]

@@ -6,6 +6,18 @@ import torch
 from torch import nn
 
 from .distributed import gather_objects
+from .text import first_line
+
+
+def check_device(name: str) -> torch.device:
+    """The device of this name; ValueError if this machine, or this build of PyTorch, has none."""
+    try:
+        device = torch.empty(0, device=name).device
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # the first of CUDA that is not built in
+        raise ValueError(f"this machine has no device {name!r}: {first_line(error)}") from error
+    if device.type == "meta":
+        raise ValueError("nothing can be computed on the meta device; give cpu, or a GPU")
+    return device
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -66,4 +78,4 @@ def place_for_inference(model: nn.Module, device: torch.device | str) -> nn.Modu
     return model
 
 
-__all__ = ["PackedLinear", "fastest_dtype", "has_bf16", "place_for_inference"]
+__all__ = ["PackedLinear", "check_device", "fastest_dtype", "has_bf16", "place_for_inference"]

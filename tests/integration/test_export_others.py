@@ -215,7 +215,7 @@ def test_sentences(form, tiny_model, tmp_path, monkeypatch):
         (tmp_path / "alone.xml").write_text("hello")
         with pytest.raises(FileNotFoundError, match="there is no file .*alone.bin"):
             form.runner.from_pretrained(tmp_path / "alone.xml")
-    for name in ("net.tflite", "net", f"net{form.suffixes[0].upper()}"):
+    for name in ("net.tflite", "net.bin", "net", f"net{form.suffixes[0].upper()}"):
         with pytest.raises(ValueError, match=f"{name} must end in {form.suffixes[0]}"):
             form.write(tiny_model, QLSegImageProcessor(), tmp_path / name)
     for file, error, sentence in (

@@ -17,6 +17,7 @@ from qlseg_hf import QLSegForSemanticSegmentation
 from qlseg_hf.model.runtime import is_finite
 from qlseg_hf.predict.request import Request, num_workers
 from qlseg_hf.predict.run import predict
+from qlseg_hf.utils.devices import check_device
 from qlseg_hf.utils.hashing import config_sha256, weights_sha256
 
 
@@ -84,3 +85,15 @@ def test_a_few_files_are_read_without_workers(tmp_path):
     assert count(*files) > 0 and count(tmp_path) > 0 and count(tmp_path / "*.jpg") > 0
     (tmp_path / "list.txt").write_text("0.jpg")
     assert count(tmp_path / "list.txt") > 0
+
+
+@pytest.mark.parametrize("name", ["nothing", "cpu:x", "meta", "cuda:99"])
+def test_devices_that_are_not_there(name):
+    with pytest.raises(ValueError, match="this machine has no device|meta device"):
+        check_device(name)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no folder .*none, and it is no id on the Hub"):
+        predict(Request(str(tmp_path / "none"), (str(tmp_path),), tmp_path / "out", workers=0))
+    assert not (tmp_path / "out").exists()
