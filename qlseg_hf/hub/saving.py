@@ -8,6 +8,7 @@ run a network, so none of it is copied beside the weights.
 
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from .upload import CARD, WEIGHTS, upload_folder
 logger = logging.get_logger(__name__)
 
 WITH_ADAPTER = "An adapter was loaded on top, and may have another one."
+OLD_CARD = "README.before.md"  # of the model whose folder was written into
 # What `qlseg train` writes beside a model: its step, and how it was computed; what its run has logged
 TRAINING, RESULTS = "training.json", ("losses.jsonl", "evaluations.jsonl", "curves.png")
 PUSH_KEYWORDS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
@@ -144,7 +146,7 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
 
-        In the folder of another model its card is replaced, and what `qlseg train` said of it is removed. A model is
+        In the folder of another model its card is replaced, and kept as `README.before.md`, and what `qlseg train` said of it is removed. A model is
         another one if this one was neither loaded from the folder nor saved in it before.
 
         `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
@@ -171,7 +173,8 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
     def _save_card(self, beside: Path, folder: Path) -> None:
         has_card = (folder / CARD).exists()
         if has_card and (is_foreign := self._replaces_another(folder)):
-            logger.warning(f"{folder / CARD} is of the model that was in this folder, and is replaced")
+            logger.warning(f"{folder / CARD} is of the model that was in this folder; it is kept as {OLD_CARD}")
+            shutil.copyfile(folder / CARD, beside / OLD_CARD)
         if not has_card or is_foreign:
             (beside / CARD).write_text(plain_model_card(self, folder.resolve().name), encoding="utf-8")
 

@@ -57,12 +57,14 @@ def test_cards_of_models_saved_by_hand(hub, tmp_path, monkeypatch, capsys):
 def test_cards_and_recipes_of_another_model_are_not_kept(tmp_path, caplog):
     """They gave its licence, its mIoU and its share of held-out images to the weights that took its place."""
     convert(tmp_path / "net")
+    before = (tmp_path / "net" / "README.md").read_text()
     for name in ("training.json", "recipe.yaml", "losses.jsonl", "labels.txt"):
         (tmp_path / "net" / name).write_text("val_fraction: 0.5")
     fresh = QLSegForSemanticSegmentation(tiny_config())
     fresh.save_pretrained(tmp_path / "net")
     assert metadata_load(tmp_path / "net" / "README.md")["license"] == "unknown"
-    assert "README.md is of the model that was in this folder, and is replaced" in caplog.text
+    assert "README.md is of the model that was in this folder; it is kept as README.before.md" in caplog.text
+    assert (tmp_path / "net" / "README.before.md").read_text() == before
     names = {path.name for path in (tmp_path / "net").iterdir()}
     assert "labels.txt" in names and not names & {"training.json", "recipe.yaml", "losses.jsonl"}
     (tmp_path / "net" / "recipe.yaml").write_text("mine")  # without training.json it is not of `qlseg train`
