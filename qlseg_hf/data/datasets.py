@@ -7,22 +7,21 @@ The package `datasets` is imported only where it is needed; layouts of files do 
 
 from pathlib import Path
 
-from ..utils.picture_files import is_hidden, listed
+from ..utils.picture_files import NUM_NAMED, is_hidden, listed
 from .layouts import find_layout
 from .layouts.layout import Source
 from .layouts.splits import NOT_DIVIDED, NOTHING_TO_LEARN, find_split
 from .layouts.tables import open_slice
 from .samples import (
-    NUM_NAMED,
     FolderSamples,
     Sample,
     SampleError,
     Samples,
     StreamedSamples,
     TableSamples,
-    check_colors,
     exclude,
 )
+from .stored_labels import check_colors
 
 
 def open_dataset(

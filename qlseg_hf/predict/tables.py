@@ -17,7 +17,7 @@ from typing import Any
 
 import fsspec
 
-from ..data.layouts.tables import IMAGE_COLUMNS
+from ..data.layouts.columns import IMAGE_COLUMNS
 from ..data.samples import import_datasets, picture_source
 from ..utils.optional import import_package
 from ..utils.picture_files import is_picture, listed, stem_of, suffix_of

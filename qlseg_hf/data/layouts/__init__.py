@@ -16,9 +16,11 @@ from PIL import Image
 from ...utils.picture_files import is_hidden, listed, suffix_of
 from ...utils.text import printable
 from ..labels import find_label_file
-from ..samples import TableSamples, as_grey, check_colors, palette_of
+from ..samples import TableSamples
+from ..stored_labels import as_grey, check_colors, palette_of
 from .cityscapes import CITYSCAPES
 from .coco import COCO, PANOPTIC
+from .columns import ColumnsError
 from .cvat import CVAT
 from .datumaro import DATUMARO
 from .files import describe_files
@@ -34,7 +36,7 @@ from .roles import name_roles
 from .runs import RUNS
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
-from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, ColumnsError, find_by_datasets, names_of_info
+from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets, names_of_info
 from .via import VIA
 from .vistas import VISTAS
 from .voc import VOC
