@@ -4,6 +4,7 @@
 
 import csv
 import hashlib
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -38,6 +39,7 @@ TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JS
 MOST_LINES, MOST_SIGNS = 100, 4096  # of a file that only seems a list: lines that are looked at, and their length
 NOT_DIVIDED, NOTHING_TO_LEARN = "there is no validation split", "there is nothing to learn from them alone"
 ALL = "all"  # the name of a part that nobody has divided
+MOST_HELD_OUT = 1.5  # times the wanted share, which hashes of a few names may exceed by much
 MAX_READ_MAPS, MAX_READ_PIXELS = 500, 2 * 10**8  # label maps that are read to find rare labels
 
 
@@ -243,8 +245,9 @@ def hold_out(splits: Splits, fraction: float | None, streaming: bool = False) ->
     """`splits` with a validation part, if they have neither that nor a test part; and sentences on what was done.
 
     Which part an image goes to is decided by a hash of its name (path without ending), so it stays there when others
-    are added or removed. Two corrections depend on the others: each part has one image at least; and a label that
-    occurs in two images or more occurs in both parts, unless moving an image would take another label's last one away.
+    are added or removed. Corrections depend on the others: each part has one image at least; validation has at most
+    half as many again as its share, which hashes of a few names may exceed by more; and a label that occurs in two
+    images or more occurs in both parts, unless moving an image would take another label's last one away.
     Labels are known for polygons, and for up to 500 label maps of together 200 million pixels, which are read.
 
     Raises:
@@ -296,7 +299,9 @@ def choose_validation(samples: Samples, fraction: float) -> list[int]:
     """Numbers of the samples that are held out; see `hold_out`."""
     places = [place_of(name) for name in _names(samples)]
     order = sorted(range(len(places)), key=places.__getitem__)
-    chosen = {index for index in order if places[index] < fraction} or {order[0]}
+    most = min(math.ceil(MOST_HELD_OUT * fraction * len(order)), len(order) - 1)
+    highest = max(places[order[0]], min(places[order[most - 1]], fraction))
+    chosen = {index for index in order if places[index] <= highest}  # copies of one image have one place
     if len(chosen) == len(order):
         chosen.remove(order[-1])
     labels = _labels_of(samples)

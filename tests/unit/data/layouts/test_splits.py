@@ -1,6 +1,7 @@
 """Lists of splits; a part held out, stable, with rare labels in both parts; and images that two splits share."""
 
 import json
+import math
 import pickle
 
 import numpy as np
@@ -49,7 +50,15 @@ def test_rare_labels_are_in_both_parts(tmp_path, rare):
 def test_each_part_has_an_image(tmp_path, number, prefix):
     for i in range(number):
         put_numbered(tmp_path, f"{prefix}{i}", value=i)  # no label that two images have moves any
-    assert names_of(tmp_path, "train") and names_of(tmp_path, "val")
+    assert names_of(tmp_path, "train") and 1 <= len(names_of(tmp_path, "val")) <= math.ceil(0.3 * number)
+
+
+def test_copies_of_one_image_stay_together(tmp_path):
+    for i in range(3):
+        for copy in "abcd":
+            put_numbered(tmp_path, f"n{i}_jpg.rf.{copy}1")
+    parts = [{name.split("_jpg")[0] for name in names_of(tmp_path, split)} for split in ("train", "val")]
+    assert all(parts) and not parts[0] & parts[1]
 
 
 def test_too_few_and_wrong_fractions(tmp_path):
