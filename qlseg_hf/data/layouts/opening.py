@@ -56,7 +56,9 @@ def open_part(
             f"{len(missing)} of {len(pairs)} label maps are missing in {source.root}, the first is {expected} of "
             f"picture {first.path}; add them, or take the pictures out"
         )
-        options, notes = propose([picture for picture, _ in pairs], masks), [*own_notes, *notes]
+        notes = [*own_notes, *notes]
+        with_maps = {picture for picture, own in pairs if own} or None
+        options = propose([picture for picture, _ in pairs], masks, with_maps)
         if len(missing) < len(pairs):
             names = "" if split != ALL else ", or write the names of the others into train.txt"
             raise Unclear(text + names, options, notes, advice="", least=len(pairs) - len(missing))

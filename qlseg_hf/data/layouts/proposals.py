@@ -12,18 +12,20 @@ from .files import LOSSY_SUFFIXES
 from .matching import Entry, name_and_ending, whole_words
 from .roles import SUFFIXES
 from .splits import SPLIT_WORDS
-from .words import MASK, guess_roles, guess_splits, mask_word, read_folder_name
+from .words import IMAGE, MASK, guess_roles, guess_splits, mask_word, read_folder_name
 
 MOST_WAYS, LEAST_SHARE = 10, 1 / 8  # ways to name images, or label maps, that are tried; and how many each must name
 MOST_PLACES = 200  # folders that are compared to suggest two
 
 
-def propose(pictures: list[Entry], masks: list[Entry]) -> list[tuple[str, str]]:
+def propose(pictures: list[Entry], masks: list[Entry], wanted: set[Entry] | None = None) -> list[tuple[str, str]]:
     """(images, label maps) that may be meant, each a folder, a pattern or folder/pattern; likely ones first.
 
-    At most `MOST_WAYS` by `MOST_WAYS`, which the caller tries.
+    At most `MOST_WAYS` by `MOST_WAYS`, which the caller tries. `wanted`: the images, if no others are to be named.
     """
     images, maps = _ways_to_name(pictures, len(pictures)), _ways_to_name(masks, len(pictures))
+    images = {way: chosen for way, chosen in images.items() if wanted is None or wanted.issuperset(chosen)}
+    maps = {way: own for way, own in maps.items() if not any(f"/{way}/" in f"/{e.path}" for e in pictures)}
     is_photo = {way: suffix_of(chosen[0].path) in LOSSY_SUFFIXES for way, chosen in images.items()}
     is_label = {way: bool(mask_word(way.rpartition("*")[2])) for way in maps}
     ways = product(sorted(images, key=is_photo.get, reverse=True), sorted(maps, key=is_label.get, reverse=True))
@@ -74,7 +76,7 @@ def _patterns_of(entry: Entry) -> Iterator[str]:
 def suggest_folders(files: Iterable[str]) -> list[tuple[str, str]]:
     """(folder of images, folder of label maps) below which pictures have the same names; [] if none is likely.
 
-    Images are photographs, or beside a folder that is called as one of label maps.
+    Images are photographs, or in a folder that is called as one of images, or beside one of label maps.
     """
     below: dict[str, Counter] = defaultdict(Counter)  # names of pictures, and how many have each
     photographs, total = Counter(), 0
@@ -89,14 +91,16 @@ def suggest_folders(files: Iterable[str]) -> list[tuple[str, str]]:
                 photographs[place] += suffix_of(path) in LOSSY_SUFFIXES
     places = [place for place in sorted(below) if not any(guess_splits([place, other]) for other in below)]
     called = {place for place in places if guess_roles([place], MASK)}
+    of_images = {place for place in places if read_folder_name(place)[0] == IMAGE}
     counts: dict[tuple[str, str], int] = {}
     for pair in combinations(places[:MOST_PLACES], 2):
-        one, other = sorted(pair, key=lambda place: (place in called, -photographs[place]))
-        if (one, other) in nested:
+        one, other = sorted(pair, key=lambda place: (place in called, place not in of_images, -photographs[place]))
+        if nested & {(one, other), (other, one)}:
             continue
         shared = below[one].keys() & below[other].keys()
         count = sum(below[one][stem] + below[other][stem] for stem in shared)
         is_told = photographs[one] == below[one].total() or (other in called and one not in called)
+        is_told |= one in of_images and other not in of_images
         if is_told and not photographs[other] and len(shared) * 4 > len(below[one]) and count * 8 > total:
             counts[one, other] = count
     counts = {pair: count for pair, count in counts.items() if pair[1] in called} or counts

@@ -72,7 +72,10 @@ def read_paths(source: Source, guessed: Sequence[str] = (), has_splits: bool = T
         at is not None and words[folders[at]][0] == IMAGE and len(folders) > at + 1 and words[folders[at + 1]][1]
         for folders, at in zip(split_paths, places)
     )
-    entries, in_masks = [], []  # Instance_masks/images beside images, which a person named
+    entries, in_masks = [], []  # Instance_masks/images beside images and Semantic_masks, which a person named
+    above = {name for folders in split_paths for name in folders if any(own in folders for own in own_masks)}
+    names = words.keys() - above if roles is not None else ()
+    other_masks = {name for name in names if read_folder_name(name)[0] == MASK or guess_roles([name], MASK)}
     for path, folders, at in zip(source.files, split_paths, places):
         role, split = words[folders[at]] if at is not None else (None, None)
         splits = [words[name][1] for name in folders]
@@ -87,15 +90,7 @@ def read_paths(source: Source, guessed: Sequence[str] = (), has_splits: bool = T
         folder = folders[at].replace(NESTED, "/") if at is not None else ""
         if any(source.patterns) or TOP in (source.roles or ()):
             role = _role_of_pattern(source, role, path)
-        if (
-            role == IMAGE
-            and roles is not None
-            and any(
-                read_folder_name(name)[0] == MASK or guess_roles([name], MASK)
-                for name in folders
-                if not words[name][0]
-            )
-        ):
+        if role == IMAGE and any(name in other_masks for name in folders):
             in_masks.append(len(entries))
         entries.append(Entry(path, role, folder, split, place, rest, normalize("NFC", stem_of(base_of(path)))))
     if any(e.role == IMAGE and number not in in_masks for number, e in enumerate(entries)):

@@ -181,6 +181,7 @@ def test_label_maps_that_a_person_names_hold_a_folder_of_images(tmp_path):
         (("{}/color/{}.png", "{}/depth/{}.png", "{}/label/{}.png"), ["color:label", "depth:label"]),
         (("A/{}{}.png", "B/{}{}.png", "label/{}{}.png"), ["A:label", "B:label"]),  # two times of one place
         (("photos/{}{}.jpg", "ids/{}{}.png", "people/{}{}.png"), ["photos:ids", "photos:people"]),
+        (("images/{}{}.png", "av/{}{}.png", "vessel/{}{}.png"), ["images:av", "images:vessel"]),  # RITE
     ],
 )
 def test_all_folders_that_may_be_meant_are_proposed(tmp_path, files, options):
@@ -282,6 +283,16 @@ def test_photographs_beside_other_pictures(tmp_path):
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     assert samples.pairs[0] == ("scene_a/color/a.jpg", "scene_a/label/a.png") and len(samples) == 3
     assert samples.layout.notes[0].startswith("6 images lie in no folder of images, and are left out")
+
+
+def test_images_of_one_folder_without_label_maps(tmp_path):
+    """What is proposed has no label maps of the other folder, which are numbered alike (HyperKvasir)."""
+    put_pairs(tmp_path, "labelled/images/{name}.jpg", "labelled/masks/{name}.png", "abc")
+    for name in "abc":
+        put(tmp_path / f"unlabelled/images/{name}.jpg", 1)
+    with pytest.raises(ValueError, match="3 of 6 label maps are missing .*, as in layout: labelled/images:masks$"):
+        open_dataset(tmp_path, "train")
+    assert len(open_dataset(tmp_path, "train", layout="labelled/images:masks", val_fraction=0)) == 3
 
 
 def test_copies_in_two_formats_are_refused(tmp_path):
