@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
-from operator import and_, or_
+from operator import and_
 from unicodedata import normalize
 
 from ...utils.picture_files import stem_of
@@ -121,12 +121,17 @@ def match_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, lis
 def _pair_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
     words = [{entry: _words_of_path(entry.path) for entry in of} for of in (pictures, masks)]
     shared = [reduce(and_, map(Counter, own.values())) if len(own) > 1 else Counter() for own in words]
-    most = [reduce(or_, map(Counter, own.values()), Counter()) for own in words]
+    most: tuple[Counter, Counter] = Counter(), Counter()
+    for counts, of in zip(most, words):
+        for own in of.values():
+            for word, count in Counter(own).items():
+                counts[word] = max(counts[word], count)
     for kept in (most, shared):  # words of the other side, or those alone that all of it share: 1 of 01_manual1
         by_words = defaultdict(list)
+        others = [Counter({w: n - kept[1 - side][w] for w, n in shared[side].items()}) for side in (0, 1)]
         for mask, own in words[1].items():
-            by_words[_without(own, shared[1] - kept[0])].append(mask)
-        keys = {entry: _without(own, shared[0] - kept[1]) for entry, own in words[0].items()}
+            by_words[_without(own, others[1])].append(mask)
+        keys = {entry: _without(own, others[0]) for entry, own in words[0].items()}
         if len(set(keys.values())) == len(keys) and all(len(by_words.get(key, ())) == 1 for key in keys.values()):
             return {picture: by_words[key] for picture, key in keys.items()}
     return None
