@@ -57,9 +57,13 @@ def test_number_of_labels(tmp_path, num_labels, capsys):
 
 
 def test_wrong_number_of_labels(tmp_path, capsys):
-    for wrong in ("2", "5", "61"):
-        assert run(["scenes", str(tmp_path / "drawn"), "--labels", wrong]) == 1
-        assert "3, or 7 to 60, can be drawn" in capsys.readouterr().err
+    for wrong, status, sentence in (
+        ("2", 2, "3<=x<=60"),
+        ("5", 1, "3, or 7 to 60, can be drawn"),
+        ("61", 2, "3<=x<=60"),
+    ):
+        assert run(["scenes", str(tmp_path / "drawn"), "--labels", wrong]) == status
+        assert sentence in capsys.readouterr().err
     assert not (tmp_path / "drawn").exists()
 
 
