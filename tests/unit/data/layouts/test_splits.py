@@ -1,7 +1,6 @@
 """Lists of splits; a part held out, stable, with rare labels in both parts; and images that two splits share."""
 
 import json
-import math
 import pickle
 
 import numpy as np
@@ -50,7 +49,17 @@ def test_rare_labels_are_in_both_parts(tmp_path, rare):
 def test_each_part_has_an_image(tmp_path, number, prefix):
     for i in range(number):
         put_numbered(tmp_path, f"{prefix}{i}", value=i)  # no label that two images have moves any
-    assert names_of(tmp_path, "train") and 1 <= len(names_of(tmp_path, "val")) <= math.ceil(0.3 * number)
+    assert names_of(tmp_path, "train") and names_of(tmp_path, "val")
+
+
+def test_hashes_of_a_few_names_hold_out_no_more_than_half_as_many_again(tmp_path):
+    low, high = (
+        [f"n{i}" for i in range(100) if (place_of(f"images/n{i}") < 0.2) == is_low] for is_low in (True, False)
+    )
+    for name in (*low[:6], *high[:3]):
+        put_numbered(tmp_path, name)
+    lowest = sorted(low[:6], key=lambda name: place_of(f"images/{name}"))[:3]
+    assert names_of(tmp_path, "val") == {f"images/{name}.png" for name in lowest}
 
 
 def test_copies_of_one_image_stay_together(tmp_path):
