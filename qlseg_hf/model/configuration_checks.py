@@ -72,6 +72,8 @@ def number_keys(id2label: dict) -> dict[int, str]:
         raise ValueError(f"id2label must be {{number: name}}, got {id2label!r:.80}") from error
     if len(numbers) < len(id2label):
         raise ValueError(f"id2label names a number twice: {id2label!r:.80}")
+    if not all(isinstance(name, str) for name in numbers.values()):
+        raise ValueError(f"id2label must hold names, got {id2label!r:.80}")
     return dict(sorted(numbers.items()))
 
 

@@ -334,8 +334,6 @@ class QLSegConfig(_StoredConfig):
         """ValueError if names, weights or colours of the labels are none, or the ignored one is among them."""
         if self.num_labels < 1:
             raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
-        if not all(isinstance(name, str) for name in self.id2label.values()):
-            raise ValueError(f"id2label must hold names, got {list(self.id2label.values())[:8]}")
         if any(not 0 <= weight < math.inf for weight in self.label_weights or ()):
             raise ValueError(f"label_weights must be finite numbers, 0 or more; got {self.label_weights[:8]}")
         if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette or ()):

@@ -32,6 +32,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .backbones import build_backbone, check_maps, pad_to_patches, patch_size_of, unused_weights
+from .configuration_checks import number_keys
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
 from .deformable_attention import Grid, position_code, sample_levels
 from .fresh_heads import QLSegDetail, QLSegGroupNorm, QLSegLabelClassifier, compete, without_padding
@@ -750,7 +751,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         for index, name in self.config.id2label.items():
             old.setdefault(name.strip().casefold(), []).append(index)
         config = copy.deepcopy(self.config)
-        config.id2label, config.palette, config.label_weights = dict(id2label), None, None
+        config.id2label, config.palette, config.label_weights = number_keys(id2label), None, None
         config.align_labels()
         config.validate_labels()
         pairs = []
