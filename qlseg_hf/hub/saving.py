@@ -146,7 +146,7 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
     ) -> None:
         """As `PreTrainedModel.save_pretrained`, and with a card (README.md) if the folder has none.
 
-        In the folder of another model its card becomes `README.before.md`, what `qlseg train` said of it is removed.
+        In the folder of another model its card becomes `README.before.md`, and what `qlseg train` wrote is removed.
         A model is another one if this one was neither loaded from the folder nor saved in it before.
 
         `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.

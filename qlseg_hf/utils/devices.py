@@ -13,7 +13,8 @@ def check_device(name: str) -> torch.device:
     """The device of this name; ValueError if this machine, or this build of PyTorch, has none."""
     try:
         device = torch.empty(0, device=name).device
-    except (AssertionError, NotImplementedError, RuntimeError) as error:  # the first of CUDA that is not built in
+    # PyTorch raises the first for CUDA that is not built in, the others for what it does not know or cannot reach
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"this machine has no device {name!r}: {first_line(error)}") from error
     if device.type == "meta":
         raise ValueError("nothing can be computed on the meta device; give cpu, or a GPU")
