@@ -26,7 +26,8 @@ from .polygons import (
     read_points,
     tell_left_out,
 )
-from .splits import ALL, read_split_lists, split_by_folders
+from .splits import ALL, read_split_lists
+from .words import split_by_folders
 
 TREES = {"cvat": "annotations.xml  images/a.jpg  (CVAT for images 1.1)"}
 DRAWN = ("polygon", "box", "ellipse", "mask")

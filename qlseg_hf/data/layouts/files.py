@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from ...utils.picture_files import base_of, listed, stem_of, suffix_of
+from ...utils.picture_files import base_of, is_picture, listed, stem_of, suffix_of
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".npy")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".webp")  # JPEG changes labels at every edge, and WebP may
@@ -52,8 +52,9 @@ class Locator:
                 self.by_ending[key].append(path)
 
     def may_find(self, name: str) -> bool:
-        """Whether a file has this name, with or without its ending, wherever it lies."""
-        return normalize("NFC", base_of(name.strip().replace("\\", "/"))) in self.by_ending
+        """Whether a file has this name, with or without its ending or with another, wherever it lies."""
+        own = normalize("NFC", base_of(name.strip().replace("\\", "/")))
+        return own in self.by_ending or (is_picture(own) and stem_of(own) in self.by_ending)
 
     def find(self, name: str, near: str = "") -> str | None:
         """The file whose path ends as `name` does, with or without its ending; None if there is none.

@@ -28,7 +28,8 @@ from .polygons import (
     picture_size,
     read_points,
 )
-from .splits import read_split_lists, split_by_folders
+from .splits import read_split_lists
+from .words import split_by_folders
 
 REGIONS = ("polygon", "rectangle", "rotation", "circle", "mask")  # kinds of shapes that have an inside
 TREES = {"labelme": 'a.jpg  a.json  (with "shapes"; any sub-folders, {train,val}/ or no split)'}

@@ -17,7 +17,7 @@ from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .folders import divide
 from .layout import Family, Found, Source, Unclear
 from .matching import Entry, name_and_ending
-from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, strip_affix
+from .words import IMAGE, IMAGE_AFFIX, MASK, MASK_AFFIX, read_folder_name, split_folders, strip_affix
 
 CLASSES_FILE, NAMES_FILE = "_classes.csv", "label_names.txt"
 TREES = {
@@ -45,12 +45,12 @@ def read_pairs(source: Source, by_any_ending: bool = True) -> tuple[list[Entry],
     maps may have any ending that all of them share.
     """
     entries = []
-    for path in source.files:
-        if not (is_picture(path) or suffix_of(path) in MASK_SUFFIXES):
-            continue
+    files = [path for path in source.files if is_picture(path) or suffix_of(path) in MASK_SUFFIXES]
+    splits = split_folders(files)
+    for path in files:
         folders = tuple(path.split("/")[:-1])
-        at = next((i for i, name in enumerate(folders) if read_folder_name(name, ("", ""))[1]), None)
-        split = folders[at] if at is not None else None
+        at = next((i for i, name in enumerate(folders) if name in splits), None)
+        split = splits[folders[at]] if at is not None else None
         rest = tuple(name for i, name in enumerate(folders) if i != at)
         place = "/".join(folders[: at + 1]) if at is not None else "."
         entries.append(Entry(path, None, "", split, place, rest, normalize("NFC", stem_of(base_of(path)))))

@@ -21,7 +21,8 @@ from ...model.image_io import turn_upright
 from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples
 from .layout import Found, Source
-from .splits import read_split_lists, split_by_folders
+from .splits import read_split_lists
+from .words import split_by_folders
 
 BACKGROUND = "background"
 BACKGROUND_NAMES = ("background", "_background_", "__background__")

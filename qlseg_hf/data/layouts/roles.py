@@ -13,8 +13,17 @@ from ...utils.picture_files import PICTURE_SUFFIXES, base_of, is_picture, stem_o
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .layout import Source
 from .matching import Entry, look_up, masks_of_split
-from .splits import UNION_SPLITS
-from .words import IMAGE, MASK, guess_roles, guess_splits, named_folder, read_folder_name
+from .splits import SPLIT_WORDS, UNION_SPLITS
+from .words import (
+    IMAGE,
+    MASK,
+    drop_shared,
+    guess_roles,
+    guess_split_folders,
+    guess_splits,
+    named_folder,
+    read_folder_name,
+)
 
 TRAIN_IDS = "_labelTrainIds"
 SUFFIXES = {*PICTURE_SUFFIXES, *MASK_SUFFIXES}
@@ -47,15 +56,12 @@ def read_paths(source: Source, guessed: Sequence[str] = (), has_splits: bool = T
     with_images = [folders for folders in split_paths if any(words[name][0] == IMAGE for name in folders)]
     if roles is None and all(any(name in own_masks for name in folders) for folders in with_images):
         own_masks = []  # semantic_drone_dataset/original_images
-    if not has_splits:
-        words = {name: (role, None) for name, (role, _) in words.items()}
-    elif not any(split for _, split in words.values()):
-        for depth in range(max(map(len, split_paths), default=0)):  # those that are nearest to the top
-            names = {folders[depth] for folders in split_paths if len(folders) > depth}
-            if found := guess_splits(names):
-                words |= {name: (words[name][0], split) for name, split in found.items()}
-                break
-    if has_splits and any(split for _, split in words.values()):
+    told = {name: split for name, (_, split) in words.items() if split and has_splits}
+    if has_splits:
+        in_pictures = [folders for path, folders in zip(source.files, split_paths) if suffix_of(path) in SUFFIXES]
+        told = drop_shared(told, in_pictures) or guess_split_folders(in_pictures)
+    words = {name: (role, told.get(name)) for name, (role, _) in words.items()}
+    if told:
         bare = [name for name, (own, split) in words.items() if own in guessed and not split]
         words |= {name: (words[name][0], split) for name, split in guess_splits(bare).items()}
     # the last such name counts, as in Images/ann_dir, and others say nothing; but label maps that a person has named,
@@ -143,6 +149,8 @@ def find_roles(source: Source) -> tuple[list[Entry], list[Entry], list[Entry], b
         parts = sort_roles(read_paths(source, missing)) or parts
     if parts is None:
         return None
+    if {entry.split for entry in parts[0]} > {"valid"} == {e.split for e in parts[0] if e.split in SPLIT_WORDS}:
+        return sort_roles(read_paths(source, missing, has_splits=False))  # valid/ beside empty/
     splits = {entry.split for entry in parts[1]}
     if splits != {None} and not any(e.split for e in parts[0]) and (None in splits or len(splits) < 2):
         parts = sort_roles(read_paths(source, missing, has_splits=False)) or parts  # a label is called "train"

@@ -4,11 +4,12 @@
 
 import csv
 import hashlib
+import json
 import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -35,7 +36,9 @@ SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "tra
 LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
 LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
-TABLE_OF_SPLITS = ("split", "splits", "data", "dataset")  # names of YAML and JSON files
+TABLE_OF_SPLITS = re.compile(r"data(set)?|(.*[-_. ])?splits?([-_. ].*)?", re.IGNORECASE)  # YAML, JSON
+LIST_SUFFIXES = dict.fromkeys((".txt", ".lst"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
+LIST_SUFFIXES |= dict.fromkeys((".yaml", ".yml", ".json"), "tree")
 MOST_LINES, MOST_SIGNS = 100, 4096  # of a file that only seems a list: lines that are looked at, and their length
 NOT_DIVIDED, NOTHING_TO_LEARN = "there is no validation split", "there is nothing to learn from them alone"
 ALL = "all"  # the name of a part that nobody has divided
@@ -78,55 +81,55 @@ def read_split_lists(
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
     So do CSV files called so, and those with a column that tells the split of each image, `with_tables`, which are
-    tables of other things for some layouts. A line holds a file name,
-    with or without folder and ending, and may go on with that of the label map, which then is the value of the
-    picture, else None; or it names a folder, as of the frames of a video. A YAML or JSON file maps splits to lists of
-    names, to such a text file or to a folder.
+    tables of other things for some layouts. A line holds a file name, with or without folder and ending, and may go
+    on with that of the label map, which then is the value of the picture, else None; or it names a folder, as of the
+    frames of a video. A YAML or JSON file maps splits to lists of names, to such a text file or to a folder;
+    `train.json` is a list. A list outside `LIST_FOLDERS` counts less, and if it names a picture. Where no list is one
+    to train on, pictures in none are.
 
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
     """
-    lists, others, looser, locator = {}, {}, {}, Locator(pictures)
+    locator, found = Locator(pictures), {}
     is_voc = any(name.lower().startswith("imagesets/segmentation/") for name in source.files)  # beside Main, Layout
     for name in source.files:
-        if suffix_of(name) not in (".txt", ".lst", ".csv", ".tsv", ".yaml", ".yml", ".json"):
+        kind, path = LIST_SUFFIXES.get(suffix_of(name)), PurePosixPath(name)
+        if kind is None or (kind == "table" and not with_tables):
             continue
-        path = PurePosixPath(name)
-        folder, is_list = path.parent.as_posix().removeprefix(".").lower(), suffix_of(name) in (".txt", ".lst")
-        is_table = suffix_of(name) in (".csv", ".tsv")
-        if is_table and not with_tables:
-            continue
+        folder, plain = path.parent.as_posix().removeprefix(".").lower(), LIST_WORDS.sub("", path.stem.lower())
         is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/segmentation" if is_voc else "imagesets/")
-        if not is_known and not (is_list and folder == "annotations"):
+        is_known |= kind == "text" and folder == "annotations"
+        own = next((word for word in (plain, *re.split(r"[-_. ]+", plain)) if word in SPLIT_WORDS), None)
+        # train.txt counts more than train_list.txt, and that more than train_aug.txt
+        rank = 0 if path.stem.lower() in SPLIT_WORDS or not own else 1 if plain in SPLIT_WORDS else 2
+        if not (is_known or (own and rank < 2) or "split" in plain):
             continue
-        plain = LIST_WORDS.sub("", path.stem.lower())
-        if is_table:
-            found = _read_table_of_rows(source, name, locator)
-        elif is_list and path.stem.lower() in SPLIT_WORDS:
-            found = {path.stem: _lines(source.root / name)}
-        elif is_list and plain in SPLIT_WORDS and _names_any(locator, pictures, _lines(source.root / name)):
-            others.setdefault(plain, (name, _lines(source.root / name)))
-            continue
-        elif is_list and (own := next((word for word in re.split(r"[-_. ]+", plain) if word in SPLIT_WORDS), None)):
-            if _names_any(locator, pictures, lines := _lines(source.root / name)):  # train_aug.txt
-                looser.setdefault(own, {})[name] = lines
-            continue
-        elif not is_list and path.stem.lower() in TABLE_OF_SPLITS:
-            found = _read_table_of_splits(source, name)
+        if kind == "text":
+            own_lists = {own if rank else path.stem: _lines(source.root / name)} if own else {}
+        elif kind == "table":
+            own_lists, rank = _read_table_of_rows(source, name, locator), 0
+        elif own and rank < 2:
+            own_lists = _read_list_of_names(source, name, own)
         else:
-            continue
-        for split, names in found.items():
-            if split in lists and lists[split][1] != names:
-                raise ValueError(f"split {split} is listed in {lists[split][0]} and in {name}; keep one of them")
-            lists[split] = (name, names)
-    lists = others | lists  # train.txt counts more than train_list.txt
-    for split, found in looser.items():
-        if split not in lists and len(set(map(tuple, found.values()))) > 1:
+            own_lists = _read_table_of_splits(source, name) if TABLE_OF_SPLITS.fullmatch(path.stem) else {}
+        for split, names in own_lists.items():
+            if (is_known and rank == 0) or _names_any(locator, pictures, names):
+                found.setdefault(split, {}).setdefault((not is_known, rank), {})[name] = names
+    lists = {}
+    for split, by_rank in found.items():
+        first = by_rank[min(by_rank)]
+        if len(set(map(tuple, first.values()))) > 1:
             raise ValueError(
-                f"{listed(found)} in {source.root} list images of {split}; rename the right one {split}.txt"
+                f"{listed(first)} in {source.root} list images of {split}; keep one of them, or rename the right one "
+                f"{split}.txt"
             )
-        lists.setdefault(split, next(iter(found.items())))
-    return {split: _located(locator, pictures, names, source.root / name) for split, (name, names) in lists.items()}
+        name, names = next(iter(first.items()))
+        lists[split] = _located(locator, pictures, names, source.root / name)
+    kinds = set(map(find_kind, lists))
+    rest = [picture for picture in pictures if not any(picture in own for own in lists.values())]
+    if lists and rest and kinds.isdisjoint((TRAIN_SPLITS[0], *UNION_SPLITS)):
+        lists[TRAIN_SPLITS[0]] = dict.fromkeys(rest)
+    return lists
 
 
 def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str, list[str]]:
@@ -141,6 +144,7 @@ def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str
         file.seek(0)
         table = csv.reader(file, delimiter=delimiter_of(lines[0]))
         head, *first = islice(table, len(lines))
+        first = [head, *first] if any(map(locator.may_find, head)) else first  # without headings
         columns = list(zip(*(row for row in first if len(row) == len(head))))
         is_found = [sum(map(locator.may_find, cells)) * 2 > len(cells) for cells in columns]
         is_split = [{cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS} for cells in columns]
@@ -171,6 +175,15 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if not is_hidden(base_of(line.replace("\\", "/")))]  # "./a.jpg" is not
 
 
+def _read_list_of_names(source: Source, name: str, split: str) -> dict[str, list[str]]:
+    """{split: names} of a JSON file that is a list of names; {} of another, as of annotations."""
+    with (source.root / name).open(encoding="utf-8-sig", errors="replace") as file:
+        if suffix_of(name) != ".json" or not re.match(r'\s*\[\s*"', file.read(MOST_SIGNS)):
+            return {}
+    content = json.loads(read_text(source.root / name))
+    return {split: content} if all(isinstance(entry, str) for entry in content) else {}
+
+
 def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     """{split: names} of a YAML or JSON file; {} if it has no such keys."""
     try:
@@ -196,14 +209,17 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
 
 
 def _named(locator: Locator, pictures: list[str], line: str) -> Iterator[tuple[str, str | None]]:
-    """(picture, label map or None) that a line means; all of a folder that it names. Names may hold blanks."""
-    if picture := locator.find(line):
-        yield picture, None
-        return
-    for sign in re.finditer(r"[\s,;]+", line):
-        if picture := locator.find(line[: sign.start()]):
-            rest = [line[sign.end() :], *re.split(r"[\s,;]+", line[sign.end() :])]
-            yield picture, next((other for other in rest if suffix_of(other) in MASK_SUFFIXES), None)
+    """(picture, label map or None) that a line means; all of a folder that it names. Names may hold blanks.
+
+    Where no picture has the ending that is written, one of another counts: a.jpg of a.png.
+    """
+    ends = [(sign.start(), sign.end()) for sign in re.finditer(r"[\s,;]+", line)]
+    names = [(line[:start], line[end:]) for start, end in ends]
+    stems = [(stem_of(name), rest) for name, rest in (*names, (line, "")) if is_picture(name)]
+    for name, rest in ((line, ""), *names, *stems):
+        if picture := locator.find(name):
+            others = [rest, *re.split(r"[\s,;]+", rest)]
+            yield picture, next((other for other in others if suffix_of(other) in MASK_SUFFIXES), None)
             return
     folder = line.replace("\\", "/").strip("./").lower()
     yield from ((picture, None) for picture in pictures if f"/{folder}/" in f"/{picture.lower()}")
@@ -224,20 +240,6 @@ def _located(locator: Locator, pictures: list[str], names: list[str], path: Path
                 raise ValueError(
                     f"{path} gives {picture} two label maps, {found[picture]} and {label_map}; correct the list"
                 )
-    return found
-
-
-def split_by_folders(pictures: Iterable[str], notes: list[str]) -> dict[str, list[str]]:
-    """Images by the first folder on their path that names a split; one part, `ALL`, if there is none.
-
-    Images in no such folder, where others are in one, are left out, which is added to `notes`.
-    """
-    found: dict[str, list[str]] = {}
-    for picture in pictures:
-        split = next((part for part in picture.split("/")[:-1] if part.lower() in SPLIT_WORDS), ALL)
-        found.setdefault(split, []).append(picture)
-    if len(found) > 1 and (left := found.pop(ALL, [])):
-        notes.append(f"{len(left)} images lie in no folder of a split, and are left out: {listed(left)}")
     return found
 
 
@@ -383,5 +385,4 @@ __all__ = [
     "hold_out",
     "place_of",
     "read_split_lists",
-    "split_by_folders",
 ]

@@ -3,10 +3,11 @@
 """What names of folders and files tell: whether they hold images or label maps, and of which split."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 
-from .splits import SPLIT_WORDS, TRAIN_SPLITS, find_kind
+from ...utils.picture_files import listed
+from .splits import ALL, SPLIT_WORDS, TRAIN_SPLITS, find_kind
 
 IMAGE, MASK = "image", "mask"
 IMAGE_WORDS = (
@@ -106,19 +107,69 @@ def guess_roles(names: Iterable[str], role: str) -> list[str]:
     return whole or [name for name, found in parts.items() if role in found and (role == MASK or MASK not in found)]
 
 
-def guess_splits(names: Iterable[str]) -> dict[str, str]:
+def guess_splits(names: Collection[str]) -> dict[str, str]:
     """Splits by words in folders' names, where names that are else the same tell several: `uavid_train`, `uavid_val`.
 
-    Other folders may be called `train_station`. What numbers the folders does not count: `a. Training`, `b. Testing`.
+    Other folders may be called `train_station`; but if all names tell a split, it is enough that they share a word:
+    `SBU-Test`, `SBUTrain4K`.
     """
+    told = {name: found for name in names if (found := _split_in(name))}
     groups: dict[tuple[str, ...], dict[str, str]] = {}
-    for name in names:
-        words = [word for place, word in enumerate(words_in(name)) if place or not re.fullmatch(r"[a-zA-Z]|\d+", word)]
-        if split := next((word for word in words if word.lower() in (*SPLIT_WORDS, *SHORT_SPLITS)), None):
-            others = tuple(word.lower() for word in words if word != split)
-            groups.setdefault(others, {})[name] = SHORT_SPLITS.get(split.lower(), split)
+    for name, (split, others) in told.items():
+        groups.setdefault(others, {})[name] = split
+    if len(told) == len(names) > 1 and set.intersection(*(set(others) for _, others in told.values())):
+        groups = {(): {name: split for name, (split, _) in told.items()}}
     several = [group for group in groups.values() if len(set(map(find_kind, group.values()))) > 1]
     return {name: split for group in several for name, split in group.items()}
+
+
+def _split_in(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """The split that a folder's name tells, and its other words. What numbers it is none: `a. Training`."""
+    words = [word for place, word in enumerate(words_in(name)) if place or not re.fullmatch(r"[a-zA-Z]|\d+", word)]
+    if split := next((word for word in words if word.lower() in (*SPLIT_WORDS, *SHORT_SPLITS)), None):
+        return SHORT_SPLITS.get(split.lower(), split), tuple(word.lower() for word in words if word != split)
+    for split in LONGEST_FIRST:  # traincrop, dutstrain
+        for rest in (name.lower().removeprefix(split), name.lower().removesuffix(split)):
+            if len(rest) < len(name):
+                return split, (rest,)
+    return None
+
+
+def guess_split_folders(paths: Collection[Sequence[str]]) -> dict[str, str]:
+    """What `guess_splits` says of those folders on paths that are nearest to the top."""
+    for depth in range(max(map(len, paths), default=0)):
+        if found := guess_splits({folders[depth] for folders in paths if len(folders) > depth}):
+            return found
+    return {}
+
+
+def drop_shared(told: Mapping[str, str], paths: Collection[Sequence[str]]) -> dict[str, str]:
+    """Folders that tell a split without those on every path, if others tell one too: train/images/validation."""
+    inside = {name: split for name, split in told.items() if any(name in folders for folders in paths)}
+    shared = inside.keys() - set().union(*(inside.keys() - set(folders) for folders in paths))
+    return {name: split for name, split in told.items() if name not in shared} if shared < inside.keys() else {**told}
+
+
+def split_folders(files: Iterable[str]) -> dict[str, str]:
+    """{folder: split} of those on the paths of files that tell one, by their whole names, else by words in them."""
+    paths = [file.split("/")[:-1] for file in files]
+    told = {name: name for folders in paths for name in folders if name.lower() in SPLIT_WORDS}
+    return drop_shared(told, paths) if told else guess_split_folders(paths)
+
+
+def split_by_folders(pictures: Iterable[str], notes: list[str]) -> dict[str, list[str]]:
+    """Images by the first folder on their path that tells a split; one part, `ALL`, if there is none.
+
+    Images in no such folder, where others are in one, are left out, which is added to `notes`.
+    """
+    pictures, found = list(pictures), {}
+    told = split_folders(pictures)
+    for picture in pictures:
+        split = next((told[part] for part in picture.split("/")[:-1] if part in told), ALL)
+        found.setdefault(split, []).append(picture)
+    if len(found) > 1 and (left := found.pop(ALL, [])):
+        notes.append(f"{len(left)} images lie in no folder of a split, and are left out: {listed(left)}")
+    return found
 
 
 def split_of_name(stem: str) -> str | None:
@@ -138,10 +189,14 @@ __all__ = [
     "MASK_AFFIX",
     "are_splits",
     "guess_roles",
+    "drop_shared",
+    "guess_split_folders",
     "guess_splits",
     "mask_word",
     "named_folder",
     "read_folder_name",
+    "split_by_folders",
+    "split_folders",
     "split_of_name",
     "strip_affix",
 ]

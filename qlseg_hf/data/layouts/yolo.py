@@ -16,7 +16,8 @@ from ..labels import find_label_file, names_in_order
 from ..samples import DrawnLabelMap, FolderSamples
 from .layout import Family, Found, Source
 from .polygons import Shape, draw_shapes, ignored_label, order_names, picture_size
-from .splits import ALL, read_split_lists, split_by_folders
+from .splits import ALL, read_split_lists
+from .words import split_by_folders
 
 TREES = {
     "yolo": "images/{train,val}/a.jpg  labels/{train,val}/a.txt  data.yaml  (also train/images, train/labels; each "

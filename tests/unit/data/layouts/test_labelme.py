@@ -47,6 +47,13 @@ def test_labelme(tmp_path):
     assert len(open_dataset(tmp_path, "train")) == 1
 
 
+def test_splits_by_words_in_folders(tmp_path):
+    for folder, names in (("train_data", "ab"), ("val_data", "c")):
+        for name in names:
+            put_labelme(tmp_path, name, [shape("dog", CORNERS)], folder)
+    assert {split: len(own) for split, own in find_layout(tmp_path).splits.items()} == {"train": 2, "val": 1}
+
+
 def test_rectangles_of_x_anylabeling_and_files_without_size(tmp_path):
     """It writes four corners; LabelMe did not write the image's size before version 4."""
     turned = shape("dog", [[6, 0], [7, 0], [7, 1], [6, 1]], "rotation")

@@ -158,6 +158,55 @@ def test_split_lists(tmp_path, where, written):
         open_dataset(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    "where, written",
+    [
+        ("data/train.txt", "{name}"),
+        ("data/meta/train_list.txt", "{name}.jpg"),
+        ("imageLists/train.txt", "{name}"),  # COCO-Stuff 10k
+        ("train.json", "{name}.jpg"),
+        ("data_split.json", "{name}.jpg"),
+        ("lists/train.txt", "{name}.png"),  # which is that of the label map
+        ("train.txt", "images/{name}.png masks/{name}.png"),
+        ("train.csv", "{name}.jpg"),  # without headings
+        ("train.csv", "{name}.tif,1"),
+    ],
+)
+def test_split_lists_in_other_places_and_with_other_endings(tmp_path, where, written):
+    """Before, images came into any part: the list was not seen, or refused, or lost its first line."""
+    put_pairs(tmp_path, "data/images/{name}.jpg", "data/masks/{name}.png", "abcde")
+    lists = {"train": [written.format(name=name) for name in "cab"], "val": [written.format(name=n) for n in "de"]}
+    path = tmp_path / where
+    path.parent.mkdir(exist_ok=True)
+    for split, lines in lists.items():
+        own = path.with_stem(path.stem.replace("train", split))
+        text = json.dumps(lists if "split" in path.stem else lines) if path.suffix == ".json" else "\n".join(lines)
+        own.write_text(text)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/train.txt").write_text("how to train\n")
+    assert read_all(open_dataset(tmp_path, "train")) == [f"data/images/{name}.jpg" for name in "cab"]
+    assert read_all(open_dataset(tmp_path, "val")) == [f"data/images/{name}.jpg" for name in "de"]
+
+
+def test_lists_of_folds_are_asked_about(tmp_path):
+    put_pairs(tmp_path, "images/{name}.jpg", "masks/{name}.png", "abcd")
+    for fold, names in (("fold1", "abc"), ("fold2", "bcd")):
+        (tmp_path / fold).mkdir()
+        (tmp_path / fold / "train.txt").write_text("\n".join(names))
+    with pytest.raises(ValueError, match="^fold1/train.txt, fold2/train.txt in .* list images of train; keep one"):
+        open_dataset(tmp_path, "train")
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits/train.txt").write_text("d\n")  # which counts more
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/d.jpg"]
+
+
+def test_a_list_of_validation_alone_leaves_the_others_to_train_on(tmp_path):
+    put_pairs(tmp_path, "images/{name}.png", "labels/{name}_P.png", "abcde")
+    (tmp_path / "valid.txt").write_text("b.png\nd.png\n")  # fastai's CamVid
+    assert read_all(open_dataset(tmp_path, "val")) == ["images/b.png", "images/d.png"]
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/a.png", "images/c.png", "images/e.png"]
+
+
 @pytest.mark.parametrize("image, mask", [("images/{name}.jpg", "masks/{name}.png"), ("{name}.jpg", "{name}_mask.png")])
 def test_lists_that_name_label_maps(tmp_path, image, mask):
     """The list says which label map is an image's, whatever their names."""

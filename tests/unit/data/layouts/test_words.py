@@ -25,6 +25,10 @@ from qlseg_hf.data.datasets import open_dataset
         ("{split}/images/{name}.png", "{split}/images/masks/{name}.png"),
         ("{split}_img/{name}.jpg", "{split}_lab/{name}.png"),  # DeepCrack
         ("{split}_X-Image/{name}.jpg", "{split}_X-Mask/{name}.png"),
+        ("{split}set/images/{name}.jpg", "{split}set/masks/{name}.png"),
+        ("train/images/{split}/t1/{name}.jpg", "train/annotations/{split}/t1/{name}.png"),  # StreetHazards
+        ("{split}crop/{name}.jpg", "{split}crop/{name}.png"),  # CRACK500
+        ("{split}_data/{name}.jpg", "{split}_data/{name}_mask.png"),
     ],
 )
 def test_words_in_names_of_folders(tmp_path, image, mask):
@@ -42,10 +46,18 @@ def test_words_in_names_of_folders(tmp_path, image, mask):
             assert (label_map == picture[0, 0, 0]).all()
 
 
-def test_words_in_names_that_mean_no_split(tmp_path):
-    for place in ("train_station", "test_tube"):
+@pytest.mark.parametrize("places", [("train_station", "test_tube"), ("valid", "empty")])  # DeepFish
+def test_words_in_names_that_mean_no_split(tmp_path, places):
+    for place in places:
         put_pairs(tmp_path, f"images/{place}/{{name}}.jpg", f"masks/{place}/{{name}}.png")
     assert len(open_dataset(tmp_path, "train", val_fraction=0)) == 4
+
+
+def test_folders_of_splits_that_share_a_word(tmp_path):
+    for place, name in (("SBU-Test", "a"), ("SBUTrain4KRecovered", "b")):
+        put_pairs(tmp_path, f"{place}/ShadowImages/{{name}}.jpg", f"{place}/ShadowMasks/{{name}}.png", name)
+    assert read_all(open_dataset(tmp_path, "train")) == ["SBUTrain4KRecovered/ShadowImages/b.jpg"]
+    assert read_all(open_dataset(tmp_path, "test")) == ["SBU-Test/ShadowImages/a.jpg"]
 
 
 def test_whole_names_of_folders_count_more_than_words(tmp_path):
