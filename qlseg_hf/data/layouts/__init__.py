@@ -206,9 +206,11 @@ def find_family(source: Source, layout: str | None) -> Found:
     told: list[str] = []
     if fits.keys() == {TABLES, FOLDERS}:
         try:
-            if names_same_pairs(source, fits[TABLES], fits[FOLDERS]):
-                told = fits[TABLES].notes
-                fits.pop(FOLDERS if len(fits[TABLES].openers) > 1 else TABLES)
+            same = names_same_pairs(source, fits[TABLES], fits[FOLDERS])
+            if same is None or (same and len(fits[TABLES].openers) > 1):
+                fits.pop(FOLDERS)
+            elif same:
+                told = fits.pop(TABLES).notes
         except ColumnsError as error:
             unread = error
             fits.pop(TABLES)
@@ -231,20 +233,24 @@ def find_family(source: Source, layout: str | None) -> Found:
     return next(iter(fits.values()))
 
 
-def names_same_pairs(source: Source, table: Found, folders: Found) -> bool:
+def names_same_pairs(source: Source, table: Found, folders: Found) -> bool | None:
     """Whether a table names those images and label maps, all of them and no other, that folders pair too.
 
-    ColumnsError if its columns of images and label maps cannot be told.
+    None if the names in folders do not pair, and the table's files are there. ColumnsError if its columns of images
+    and label maps cannot be told.
     """
     if source.streaming:
         return False
     try:
         rows = [sample for opener in table.openers.values() for sample in iterate_rows(opener())]
-        items = [item for opener in folders.openers.values() for item in opener().items]
     except ColumnsError:
         raise
     except ValueError:  # which of the two is meant has to be asked
         return False
+    try:
+        items = [item for opener in folders.openers.values() for item in opener().items]
+    except ValueError:
+        return None if all(path and Path(path).exists() for row in rows for path in row) else False
     told = {(os.path.relpath(image, source.root), mask and os.path.relpath(mask, source.root)) for image, mask in rows}
     pairs = {(image, None if isinstance(mask, EmptyMap) else getattr(mask, "name", mask)) for image, mask in items}
     return told == {(os.path.normpath(image), mask and os.path.normpath(mask)) for image, mask in pairs}

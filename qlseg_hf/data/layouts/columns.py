@@ -18,7 +18,7 @@ LABEL_COLUMNS = (
     *("label", "labels", "annotation", "annotations", "mask", "masks", "label_map", "segmentation"),
     *("segmentation_mask", "segmentation_map", "semantic_mask", "semantic_segmentation", "seg_mask", "seg", "png"),
     *("gt", "ground_truth", "target", "labelmap", "semantic", "sem_seg", "seg_map", "gt_semantic_seg"),
-    *("mask_image", "label_image"),
+    *("mask_image", "label_image", "semantic_class"),
 )
 MOST_ROWS = 100  # of a table that are looked at to tell its columns
 

@@ -7,6 +7,7 @@ split it is of (`train`, `val`, ...), or one name says both (`trainannot`, `trai
 path, with the file's name without its ending, is the same for an image and its label map.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from .splits import ALL, NOTHING_TO_LEARN, TRAIN_SPLITS, UNION_SPLITS, find_kind
 from .words import MASK, are_splits, guess_roles, mask_word, read_folder_name, split_of_name
 
 FORMATS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")  # as names of folders
+SIZES = re.compile(r"\d+(x\d+|p|px)", re.IGNORECASE)  # 256x256, 480p
 NO_SPLIT = "have no label maps at all, so this is no split here"
 TREES = {
     "ade20k": "images/{training,validation}/a.jpg  annotations/{training,validation}/a.png",
@@ -110,7 +112,6 @@ def divide(
 ) -> Found:
     """Put images and label maps into splits: of folders, of lists or of the names of all images, else one part."""
     notes: list[str] = []
-    check_copies(source, pictures)
     first = source.root / masks[0].path
     in_split = {split: [e for e in pictures if e.split == split] for split in dict.fromkeys(e.split for e in pictures)}
     if set(in_split) == {None}:
@@ -134,6 +135,7 @@ def divide(
             summary += f", splits by lists ({', '.join(openers)})"
             if openers:
                 return Found(name, summary, openers, notes=notes, first_mask=first)
+        check_copies(source, pictures)
         if not any(entry.split for entry in masks):
             own = [replace(e, split=split_of_name(e.stem)) for e in pictures if is_picture(e.path)]
             if are_splits([e.split for e in own]):  # train_1.bmp beside testA_1.bmp
@@ -144,6 +146,7 @@ def divide(
             openers = {ALL: partial(open_part, source, ALL, pictures, masks, notes)}
             return Found(name, summary, openers, notes=notes, first_mask=first)
         in_split = by_split_of_masks(pictures, masks)  # which alone are in folders of splits
+    check_copies(source, pictures)
     loose = in_split.pop(None, [])
     paired = {split: any(look_up(own, masks_of_split(split, masks))[0].values()) for split, own in in_split.items()}
     if not any(paired.values()):
@@ -185,18 +188,19 @@ def count_images(source: Source, images: str, masks: str) -> int:
 
 
 def check_copies(source: Source, pictures: list[Entry]) -> None:
-    """ValueError for images that are there in two formats, each in a folder that is called after it: png/a.png."""
+    """ValueError for images that are there in two formats, or sizes, in folders called after these: png/a.png."""
     by_format: dict[str, set[tuple]] = {}
     for entry in pictures:
         for place, name in enumerate(folders := entry.path.split("/")[:-1]):
-            if name.lower() in FORMATS and suffix_of(entry.path)[1:4] == name.lower()[:3]:
+            is_format = name.lower() in FORMATS and suffix_of(entry.path)[1:4] == name.lower()[:3]
+            if is_format or SIZES.fullmatch(name):
                 key = (*folders[:place], *folders[place + 1 :], entry.stem)
                 by_format.setdefault("/".join(folders[: place + 1]), set()).add(key)
     for (one, first), (other, second) in combinations(by_format.items(), 2):
         if first & second:
             raise ValueError(
                 f"{source.root} has {len(first & second)} images of one name in both {one} and {other}, which seem to "
-                f"be copies in two formats; give one of them, as {source.root / one}"
+                f"be copies; give one of them, as {source.root / one}"
             )
 
 

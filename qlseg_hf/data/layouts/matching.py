@@ -14,6 +14,7 @@ from ...utils.picture_files import stem_of
 from .splits import find_kind
 from .words import IMAGE_AFFIX, MASK_AFFIX, strip_affix
 
+TOKEN = re.compile(r"[^-_. /]+")
 LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 # folders of images that show no defect and have no label maps; those of other folders are numbered from 0 too
 WITHOUT_DEFECT = re.compile(r"(?i)good|ok|normal|healthy|(no|non|without)[-_ ]?defect(s|ive)?|defect[-_ ]?free")
@@ -105,21 +106,24 @@ def match_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, lis
     """Label maps by their image, where paths differ in words that all of one side share and the other lacks.
 
     As top_1_RGB and top_1_label_noBoundary, 0807/camera_01 and 0807/label_01, Sea Bass/1 and Sea Bass GT/1. If there
-    are several label maps for an image, as um_road_01 and um_lane_01, those of one word count if they are the only
-    ones that are there for each image. None unless every image then has exactly one label map.
+    are several label maps for an image, as um_road_01 and um_lane_01, those of one word in their names count if they
+    are the only ones that are there for each image. None unless every image then has exactly one label map.
     """
     own = _pair_by_words(pictures, masks)
-    counts = Counter(word for mask in masks for word in set(whole_words(mask.path))) if own is None else {}
+    counts = Counter(word for mask in masks for word in set(whole_words(mask.stem))) if own is None else {}
     kinds = {}
     for word in [word for word, count in counts.items() if len(pictures) <= count < len(masks)]:
-        found = _pair_by_words(pictures, [mask for mask in masks if word in whole_words(mask.path)])
+        found = _pair_by_words(pictures, [mask for mask in masks if word in whole_words(mask.stem)])
         if found is not None:
             kinds[tuple(mask for maps in found.values() for mask in maps)] = found
     return next(iter(kinds.values())) if len(kinds) == 1 else own
 
 
 def _pair_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
-    words = [{entry: _words_of_path(entry.path) for entry in of} for of in (pictures, masks)]
+    tokens = [[set(TOKEN.findall(entry.path)) for entry in of] for of in (pictures, masks)]
+    common = [set.intersection(*sets) if len(sets) > 1 else set() for sets in tokens]
+    dropped = [common[side].difference(*tokens[1 - side]) for side in (0, 1)]  # as leftImg8bit, whose 8 is no number
+    words = [{e: _words_of_path(e.path, dropped[side]) for e in of} for side, of in enumerate((pictures, masks))]
     shared = [reduce(and_, map(Counter, own.values())) if len(own) > 1 else Counter() for own in words]
     most: tuple[Counter, Counter] = Counter(), Counter()
     for counts, of in zip(most, words):
@@ -137,11 +141,14 @@ def _pair_by_words(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, lis
     return None
 
 
-def _words_of_path(path: str) -> list[str]:
-    """Words and numbers, the latter without leading zeros, in small letters; 7/img/7_a.png has one 7."""
+def _words_of_path(path: str, dropped: set[str]) -> list[str]:
+    """Words and numbers, the latter without leading zeros, in small letters; 7/img/7_a.png has one 7.
+
+    Of what signs part, those `dropped` do not count.
+    """
+    path = TOKEN.sub(lambda token: "" if token[0] in dropped else token[0], stem_of(path))
     *folders, stem = (
-        re.findall(r"[^\W\d_]+|\d+", LEADING_ZEROS.sub("", name.lower()))
-        for name in normalize("NFC", stem_of(path)).split("/")
+        re.findall(r"[^\W\d_]+|\d+", LEADING_ZEROS.sub("", name.lower())) for name in normalize("NFC", path).split("/")
     )
     before = next((words for words in folders if words and words == stem[: len(words)]), [])
     return [*sum(folders, []), *stem[len(before) :]]

@@ -110,7 +110,12 @@ def match(
     kinds = ", ".join(PICTURE_SUFFIXES)
     places = listed(sorted({str(source.root / entry.place) for entry in pictures}))
     mask_places = listed(sorted({str(source.root / entry.place) for entry in masks}))
-    unread = [entry for entry in others if suffix_of(entry.path) not in TEXT_SUFFIXES]
+    beside_them = {(entry.place, entry.rest, entry.stem) for entry in names}  # as a.tfw of a.tif
+    unread = [
+        entry
+        for entry in others
+        if suffix_of(entry.path) not in TEXT_SUFFIXES and (entry.place, entry.rest, entry.stem) not in beside_them
+    ]
     if unread := [entry for entry, own in look_up(unread, masks)[0].items() if own]:
         raise ValueError(
             f"{len(unread)} of {len(names) + len(unread)} pictures in {places} are not of a kind that is "
@@ -155,10 +160,10 @@ def match(
     counts = Counter(mask for own in found.values() for mask in own)
     if shared := {mask for mask, count in counts.items() if count > 1}:
         owners = [entry.name for entry, own in found.items() if shared.intersection(own)]
-        raise ValueError(
-            f"{len(owners)} pictures in {places} share {len(shared)} label maps: {listed(owners)}; keep "
-            "one picture for "
-            f"each name, and label maps in {mask_places} alone"
+        raise Unclear(
+            f"{len(owners)} pictures in {places} share {len(shared)} label maps: {listed(owners)}",
+            propose(names, masks),
+            advice=f"; keep one picture for each name, and label maps in {mask_places} alone",
         )
     if others:
         notes.append(

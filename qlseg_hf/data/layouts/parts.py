@@ -78,16 +78,21 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry], is_pai
 
 
 def labels_of_folders(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, dict[str, str]] | None:
-    """{image: {label: mask}} where masks lie in a folder for each label, as masks/car/a.png; None if they do not."""
+    """{image: {label: mask}} where masks lie in a folder for each label, as masks/car/a.png or 1/masks/car/a.png."""
     common = tuple(len(os.path.commonprefix([entry.rest for entry in of])) for of in (pictures, masks))
-    if not all(len(mask.rest) > common[1] for mask in masks):
-        return None
     own: dict[Entry, dict[str, str]] = {picture: {} for picture in pictures}
     by_name = {(picture.split, picture.rest[common[0] :], picture.stem): picture for picture in pictures}
+    if len(by_name) < len(pictures) or not all(len(mask.rest) > common[1] for mask in masks):
+        return None  # left_frames/a.png beside right_frames/a.png
     for mask in masks:
-        label, *rest = mask.rest[common[1] :]
         stems = (mask.stem, strip_affix(mask.stem, MASK_AFFIX), *(stem for stem, _ in name_and_ending(mask.stem)))
-        picture = next((found for stem in stems if (found := by_name.get((mask.split, tuple(rest), stem)))), None)
+        first, *rest = mask.rest[common[1] :]
+        ways = [
+            (first, (*rest,)),
+            ((first, *rest)[-1], (first, *rest)[:-1]),
+        ]  # the label, and the folders of the image
+        places = ((label, by_name.get((mask.split, own, stem))) for label, own in ways for stem in stems)
+        label, picture = next((found for found in places if found[1]), ("", None))
         if picture is not None and own[picture].setdefault(label, mask.path) != mask.path:
             return None
     return own if any(len(found) > 1 for found in own.values()) else None

@@ -75,7 +75,10 @@ def find_by_datasets(source: Source) -> Found | None:
     """A folder that `datasets` reads by its own rules, such as one that was copied from the Hub."""
     is_one = source.root is not None and source.file is None
     is_one = is_one and any(
-        suffix_of(name) in DATASETS_SUFFIXES or PurePosixPath(name).name in METADATA for name in source.files
+        suffix_of(name) in DATASETS_SUFFIXES
+        or (PurePosixPath(name).name in METADATA and "file_name" in read_head(source.root / name)[0])
+        or PurePosixPath(name).name in METADATA[2:]
+        for name in source.files
     )
     with naming_damage(source.data):
         return find_on_hub(source) if is_one else None
@@ -104,8 +107,9 @@ def find_webdataset(source: Source) -> Found | None:
 
 
 def text_tables(source: Source) -> list[str]:
-    """CSV files or JSON lines at the top, of one ending, that name images and label maps; [] if there are none."""
-    names = [source.file.name] if source.file is not None else [name for name in source.files if "/" not in name]
+    """CSV files or JSON lines at the top, or `metadata.csv` below, of one ending, that name images and label maps."""
+    names = [name for name in source.files if "/" not in name or PurePosixPath(name).name in METADATA[:2]]
+    names = names if source.file is None else [source.file.name]
     found = defaultdict(list)
     for name in names:
         if suffix_of(name) in READERS and (source.file is not None or names_files(source.root / name)):
@@ -244,7 +248,9 @@ def open_files(
 ):
     """The samples of a table, or those of some of its rows."""
     table = load_files(reader, files, settings, source.streaming)
-    return to_samples(source, table if rows is None else table.select(rows), split)
+    places = {Path(file).parent for file in files}
+    root = places.pop() if reader in READERS.values() and len(places) == 1 else source.root
+    return to_samples(source, table if rows is None else table.select(rows), split, root)
 
 
 def find_saved(source: Source) -> Found:
@@ -316,16 +322,19 @@ def open_slice(source: Source, split: str):
     return open_loaded(source, find_split(name, available, source.data) + bracket + part)
 
 
-def to_samples(source: Source, table, split: str):
-    """Samples of a table; ValueError for columns that cannot be guessed."""
+def to_samples(source: Source, table, split: str, root: Path | None = None):
+    """Samples of a table whose paths are relative to `root`; ValueError for columns that cannot be guessed."""
+    root = root or source.root
     class_names = list(names_of_features(table.features or {}))
     table, columns = drop_decoding(table, source.image_column, source.label_column)
     kind = StreamedSamples if source.streaming else TableSamples
-    samples = kind(table, columns, split, source.colors, source.root)
+    samples = kind(table, columns, split, source.colors, root)
     samples.class_names = class_names
-    first = next(iter(samples), None) if source.root is not None else None
+    first = next(iter(samples), None) if root is not None else None
     if first is not None and isinstance(first.picture, str) and not Path(first.picture).exists():
-        samples.locate = Locator(source.files).find  # paths of another machine, or bare names
+        above = "" if root == source.root else f"{root.relative_to(source.root).as_posix()}/"
+        files = [name.removeprefix(above) for name in source.files if name.startswith(above)]
+        samples.locate = Locator(files).find  # paths of another machine, or bare names
     return samples
 
 

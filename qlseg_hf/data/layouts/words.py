@@ -18,7 +18,7 @@ MASK_WORDS = (
     *("mask", "masks", "maskdir", "label", "labels", "labeldir", "annotation", "annotations", "ann", "anns", "anndir"),
     *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
-    *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages"),
+    *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages", "gtmaps"),
     *("labelids", "labelsids", "categoryids", "classids"),
     *("1stmanual", "2ndmanual", "manual", "manual1", "manual2"),
 )

@@ -298,6 +298,16 @@ def test_images_of_one_folder_without_label_maps(tmp_path):
 def test_copies_in_two_formats_are_refused(tmp_path):
     for kind in ("png", "tif"):
         put_pairs(tmp_path, f"{kind}/images/{{name}}.{kind}", f"{kind}/labels/{{name}}.{kind}")
-    with pytest.raises(ValueError, match=f"copies in two formats; give one of them, as {tmp_path}/png"):
+    with pytest.raises(ValueError, match=f"copies; give one of them, as {tmp_path}/png"):
         open_dataset(tmp_path, "train")
     assert len(open_dataset(tmp_path / "png", "train", val_fraction=0)) == 2
+
+
+def test_copies_in_two_sizes_are_refused(tmp_path):
+    """Each would come into both parts; lists say which size counts, as those of DAVIS."""
+    for size in ("480p", "1080p"):
+        put_pairs(tmp_path, f"images/{size}/v/{{name}}.jpg", f"masks/{size}/v/{{name}}.png", "abcdefg")
+    with pytest.raises(ValueError, match="7 images of one name in both images/1080p and images/480p"):
+        open_dataset(tmp_path, "train")
+    (tmp_path / "train.txt").write_text("images/480p/v/a.jpg masks/480p/v/a.png\n")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/480p/v/a.jpg"]

@@ -164,6 +164,7 @@ def test_a_table_of_images_without_defects(tmp_path, images, label_maps):
         ("b{}/b{}/1.png", "b{}/b{} GT/1.png", None),  # fish
         ("images/left{}/1.png", "masks/left{}_01.png", None),
         ("{}/rgb/f{}.png", "{}/groundtruth/{}_f{}_gt.png", None),  # WeedMap
+        ("leftImg8bit/{}/frame8_leftImg8bit.jpg", "gtFine/{}/frame8_gtFine_labellevel3Ids.png", None),  # IDD
     ],
 )
 def test_paths_that_differ_in_words(tmp_path, image, mask, other):
@@ -192,3 +193,24 @@ def test_pictures_that_are_called_after_images(tmp_path):
         open_dataset(tmp_path, "train", val_fraction=0)
     (tmp_path / "train.txt").write_text("a.jpg\nb.jpg\n")
     assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["ISIC_Data/a.jpg", "ISIC_Data/b.jpg"]
+
+
+def test_files_that_lie_beside_images_of_their_name(tmp_path):
+    """World files of GIS programs; a photograph of a kind that is not read is none."""
+    put_pairs(tmp_path, "images/{name}.tif", "masks/{name}.tif")
+    (tmp_path / "images/a.tfw").write_text("0.5")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/a.tif", "images/b.tif"]
+    (tmp_path / "images/b.tif").rename(tmp_path / "images/b.heic")
+    with pytest.raises(ValueError, match="1 of 2 pictures .* not of a kind that is read .* b.heic"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+
+
+def test_two_images_for_each_label_map(tmp_path):
+    put_pairs(tmp_path, "{split}/left_frames/{name}.png", "{split}/labels/{name}.png", split="seq1")
+    put_pairs(tmp_path, "{split}/left_frames/{name}.png", "{split}/labels/{name}.png", split="seq2")
+    for name in ("seq1/right_frames/a.png", "seq1/right_frames/b.png"):
+        put(tmp_path / name, 1)
+    way = "share 2 label maps: .*, as in layout: left_frames:labels$"
+    with pytest.raises(ValueError, match=way):
+        open_dataset(tmp_path, "train", val_fraction=0)
+    assert len(open_dataset(tmp_path, "train", layout="left_frames:labels", val_fraction=0)) == 4

@@ -62,6 +62,26 @@ def test_labels_in_names_of_masks(tmp_path, image, mask):
         np.testing.assert_array_equal(samples[index].read()[1], expected[int(samples[index].name[-5]) - 1])
 
 
+def test_folders_of_labels_in_each_folder_of_images(tmp_path):
+    """EndoVis 2017, of which the masks of the folder that all have counted alone; of two cameras it is asked."""
+    for number in range(4):
+        for place, names in (("set1", ("shaft", "other")), ("set2", ("tip", "other"))):
+            write(tmp_path / f"{place}/left/{number}.png", np.full((4, 4, 3), number, dtype=np.uint8))
+            for name in names:
+                mask = np.zeros((4, 4), dtype=np.uint8)
+                mask[("other", "tip", "shaft").index(name)] = 255
+                write(tmp_path / f"{place}/truth/{name}/{number}.png", mask)
+            put(tmp_path / f"{place}/right/{number}.png", 9)
+    samples = open_dataset(tmp_path, "train", layout="left:truth", val_fraction=0)
+    assert samples.layout.label_names == ["background", "other", "shaft", "tip"]
+    labels = [samples[i].read()[1][:, 0].tolist() for i in range(8)]
+    assert labels == [[1, 0, 2, 0]] * 4 + [[1, 3, 0, 0]] * 4
+    (tmp_path / "set1/truth").rename(tmp_path / "set1/masks")
+    (tmp_path / "set2/truth").rename(tmp_path / "set2/masks")
+    with pytest.raises(ValueError, match="left:masks"):
+        open_dataset(tmp_path, "train", val_fraction=0)
+
+
 def test_folders_that_images_have_too_are_no_labels(tmp_path):
     for name in "ab":
         put(tmp_path / f"images/s1/{name}.jpg", 9)

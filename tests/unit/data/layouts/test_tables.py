@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, constants
-from made_data import LABELS, put, put_pairs
+from made_data import LABELS, put, put_pairs, write
 from PIL import Image
 
 from qlseg_hf.data.datasets import SampleError, open_dataset
@@ -304,6 +304,25 @@ def test_names_of_a_data_set_on_the_hub(hub, monkeypatch, tmp_path):
     told = ["the Hub could not be asked for id2label.json of me/other, which may name the labels"]
     assert find_layout("me/other").notes == told
     assert find_layout("me/named").label_names == ["sky", "road"]  # that was fetched before
+
+
+def test_metadata_in_folders_of_splits_tells_the_pairs(tmp_path):
+    """As of an image folder of `datasets`; names that do not pair were refused, and others paired by them."""
+    for split, shift in (("train", 10), ("test", 0)):
+        rows = ["file_name,mask_file_name"]
+        for number in range(4):
+            other = (number + 1) % 4
+            write(tmp_path / split / f"images/{number}.png", np.full((2, 4, 3), number, dtype=np.uint8))
+            write(tmp_path / split / f"masks/{other + shift}.png", np.full((2, 4), number, dtype=np.uint8))
+            rows.append(f"images/{number}.png,masks/{other + shift}.png")
+        (tmp_path / split / "metadata.csv").write_text("\n".join(rows))
+    for split in ("train", "test"):
+        samples = open_dataset(tmp_path, split)
+        assert [int(samples[i].read()[1].max()) for i in range(4)] == [0, 1, 2, 3]
+        assert [int(samples[i].read()[0].max()) for i in range(4)] == [0, 1, 2, 3]
+    (tmp_path / "train/metadata.csv").unlink()
+    with pytest.raises(ValueError, match="can be read in 2 ways: table .* Say which counts"):
+        open_dataset(tmp_path / "test", "train")
 
 
 @pytest.mark.parametrize("file", ["metadata.jsonl", "train.csv", "pairs.csv"])
