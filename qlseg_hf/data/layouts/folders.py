@@ -171,7 +171,9 @@ def divide(
             notes.append(f"{len(own)} images of {split} {NO_SPLIT}")
     notes += drop_other_kinds(source, openers, masks)
     notes += tell_how_to_divide(source, in_split, openers, masks)
-    if not openers:
+    if not in_split:
+        openers = {ALL: partial(open_part, source, ALL, loose, masks, notes)}
+    elif not openers:
         openers = {split: partial(open_part, source, split, own, [], notes) for split, own in in_split.items()}
     for split in empty:
         openers.setdefault(split, partial(open_part, source, split, [], [], notes))

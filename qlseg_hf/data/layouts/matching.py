@@ -85,6 +85,8 @@ def look_up(pictures: list[Entry], masks: list[Entry]) -> tuple[dict[Entry, list
             own |= match_by_folder(pictures, masks, skip) or {}
         if first := next((picture for picture, maps in own.items() if maps), None):
             return own, [_tell_names(first, own[first][0])] if skip != (NONE, NONE) else []
+    if found := match_by_number(pictures, masks):
+        return own | found, []
     found = match_by_words(pictures, masks) or match_by_stem(pictures, masks)
     return (own | found, [_tell_names(pictures[0], found[pictures[0]][0])]) if found else (own, [])
 
@@ -183,6 +185,19 @@ def match_by_folder(
             by_rest.get(rest) if rest and alone[picture.rest] == 1 else None
         )
     return own if all(own.values()) and any(len(maps) > 1 for maps in own.values()) else None
+
+
+def match_by_number(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
+    """Masks of single objects by their image, which all are called after with a number: a.jpg, a_0.png, a_1.png.
+
+    None unless each image has some and each mask an image, and one has several.
+    """
+    by_name = {entry.name_parts(NONE, True): entry for entry in pictures}
+    own: dict[Entry | None, list[Entry]] = defaultdict(list)
+    for mask in masks:
+        rest, stem = mask.name_parts(NONE, True)
+        own[by_name.get((rest, re.sub(r"[-_. ]\d+$", "", stem)))].append(mask)
+    return {**own} if None not in own and len(own) == len(pictures) < len(masks) else None
 
 
 def match_by_stem(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:

@@ -66,6 +66,8 @@ def _patterns_of(entry: Entry) -> Iterator[str]:
     """Patterns of what a name ends with, and of words in it."""
     place, ending = ("" if entry.folder == "." else f"{entry.folder}/"), base_of(entry.path)[len(entry.stem) :]
     for name, last in name_and_ending(entry.stem):
+        if last.isdecimal():  # of objects, or of images
+            continue
         yield f"{place}*{glob.escape(entry.stem[len(name) : -len(last) or None] + last)}{ending}"
     for word in whole_words(entry.stem):
         before, _, behind = entry.stem.partition(word)

@@ -117,14 +117,16 @@ def read_split_lists(
                 found.setdefault(split, {}).setdefault((not is_known, rank), {})[name] = names
     lists = {}
     for split, by_rank in found.items():
-        first = by_rank[min(by_rank)]
-        if len(set(map(tuple, first.values()))) > 1:
+        told = {
+            name: _located(locator, pictures, names, source, name) for name, names in by_rank[min(by_rank)].items()
+        }
+        is_of_parts = all(file.startswith(f"{name.rpartition('/')[0]}/") for name, own in told.items() for file in own)
+        if len(set(map(tuple, told.values()))) > 1 and not is_of_parts:
             raise ValueError(
-                f"{listed(first)} in {source.root} list images of {split}; keep one of them, or rename the right one "
+                f"{listed(told)} in {source.root} list images of {split}; keep one of them, or rename the right one "
                 f"{split}.txt"
             )
-        name, names = next(iter(first.items()))
-        lists[split] = _located(locator, pictures, names, source.root / name)
+        lists[split] = {file: label_map for own in told.values() for file, label_map in own.items()}
     kinds = set(map(find_kind, lists))
     rest = [picture for picture in pictures if not any(picture in own for own in lists.values())]
     if lists and rest and kinds.isdisjoint((TRAIN_SPLITS[0], *UNION_SPLITS)):
@@ -208,16 +210,17 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     return found
 
 
-def _named(locator: Locator, pictures: list[str], line: str) -> Iterator[tuple[str, str | None]]:
+def _named(locator: Locator, pictures: list[str], line: str, near: str = "") -> Iterator[tuple[str, str | None]]:
     """(picture, label map or None) that a line means; all of a folder that it names. Names may hold blanks.
 
-    Where no picture has the ending that is written, one of another counts: a.jpg of a.png.
+    Of several those in the folder `near` count, where the list lies. Where no picture has the ending that is
+    written, one of another counts: a.jpg of a.png.
     """
     ends = [(sign.start(), sign.end()) for sign in re.finditer(r"[\s,;]+", line)]
     names = [(line[:start], line[end:]) for start, end in ends]
     stems = [(stem_of(name), rest) for name, rest in (*names, (line, "")) if is_picture(name)]
     for name, rest in ((line, ""), *names, *stems):
-        if picture := locator.find(name):
+        if picture := locator.find(name, near):
             others = [rest, *re.split(r"[\s,;]+", rest)]
             yield picture, next((other for other in others if suffix_of(other) in MASK_SUFFIXES), None)
             return
@@ -225,12 +228,15 @@ def _named(locator: Locator, pictures: list[str], line: str) -> Iterator[tuple[s
     yield from ((picture, None) for picture in pictures if f"/{folder}/" in f"/{picture.lower()}")
 
 
-def _located(locator: Locator, pictures: list[str], names: list[str], path: Path) -> dict[str, str | None]:
+def _located(
+    locator: Locator, pictures: list[str], names: list[str], source: Source, listing: str
+) -> dict[str, str | None]:
     """The pictures that a list means, each once, and the label map that it names behind each."""
     found: dict[str, str | None] = {}
+    path, near = source.root / listing, listing.rpartition("/")[0]
     for name in names:
         try:
-            meant = list(_named(locator, pictures, name))
+            meant = list(_named(locator, pictures, name, near))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if not meant:

@@ -40,14 +40,14 @@ LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)
 
 
 def strip_affix(stem: str, affix: str) -> str:
-    """A stem without what says that it is an image or a label map: `a_mask`, `a.mask`, `mask_a`; else as it is.
+    """A stem without what says that it is an image or a label map: `a_mask`, `a.mask`, `mask_a`, `mask1`.
 
-    One of several masks of an image may have a number, as `a_mask_1`. Neither does the ending of the image count in
-    the name of its label map, as in `a.jpg.png`.
+    Another is as it is. One of several masks of an image may have a number, as `a_mask_1`. Neither does the ending of
+    the image count in the name of its label map, as in `a.jpg.png`.
     """
     stem = re.sub(r"\.(png|jpe?g|tiff?|bmp)$", "", stem, flags=re.IGNORECASE)
     number = r"(?:[-_. ]?\d+)?" if affix == MASK_AFFIX else ""
-    found = re.fullmatch(rf"(.+?)[-_. ](?:{affix}){number}|(?:{affix})[-_. ](.+)", stem, re.IGNORECASE)
+    found = re.fullmatch(rf"(.+?)[-_. ](?:{affix}){number}|(?:{affix})(?:[-_. ]|(?=\d))(.+)", stem, re.IGNORECASE)
     return (found[1] or found[2]) if found else stem
 
 

@@ -15,7 +15,7 @@ from qlseg_hf.data.datasets import open_dataset
         ("images/top_{name}_RGBIR.png", "labels/top_{name}_noBoundary.png"),
         ("images/{name}_training.png", "masks/{name}_manual1.png"),
         ("images/{name}.png", "masks/class-{name}.png"),
-        ("images/img0{name}.png", "masks/mask0{name}.png"),
+        ("images/tile0{name}.png", "masks/patch0{name}.png"),
         ("images/{name}.jpg", "masks/{name}.jpg___fuse.png"),  # SuperAnnotate's
         ("images/{name}.jpg", "masks/{name}m.png"),  # MaSTr1325's
     ],
@@ -205,6 +205,24 @@ def test_files_that_lie_beside_images_of_their_name(tmp_path):
         open_dataset(tmp_path, "train", val_fraction=0)
 
 
+@pytest.mark.parametrize("number", ["{name}_{k}", "{name}.{k}", "0{name}-{k}"])
+def test_masks_of_objects_that_are_called_after_their_image_and_a_number(tmp_path, number):
+    """Before, layout: images:masks/*_0.png was proposed, which reads the first object alone."""
+    for name in (7, 8, 9):
+        put(tmp_path / f"images/{name}.jpg", name)
+        for k in range(name - 6):
+            mask = np.zeros((2, 4), dtype=np.uint8)
+            mask[0, k] = 255
+            write(tmp_path / "masks" / f"{number.format(name=name, k=k)}.png", mask)
+    samples = open_dataset(tmp_path, "train", val_fraction=0)
+    assert [int((samples[i].read()[1] > 0).sum()) for i in range(3)] == [1, 2, 3]
+    assert any("have several masks, one for each object" in note for note in samples.notes)
+    put(tmp_path / "images/10.jpg", 1)  # nothing is guessed, nor is one of the numbers proposed
+    with pytest.raises(ValueError, match="label maps are missing") as refused:
+        open_dataset(tmp_path, "train", val_fraction=0)
+    assert "layout: images:masks/*" not in str(refused.value)
+
+
 def test_two_images_for_each_label_map(tmp_path):
     put_pairs(tmp_path, "{split}/left_frames/{name}.png", "{split}/labels/{name}.png", split="seq1")
     put_pairs(tmp_path, "{split}/left_frames/{name}.png", "{split}/labels/{name}.png", split="seq2")
@@ -214,3 +232,12 @@ def test_two_images_for_each_label_map(tmp_path):
     with pytest.raises(ValueError, match=way):
         open_dataset(tmp_path, "train", val_fraction=0)
     assert len(open_dataset(tmp_path, "train", layout="left_frames:labels", val_fraction=0)) == 4
+
+
+def test_label_maps_in_folders_of_splits_that_have_no_image(tmp_path):
+    """AI4Mars, of which it was said that there is no split 'train'."""
+    put_pairs(tmp_path, "images/edr/{name}.jpg", "labels/train/{name}.png", "abc")
+    put(tmp_path / "images/range/a_range.png", 1)
+    put(tmp_path / "labels/test/gold/z_merged.png")
+    with pytest.raises(ValueError, match="4 of 4 label maps are missing .*, as in layout: edr:labels"):
+        open_dataset(tmp_path, "train", val_fraction=0)

@@ -110,3 +110,8 @@ def test_label_maps_of_an_ending_of_their_own(tmp_path, image, endings):
     options = str(caught.value).split("as in layout: ")[1].split(" or layout: ")
     found = [read(layout=option) for option in options]
     assert sorted(found) == [[(n, n + more) for n in range(3)] for more in (0, 5)]
+
+
+def test_words_and_numbers_without_a_sign_between(tmp_path):
+    put_pairs(tmp_path, "image0{name}.jpg", "mask0{name}.png", "123")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == [f"image0{n}.jpg" for n in "123"]

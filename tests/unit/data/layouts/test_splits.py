@@ -200,6 +200,17 @@ def test_lists_of_folds_are_asked_about(tmp_path):
     assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/d.jpg"]
 
 
+def test_lists_of_parts_count_each_in_its_folder(tmp_path):
+    """Of several sites, whose images have the same names."""
+    for site in ("a", "b"):
+        put_pairs(tmp_path, f"{site}/images/{{name}}.jpg", f"{site}/masks/{{name}}.png", "1234")
+        (tmp_path / site / "train.txt").write_text("1\n3\n" if site == "a" else "1\n2\n")
+        (tmp_path / site / "val.txt").write_text("2\n" if site == "a" else "4\n")
+    found = [f"{site}/images/{name}.jpg" for site, name in ("a1", "a3", "b1", "b2")]
+    assert read_all(open_dataset(tmp_path, "train")) == found
+    assert read_all(open_dataset(tmp_path, "val")) == ["a/images/2.jpg", "b/images/4.jpg"]
+
+
 def test_a_list_of_validation_alone_leaves_the_others_to_train_on(tmp_path):
     put_pairs(tmp_path, "images/{name}.png", "labels/{name}_P.png", "abcde")
     (tmp_path / "valid.txt").write_text("b.png\nd.png\n")  # fastai's CamVid
