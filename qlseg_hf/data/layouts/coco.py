@@ -21,7 +21,7 @@ from ...utils.text import read_text
 from ..samples import DrawnLabelMap, FolderSamples
 from .files import Locator
 from .layout import Family, Found, Source
-from .polygons import IGNORED_NAMES, check_size, ignored_label, label_of, order_names, read_points
+from .polygons import IGNORED_NAMES, check_size, divide_by_images, ignored_label, label_of, order_names, read_points
 from .splits import ALL, SPLIT_WORDS, find_kind
 
 KEYS = {"images", "annotations", "categories"}
@@ -64,11 +64,19 @@ def find_coco(source: Source, is_panoptic: bool) -> Found | None:
         split: partial(open_one, source, split, name, contents[name], categories, names)
         for split, (name,) in by_split.items()
     }
+    notes: list[str] = []
+    if set(by_split) == {ALL}:
+        (file,) = by_split[ALL]
+        try:
+            images = [path for path, _ in locate_images(source, file, contents[file])[0].values()]
+        except ValueError:  # which opening says
+            images = []
+        openers = divide_by_images(source, images, openers[ALL], notes) or openers
     kind = "panoptic segments" if is_panoptic else "polygons"
     used = [name for (name,) in by_split.values()]
     void = ignored_label(names)
     name = "coco-panoptic" if is_panoptic else "coco-json"
-    return Found(name, f"{kind} of {listed(used)}", openers, names, listed(used), void)
+    return Found(name, f"{kind} of {listed(used)}", openers, names, listed(used), void, notes=notes)
 
 
 def candidates(source: Source) -> list[str]:
@@ -184,12 +192,7 @@ def locate_images(source: Source, file: str, content: dict) -> tuple[dict[Any, t
     own = {path for path, _ in found.values()}
     beside = {path.rpartition("/")[0] for path in own}
     left = [path for path in pictures if path not in own and path.rpartition("/")[0] in beside]
-    notes = (
-        [f"{len(left)} pictures are not in {file} and are left out: {listed(left)}"] if left and split != ALL else []
-    )
-    if left and split == ALL:
-        notes = [f"{len(left)} pictures are not in {file} and are left out: {listed(left)}"]
-    return found, notes
+    return found, [f"{len(left)} pictures are not in {file} and are left out: {listed(left)}"] if left else []
 
 
 def open_json(

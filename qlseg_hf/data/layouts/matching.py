@@ -190,14 +190,20 @@ def match_by_folder(
 def match_by_number(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:
     """Masks of single objects by their image, which all are called after with a number: a.jpg, a_0.png, a_1.png.
 
-    None unless each image has some and each mask an image, and one has several.
+    None unless each image has some and each mask an image, and one has several; and the numbers of an image have no
+    gaps, or no two masks have the same, because labels have numbers too.
     """
     by_name = {entry.name_parts(NONE, True): entry for entry in pictures}
     own: dict[Entry | None, list[Entry]] = defaultdict(list)
     for mask in masks:
         rest, stem = mask.name_parts(NONE, True)
         own[by_name.get((rest, re.sub(r"[-_. ]\d+$", "", stem)))].append(mask)
-    return {**own} if None not in own and len(own) == len(pictures) < len(masks) else None
+    numbers = [sorted(int(re.findall(r"\d+", f"0{mask.stem}")[-1]) for mask in maps) for maps in own.values()]
+    is_counted = len({found[0] for found in numbers}) == 1 and all(
+        found[-1] - found[0] < len(found) for found in numbers
+    )
+    is_counted |= len({number for found in numbers for number in found}) == len(masks)
+    return {**own} if is_counted and None not in own and len(own) == len(pictures) < len(masks) else None
 
 
 def match_by_stem(pictures: list[Entry], masks: list[Entry]) -> dict[Entry, list[Entry]] | None:

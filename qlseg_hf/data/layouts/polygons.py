@@ -10,7 +10,7 @@ the label that does not count, 255 (-100 where there are more than 255 labels).
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from ...model.image_io import turn_upright
 from ...utils.picture_files import is_picture, listed
 from ..samples import DrawnLabelMap, FolderSamples
-from .layout import Found, Source
+from .layout import Found, Opener, Source
 from .splits import read_split_lists
 from .words import split_by_folders
 
@@ -198,11 +198,27 @@ def find_drawn(
     return Found(name, summary, openers, names, names_from, ignored_label(names), notes=notes)
 
 
+def divide_by_images(source: Source, images: list[str], opener: Opener, notes: list[str]) -> dict[str, Opener] | None:
+    """Openers of the splits that lists or folders tell of the images of one file; None if they tell none."""
+    lists = {split: list(own) for split, own in read_split_lists(source, images).items()}
+    in_split, whole = lists or split_by_folders(images, notes), cache(opener)
+    openers: dict[str, Opener] = {
+        split: partial(_open_some, whole, split, frozenset(own)) for split, own in in_split.items()
+    }
+    return openers if len(openers) > 1 else None
+
+
+def _open_some(opener: Opener, split: str, images: frozenset[str]) -> FolderSamples:
+    whole = opener()
+    return FolderSamples(whole.root, [item for item in whole.items if item[0] in images], split, None, whole.notes)
+
+
 __all__ = [
     "ReadMap",
     "Shape",
     "ShapesMap",
     "check_size",
+    "divide_by_images",
     "draw_shapes",
     "ellipse_points",
     "find_drawn",

@@ -215,3 +215,22 @@ def test_coco_without_sizes(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "train2017/a.jpg", exif=exif)
     with pytest.raises(ValueError, match="a.jpg: the JSON tells no size, and its EXIF orientation turns it"):
         open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("folders", [("images", "images"), ("images/train", "images/val")])
+def test_one_file_whose_images_lists_or_folders_divide(tmp_path, folders):
+    """Before, images came into any part."""
+    names = [f"{folders[k > 2]}/{k}.jpg" for k in range(6)]
+    for name in names:
+        put_image(tmp_path / name)
+    content = coco([region(7, [SQUARE], image) for image in range(5)], names)
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    if folders[0] == folders[1]:
+        (tmp_path / "train.txt").write_text("\n".join(names[:3]))
+        (tmp_path / "val.txt").write_text("\n".join(names[3:]))
+    layout = find_layout(tmp_path)
+    assert {split: [sample.name for sample in own] for split, own in layout.splits.items()} == {
+        "train": names[:3],
+        "val": names[3:],
+    }
+    assert [int(sample.read_label_map()[0, 0]) for sample in layout.splits["val"]] == [2, 2, 0]

@@ -217,6 +217,9 @@ def test_masks_of_objects_that_are_called_after_their_image_and_a_number(tmp_pat
     samples = open_dataset(tmp_path, "train", val_fraction=0)
     assert [int((samples[i].read()[1] > 0).sum()) for i in range(3)] == [1, 2, 3]
     assert any("have several masks, one for each object" in note for note in samples.notes)
+    (tmp_path / "masks" / f"{number.format(name=9, k=1)}.png").unlink()  # 0 and 2, as labels have them
+    with pytest.raises(ValueError, match="label maps are missing"):
+        open_dataset(tmp_path, "train", val_fraction=0)
     put(tmp_path / "images/10.jpg", 1)  # nothing is guessed, nor is one of the numbers proposed
     with pytest.raises(ValueError, match="label maps are missing") as refused:
         open_dataset(tmp_path, "train", val_fraction=0)
