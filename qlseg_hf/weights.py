@@ -193,6 +193,9 @@ def set_num_channels(model: nn.Module, num_channels: int) -> nn.Module:
             part.num_channels = num_channels
     for settings in (config, backbone.config):
         settings.num_channels = num_channels
+    for part in (model, backbone):
+        if hasattr(part, "structure"):  # a backbone of transformers has none
+            part.structure = part.config.structure()
     return model
 
 

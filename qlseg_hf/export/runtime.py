@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
+from ..model.backbones import check_pixel_values
 from ..model.configuration_qlseg import QLSegConfig
 from ..model.image_io import resize_picture
 from ..model.modeling_qlseg import QLSegOutput
@@ -96,7 +97,7 @@ class ExportedQLSeg(ABC):
         """As `QLSegForSemanticSegmentation.forward`.
 
         Raises:
-            ValueError: `pixel_values` has the wrong shape, or the file gives labels and no scores.
+            ValueError: `pixel_values` has the wrong shape or type, or the file gives labels and no scores.
         """
         if self.gives_labels:
             raise ValueError(
@@ -119,7 +120,7 @@ class ExportedQLSeg(ABC):
             pixel_values: (B, channels, H, W) fp32, normalised as the processor does.
 
         Raises:
-            ValueError: `pixel_values` has the wrong shape.
+            ValueError: `pixel_values` has the wrong shape or type.
         """
         if self.gives_labels:
             return self._run(pixel_values)[LABELS].long()
@@ -149,11 +150,8 @@ class ExportedQLSeg(ABC):
         return self.label_maps(request.settings.normalized(resize_picture(picture, size))[None])[0]
 
     def _run(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The outputs of the graph by name; ValueError if `pixel_values` has the wrong shape."""
-        channels = self.config.backbone_config.num_channels
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
-            shape = tuple(pixel_values.shape)
-            raise ValueError(f"pixel_values has shape {shape}; (B, {channels}, H, W) is wanted, none of them 0")
+        """The outputs of the graph by name; ValueError if `pixel_values` has the wrong shape or type."""
+        check_pixel_values(pixel_values, self.config.backbone_config.num_channels)
         found = self._infer(pixel_values.detach().float().numpy())  # what comes in other types, as into PyTorch's
         return {name: torch.from_numpy(array) for name, array in zip(self.outputs, found)}
 

@@ -150,9 +150,9 @@ class QLSegForSemanticSegmentation(_PushToHubMixin, _WholeFolderMixin, modeling_
         A model is another one if this one was neither loaded from the folder nor saved in it before.
 
         `push_to_hub=True` calls `push_to_hub` with `repo_id` (the folder's name by default) and its other arguments.
-        ValueError if the configuration has another number of labels than the weights, which could not be loaded.
+        ValueError if the configuration has other labels or sizes than the weights, which could not be loaded.
         """
-        self.check_num_labels()
+        self.check_structure()
         pushed = {key: kwargs.pop(key) for key in PUSH_KEYWORDS if key in kwargs} if push_to_hub else {}
         folder = Path(save_directory)
         is_trained = is_main_process and self._replaces_another(folder) and (folder / TRAINING).is_file()

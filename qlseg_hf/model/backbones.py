@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoBackbone, PreTrainedConfig
 from transformers.backbone_utils import BackboneMixin
 
-from .configuration_qlseg import QLSegViTConfig, as_pair
+from .configuration_qlseg import KNOWN_BACKBONES, QLSegViTConfig, as_pair
 
 
 def build_backbone(config: PreTrainedConfig) -> nn.Module:
@@ -25,7 +25,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
 
     Raises:
         ValueError: the widths of its maps differ, they are not maps or on several grids, it is a timm network of one
-            fixed size, or to be fetched.
+            fixed size, or to be fetched, or transformers has no backbone for it.
     """
     if config.model_type == "timm_backbone" and set("/:") & set(str(config.backbone)):
         raise ValueError(
@@ -38,6 +38,10 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         )
     try:
         backbone = AutoBackbone.from_config(config, **_backbone_options(config))
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ValueError(f"{config.model_type} is no backbone of transformers; {KNOWN_BACKBONES}") from error
     except TypeError as error:
         if "dynamic_img_size" not in str(error):
             raise
@@ -72,16 +76,26 @@ def patch_size_of(backbone: nn.Module) -> tuple[int, int]:
     return as_pair(patch)
 
 
-def pad_to_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_channels: int) -> torch.Tensor:
-    """(B, channels, H, W) padded with zeros at the bottom and right to whole patches.
-
-    Raises:
-        ValueError: `pixel_values` has another number of dimensions or channels, or no pixel.
-    """
+def check_pixel_values(pixel_values: torch.Tensor, num_channels: int) -> None:
+    """ValueError if they have another number of dimensions or channels, no pixel, or are whole numbers."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels or 0 in pixel_values.shape:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {num_channels}, H, W) is wanted, none of them 0"
         )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {pixel_values.dtype}, so they have not been normalised; give what the image processor "
+            "makes of an image"
+        )
+
+
+def pad_to_patches(pixel_values: torch.Tensor, patch_size: tuple[int, int], num_channels: int) -> torch.Tensor:
+    """(B, channels, H, W) padded with zeros at the bottom and right to whole patches.
+
+    Raises:
+        ValueError: see `check_pixel_values`.
+    """
+    check_pixel_values(pixel_values, num_channels)
     # floor division of positive numbers: torch 2.13 compiles no remainder and exports no negative of a symbolic size
     missing = [(side + patch - 1) // patch * patch - side for side, patch in zip(pixel_values.shape[-2:], patch_size)]
     return F.pad(pixel_values, (0, missing[1], 0, missing[0]))
@@ -131,4 +145,4 @@ def unused_weights(backbone: nn.Module) -> list[str]:
     return [name for name, gradient in zip(parameters, gradients) if gradient is None]
 
 
-__all__ = ["build_backbone", "check_maps", "patch_size_of", "unused_weights", "pad_to_patches"]
+__all__ = ["build_backbone", "check_maps", "check_pixel_values", "patch_size_of", "unused_weights", "pad_to_patches"]

@@ -3,7 +3,9 @@
 """What every configuration is checked for: names, types, ranges, and attention code of strangers."""
 
 import difflib
+import json
 import math
+import re
 from functools import wraps
 from operator import index
 
@@ -34,6 +36,23 @@ def check_spelling(cls: type, values: dict) -> None:
     for name in sorted(values.keys() - known - set(dir(cls))):  # `out_indices` is a property
         if near := difflib.get_close_matches(name, missing, n=1, cutoff=0.85):
             raise ValueError(f"unknown key {name}; did you mean {near[0]}?")
+
+
+def check_spelling_of(config: PreTrainedConfig) -> None:
+    """`check_spelling` of a ready-made configuration: of what it has beside the defaults of its class."""
+    fields = type(config).__dataclass_fields__
+    given = {key: value for key, value in vars(config).items() if key not in fields or value != fields[key].default}
+    check_spelling(type(config), {key: value for key, value in given.items() if not key.startswith("_")})
+
+
+def structure_of(config: PreTrainedConfig) -> dict[str, str]:
+    """{field: value as JSON} of what a model is built by: what is changed afterwards changes nothing of the model.
+
+    All fields of its class but rates of dropout and deviations of fresh weights.
+    """
+    names = type(config).__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys()
+    names = sorted(name for name in names if not re.search("drop|initializer", name))
+    return {name.lstrip("_"): json.dumps(getattr(config, name), default=str) for name in names}
 
 
 def check_ranges(config: PreTrainedConfig, counts: tuple[str, ...], factors: tuple[str, ...]) -> None:
@@ -88,6 +107,8 @@ __all__ = [
     "check_number_of_names",
     "check_ranges",
     "check_spelling",
+    "check_spelling_of",
     "number_keys",
     "raise_value_errors",
+    "structure_of",
 ]

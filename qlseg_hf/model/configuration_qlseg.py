@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
@@ -21,8 +21,10 @@ from .configuration_checks import (
     check_number_of_names,
     check_ranges,
     check_spelling,
+    check_spelling_of,
     number_keys,
     raise_value_errors,
+    structure_of,
 )
 
 __version__ = "0.1.0"
@@ -50,6 +52,11 @@ FACTORS = (
     "no_object_weight",
     "focal_alpha",
     "focal_gamma",
+)
+
+KNOWN_BACKBONES = (
+    "dinov2, dinov2_with_registers, dinov3_vit, beit and timm_backbone are, and load_vit_weights puts the weights of "
+    "a vit into a qlseg_vit"
 )
 
 # How the Auto classes find ours in a model's folder
@@ -107,6 +114,10 @@ class _StoredConfig(PreTrainedConfig):
         if not kwargs.get("return_unused_kwargs"):
             check_spelling(cls, kwargs)
         return super().from_dict(config_dict, **kwargs)
+
+    def structure(self) -> dict[str, str]:
+        """See `structure_of`."""
+        return structure_of(self)
 
 
 @raise_value_errors
@@ -260,8 +271,10 @@ class QLSegConfig(_StoredConfig):
             values = dict(self.backbone_config)
             model_type = values.pop("model_type", "qlseg_vit")
             own = model_type == QLSegViTConfig.model_type
+            if not own and model_type not in CONFIG_MAPPING:
+                raise ValueError(f"model_type {model_type!r} of backbone_config is none; {KNOWN_BACKBONES}")
             self.backbone_config = QLSegViTConfig(**values) if own else AutoConfig.for_model(model_type, **values)
-            check_spelling(type(self.backbone_config), values)
+        check_spelling_of(self.backbone_config)
         num_labels = kwargs.get("num_labels")
         if num_labels is not None and (type(num_labels) is not int or num_labels < 1):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
@@ -309,6 +322,11 @@ class QLSegConfig(_StoredConfig):
             self.palette = None
         if self.label_weights is not None and len(self.label_weights) != self.num_labels:
             self.label_weights = None
+
+    def structure(self) -> dict[str, str]:
+        names = (*COUNTS, "use_label_classifier", "num_detail_channels")
+        own = {name: value for name, value in structure_of(self).items() if name in names}
+        return own | {f"backbone_config.{name}": value for name, value in structure_of(self.backbone_config).items()}
 
     def validate_architecture(self):
         """ValueError if a number is out of range or two do not go together; `@strict` calls it, as does saving."""

@@ -245,6 +245,20 @@ class QLSegPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _no_split_modules = ["QLSegViTEmbeddings", "QLSegViTLayer", "QLSegPixelEncoderLayer", "QLSegDecoderLayer"]
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """As that of transformers; ValueError if the configuration is no longer that of the network."""
+        self.check_structure()
+        super().save_pretrained(*args, **kwargs)
+
+    def check_structure(self) -> None:
+        """ValueError if the configuration has other sizes than the network was built with."""
+        now = self.config.structure()
+        if changed := sorted(f"{name} is {value}" for name, value in now.items() - self.structure.items()):
+            raise ValueError(
+                f"the configuration was changed after the network was built ({', '.join(changed[:4])}), which changes "
+                "no weights; set it back, or build another network by it"
+            )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Linear: normal, sigma 0.02. Packed projections and 1 x 1 convolutions: Xavier. Queries, levels: sigma 1."""
@@ -295,6 +309,7 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
             config.drop_path_rate * i / max(config.num_hidden_layers - 1, 1) for i in range(config.num_hidden_layers)
         ]
         self.layers = nn.ModuleList(QLSegViTLayer(config, rate) for rate in rates)
+        self.structure = config.structure()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -312,7 +327,7 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
                 `return_dict=False` a tuple.
 
         Raises:
-            ValueError: `pixel_values` has another number of dimensions or channels.
+            ValueError: `pixel_values` has another number of dimensions or channels, or whole numbers.
             TypeError: a keyword is not one of transformers'.
         """
         _check_keywords(self, kwargs)
@@ -572,7 +587,12 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.label_classifier = QLSegLabelClassifier(config, widths[0]) if config.use_label_classifier else None
         self.detail = QLSegDetail(config, widths[0]) if config.num_detail_channels else None
+        self.structure = config.structure()
         self.post_init()
+
+    def check_structure(self) -> None:
+        self.check_num_labels()
+        super().check_structure()
 
     def check_num_labels(self) -> None:
         """ValueError if the configuration's labels were changed to others than the weights are for."""
@@ -644,9 +664,9 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
 
         Raises:
             TypeError: a keyword is not one of transformers'.
-            ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, or (on a CPU) a label is
-                outside the range; on a GPU that is an assertion of the device, which costs no synchronisation.
-                The configuration has another number of labels than the weights.
+            ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, `pixel_values` are whole
+                numbers, or (on a CPU) a label is outside the range; on a GPU that is an assertion of the device, which
+                costs no synchronisation. The configuration has another number of labels than the weights.
         """
         _check_keywords(self, kwargs)
         self.check_num_labels()

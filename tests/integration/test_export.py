@@ -119,6 +119,8 @@ def test_loaded_model_is_called_like_the_network(stored, exported):
         model(torch.zeros(1, 4, 32, 32))
     with pytest.raises(ValueError, match=r"shape \(0, 3, 32, 32\); .* none of them 0"):
         model(torch.zeros(0, 3, 32, 32))
+    with pytest.raises(ValueError, match="pixel_values are torch.uint8, so they have not been normalised"):
+        model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     for pixel_values in (smooth(2, 33, 40).double(), smooth(2, 33, 40).bfloat16(), smooth(2, 33, 40).requires_grad_()):
         with torch.no_grad():
             expected = network(pixel_values).logits

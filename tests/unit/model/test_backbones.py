@@ -13,7 +13,18 @@ from backbone_checks import check_backbone, frozen, without_gradient
 from conftest import ROOT
 from networks import BACKBONES, MLP, SIZES, labels_for, network, tiny_config
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForImageClassification, BeitConfig, Dinov2Config, ResNetConfig, SwinConfig
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    BeitConfig,
+    CLIPVisionConfig,
+    DeiTConfig,
+    Dinov2Config,
+    ResNetConfig,
+    SiglipVisionConfig,
+    SwinConfig,
+    ViTConfig,
+)
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegViTConfig, load_vit_weights
 
@@ -80,6 +91,14 @@ WRONG = {
         "a dinov2 gives .* none without reshape_hidden_states; .* with reshape_hidden_states",
     ),
 }
+
+
+@pytest.mark.parametrize("kind", [ViTConfig, CLIPVisionConfig, SiglipVisionConfig, DeiTConfig])
+def test_what_transformers_has_no_backbone_for(kind):
+    with pytest.raises(
+        ValueError, match=f"^{kind.model_type} is no backbone of transformers; dinov2, .* into a qlseg_"
+    ):
+        network(kind(**SIZES))
 
 
 @pytest.mark.parametrize("kind", WRONG)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from networks import tiny_config
-from transformers import AutoConfig, AutoModelForSemanticSegmentation
+from transformers import AutoConfig, AutoModelForSemanticSegmentation, Dinov2Config
 
 from qlseg_hf import RELEASES, QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTConfig
 from qlseg_hf.releases import label_set
@@ -84,6 +84,14 @@ def test_every_release_has_its_way_of_measuring():
         (
             lambda: QLSegConfig(backbone_config={"model_type": "dinov2", "hiden_size": 32}),
             "unknown key hiden_size; did you mean hidden_size",
+        ),
+        (
+            lambda: QLSegConfig(backbone_config=Dinov2Config(hiden_size=32)),
+            "unknown key hiden_size; did you mean hidden_size",
+        ),
+        (
+            lambda: QLSegConfig(backbone_config={"model_type": "dinov4"}),
+            "model_type 'dinov4' of backbone_config is none; dinov2, .* are, and load_vit_weights puts the weights",
         ),
         (lambda: tiny_config(class_weight=float("nan")), "class_weight is nan; a finite number"),
         (lambda: tiny_config(position_temperature=0), "position_temperature is 0"),

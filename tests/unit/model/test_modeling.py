@@ -1,6 +1,7 @@
 """The network as a transformers user meets it: sizes, dtypes, compilation, saving, label sets, Trainer."""
 
 import copy
+import json
 import weakref
 
 import pytest
@@ -317,6 +318,38 @@ def test_a_configuration_that_no_longer_fits_the_weights(tiny_model, tmp_path):
     assert tiny_model(pixel_values).logits.shape[1] == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_decoder_blocks", 1),  # the folder of which was loaded as another network, after a warning
+        ("num_attention_heads", 2),  # and without one
+        ("hidden_size", 32),
+        ("use_label_classifier", True),
+        ("backbone_config.num_hidden_layers", 1),
+        ("backbone_config.layer_norm_eps", 0.1),
+    ],
+)
+def test_sizes_of_the_configuration_that_were_changed(tiny_model, tmp_path, name, value):
+    config = tiny_model.config
+    place, name = (config.backbone_config, name.split(".")[1]) if "." in name else (config, name)
+    was = getattr(place, name)
+    setattr(place, name, value)
+    message = (
+        rf"changed after the network was built \((backbone_config\.)?{name} is {json.dumps(value)}\), which changes"
+    )
+    with pytest.raises(ValueError, match=message):
+        tiny_model.save_pretrained(tmp_path)
+    assert not any(tmp_path.iterdir())
+    setattr(place, name, was)
+    config.dropout = config.backbone_config.drop_path_rate = 0.5  # of the next training
+    tiny_model.save_pretrained(tmp_path)
+    loaded = QLSegForSemanticSegmentation.from_pretrained(tmp_path)
+    assert loaded.structure == tiny_model.structure and loaded.backbone.structure == tiny_model.backbone.structure
+    loaded.backbone.config.hidden_size = 64
+    with pytest.raises(ValueError, match="hidden_size is 64"):
+        loaded.backbone.save_pretrained(tmp_path / "encoder")
+
+
 def test_labels_that_cannot_be(tiny_model):
     for names in ({0: "a", 2: "b"}, {}, dict.fromkeys(range(300), "a"), {0: 3}):
         with pytest.raises(ValueError, match="keys 0..1|at least one label|is one of the 300|must hold names"):
@@ -394,6 +427,10 @@ def test_wrong_input(tiny_model):
     ):
         with pytest.raises(ValueError, match=r"\(B, 3, H, W\) is wanted"):
             tiny_model(wrong)
+    for dtype in (torch.uint8, torch.int64, torch.bool):  # numbers of 0..255 gave labels, all of them wrong
+        for network in (tiny_model, tiny_model.backbone):
+            with pytest.raises(ValueError, match=f"pixel_values are {dtype}, so they have not been normalised; give"):
+                network(torch.ones(2, 3, 32, 48, dtype=dtype))
     with pytest.raises(ValueError, match="one label map per picture"):
         tiny_model(pixel_values, labels=labels[:1])
     with pytest.raises(ValueError, match="integers are wanted"):
