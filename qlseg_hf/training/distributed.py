@@ -74,10 +74,17 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def check_trackers(report_to: str | list[str] | None) -> None:
-    """ImportError if a tracker's package is missing: accelerate would leave it out without a word."""
+    """ImportError if a tracker's package is missing: accelerate would leave it out without a word.
+
+    ValueError for a tracker that accelerate does not know.
+    """
     available = [str(name) for name in get_available_trackers()]
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
-        if name in LoggerType.list() and name not in (*available, "all"):
+        if name not in LoggerType.list():
+            raise ValueError(
+                f"report_to: {name} is no tracker of accelerate; choose of {', '.join(LoggerType.list())}"
+            )
+        if name not in (*available, "all"):
             raise ImportError(
                 f"report_to: {name} needs a package that is not installed; pip install {name}, or leave it out"
             )

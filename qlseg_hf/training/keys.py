@@ -170,6 +170,8 @@ class Recipe:
     log_pictures: int = 4
 
     def __post_init__(self):
+        if empty := [name for name, value in vars(self).items() if value == ""]:
+            raise ValueError(f"{empty[0]} is an empty text; give a value, or leave it out")
         if self.model and self.backbone:
             raise ValueError("model and backbone exclude each other: a model has its backbone; give one of them")
         if self.freeze_backbone and self.lora:
@@ -219,9 +221,18 @@ class Recipe:
             raise ValueError(f"extra_data_share {self.extra_data_share} must be above 0 and below 1")
         if not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation {self.rotation} must be 0..180 degrees")
+        for name in ("layer_decay", "cat_max_ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more and below 2 ** 32")
         for name in ("resize_box", "scale_range"):
             if getattr(self, name) is not None and len(getattr(self, name)) != 2:
                 raise ValueError(f"{name} wants two numbers, got {getattr(self, name)}")
+        if self.resize_box is not None and min(self.resize_box) < 1:
+            raise ValueError(f"resize_box is {self.resize_box}; sides of at least 1 pixel are wanted")
+        if not 0 < self.scale_range[0] <= self.scale_range[1] < float("inf"):
+            raise ValueError(f"scale_range is {self.scale_range}; [low, high] with 0 < low <= high is wanted")
 
     def accumulation_steps(self, num_processes: int) -> int:
         """Forward passes per optimiser step on each process; ValueError if the total does not divide."""

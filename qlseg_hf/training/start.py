@@ -3,6 +3,7 @@
 """How a run begins: its parts are built, its folder is taken, and an earlier run is taken up where it stopped."""
 
 import copy
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from accelerate.utils import set_seed
 
 from ..data.check import Survey
+from ..data.check.suggestions import MOST_CROP
 from ..hub.card import last_part
+from ..hub.saving import QLSegForSemanticSegmentation
 from ..hub.upload import prepare_repo
 from ..model.configuration_qlseg import QLSegConfig
 from ..utils.distributed import StopSignals, fail_together, gather_objects, join_processes
@@ -20,10 +23,10 @@ from ..utils.files import lock_folder, recover_folder, remove_leftovers, write_a
 from ..utils.hashing import json_sha256
 from .auto import DataFacts, DeviceFacts, complete_recipe, take_decisions
 from .average import MovingAverage, average_warning
-from .build import build_model, build_processor, read_label_names, scale_warning
+from .build import build_model, build_processor, check_config, order_label_weights, read_label_names, scale_warning
 from .checkpoints import checkpoints, identity, load_checkpoint, read_recipe, read_state, step_of
 from .data import look_at_data, open_split
-from .distributed import SHARDED, check_batch, launched_precision, start_accelerator
+from .distributed import SHARDED, check_batch, check_trackers, launched_precision, start_accelerator
 from .extra import count_extra, look_at_extra, open_extra
 from .facts import data_facts, device_facts
 from .models import find_due_models, hub_place
@@ -56,6 +59,7 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
             if checkpoint is not None:
                 recipe, told = _complete_from(checkpoint, recipe, device)
             else:
+                _check_settings(recipe)
                 survey = look_at_data(recipe)
                 unreadable = survey.reports["training"].unreadable
                 facts = replace(data_facts(survey), num_extra_images=count_extra(recipe))
@@ -63,6 +67,25 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
                 unreadable += _look_at_extra(recipe, survey)
             tell_decisions(told)
     return gather_objects((recipe, unreadable), state.num_processes)[0]
+
+
+def _check_settings(recipe: Recipe) -> None:
+    """ValueError for what can be told to be wrong before every image is read, which may take an hour."""
+    folder = Path(recipe.output_dir).expanduser().absolute()
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"output_dir {folder} cannot be made, as {place} is no folder that may be written into")
+    check_trackers(recipe.report_to)
+    build_processor(recipe if recipe.crop_size or recipe.model else replace(recipe, crop_size=MOST_CROP))
+    check_config(recipe.config)
+    names = read_label_names(recipe.label_names)[0]
+    if recipe.model:
+        names = names or QLSegConfig.from_pretrained(recipe.model, **recipe.config).id2label
+    elif recipe.config.get("backbone_config"):  # else what is not said of the head is decided by the encoder
+        with torch.device("meta"):
+            QLSegForSemanticSegmentation(QLSegConfig(**{"semantic_loss_ignore_index": -100} | recipe.config))
+    if names and recipe.label_weights not in (None, "auto"):
+        order_label_weights(recipe.label_weights, QLSegConfig(id2label=names, semantic_loss_ignore_index=-100))
 
 
 def _look_at_extra(recipe: Recipe, survey: Survey) -> list[tuple[int, str]]:

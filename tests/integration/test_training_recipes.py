@@ -4,10 +4,11 @@ import json
 import re
 
 import pytest
-from programs import write_recipe, write_tables
+from programs import NETWORK, write_recipe, write_tables
 from recipes import small_recipe
 
 from qlseg_hf.training.recipe import Recipe, load_recipe
+from qlseg_hf.training.start import settle_recipe
 from qlseg_hf.training.synonyms import ADVICE, SYNONYMS
 
 
@@ -70,11 +71,42 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
         (["--val_fraction", "1"], "val_fraction 1.0 must be at least 0 and below 1"),
         (["--label_weights", "some"], "label_weights is 'some'; give .* or auto"),
         (["--precision", "fp8"], "precision is 'fp8'; give one of fp32, bf16, fp16"),
+        (["--layer_decay", "1.5"], "layer_decay is 1.5; it must be above 0 and at most 1"),
+        (["--cat_max_ratio", ".nan"], "cat_max_ratio is nan; it must be above 0"),
+        (["--seed", "-1"], "seed is -1; it must be 0 or more and below"),
+        (["--seed", "4294967296"], "seed is 4294967296"),
+        (["--resize_box", "[512, 0]"], r"resize_box is \[512, 0\]; sides of at least 1 pixel"),
+        (["--scale_range", "[2, 1]"], r"scale_range is \[2.0, 1.0\]; \[low, high\] with"),
+        (["--scale_range", "[.nan, 1]"], "scale_range is"),
+        (["--output_dir", "''"], "output_dir is an empty text; give a value, or leave it out"),
+        (["--model", "''"], "model is an empty text"),
     ],
 )
 def test_wrong_recipes(data, tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(write_recipe(tmp_path, data), overrides)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"config": NETWORK | {"mask_wieght": 1}}, "config sets mask_wieght, .*; did you mean mask_weight"),
+        ({"config": NETWORK | {"mask_weight": -1.0}}, "mask_weight is -1.0"),
+        ({"config": NETWORK | {"num_group_norm_groups": 5}}, "backbone width 32 must be a multiple of 4"),
+        ({"config": {"backbone_config": {"model_type": "vit"}}}, "vit is no backbone of transformers; dinov2, "),
+        ({"processor": {"windw_size": 3}}, "no setting .'windw_size'.; did you mean window_size"),
+        ({"processor": {"windw_size": 3}, "crop_size": None}, "no setting .'windw_size'."),
+        ({"label_weights": [-1.0, 1, 1]}, "label_weights are .-1.0, 1.0, 1.0.; finite numbers"),
+        ({"label_weights": {"blau": 2}}, "label_weights names .'blau'., which are no labels"),
+        ({"report_to": "tensorbord"}, "report_to: tensorbord is no tracker of accelerate; choose of .*tensorboard"),
+        ({"output_dir": __file__}, "output_dir .* cannot be made, as .* is no folder that may be written into"),
+        ({"output_dir": f"{__file__}/run"}, "output_dir .*run cannot be made, as .*recipes.py is no folder"),
+    ],
+)
+def test_what_needs_no_data_is_refused_before_they_are_read(data, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr("qlseg_hf.training.start.look_at_data", lambda recipe: pytest.fail("every image was read"))
+    with pytest.raises((TypeError, ValueError), match=message):
+        settle_recipe(load_recipe(write_recipe(tmp_path, data, **changes), []))
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [\n"])  # others: robustness/test_security_text.py
