@@ -77,7 +77,15 @@ def patch_size_of(backbone: nn.Module) -> tuple[int, int]:
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int) -> None:
-    """ValueError if they have another number of dimensions or channels, no pixel, or are whole numbers."""
+    """ValueError if they have another number of dimensions or channels, no pixel, or are whole numbers.
+
+    TypeError for what is no tensor.
+    """
+    if not isinstance(pixel_values, torch.Tensor):
+        raise TypeError(
+            f"pixel_values is a {type(pixel_values).__name__}; a tensor is wanted, as of processor(image, "
+            "return_tensors='pt')"
+        )
     if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels or 0 in pixel_values.shape:
         raise ValueError(
             f"pixel_values has shape {tuple(pixel_values.shape)}; (B, {num_channels}, H, W) is wanted, none of them 0"

@@ -59,6 +59,8 @@ KNOWN_BACKBONES = (
     "a vit into a qlseg_vit"
 )
 
+ONLY_LABEL2ID = "label2id alone names no labels; give id2label={0: 'road', ...}, from which label2id follows"
+
 # How the Auto classes find ours in a model's folder
 AUTO_MAPS = {
     "qlseg": {
@@ -280,6 +282,8 @@ class QLSegConfig(_StoredConfig):
             raise ValueError(f"num_labels is {num_labels!r}; a number of at least one label is needed")
         if self.id2label is not None:
             check_number_of_names(self.id2label, num_labels)
+        elif self.label2id:
+            raise ValueError(ONLY_LABEL2ID)
         elif num_labels is None:
             kwargs["num_labels"] = 150
         super().__post_init__(**kwargs)
@@ -304,6 +308,8 @@ class QLSegConfig(_StoredConfig):
             kwargs.pop("label2id", None)
             if number_keys(names) != number_keys(config_dict.get("id2label") or {}):
                 kwargs.setdefault("label_weights", None)
+        elif kwargs.get("label2id"):
+            raise ValueError(ONLY_LABEL2ID)
         elif number is not None and number != len(config_dict.get("id2label") or {}):
             config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
         return super().from_dict(config_dict, **kwargs)

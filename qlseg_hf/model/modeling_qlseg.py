@@ -663,7 +663,7 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
                 gives a tuple. What else transformers defines has no effect.
 
         Raises:
-            TypeError: a keyword is not one of transformers'.
+            TypeError: a keyword is not one of transformers', or `pixel_values` is no tensor.
             ValueError: `pixel_values`, `labels` or the backbone's maps have the wrong shape, `pixel_values` are whole
                 numbers, or (on a CPU) a label is outside the range; on a GPU that is an assertion of the device, which
                 costs no synchronisation. The configuration has another number of labels than the weights.

@@ -28,7 +28,7 @@ LONGEST_SIDE = 2**31 - 1  # pixels
 LARGEST_NUMBER, SMALLEST_DIVISOR = 1e18, 1e-18  # of the normalisation, whose results are fp32
 LEAST_8_BIT = 1 / 256.5  # rescale factors below it are for more than 8 bits
 MOST_BANDS = 4096
-FEW_STEPS = 16  # up to which integers may be what they are, with a mean below 1
+FEW_STEPS = 16  # up to which values may be what they are, with a mean below 1
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -266,13 +266,15 @@ class Settings:
     def normalized(self, picture: torch.Tensor) -> torch.Tensor:
         """(n, h, w) uint8 or fp32 -> (n, h, w) fp32, rescaled and normalised as set.
 
-        Warns of integers that are not rescaled where the mean is one of values in 0..1.
+        Warns of values far above 1 that are not rescaled where the mean is one of values in 0..1.
         """
-        if not self.do_rescale and self.do_normalize and picture.dtype == torch.uint8:
+        if not self.do_rescale and self.do_normalize:
             means = torch.tensor(self.image_mean)
-            if means.min() > 0 and means.max() <= 1 and picture.numel() and picture.max() > FEW_STEPS:
+            # floats may have outliers
+            high = picture.max() if picture.dtype == torch.uint8 and picture.numel() else picture.float().mean()
+            if means.min() > 0 and means.max() <= 1 and high > FEW_STEPS:
                 warnings.warn(
-                    f"a picture holds integers up to {int(picture.max())}, do_rescale is False, and image_mean is "
+                    f"a picture holds values up to {picture.max():.0f}, do_rescale is False, and image_mean is "
                     f"{reprlib.repr(self.image_mean)}, as of values in 0..1; set do_rescale to True for integers, or "
                     "give floats in 0..1",
                     stacklevel=2,

@@ -102,6 +102,8 @@ def test_every_release_has_its_way_of_measuring():
         (lambda: tiny_config(hidden_size=True), "Field 'hidden_size' expected int, got bool"),
         (lambda: tiny_config(dropout=True), "Field 'dropout' with value True doesn't match any type"),
         (lambda: QLSegConfig(id2label=["a"]), r"id2label.*\['a'\]"),
+        (lambda: QLSegConfig(label2id={"a": 0, "b": 1}), "label2id alone names no labels; give id2label="),
+        (lambda: QLSegConfig.from_dict({}, label2id={"a": 0}), "label2id alone names no labels"),
         (lambda: QLSegConfig(id2label={0: 7}), r"id2label.*7"),
         (lambda: tiny_config(dropout=1.0), "dropout 1.0 is outside"),
         (lambda: tiny_config(semantic_loss_ignore_index=3), "ignore_index 3 is one of the 20 labels"),

@@ -329,8 +329,9 @@ def test_integers_that_are_not_rescaled_are_told(recwarn):
     segment(model, processor, RGB)
     assert not [warning for warning in recwarn if "rescale" in str(warning.message)]
     _, processor = tiny_model_and_processor(do_rescale=False)
-    for use in (lambda: segment(model, processor, RGB), lambda: processor(RGB)):
-        with pytest.warns(UserWarning, match="integers up to 2.., do_rescale is False, and image_mean is .0.5"):
+    floats = RGB.astype(np.float32)
+    for use in (lambda: segment(model, processor, RGB), lambda: processor(RGB), lambda: processor(floats)):
+        with pytest.warns(UserWarning, match="values up to 2.., do_rescale is False, and image_mean is .0.5"):
             use()
 
 

@@ -431,6 +431,8 @@ def test_wrong_input(tiny_model):
         for network in (tiny_model, tiny_model.backbone):
             with pytest.raises(ValueError, match=f"pixel_values are {dtype}, so they have not been normalised; give"):
                 network(torch.ones(2, 3, 32, 48, dtype=dtype))
+    with pytest.raises(TypeError, match="pixel_values is a list; a tensor is wanted, .* return_tensors='pt'"):
+        tiny_model(list(pixel_values))
     with pytest.raises(ValueError, match="one label map per picture"):
         tiny_model(pixel_values, labels=labels[:1])
     with pytest.raises(ValueError, match="integers are wanted"):
