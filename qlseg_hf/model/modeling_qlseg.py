@@ -15,6 +15,7 @@ imports, and a model that is saved again takes its code from there.
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -245,10 +246,26 @@ class QLSegPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _no_split_modules = ["QLSegViTEmbeddings", "QLSegViTLayer", "QLSegPixelEncoderLayer", "QLSegDecoderLayer"]
 
-    def save_pretrained(self, *args, **kwargs) -> None:
-        """As that of transformers; ValueError if the configuration is no longer that of the network."""
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process: bool = True, state_dict: dict | None = None, **kwargs
+    ) -> None:
+        """As that of transformers; ValueError if the configuration is no longer that of the network.
+
+        Warns of weights that have other names than in a network that is loaded, as below adapters of peft.
+        """
         self.check_structure()
-        super().save_pretrained(*args, **kwargs)
+        lost = sorted(self.weight_names - {name for name, _ in self.named_parameters()})
+        if lost and state_dict is None and not self._hf_peft_config_loaded:
+            logger.warning(
+                f"{len(lost)} weights are saved under other names, as adapters of peft give them, and from_pretrained "
+                f"will not find them ({lost[0]}, ...): save what merge_and_unload gives, or the adapted model"
+            )
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    def _remember_build(self) -> None:
+        """What `save_pretrained` compares with: the sizes and the names of weights that the network is built with."""
+        self.structure = self.config.structure()
+        self.weight_names = {name for name, _ in self.named_parameters()}
 
     def check_structure(self) -> None:
         """ValueError if the configuration has other sizes than the network was built with."""
@@ -309,8 +326,8 @@ class QLSegViTBackbone(BackboneMixin, QLSegPreTrainedModel):
             config.drop_path_rate * i / max(config.num_hidden_layers - 1, 1) for i in range(config.num_hidden_layers)
         ]
         self.layers = nn.ModuleList(QLSegViTLayer(config, rate) for rate in rates)
-        self.structure = config.structure()
         self.post_init()
+        self._remember_build()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
@@ -587,8 +604,8 @@ class QLSegForSemanticSegmentation(QLSegPreTrainedModel):
         self.class_head = nn.Linear(config.hidden_size, config.num_labels + 1)
         self.label_classifier = QLSegLabelClassifier(config, widths[0]) if config.use_label_classifier else None
         self.detail = QLSegDetail(config, widths[0]) if config.num_detail_channels else None
-        self.structure = config.structure()
         self.post_init()
+        self._remember_build()
 
     def check_structure(self) -> None:
         self.check_num_labels()

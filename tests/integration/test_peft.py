@@ -116,3 +116,13 @@ def test_add_adapter(base, tmp_path):
     check_same(peft.PeftModel.from_pretrained(load(base), tmp_path / "adapter").eval(), model, load(base))
     model.disable_adapters()
     check_same(model, load(base), again)
+
+
+def test_a_network_that_peft_has_wrapped_tells_that_it_will_not_load(tmp_path, caplog):
+    model = network(BACKBONES["qlseg_vit"][0])
+    adapted = peft.get_peft_model(model, SETTINGS)
+    model.save_pretrained(tmp_path)
+    assert "weights are saved under other names, as adapters of peft give them" in caplog.text
+    caplog.clear()
+    adapted.merge_and_unload().save_pretrained(tmp_path)
+    assert "other names" not in caplog.text
