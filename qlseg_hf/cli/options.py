@@ -6,6 +6,7 @@ No import of torch here, so that `--help` answers at once.
 """
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,15 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """A path. A shell leaves the `~` of `--output=~/out` as it is, of which a folder called ~ would be made."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return super().convert(os.path.expanduser(value), param, context)
+
+
+PATH = _Path(path_type=Path)
 SETTINGS = {
     "help_option_names": ["-h", "--help"],
     "token_normalize_func": lambda token: token.replace("-", "_"),  # --max-steps is --max_steps

@@ -172,6 +172,9 @@ class Recipe:
     def __post_init__(self):
         if empty := [name for name, value in vars(self).items() if value == ""]:
             raise ValueError(f"{empty[0]} is an empty text; give a value, or leave it out")
+        for name in (*SOURCES, *PATHS):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, os.path.expanduser(value))
         if self.model and self.backbone:
             raise ValueError("model and backbone exclude each other: a model has its backbone; give one of them")
         if self.freeze_backbone and self.lora:

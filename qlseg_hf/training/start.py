@@ -50,7 +50,7 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
     state = join_processes()
     if recipe.output_dir is None:
         name = Path(last_part(recipe.data))
-        is_file = Path(recipe.data).expanduser().is_file()
+        is_file = Path(recipe.data).is_file()
         recipe = replace(recipe, output_dir=str(Path("runs", name.stem if is_file else name)))
     unreadable = []
     with fail_together(state.num_processes):
@@ -71,7 +71,7 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
 
 def _check_settings(recipe: Recipe) -> None:
     """ValueError for what can be told to be wrong before every image is read, which may take an hour."""
-    folder = Path(recipe.output_dir).expanduser().absolute()
+    folder = Path(recipe.output_dir).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"output_dir {folder} cannot be made, as {place} is no folder that may be written into")

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from qlseg_hf import QLSegConfig
+from qlseg_hf.cli.options import PATH
 from qlseg_hf.cli.train import describe_keys, split_words
 from qlseg_hf.training.build import order_label_weights
 from qlseg_hf.training.recipe import Recipe, load_recipe
@@ -88,6 +89,15 @@ def test_colors_by_name_and_number():
     assert recipe.label_names == ["road", "sky"]
     with pytest.raises(ValueError, match="label_colors names 'road' and others, and numbers 0; give names to all"):
         load_recipe(None, ["--data", "d", "--label_colors", "{road: [1, 2, 3], 0: [0, 0, 0]}"])
+
+
+def test_home(monkeypatch, tmp_path):
+    """YAML and --key=~/x know no shell that puts the home folder in; a folder called ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe(None, ["--data", "~/d", "--output_dir=~/run", "--backbone", "me/vit~2"])
+    assert (recipe.data, recipe.output_dir) == (str(tmp_path / "d"), str(tmp_path / "run"))
+    assert recipe.backbone == "me/vit~2"
+    assert PATH.convert("~/out", None, None) == tmp_path / "out"
 
 
 def test_trackers_may_be_several():
