@@ -59,23 +59,26 @@ def settle_recipe(recipe: Recipe) -> tuple[Recipe, list]:
             if checkpoint is not None:
                 recipe, told = _complete_from(checkpoint, recipe, device)
             else:
-                _check_settings(recipe)
+                _check_settings(recipe, state.num_processes)
+                num_extra_images = count_extra(recipe)
                 survey = look_at_data(recipe)
                 unreadable = survey.reports["training"].unreadable
-                facts = replace(data_facts(survey), num_extra_images=count_extra(recipe))
+                facts = replace(data_facts(survey), num_extra_images=num_extra_images)
                 recipe, told = complete_recipe(recipe, facts, device)
                 unreadable += _look_at_extra(recipe, survey)
             tell_decisions(told)
     return gather_objects((recipe, unreadable), state.num_processes)[0]
 
 
-def _check_settings(recipe: Recipe) -> None:
+def _check_settings(recipe: Recipe, num_processes: int) -> None:
     """ValueError for what can be told to be wrong before every image is read, which may take an hour."""
     folder = Path(recipe.output_dir).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise ValueError(f"output_dir {folder} cannot be made, as {place} is no folder that may be written into")
     check_trackers(recipe.report_to)
+    if recipe.total_batch_size and recipe.per_device_batch_size:
+        recipe.accumulation_steps(num_processes)
     build_processor(recipe if recipe.crop_size or recipe.model else replace(recipe, crop_size=MOST_CROP))
     check_config(recipe.config)
     names = read_label_names(recipe.label_names)[0]

@@ -98,6 +98,8 @@ def test_wrong_recipes(data, tmp_path, overrides, message):
         ({"processor": {"windw_size": 3}, "crop_size": None}, "no setting .'windw_size'."),
         ({"label_weights": [-1.0, 1, 1]}, "label_weights are .-1.0, 1.0, 1.0.; finite numbers"),
         ({"label_weights": {"blau": 2}}, "label_weights names .'blau'., which are no labels"),
+        ({"per_device_batch_size": 3}, "total_batch_size 4 is not a multiple of per_device_batch_size 3 x 1 proc"),
+        ({"extra_data": "/nowhere/at/all"}, "data set /nowhere/at/all is no folder"),
         ({"report_to": "tensorbord"}, "report_to: tensorbord is no tracker of accelerate; choose of .*tensorboard"),
         ({"output_dir": __file__}, "output_dir .* cannot be made, as .* is no folder that may be written into"),
         ({"output_dir": f"{__file__}/run"}, "output_dir .*run cannot be made, as .*recipes.py is no folder"),
@@ -105,7 +107,7 @@ def test_wrong_recipes(data, tmp_path, overrides, message):
 )
 def test_what_needs_no_data_is_refused_before_they_are_read(data, tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr("qlseg_hf.training.start.look_at_data", lambda recipe: pytest.fail("every image was read"))
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((OSError, TypeError, ValueError), match=message):
         settle_recipe(load_recipe(write_recipe(tmp_path, data, **changes), []))
 
 
