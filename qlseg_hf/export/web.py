@@ -84,7 +84,7 @@ def export_page(source: str, output: Path, *, weights: str = "fp16", runtime: Pa
         for file in PAGE.iterdir():
             shutil.copyfile(file, folder / file.name)
         readme = (TEMPLATES / "web_readme.md").read_text(encoding="utf-8")
-        readme = readme.format(title=json.dumps(title), weights=weights)
+        readme = readme.format(title=json.dumps(title, ensure_ascii=not title.isprintable()), weights=weights)
         (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) / 1e6
     print(f"labels: {agreement:.2%} of the pixels of the worst example as PyTorch's, weights as {weights}")

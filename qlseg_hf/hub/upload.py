@@ -119,7 +119,8 @@ def _warn_of_license(repo_id: str, kept: str, own: str) -> None:
 def model_argument(name: str, revision: str | None = None) -> str:
     """How the snippet of a card names its model."""
     branch = f", revision={json.dumps(revision)}" if revision not in (None, "main") else ""
-    return f"model={json.dumps(name)}{branch}"
+    # JSON escapes an emoji as two characters, which Python and YAML do not put together again
+    return f"model={json.dumps(name, ensure_ascii=not name.isprintable())}{branch}"
 
 
 def add_tags(card: str, tags: list[str]) -> str:

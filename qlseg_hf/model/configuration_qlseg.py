@@ -290,7 +290,15 @@ class QLSegConfig(_StoredConfig):
         self.align_labels()
 
     def __setattr__(self, name: str, value) -> None:
-        """`id2label` is kept by number and in their order, whenever it is set; the names are read by their places."""
+        """`id2label` is kept by number and in their order, whenever it is set; the names are read by their places.
+
+        Raises:
+            ValueError: `mask_activation` or `label_weights`, which count from now on, have a value that is none.
+        """
+        if name == "mask_activation" and value not in ("sigmoid", "softmax"):
+            raise ValueError(f"mask_activation is {value!r}; sigmoid or softmax is wanted")
+        if name == "label_weights" and any(not 0 <= weight < math.inf for weight in value or ()):
+            raise ValueError(f"label_weights must be finite numbers, 0 or more; got {value[:8]}")
         super().__setattr__(name, number_keys(value) if name == "id2label" and value else value)
         if name == "id2label" and value:
             self.label2id = {label: number for number, label in self.id2label.items()}
@@ -346,8 +354,6 @@ class QLSegConfig(_StoredConfig):
             raise ValueError("position_temperature is 0; a positive number is wanted, such as 10000")
         if self.focal_alpha > 1:
             raise ValueError(f"focal_alpha {self.focal_alpha} is outside [0, 1]")
-        if self.mask_activation not in ("sigmoid", "softmax"):
-            raise ValueError(f"mask_activation is {self.mask_activation!r}; sigmoid or softmax is wanted")
         if self.num_detail_channels < 0 or self.num_detail_channels % 8:
             raise ValueError(f"num_detail_channels is {self.num_detail_channels}; a multiple of 8, or 0, is wanted")
         for name in ("mask_threshold", "dropout"):
@@ -355,11 +361,9 @@ class QLSegConfig(_StoredConfig):
                 raise ValueError(f"{name} {getattr(self, name)} is outside [0, 1)")
 
     def validate_labels(self):
-        """ValueError if names, weights or colours of the labels are none, or the ignored one is among them."""
+        """ValueError if names or colours of the labels are none, or the ignored one is among them."""
         if self.num_labels < 1:
             raise ValueError(f"num_labels is {self.num_labels}; at least one label is needed")
-        if any(not 0 <= weight < math.inf for weight in self.label_weights or ()):
-            raise ValueError(f"label_weights must be finite numbers, 0 or more; got {self.label_weights[:8]}")
         if any(len(colour) != 3 or not 0 <= min(colour) <= max(colour) <= 255 for colour in self.palette or ()):
             raise ValueError(f"palette must hold one RGB triple of 0..255 per label; got {self.palette[:4]}")
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:

@@ -72,6 +72,8 @@ def test_everything_is_given(kind, strict):
 def test_what_is_given_is_no_template():
     """Names of strangers go into the template's text, and are not read as one."""
     assert 'model="{{ 7 * 7 }}{% x"' in make_card("plain", "{{ 7 * 7 }}{% x")
+    assert 'model="net ü 😀"' in make_card("plain", "net ü 😀")  # which JSON's escapes are not in Python
+    assert r'model="a\udcff\n"' in make_card("plain", "a\udcff\n")
 
 
 def test_every_name_of_the_template_is_given(monkeypatch):

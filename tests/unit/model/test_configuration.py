@@ -126,6 +126,15 @@ def test_validation(build, message):
         build()
 
 
+@pytest.mark.parametrize(("name", "value"), [("mask_activation", "softmx"), ("label_weights", [float("nan")] * 20)])
+def test_what_counts_at_once_is_checked_when_it_is_set(tiny_model, name, value):
+    """`softmx` was trained as sigmoid, until the model was saved."""
+    was = getattr(tiny_model.config, name)
+    with pytest.raises(ValueError, match=f"{name} (is 'softmx'; sigmoid or softmax|must be finite numbers)"):
+        setattr(tiny_model.config, name, value)
+    assert getattr(tiny_model.config, name) == was
+
+
 def test_what_was_changed_is_checked_when_saved(tmp_path):
     config = tiny_config()
     config.mask_threshold = 2.0
