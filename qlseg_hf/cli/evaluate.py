@@ -30,21 +30,19 @@ from .options import PATH, Number, dtype, scales, subcommand
 @click.option(
     "--label_mapping", "--label_map", "label_mapping", type=PATH, metavar="FILE.json", help='{"stored value": label}'
 )
-@click.option("--max_samples", type=click.IntRange(1), help="The first so many pictures only.")
 @click.option("--skip_unreadable", is_flag=True, help="Name pictures that cannot be read instead of refusing them.")
 @click.option("--output", type=PATH, metavar="FILE.json", help="Scores and protocol.")
 @click.option("--card", is_flag=True, help="Also write them into README.md in the model's folder.")
 @click.option("--report", type=PATH, metavar="FILE.html|DIR", help="Page of scores, confusions, pictures.")
 @click.option("--window_batch_size", type=click.IntRange(1), help="Windows per forward pass.")
 @dtype("float32")
-@click.option("--resume", type=bool, default=True, help="Continue an interrupted run.")
 def command(**settings) -> None:
     """Measure mIoU, mAcc, aAcc, boundary IoU and boundary F1 of a model on a data set, by the paper's protocol.
 
     MODEL is a folder, a Hub id, or a file of `qlseg export`. Label rules are the processor's unless given. Every
     picture is counted once, and the result is the same for any number of processes with as many threads each. With
     --output FILE.json, what was counted is kept in FILE.json.state.* until all is done; the same command continues
-    from there.
+    from there, and starts over if these are deleted.
     """
     from ..evaluation.run import Request, measure
 

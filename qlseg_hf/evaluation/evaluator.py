@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..model.modeling_qlseg import QLSegForSemanticSegmentation
 from ..model.request import scale_factors
 from ..model.segmentation import segment
 from ..utils.distributed import StopRequestedError, fail_together, gather_objects
+from ..utils.picture_files import listed
 from .metrics import LABEL_SCORES, StreamingScores
 from .state import Progress, Ranked, process_place, protocol_of_state, rank_pictures, state_path
 
@@ -53,11 +54,13 @@ class Evaluation:
     - `num_pictures`, `seconds`, `pictures_per_second`.
 
     `worst`, `best`: (mIoU, index, name) of the pictures with the lowest and the highest mIoU of their own, in order.
+    `settings`: `scales`, `flip` and `window_batch_size` that it was made with.
     """
 
     result: dict[str, Any]
     worst: list[Ranked]
     best: list[Ranked]
+    settings: dict[str, Any]
 
 
 def evaluate_samples(
@@ -68,7 +71,6 @@ def evaluate_samples(
     scales: Iterable[float] = (1.0,),
     flip: bool = False,
     window_batch_size: int | None = None,
-    max_samples: int | None = None,
     state_file: str | Path | None = None,
     num_examples: int = 0,
     skip_unreadable: bool = False,
@@ -86,7 +88,6 @@ def evaluate_samples(
         processor: gives windows and the label rules `label_mapping`, `do_reduce_labels` and `ignore_index`.
         samples: what `open_dataset` gives. A stream is read in full by every process, but not decoded.
         scales, flip, window_batch_size: see `segment`.
-        max_samples: the first so many only.
         state_file: write what was counted beside it every `ROUND_SECONDS` (see `state_path`, one file per process) and
             start from there if it exists. It stays when all is done; `remove_state` takes it away.
         num_examples: how many of the worst, and how many of the best pictures to name.
@@ -108,45 +109,32 @@ def evaluate_samples(
     counted = Progress(StreamingScores(model.config.num_labels, processor.ignore_index), num_examples)
     save_state = None
     with fail_together(world_size):
-        if (max_samples is not None and max_samples < 1) or num_examples < 0:
-            raise ValueError(f"max_samples is {max_samples}, num_examples {num_examples}; at least 1 and 0 are wanted")
+        if num_examples < 0:
+            raise ValueError(f"num_examples is {num_examples}; it must be 0 or more")
         if state_file is not None:
             path = state_path(state_file)
             protocol = protocol_of_state(model, processor, samples, scales, flip, num_examples)
-            counted.resume(path, protocol, max_samples, skip_unreadable)
+            counted.resume(path, protocol, skip_unreadable)
             save_state = partial(counted.write, path, protocol)
-    mine = own_samples(samples, rank, world_size, counted.next_index, max_samples)
+    mine = own_samples(samples, rank, world_size, counted.next_index)
     mine = read_ahead(mine, skip_unreadable, processor.settings().reading)
-    given = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size, "max_windows": None}
-    predict = partial(predict_and_read, model, processor, given)
-    with show_bar(samples, counted, rank, world_size, max_samples, progress) as bar:
+    settings = {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
+
+    def predict(name: str, picture: np.ndarray, stored: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(H, W) predicted labels and (H, W) labels of the reference of one picture."""
+        labels = apply_label_rules(stored, name, processor, list(model.config.id2label.values()))
+        return segment(model, processor, picture, **settings, max_windows=None)[0], labels  # type: ignore[return-value]  # one per picture
+
+    with show_bar(samples, counted, rank, world_size, progress) as bar:
         while not count_together(mine, counted, predict, bar, stop_signal, save_state, world_size):
             pass
-    return sum_counts(counted, model, processor, world_size)
+    return Evaluation(*sum_counts(counted, model, processor, world_size), settings)
 
 
-def predict_and_read(
-    model: QLSegForSemanticSegmentation,
-    processor: QLSegImageProcessor,
-    settings: dict[str, Any],
-    name: str,
-    picture: np.ndarray,
-    stored: np.ndarray,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(H, W) predicted labels and (H, W) labels of the reference of one picture; `settings` are those of `segment`."""
-    labels = apply_label_rules(stored, name, processor, list(model.config.id2label.values()))
-    return segment(model, processor, picture, **settings)[0], labels  # type: ignore[return-value]  # one per picture
-
-
-def show_bar(
-    samples: Samples, counted: Progress, rank: int, world_size: int, max_samples: int | None, is_wanted: bool
-) -> tqdm:
+def show_bar(samples: Samples, counted: Progress, rank: int, world_size: int, is_wanted: bool) -> tqdm:
     """Progress bar over the pictures of this process, shown in the first one."""
-    total = None
-    if hasattr(samples, "__len__"):
-        total = len(range(rank, min(len(samples), max_samples or len(samples)), world_size))
     return tqdm(
-        total=total,
+        total=len(range(rank, len(samples), world_size)) if hasattr(samples, "__len__") else None,
         initial=counted.scores.totals["num_pictures"].item() + len(counted.unreadable),
         desc="evaluating" if world_size == 1 else f"evaluating, 1 of {world_size} processes",
         unit=" pictures",
@@ -209,15 +197,13 @@ def count_for_a_round(
     return True
 
 
-def own_samples(
-    samples: Samples, rank: int, world_size: int, next_index: int, max_samples: int | None
-) -> Iterator[tuple[int, Sample]]:
+def own_samples(samples: Samples, rank: int, world_size: int, next_index: int) -> Iterator[tuple[int, Sample]]:
     """(index, sample) of the pictures from `next_index` on that process `rank` counts."""
     first = rank + -(-max(next_index - rank, 0) // world_size) * world_size
     if hasattr(samples, "__iter__"):  # a stream; sequences are taken by index
-        yield from islice(enumerate(samples), first, max_samples, world_size)
+        yield from islice(enumerate(samples), first, None, world_size)
         return
-    for index in range(first, min(len(samples), max_samples or len(samples)), world_size):
+    for index in range(first, len(samples), world_size):
         yield index, samples[index]
 
 
@@ -263,21 +249,19 @@ def apply_label_rules(stored: np.ndarray, name: str, processor: QLSegImageProces
 
 def sum_counts(
     counted: Progress, model: QLSegForSemanticSegmentation, processor: QLSegImageProcessor, world_size: int
-) -> Evaluation:
-    """Add up what the processes counted. ValueError if that is nothing."""
-    state, ranked = counted.scores.state_dict(), (counted.worst, counted.best)
-    seconds, unreadable = counted.seconds, counted.unreadable
+) -> tuple[dict[str, Any], list[Ranked], list[Ranked]]:
+    """Add up what the processes counted: `result`, `worst` and `best` of it. ValueError if that is nothing."""
+    state = counted.scores.state_dict()
     if world_size > 1:
         device = "cpu" if dist.get_backend() == "gloo" else model.device
         for name, total in state.items():
             total = total.to(device)
             dist.all_reduce(total)
             state[name] = total.cpu()
-        lists, times, skipped = zip(
-            *gather_objects(([*counted.worst, *counted.best], seconds, unreadable), world_size)
-        )
-        ranked = rank_pictures((entry for part in lists for entry in part), counted.num_examples)
-        seconds, unreadable = max(times), sorted(entry for part in skipped for entry in part)
+    own = ([*counted.worst, *counted.best], counted.seconds, counted.unreadable)
+    lists, times, skipped = zip(*gather_objects(own, world_size))
+    ranked = rank_pictures(chain(*lists), counted.num_examples)
+    seconds, unreadable = max(times), sorted(chain(*skipped))
     scores = StreamingScores(**counted.scores.settings)
     scores.load_state_dict(state)
     with fail_together(world_size):
@@ -288,7 +272,7 @@ def sum_counts(
     result["unreadable"] = [name for _, name in unreadable]
     result["seconds"] = seconds
     result["pictures_per_second"] = result["num_pictures"] / seconds
-    return Evaluation(result, *ranked)
+    return result, *ranked
 
 
 def describe_scores(scores: StreamingScores, names: list[str], processor: QLSegImageProcessor) -> dict[str, Any]:
@@ -327,10 +311,9 @@ def never_predicted_warnings(names: list[str]) -> list[str]:
     """A sentence on the labels that are in the references and in no prediction, if there are any."""
     if not names:
         return []
-    shown = ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [
-        f"{len(names)} labels of the references are never predicted: {shown}; train longer, give them a larger factor "
-        "in label_weights, or add pictures that show them"
+        f"{len(names)} labels of the references are never predicted: {listed(map(repr, names))}; train longer, give "
+        "them a larger factor in label_weights, or add pictures that show them"
     ]
 
 

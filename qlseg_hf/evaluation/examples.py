@@ -4,7 +4,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,28 +71,24 @@ def draw_examples(
     samples: Samples,
     evaluation: Evaluation,
     *,
-    scales: Iterable[float] = (1.0,),
-    flip: bool = False,
-    window_batch_size: int | None = None,
     longest_side: int | None = LONGEST_SIDE,
 ) -> Examples:
-    """Predict the pictures of `evaluation.worst` and `.best` again and draw them.
+    """Predict the pictures of `evaluation.worst` and `.best` again, as it did, and draw them.
 
-    Every process has to call this; each draws its share, and all of them get the same. Arguments are those of
-    `evaluate_samples`, with which `evaluation` was made.
+    Every process has to call this; each draws its share, and all of them get the same.
 
     Args:
+        model, processor, samples: with which `evaluation` was made.
         longest_side: pixels; a larger picture is made smaller after it is drawn. None: as it is.
     """
     rank, world_size = process_place()
     worst = evaluation.worst[: -(-len(set(evaluation.worst + evaluation.best)) // 2)]
     best = [entry for entry in evaluation.best if entry not in worst]
-    ranked, settings = worst + best, {"scales": scales, "flip": flip, "window_batch_size": window_batch_size}
-    drawn = {}
+    ranked, drawn = worst + best, {}
     with fail_together(world_size):
         for entry, sample in find_samples(samples, ranked[rank::world_size]):
             picture, stored = sample.read(**processor.settings().reading)
-            predicted = segment(model, processor, picture, **settings, max_windows=None)[0].numpy()
+            predicted = segment(model, processor, picture, **evaluation.settings, max_windows=None)[0].numpy()
             reference = processor.reduce_labels(torch.from_numpy(stored)).numpy()
             drawn[entry] = draw_example(entry, picture, predicted, reference, model.config, longest_side)
     for part in gather_objects(drawn, world_size):

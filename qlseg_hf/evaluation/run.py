@@ -22,8 +22,8 @@ from transformers.utils import logging
 from ..data.datasets import Samples, listed, open_dataset
 from ..export.loading import is_file, load_network_or_file
 from ..export.runtime import ExportedQLSeg
-from ..hub.card import add_result_to_card, inference_protocol
 from ..hub.loading import read_val_fraction
+from ..hub.results import add_result_to_card, inference_protocol
 from ..model.configuration_qlseg import QLSegConfig, __version__
 from ..model.image_processing_qlseg import QLSegImageProcessor
 from ..utils.devices import fastest_dtype, place_for_inference
@@ -43,25 +43,14 @@ READING = ("image_column", "label_column", "streaming", "layout", "val_fraction"
 
 @dataclass(frozen=True)
 class Request:
-    """What to measure and where to put it.
+    """What to measure and where to put it: the options of `qlseg evaluate`, as its help describes them, and more.
 
     Args:
-        model: folder, Hub id, or a file of `qlseg export`.
-        data, split, dataset_config, image_column, label_column, streaming, layout, label_colors: see `open_dataset`.
-        val_fraction: likewise; if not given, what the model's recipe says, beside it or in the exported file.
-        data_val_fraction: where that does not say it either.
-        scales, flip, window_batch_size: see `segment`.
-        do_reduce_labels, ignore_index: label rules instead of the processor's.
+        data_val_fraction: where neither `val_fraction` nor the model's recipe, beside it or in the exported file, says
+            what was held out.
         label_mapping: {stored value: label}, or a JSON file of it, instead of the processor's; where neither says one,
             that of the layout.
         label_names: of the data, in order, if they are known; they have to be the model's.
-        max_samples: the first so many pictures only.
-        skip_unreadable: name pictures that cannot be read instead of refusing them.
-        output: JSON file for scores and protocol; what was counted until all is done lies beside it.
-        card: also write them into README.md in the model's folder.
-        report: HTML file with scores, confusions, worst and best pictures; or a folder for it and `per_label.csv`.
-        dtype: of the network; "auto": see `fastest_dtype`.
-        resume: continue an interrupted run.
     """
 
     model: str
@@ -81,14 +70,12 @@ class Request:
     ignore_index: int | None = None
     label_mapping: Path | dict | None = None
     label_names: list[str] | None = None
-    max_samples: int | None = None
     skip_unreadable: bool = False
     output: Path | None = None
     card: bool = False
     report: Path | None = None
     window_batch_size: int | None = None
     dtype: str = "float32"
-    resume: bool = True
 
 
 def measure(request: Request) -> None:
@@ -135,20 +122,18 @@ def _evaluate(args: Request, state: PartialState) -> None:
     if state.is_main_process:
         for folder in {path.absolute().parent for path in (args.output, page) if path}:
             remove_partial(folder)
-    if state_file and not args.resume:
-        remove_state(state_file)
-    settings = {"scales": args.scales, "flip": args.flip, "window_batch_size": args.window_batch_size}
     evaluation = evaluate_samples(
         model,
         processor,
         samples,
-        max_samples=args.max_samples,
         state_file=state_file,
         num_examples=NUM_EXAMPLES,
         skip_unreadable=args.skip_unreadable,
-        **settings,
+        scales=args.scales,
+        flip=args.flip,
+        window_batch_size=args.window_batch_size,
     )
-    examples = draw_examples(model, processor, samples, evaluation, **settings) if page else None
+    examples = draw_examples(model, processor, samples, evaluation) if page else None
     with fail_together(state.num_processes):
         if state.is_main_process:
             protocol = protocol_of(args, model, processor, samples, state)
@@ -302,7 +287,6 @@ def protocol_of(args, model, processor, samples, state: PartialState) -> dict:
         "dataset": args.data,
         "dataset_config": args.dataset_config,
         "split": samples.split,
-        "max_samples": args.max_samples,
         **inference_protocol(processor, args.scales, args.flip),
         "window_batch_size": args.window_batch_size,
         "dtype": args.dtype,

@@ -67,32 +67,27 @@ class Progress:
         if version != VERSION:
             raise ValueError(
                 f"{path} is of another version of this package ({version}, {VERSION} is wanted), which counted other "
-                "things; delete it (or do not resume) to start over"
+                "things; delete it to start over"
             )
         stored = notes["protocol"]
         if differing := sorted(key for key in stored | protocol if stored.get(key) != protocol.get(key)):
             raise ValueError(
                 f"{path} holds an unfinished evaluation with another {', '.join(differing)}; finish that one, or "
-                "delete the file (or do not resume) to start over"
+                "delete the file to start over"
             )
         self.scores.load_state_dict(state)
         self.next_index, self.seconds = notes["next_index"], notes["seconds"]
         self.worst, self.best, self.unreadable = ([tuple(entry) for entry in notes[key]] for key in NOTED[2:])
 
-    def resume(self, path: Path, protocol: dict[str, str], max_samples: int | None, skip_unreadable: bool) -> None:
-        """Take over a state file, if there is one. ValueError as in `read`, or if it counted what is not wanted."""
+    def resume(self, path: Path, protocol: dict[str, str], skip_unreadable: bool) -> None:
+        """Take over a state file, if there is one. ValueError as in `read`, or if it passed by what must be read."""
         if not path.exists():
             return
         self.read(path, protocol)
         if self.unreadable and not skip_unreadable:
             raise ValueError(
                 f"{path} has passed by {self.unreadable[0][1]}, which cannot be read; skip unreadable "
-                "pictures again, or delete the file (or do not resume) to start over"
-            )
-        if max_samples is not None and self.next_index > max_samples:
-            raise ValueError(
-                f"{path} has already counted picture {self.next_index}, but max_samples is {max_samples}; "
-                "delete the file (or do not resume) to start over"
+                "pictures again, or delete the file to start over"
             )
 
 
@@ -130,7 +125,7 @@ def protocol_of_state(
 ) -> dict[str, str]:
     """What must not change between an interrupted evaluation and the one that continues it.
 
-    Not in it: `max_samples`, which may grow, and `window_batch_size`, which changes rounding only.
+    Not in it: `window_batch_size`, which changes rounding only.
     """
     colors = samples.label_colors or {}
     return {

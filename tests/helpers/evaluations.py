@@ -1,13 +1,17 @@
 """What the tests of evaluation share: a small data set with references, and results to compare."""
 
+import itertools
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from qlseg_hf import load_picture, segment
 from qlseg_hf.evaluation import evaluator as evaluation_module
+from qlseg_hf.utils.distributed import StopRequestedError
 
 SUM_COUNTS = evaluation_module.sum_counts
 SIZES = [(70, 110), (80, 102), (97, 95), (64, 64), (110, 71)]  # of 5 pictures, which neither 2 nor 3 divide
@@ -37,6 +41,15 @@ def without_time(result: dict) -> dict:
     if "protocol" in result:
         result["protocol"] = {k: v for k, v in result["protocol"].items() if k != "processes"}
     return result
+
+
+def evaluate_first(number: int, *given, **settings) -> None:
+    """Stop an evaluation after so many pictures; what it has counted is in its state file."""
+    asked = itertools.count(1)  # once after each picture
+    with pytest.raises(StopRequestedError):
+        evaluation_module.evaluate_samples(
+            *given, **settings, stop_signal=lambda: signal.SIGTERM if next(asked) >= number else None
+        )
 
 
 def pretend_rank(patch, rank: int, world_size: int) -> None:

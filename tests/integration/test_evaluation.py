@@ -11,10 +11,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from evaluations import SIZES, pretend_rank, strict, without_time
+from evaluations import SIZES, evaluate_first, pretend_rank, strict, without_time
 from PIL import Image
-from programs import read_pairs
+from programs import environment, read_pairs
 from training_runs import is_running, wait_until
 
 from qlseg_hf import load_label_map, load_picture, segment
@@ -93,8 +92,7 @@ def check_ranking(stored, references, result):
 def test_launchers(stored, references, tmp_path, launcher):
     command = [sys.executable, "-m", *launcher, "-m", "qlseg_hf.cli.evaluate", stored.folder, "--data", references]
     command += ["--split", "val", "--scales", "0.5,1", "--flip", "--output", tmp_path / "out.json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*map(str, command)], env=environment, check=True, timeout=900, capture_output=True)
+    subprocess.run([*map(str, command)], env=environment(), check=True, timeout=900, capture_output=True)
     found = strict(tmp_path / "out.json")
     assert found["miou"] == pytest.approx(
         slow_scores(stored, references, scales=(0.5, 1), flip=True)["miou"], rel=1e-12
@@ -163,8 +161,6 @@ def test_shares_of_processes_add_up(stored, references, monkeypatch):
     assert [sorted(index for _, index, _ in part.worst) for part in parts] == [[0, 3], [1, 4], [2]]
     whole = evaluate_samples(model, stored.processor, samples, num_examples=2, progress=False)
     assert whole.worst == sorted(entry for part in parts for entry in part.worst)[:2]
-    first = evaluate_samples(model, stored.processor, samples, max_samples=1, num_examples=1, progress=False)
-    assert first.result["num_pictures"] == 1 and first.result["miou"] == first.worst[0][0]
 
 
 def test_resumed_after_an_error_and_from_a_part(stored, references, tmp_path, monkeypatch):
@@ -174,10 +170,8 @@ def test_resumed_after_an_error_and_from_a_part(stored, references, tmp_path, mo
     settings["state_file"] = state
     kept = shutil.copy(references / "annotations/validation/3.png", tmp_path / "kept.png")
     Image.fromarray(np.full(SIZES[3], 77, dtype=np.uint8)).save(references / "annotations/validation/3.png")
-    evaluate_samples(model, stored.processor, samples, **settings, max_samples=2)
+    evaluate_first(2, model, stored.processor, samples, **settings)
     assert next_index(state_path(state)) == 2
-    with pytest.raises(ValueError, match="already counted picture 2, but max_samples is 1"):
-        evaluate_samples(model, stored.processor, samples, **settings, max_samples=1)
     with pytest.raises(ValueError, match=r"77 in 4096 pixels of 1 label maps; in images/validation/3\.png"):
         evaluate_samples(model, stored.processor, samples, **settings)
     assert next_index(state_path(state)) == 3  # picture 2 was counted before the error
@@ -193,8 +187,8 @@ def test_resumed_after_an_error_and_from_a_part(stored, references, tmp_path, mo
 
 def test_state_of_another_protocol_is_refused(stored, references, tmp_path):
     samples, model, state = open_dataset(references, "val"), stored.model(), tmp_path / "state"
-    settings = {"state_file": state, "progress": False, "max_samples": 1}
-    evaluate_samples(model, stored.processor, samples, **settings)
+    settings = {"state_file": state, "progress": False}
+    evaluate_first(1, model, stored.processor, samples, **settings)
     other = stored.model()
     with torch.no_grad():
         next(other.parameters()).add_(1)
@@ -234,7 +228,7 @@ def test_stream_equals_table(stored, references, tmp_path):
     for streaming in (False, True):
         samples = open_dataset(tmp_path / "saved", "val", streaming=streaming)
         given = {"progress": False, "state_file": tmp_path / f"state{streaming}"}
-        evaluate_samples(model, stored.processor, samples, max_samples=2, **given)
+        evaluate_first(2, model, stored.processor, samples, **given)
         samples = open_dataset(tmp_path / "saved", "val", streaming=streaming)  # as another run opens it
         found = evaluate_samples(model, stored.processor, samples, **given).result
         assert without_time(found) == without_time(expected)
@@ -256,8 +250,7 @@ def test_undefined_scores_are_none(stored, references):
 def test_arguments_and_empty_data_are_refused(stored, references, monkeypatch):
     model, samples = stored.model(), open_dataset(references, "val")
     for given, sentence in (
-        ({"max_samples": 0}, "max_samples is 0"),
-        ({"num_examples": -1}, "num_examples -1"),
+        ({"num_examples": -1}, "num_examples is -1"),
         ({"scales": ()}, "scales must be positive"),
     ):
         with pytest.raises(ValueError, match=sentence):

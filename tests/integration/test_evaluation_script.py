@@ -4,14 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
-from evaluations import pretend_rank, strict
+from evaluations import evaluate_first, pretend_rank, strict
 from PIL import Image
 
 from qlseg_hf import segment
 from qlseg_hf.cli.main import run
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples
-from qlseg_hf.hub.card import measured_line
+from qlseg_hf.hub.results import measured_line
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.parametrize("stored", ["a"], indirect=True)]
 
@@ -50,7 +50,6 @@ def test_dtype(stored, references, tmp_path, script, monkeypatch):
     """A measurement is in fp32 unless it is asked for; the protocol says what was used, not what was asked for."""
     monkeypatch.setattr("qlseg_hf.evaluation.run.fastest_dtype", lambda device, world_size: "bfloat16")
     basic = [stored.folder, "--data", references, "--split", "val", "--output", tmp_path / "out.json"]
-    basic += ["--max_samples", 1]
     for given, dtype in (((), "float32"), (("--dtype", "auto"), "bfloat16")):
         assert script(*basic, *given)[0] == 0
         assert strict(tmp_path / "out.json")["protocol"]["dtype"] == dtype
@@ -123,8 +122,7 @@ def test_state_on_the_command_line(stored, references, tmp_path, script):
     status, _, stderr = script(*basic, "--flip")
     assert status == 1 and "unfinished evaluation with another flip" in stderr
     assert (tmp_path / "out.json.state.1-of-1").exists()
-    assert script(*basic, "--flip", "--resume", "false")[0] == 0
-    assert strict(tmp_path / "out.json")["protocol"]["flip"] is True
+    assert script(*basic)[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.json"]
 
 
@@ -150,11 +148,10 @@ def test_unreadable_picture_is_refused_or_told(stored, references, tmp_path, scr
             parts.append(evaluate_samples(model, stored.processor, samples, **settings).result)
     assert [(part["num_pictures"], part["unreadable"]) for part in parts] == [(2, told["unreadable"]), (2, [])]
 
-    settings |= {"state_file": tmp_path / "state", "max_samples": 3}
-    evaluate_samples(model, stored.processor, samples, **settings)
+    settings["state_file"] = tmp_path / "state"
+    evaluate_first(3, model, stored.processor, samples, **settings)
     with pytest.raises(ValueError, match="has passed by images/validation/2.png, which cannot be read"):
         evaluate_samples(model, stored.processor, samples, **(settings | {"skip_unreadable": False}))
-    settings["max_samples"] = None
     assert evaluate_samples(model, stored.processor, samples, **settings).result["unreadable"] == told["unreadable"]
 
     for path in (picture, label_map):

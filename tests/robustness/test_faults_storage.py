@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 from full_disk import tree
-from writers import ENVIRONMENT, tell
+from programs import environment
+from writers import tell
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.utils.files import write_atomically
@@ -55,7 +56,7 @@ def test_full_disk(stored, tmp_path, command, points):
     done = subprocess.run(
         [*NAMESPACE, sys.executable, ROOT / "tests" / "helpers" / "full_disk.py", *arguments]
         + [tmp_path / "result.json", "--points", str(points)],
-        env=ENVIRONMENT | ({"EXTRA_PATH": str(extra)} if command == "quantize" else {}),
+        env=environment(**({"EXTRA_PATH": str(extra)} if command == "quantize" else {})),
         capture_output=True,
         text=True,
         timeout=1800,
