@@ -17,37 +17,36 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file, logging
 
-from .hub.card import read_source
+from .hub.source import read_source
 from .model.backbones import unused_weights
 from .model.modeling_qlseg import QLSegViTBackbone, resize_positions
+from .utils.text import describe_problems
 
 logger = logging.get_logger(__name__)
 
-# source key -> key of QLSegViTBackbone; {qkv} stands for three keys, the source's rows being q, k and v stacked
-TIMM_KEYS = {
-    r"patch_embed\.proj\.(weight|bias)": "embeddings.projection.{0}",
+# Key in timm's naming, in transformers' (one or several) or in both -> key of QLSegViTBackbone; {qkv} stands for three
+# keys, the rows of timm's being q, k and v stacked
+VIT_KEYS = {
+    r"(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.(weight|bias)": "embeddings.projection.{0}",
+    r"pos_embed|embeddings\.position_embeddings": "embeddings.position_embeddings",
+    r"cls_token|embeddings\.cls_token": "embeddings.class_token",
     r"blocks\.(\d+)\.norm1\.(weight|bias)": "layers.{0}.layernorm_before.{1}",
     r"blocks\.(\d+)\.norm2\.(weight|bias)": "layers.{0}.layernorm_after.{1}",
-    r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": "layers.{0}.attention.{qkv}_proj.{1}",
-    r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": "layers.{0}.attention.o_proj.{1}",
-    r"blocks\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)": "layers.{0}.mlp.{1}.{2}",
-    r"pos_embed": "embeddings.position_embeddings",
-}
-TRANSFORMERS_KEYS = {
-    r"embeddings\.patch_embeddings\.projection\.(weight|bias)": "embeddings.projection.{0}",
     r"(?:encoder\.layer|layers)\.(\d+)\.(layernorm_before|layernorm_after)\.(weight|bias)": "layers.{0}.{1}.{2}",
+    r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": "layers.{0}.attention.{qkv}_proj.{1}",
     r"encoder\.layer\.(\d+)\.attention\.attention\.([qkv])(?:uery|ey|alue)\.(weight|bias)": (
         "layers.{0}.attention.{1}_proj.{2}"
     ),
-    r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(weight|bias)": "layers.{0}.attention.o_proj.{1}",
+    r"layers\.(\d+)\.attention\.([qkvo])_proj\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
+    r"(?:blocks\.(\d+)\.attn\.proj|encoder\.layer\.(\d+)\.attention\.output\.dense)\.(weight|bias)": (
+        "layers.{0}.attention.o_proj.{1}"
+    ),
+    r"(?:blocks|layers)\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)": "layers.{0}.mlp.{1}.{2}",
     r"encoder\.layer\.(\d+)\.intermediate\.dense\.(weight|bias)": "layers.{0}.mlp.fc1.{1}",
     r"encoder\.layer\.(\d+)\.output\.dense\.(weight|bias)": "layers.{0}.mlp.fc2.{1}",
-    r"layers\.(\d+)\.attention\.([qkvo])_proj\.(weight|bias)": "layers.{0}.attention.{1}_proj.{2}",
-    r"layers\.(\d+)\.mlp\.(fc1|fc2)\.(weight|bias)": "layers.{0}.mlp.{1}.{2}",
-    r"embeddings\.position_embeddings": "embeddings.position_embeddings",
 }
-# Not part of the encoder: final norm (none), pooler and classifier; the class token where the encoder has none.
-UNUSED_KEYS = r"(embeddings\.)?(cls_token|mask_token)|(norm|fc_norm|layernorm|head|pooler|classifier)\..*"
+# Not part of the encoder: final norm (none), pooler and classifier
+UNUSED_KEYS = r"(embeddings\.)?mask_token|(norm|fc_norm|layernorm|head|pooler|classifier)\..*"
 # The same of other backbones: heads for other tasks, and the norms of those
 OTHER_UNUSED_KEYS = r"(\w+\.)?(norm|fc_norm|layernorm|head|pooler|classifier|lm_head)\..*"
 # Fields of a configuration that change what a network computes, but no weight's name or shape
@@ -96,29 +95,17 @@ def load_our_weights(
 ) -> None:
     """`load_vit_weights` for a `QLSegViTBackbone`."""
     weights, source_config = read_weights(source, revision, token)
-    if "patch_embed.proj.weight" in weights:
-        table = TIMM_KEYS
-    else:
-        table = TRANSFORMERS_KEYS
-        weights = {key.removeprefix("vit."): value for key, value in weights.items()}
     heads = source_config.get("num_attention_heads", backbone.config.num_attention_heads)
     if heads != backbone.config.num_attention_heads:
         raise ValueError(f"{source} has {heads} attention heads, the encoder {backbone.config.num_attention_heads}")
 
     if (activation := source_config.get("hidden_act", "gelu")) not in ("gelu", "gelu_python"):
         raise ValueError(f"{source} has hidden_act {activation}, the encoder gelu; take a ViT with that")
-    target, renamed, unexpected = backbone.state_dict(), {}, []
-    for key, value in weights.items():
-        names = new_names(key, table)
-        if names:
-            renamed.update(zip(names, value.chunk(len(names))))
-        elif not re.fullmatch(UNUSED_KEYS, key):
-            unexpected.append(key)
-    name, token = "embeddings.position_embeddings", "embeddings.class_token"
-    class_token = weights.get("cls_token", weights.get("embeddings.cls_token"))
-    if token in target and name in renamed and class_token is not None:
-        renamed[token] = class_token + renamed[name][:, :1]
+    target, (renamed, unexpected) = backbone.state_dict(), rename_weights(weights)
+    name, class_token = "embeddings.position_embeddings", renamed.pop("embeddings.class_token", None)
     if name in renamed:
+        if "embeddings.class_token" in target and class_token is not None:
+            renamed["embeddings.class_token"] = class_token + renamed[name][:, :1]
         renamed[name] = fit_positions(renamed[name], backbone.embeddings.grid, source)
     fit_bands(renamed, target)
     check_weights(source, renamed, target, unexpected)
@@ -217,9 +204,7 @@ def check_weights(
 
 def check_keys(source: str | Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
     """ValueError that names what does not fit, if anything does not."""
-    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    if any(problems.values()):
-        text = "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:4])}, ...)" for kind, keys in problems.items() if keys)
+    if text := describe_problems({"missing": missing, "unexpected": unexpected, "misshapen": misshapen}, num_named=4):
         raise ValueError(f"{source} does not fit this encoder: {text}; compare width, depth and patch size")
 
 
@@ -278,12 +263,28 @@ def load_timm_weights(backbone: nn.Module, source: str | Path, revision: str | N
     network.load_state_dict(weights)
 
 
-def new_names(key: str, table: dict[str, str]) -> list[str]:
-    """Names of `QLSegViTBackbone` that the source key stands for: none, one, or three for stacked q, k, v."""
-    for pattern, template in table.items():
+def rename_weights(weights: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Weights of a plain ViT, in timm's or transformers' naming, by the names of `QLSegViTBackbone`.
+
+    Returns:
+        the weights, position embeddings and class token as they are stored; and the keys that are of no such ViT.
+    """
+    renamed, unexpected = {}, []
+    for key, value in weights.items():
+        names = new_names(key.removeprefix("vit."))
+        if names and not renamed.keys() & names:
+            renamed.update(zip(names, value.chunk(len(names))))
+        elif names or not re.fullmatch(UNUSED_KEYS, key.removeprefix("vit.")):
+            unexpected.append(key)
+    return renamed, unexpected
+
+
+def new_names(key: str) -> list[str]:
+    """Names of `QLSegViTBackbone` that a key of `VIT_KEYS` stands for: none, one, or three for stacked q, k, v."""
+    for pattern, template in VIT_KEYS.items():
         if match := re.fullmatch(pattern, key):
-            parts = "qkv" if "{qkv}" in template else ("",)
-            return [template.format(*match.groups(), qkv=part) for part in parts]
+            groups = [group for group in match.groups() if group is not None]
+            return [template.format(*groups, qkv=part) for part in ("qkv" if "{qkv}" in template else ("",))]
     return []
 
 

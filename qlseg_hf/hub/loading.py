@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSeg
 from transformers.utils import cached_file, logging
 
 from ..model.runtime import is_finite
-from ..utils.text import first_line
+from ..utils.text import describe_problems, first_line
 from ..utils.yaml_text import read_mapping
 from .saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from .source import hub_id
@@ -74,12 +74,21 @@ def load_network(
         logging.set_verbosity(verbosity)
     if not isinstance(model, QLSegForSemanticSegmentation) or not isinstance(processor, QLSegImageProcessor):
         raise ValueError(f"{source} is a {type(model).__name__}; a QLSeg model with its processor is wanted")
-    problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     plain = {name: x for name, x in model.state_dict().items() if type(x) is torch.Tensor}  # int8 ones are not
-    problems["not finite"] = [name for name, x in plain.items() if not is_finite(x)]
-    if found := [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]:
-        raise ValueError(f"weights of {source} do not fit its config.json: {'; '.join(found)}; copy the folder again")
+    check_loaded(source, report | {"not finite_keys": [name for name, x in plain.items() if not is_finite(x)]})
     return model.eval(), processor
+
+
+def check_loaded(source: str | os.PathLike, report: dict) -> None:
+    """ValueError if weights do not fit: `from_pretrained` draws what a folder lacks, and warns.
+
+    Args:
+        source: what was loaded.
+        report: of `from_pretrained(..., output_loading_info=True)`.
+    """
+    kinds = ("missing", "unexpected", "mismatched", "not finite")
+    if found := describe_problems({kind: sorted(map(str, report.get(f"{kind}_keys", ()))) for kind in kinds}):
+        raise ValueError(f"weights of {source} do not fit its config.json: {found}; copy the folder again")
 
 
 @contextmanager
@@ -122,4 +131,4 @@ def keep_val_fraction(source: str | os.PathLike, config: PreTrainedConfig) -> No
         config.val_fraction = found
 
 
-__all__ = ["check_source", "hide_bars", "keep_val_fraction", "load_network", "read_val_fraction"]
+__all__ = ["check_loaded", "check_source", "hide_bars", "keep_val_fraction", "load_network", "read_val_fraction"]

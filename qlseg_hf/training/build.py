@@ -12,9 +12,9 @@ import torch
 
 from ..data.check import ignored_label_error
 from ..data.labels import names_in_order, read_label_file
-from ..hub.card import source_of
-from ..hub.loading import check_source
+from ..hub.loading import check_loaded, check_source
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
+from ..hub.source import source_of
 from ..model.configuration_qlseg import QLSegConfig, QLSegViTConfig
 from ..releases import RELEASES, label_set
 from ..utils.optional import import_package
@@ -168,21 +168,6 @@ def check_config(config: dict) -> None:
             near = difflib.get_close_matches(unknown[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known))}"
             raise ValueError(f"config sets {unknown[0]}, which {kind.__name__} does not have; {hint}")
-
-
-def check_loaded(source: str, report: dict) -> None:
-    """ValueError if weights were missing or left over: `from_pretrained` draws what a folder lacks, and warns.
-
-    Args:
-        source: what was loaded.
-        report: of `from_pretrained(..., output_loading_info=True)`.
-    """
-    problems = {kind: sorted(map(str, report[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
-    if found := [f"{len(names)} {kind} ({', '.join(names[:3])})" for kind, names in problems.items() if names]:
-        raise ValueError(
-            f"weights of {source} do not fit its config.json: {'; '.join(found)}; training would begin with random "
-            "weights there: copy the folder again"
-        )
 
 
 def order_label_weights(label_weights: list[float] | dict, config: QLSegConfig) -> list[float]:

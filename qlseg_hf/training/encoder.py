@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from transformers import AutoConfig
 
 from ..utils.text import first_line
-from ..weights import read_beside, read_weights
+from ..weights import read_beside, read_weights, rename_weights
 
 # The first that can be read is taken: DINOv3 is gated, and asks everybody to accept its licence on its page.
 SIZES = {
@@ -92,38 +92,28 @@ def describe_encoder(source: str | Path) -> Encoder:
         if Path(source).is_file():
             raise ValueError(f"{source} lies beside the config.json of a {stored['model_type']}; give their folder")
         return _encoder_of_transformers(source)
-    if "patch_embed.proj.weight" in weights:
-        layers, projection, fc1 = "blocks", "patch_embed.proj.weight", "mlp.fc1.weight"
-        positions = weights.get("pos_embed")
-    else:
-        weights = {key.removeprefix("vit."): value for key, value in weights.items()}
-        is_new = any(key.startswith("layers.") for key in weights)
-        layers = "layers" if is_new else "encoder.layer"
-        projection, fc1 = "embeddings.patch_embeddings.projection.weight", "intermediate.dense.weight"
-        fc1 = "mlp.fc1.weight" if is_new else fc1
-        positions = weights.get("embeddings.position_embeddings")
-    first = f"{layers}.0.{fc1}"
-    if projection not in weights or first not in weights or positions is None:
+    renamed, _ = rename_weights(weights)
+    projection, fc1 = renamed.get("embeddings.projection.weight"), renamed.get("layers.0.mlp.fc1.weight")
+    if projection is None or fc1 is None or "embeddings.position_embeddings" not in renamed:
         raise ValueError(
             f"{source} holds no plain ViT in timm's or transformers' naming ({len(weights)} weights, the first is "
             f"{next(iter(weights), 'none')}); give such weights, or write config.backbone_config in a recipe"
         )
-    width, channels, *patch = weights[projection].shape
+    width, channels, *patch = projection.shape
     heads = stored.get("num_attention_heads") or HEADS.get(width, width // 64)
     if heads * 64 != width and width not in HEADS and "num_attention_heads" not in stored:
         raise ValueError(
             f"{source} is {width} wide and does not say how many attention heads it has; put a config.json with "
             'model_type "vit" and num_attention_heads beside the weights'
         )
-    numbers = [int(found[1]) for key in weights if (found := re.match(rf"{re.escape(layers)}\.(\d+)\.", key))]
     config = {
         "hidden_size": width,
-        "num_hidden_layers": 1 + max(numbers),
+        "num_hidden_layers": 1 + max(int(found[1]) for key in renamed if (found := re.match(r"layers\.(\d+)\.", key))),
         "num_attention_heads": heads,
-        "intermediate_size": weights[first].shape[0],
+        "intermediate_size": fc1.shape[0],
         "patch_size": list(patch) if patch[0] != patch[1] else patch[0],
         "num_channels": channels,
-        "use_class_token": "cls_token" in weights or "embeddings.cls_token" in weights,
+        "use_class_token": "embeddings.class_token" in renamed,
     }
     mean, std, note = find_normalization(source)
     return Encoder(

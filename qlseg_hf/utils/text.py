@@ -48,6 +48,13 @@ def longest_run(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
 
 
+def describe_problems(problems: dict[str, list[str]], num_named: int = 3) -> str:
+    """Names by what is wrong with them, as in `2 missing (a, b); 1 unexpected (c)`; "" if nothing is."""
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:num_named])})" for kind, names in problems.items() if names
+    )
+
+
 def first_line(error: BaseException) -> str:
     """First line of an error's text; its type if it has none. Of a configuration's error, of what caused it."""
     if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
@@ -55,4 +62,4 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-__all__ = ["as_code", "escape_markdown", "fence_code", "first_line", "printable", "read_text"]
+__all__ = ["as_code", "describe_problems", "escape_markdown", "fence_code", "first_line", "printable", "read_text"]

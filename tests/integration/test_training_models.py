@@ -14,7 +14,7 @@ from recipes import small_recipe
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, pipeline
 
-from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, segment
+from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor
 from qlseg_hf.training.average import average_warning
 from qlseg_hf.training.build import build_model, build_processor, scale_warning
 from qlseg_hf.training.recipe import Recipe, load_recipe
@@ -33,13 +33,6 @@ def test_trained_folder(whole_run, data):
     published = load_recipe(whole_run / "recipe.yaml").to_public()
     assert load_recipe(whole_run / "best" / "recipe.yaml") == published
     assert len(list((whole_run / "overlays").glob("*.png"))) == 3
-
-
-def test_segment_after_training_uses_the_processor(whole_run):
-    processor = QLSegImageProcessor.from_pretrained(whole_run / "last")
-    model = QLSegForSemanticSegmentation.from_pretrained(whole_run / "last")
-    assert processor.window_size == 32
-    assert segment(model, processor, np.zeros((40, 50, 3), np.uint8))[0].shape == (40, 50)
 
 
 def test_models_that_recipes_build(stored):
@@ -77,7 +70,7 @@ def test_a_model_that_lacks_weights_is_not_trained(stored, tmp_path):
     stored_bias = weights.pop("class_head.bias")
     save_file(weights | {"class_heads.bias": stored_bias}, folder / "model.safetensors", {"format": "pt"})
     for labels in ({}, {"label_names": ["class 3", "new"], "do_reduce_labels": False}):
-        with pytest.raises(ValueError, match="1 missing .class_head.bias.; 1 unexpected .class_heads.bias.; training"):
+        with pytest.raises(ValueError, match="1 missing .class_head.bias.; 1 unexpected .class_heads.bias.; copy the"):
             build_model(small_recipe(model=str(folder), **labels), 255)
     recipe = small_recipe(model=str(stored.folder), config={"use_label_classifier": True})
     assert build_model(recipe, 255).label_classifier is not None
@@ -124,6 +117,11 @@ def test_own_labels_on_a_model_with_a_label_map(stored, tmp_path):
     assert not build_processor(recipe).label_mapping
     recipe.label_mapping, recipe.label_names = None, None
     assert build_processor(recipe).label_mapping == {255: 1}
+
+
+def test_bands_of_a_model_need_mean_and_deviation(network):
+    with pytest.raises(ValueError, match="num_channels is 5, but mean and deviation are those of 3 bands"):
+        build_processor(small_recipe(model=str(network), num_channels=5))
 
 
 @pytest.mark.parametrize("stored", ["a"], indirect=True)
