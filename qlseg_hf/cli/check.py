@@ -39,22 +39,17 @@ def read_source(source: str | None, overrides: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: a file that is no YAML, or no data.
     """
-    from ..training.recipe import RECIPES, merge_values, read_data_file
+    from ..training.recipe import find_recipe, merge_values, read_data_file, shipped_recipes
     from ..utils.yaml_text import read_mapping
 
     values: dict[str, Any] = {}
     if source is not None:
-        path = Path(source)
-        shipped = RECIPES / f"{source}.yaml"
-        if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
+        path, values = Path(source), {"data": source}
+        is_yaml = path.suffix.lower() in (".yaml", ".yml") and not path.is_dir()
+        if is_yaml or (not path.exists() and source in shipped_recipes()):
+            path = find_recipe(source)
             values = read_mapping(path)
             values = values if "output_dir" in values else read_data_file(path)
-        elif path.name == source and shipped.is_file() and not path.exists():
-            values = read_mapping(shipped)
-        elif path.suffix.lower() in (".yaml", ".yml") and not path.is_dir():
-            raise ValueError(f"there is no recipe {source[:80]}; give a YAML file, a folder or the id of a data set")
-        else:
-            values = {"data": source}
     values = merge_values(values, overrides)
     if not values.get("data"):
         raise ValueError("there is no data; give a folder, the id of a data set, a data.yaml or a recipe")

@@ -130,9 +130,8 @@ def identity(samples: Samples, *extra: Samples) -> str:
 
     `extra`: sets that are mixed into it.
     """
-    if not extra:
-        return json_sha256(samples.contents())
-    return json_sha256([samples.contents(), *(one.contents() for one in extra)])
+    found = [one.contents() for one in (samples, *extra)]
+    return json_sha256(found if extra else found[0])
 
 
 def read_recipe(checkpoint: Path) -> dict:

@@ -24,13 +24,18 @@ def find_recipe(name: str | Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    path, shipped = Path(name), RECIPES / f"{name}.yaml"
-    if path.is_file():
-        return path
-    if Path(name).name == str(name) and shipped.is_file():
-        return shipped
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    raise ValueError(f"there is no recipe {str(name)[:80]}; give a YAML file, or one of {names}")
+    if Path(name).is_file():
+        return Path(name)
+    if str(name) in shipped_recipes():
+        return RECIPES / f"{name}.yaml"
+    raise ValueError(
+        f"there is no recipe {str(name)[:80]}; give a YAML file, or one of {', '.join(shipped_recipes())}"
+    )
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load_recipe(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
