@@ -14,16 +14,8 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..utils.text import as_code, escape_markdown, fence_code
-from .results import (
-    MEASURED,
-    NOT_MEASURED,
-    add_result_to_card,
-    eval_results,
-    inference_protocol,
-    measured_line,
-    percent,
-)
-from .source import UNKNOWN, Source, hub_id, last_part, public_name, read_source, source_of
+from .results import MEASURED, NOT_MEASURED, eval_results, measured_line, percent
+from .source import UNKNOWN, Source, hub_id, public_name, source_of
 from .upload import model_argument
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md.jinja"
@@ -195,14 +187,4 @@ def trained_model_card(model, processor, *, name: str, recipe, step: int, launch
     )
 
 
-__all__ = [
-    "add_result_to_card",
-    "converted_model_card",
-    "inference_protocol",
-    "last_part",
-    "plain_model_card",
-    "public_name",
-    "read_source",
-    "source_of",
-    "trained_model_card",
-]
+__all__ = ["converted_model_card", "plain_model_card", "trained_model_card"]

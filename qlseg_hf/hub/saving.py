@@ -19,8 +19,8 @@ from transformers.utils import logging
 from ..model import image_processing_qlseg, modeling_qlseg
 from ..model.processor_settings import QLSegImageProcessorKwargs
 from ..utils.files import write_into
-from .card import plain_model_card, read_source
-from .source import Source
+from .card import plain_model_card
+from .source import Source, read_source
 from .upload import CARD, WEIGHTS, upload_folder
 
 logger = logging.get_logger(__name__)

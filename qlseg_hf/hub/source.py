@@ -87,11 +87,9 @@ def read_source(
                 path = hf_hub_download(repo_id, file, revision=revision, cache_dir=cache_dir, **where)
             found = (
                 read_license(Path(path)) if isinstance(path, str) else {}
-            )  # else: the cache knows that there is none
-        except LocalEntryNotFoundError:
-            found = None
-        except EntryNotFoundError:
-            found = {}
+            )  # else the cache knows that there is none
+        except EntryNotFoundError as error:  # of either kind: there is none, or nobody could be asked
+            found = None if isinstance(error, LocalEntryNotFoundError) else {}
         except (OSError, HTTPError):
             found = None
     if found is None:

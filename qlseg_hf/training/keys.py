@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 
-from ..hub.card import last_part, public_name
+from ..hub.source import last_part, public_name
 from ..utils.yaml_text import write_yaml
 
 PRECISIONS = ("fp32", "bf16", "fp16")

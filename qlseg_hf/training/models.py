@@ -5,8 +5,9 @@
 import json
 from pathlib import Path
 
-from ..hub.card import inference_protocol, trained_model_card
+from ..hub.card import trained_model_card
 from ..hub.loading import hide_bars
+from ..hub.results import inference_protocol
 from ..hub.saving import RESULTS, TRAINING, QLSegForSemanticSegmentation
 from ..hub.upload import upload_folder
 from ..utils.distributed import gather_objects

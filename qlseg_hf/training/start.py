@@ -14,8 +14,8 @@ from accelerate.utils import set_seed
 
 from ..data.check import Survey
 from ..data.check.suggestions import MOST_CROP
-from ..hub.card import last_part
 from ..hub.saving import QLSegForSemanticSegmentation
+from ..hub.source import last_part
 from ..hub.upload import prepare_repo
 from ..model.configuration_qlseg import QLSegConfig
 from ..utils.distributed import StopSignals, fail_together, gather_objects, join_processes

@@ -16,7 +16,7 @@ from networks import tiny_config
 from transformers import AutoModelForSemanticSegmentation, Dinov2Config, ViTConfig, ViTModel
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegImageProcessor, load_vit_weights
-from qlseg_hf.hub.card import add_result_to_card, inference_protocol
+from qlseg_hf.hub.results import add_result_to_card, inference_protocol
 from qlseg_hf.training.build import plain_model
 from qlseg_hf.utils.text import as_code, fence_code
 

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModelForSemanticSegmentation, pipeline
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, segment
 from qlseg_hf.data.datasets import open_dataset
 from qlseg_hf.evaluation.evaluator import evaluate_samples
-from qlseg_hf.hub.card import add_result_to_card, inference_protocol
 from qlseg_hf.hub.loading import load_network
+from qlseg_hf.hub.results import add_result_to_card, inference_protocol
 from qlseg_hf.training.build import plain_model
 from qlseg_hf.training.recipe import load_recipe
 

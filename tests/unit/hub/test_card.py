@@ -32,14 +32,8 @@ def make_card(kind: str, name: str = "net") -> str:
         source = {"source_name": "x.pth", "source_sha256": "0" * 64, "notes": ["A note."]}
         return card.converted_model_card(model, processor, name=name, **source, **parts)
     labels = [{"label": "sky", "iou": 0.5}, {"label": "sea", "iou": None}]
-    result = {
-        "miou": 0.5,
-        "macc": 0.5,
-        "aacc": 0.5,
-        "miou_interval": [0.4, 0.6],
-        "num_pictures": 2,
-        "per_label": labels,
-    }
+    result = dict.fromkeys(("miou", "macc", "aacc"), 0.5)
+    result |= {"miou_interval": [0.4, 0.6], "num_pictures": 2, "per_label": labels}
     result["protocol"] = {"dataset": "d", "dataset_config": None, "split": "val"} | inference_protocol(processor)
     launch = {"num_processes": 1, "precision": "no", "distribution": "none"}
     recipe = small_recipe(max_steps=9)
@@ -49,13 +43,7 @@ def make_card(kind: str, name: str = "net") -> str:
 SAYS = {
     "plain": ["what was done since is not known here", "| 0 | LABEL\\_0 |", "No accuracy was measured"],
     "converted": ["- file: `x.pth`", "keys: 3, of which 2 used and 1 dropped", "A note.", "| 2 | `a.*` | `b.*` |"],
-    "trained": [
-        "Trained for 7 of 9 steps",
-        "| 0 | sky | 50.00 |",
-        "| 1 | sea | - |",
-        "max_steps: 9",
-        "- hardware: 1 x ",
-    ],
+    "trained": ["Trained for 7 of 9 steps", "| 0 | sky | 50.00 |", "| 1 | sea | - |"],
 }
 SAYS["trained"] += ["max_steps: 9", "- hardware: 1 x "]
 SAYS["converted"] += ["| 1 | `c` | dropped: why |", "| `a.2` | `b.2` |", "| `c` | dropped |"]

@@ -11,7 +11,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipe
 from transformers.pipelines import ImageSegmentationPipeline
 
 from qlseg_hf import RELEASES, QLSegImageProcessor, QLSegImageSegmentationPipeline, load_picture, segment
-from qlseg_hf.hub.card import inference_protocol, processor_sentence
+from qlseg_hf.hub.card import processor_sentence
+from qlseg_hf.hub.results import inference_protocol
 from qlseg_hf.model import windows
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.windows import Run, Window, window_layout, window_starts
