@@ -5,9 +5,8 @@
 import json
 import time
 from collections.abc import Callable
-from functools import partial
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from ..hub.saving import QLSegForSemanticSegmentation
 from ..model.configuration_qlseg import as_pair
 from ..model.scores import first_maximum
 from ..utils.files import write_atomically
-from .onnx import OnnxQLSeg, optional, write_onnx
-from .openvino import OpenVINOQLSeg, import_openvino, write_openvino
+from .onnx import OnnxQLSeg, write_onnx
+from .openvino import OpenVINOQLSeg, write_openvino
 from .runtime import OUTPUTS, ExportedQLSeg
 
 LEAST_AGREEMENT = 0.999  # share of pixels with the same label
@@ -27,18 +26,16 @@ NUM_RUNS = 3  # the shortest of as many counts
 
 
 class Runtime(NamedTuple):
-    """What a format is written and run by."""
+    """What a format is written and run by. `name`: of the package, as people write it."""
 
     name: str
     write: Callable[..., None]
     runner: type[OnnxQLSeg] | type[OpenVINOQLSeg]
-    packages: tuple[Callable[[], ModuleType], ...]  # whose versions a report states, beside torch's
 
 
-WRITERS = tuple(partial(optional, name) for name in ("onnx", "onnxscript"))
 RUNTIMES = {
-    "onnx": Runtime("onnxruntime", write_onnx, OnnxQLSeg, (*WRITERS, partial(optional, "onnxruntime"))),
-    "openvino": Runtime("OpenVINO", write_openvino, OpenVINOQLSeg, (*WRITERS, import_openvino)),
+    "onnx": Runtime("onnxruntime", write_onnx, OnnxQLSeg),
+    "openvino": Runtime("OpenVINO", write_openvino, OpenVINOQLSeg),
 }
 
 
@@ -98,7 +95,7 @@ def compare(model: QLSegForSemanticSegmentation, exported: ExportedQLSeg, pixel_
 def report(model: QLSegForSemanticSegmentation, path: Path, runtime: Runtime) -> dict:
     """What an exported file is and does; ValueError if it gives other labels than the network."""
     exported = runtime.runner.from_pretrained(path)
-    packages = (torch, *(find() for find in runtime.packages))
+    packages = map(import_module, ("torch", "onnx", "onnxscript", runtime.name.lower()))  # all are there by now
     found = {
         "runtime": runtime.name,
         "bytes": sum(file.stat().st_size for file in exported.files),

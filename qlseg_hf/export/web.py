@@ -23,7 +23,7 @@ from ..model.segmentation import segment
 from ..utils.files import write_beside
 from ..utils.text import printable
 from ..utils.visualization import label_colors
-from .onnx import OnnxQLSeg, make_program, optional
+from .onnx import MOST_BYTES, OnnxQLSeg, make_program, optional
 from .runtime import OUTPUTS
 from .stored_weights import shrink_weights
 from .web_runtime import VERSION, copy_runtime
@@ -32,7 +32,6 @@ PAGE, TEMPLATES = (Path(__file__).parent / name for name in ("web_page", "templa
 # larger images are shrunk, larger files and longer strips refused, as `qlseg app` does
 LIMITS = {"max_pixels": 4_000_000, "max_file_pixels": 64_000_000, "max_aspect": 8}
 LEAST_AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.99}  # share of the pixels of each example
-MOST_BYTES = 2**31 - 2**24  # of one file, see `onnx`
 NUM_EXAMPLES, EXAMPLE_SIZE = 3, 320
 NUM_CHECKED = 64  # scores that the page compares before it shows any
 

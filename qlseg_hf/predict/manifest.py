@@ -18,8 +18,9 @@ from .items import Item
 FAILURES, MANIFEST = "failures.jsonl", "manifest.jsonl"
 
 
-def _to_line(value: dict) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+def _to_line(value: dict) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
 
 
 def _read_lines(path: Path, only_first: bool = False) -> list[dict]:
@@ -86,7 +87,7 @@ class Manifest:
         for line in [*lines, *(line for part in parts for line in _read_lines(part))]:
             self._take_up(line)
         ordered = [self.entries[name] for name in sorted(self.entries)]
-        write_atomically(self.path, "".join(map(_to_line, [{"settings": self.settings}, *ordered])).encode(*_ENCODING))
+        write_atomically(self.path, b"".join(map(_to_line, [{"settings": self.settings}, *ordered])))
         for part in parts:
             part.unlink()
 
@@ -96,7 +97,7 @@ class Manifest:
         failed = [e for _, e in sorted(self.entries.items()) if "failed" in e and e["name"] not in skipped]
         lines = [_to_line(_failure(line)) for line in failed]
         if lines or (self.folder / FAILURES).exists():
-            write_atomically(self.folder / FAILURES, "".join(lines).encode(*_ENCODING))
+            write_atomically(self.folder / FAILURES, b"".join(lines))
         return len(failed)
 
     def is_done(self, item: Item, formats: Iterable[str], paths: Iterable[Path]) -> bool:
@@ -122,10 +123,10 @@ class Manifest:
         if "failed" in line:
             if self._failures is None:
                 self._failures = (self.folder / FAILURES).open("ab", buffering=0)
-            self._failures.write(_to_line(_failure(line)).encode(*_ENCODING))
+            self._failures.write(_to_line(_failure(line)))
         if self._file is None:
             self._file = self.own_path.open("ab", buffering=0)
-        self._file.write(_to_line(line).encode(*_ENCODING))
+        self._file.write(_to_line(line))
         self._take_up(line)
 
     def add(self, item: Item, formats: Iterable[str], height: int, width: int) -> None:
@@ -148,9 +149,6 @@ class Manifest:
             if file is not None:
                 file.close()
         self._file = self._failures = None
-
-
-_ENCODING = ("utf-8", "surrogatepass")  # names of files may hold bytes that are no text
 
 
 def _line(item: Item) -> dict:
