@@ -117,6 +117,8 @@ ARCHIVES = {
     "safetensors by another name": lambda: (FIXTURES / "b" / "expected.safetensors").read_bytes(),
     "HDF5": lambda: b"\x89HDF\r\n\x1a\n" + bytes(100),
     "script": lambda: b"#!/bin/sh\ntouch trapped\n",
+    "nothing": bytes,
+    "half a checkpoint": lambda: CHECKPOINT.read_bytes()[: CHECKPOINT.stat().st_size // 2],
 }
 
 

@@ -28,19 +28,7 @@ def test_folder(stored):
     found = (vit.image_size, vit.hidden_size, vit.num_hidden_layers, vit.num_attention_heads)
     found += (config.num_labels, config.num_attention_heads, config.num_decoder_layers, config.num_decoder_blocks)
     found += (config.num_pixel_encoder_layers, config.num_query_fusion_groups, config.mask_threshold)
-    names = (
-        "img",
-        "dim",
-        "depth",
-        "heads",
-        "classes",
-        "dec_heads",
-        "num_layers",
-        "num_atm",
-        "ps",
-        "compress_c",
-        "thr",
-    )
+    names = "img dim depth heads classes dec_heads num_layers num_atm ps compress_c thr".split()
     assert found == tuple(numbers[name] for name in names)
     assert list(config.id2label.values()) == stored.numbers["labels"]
     assert len(config.palette) == config.num_labels and config.palette[0] == [204, 218, 110]

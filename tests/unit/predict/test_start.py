@@ -11,6 +11,7 @@ import torch
 from networks import BACKBONES, tiny_config
 from networks import network as network_on
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qlseg_hf import QLSegForSemanticSegmentation
@@ -59,16 +60,21 @@ def test_hash_of_a_configuration(network, tmp_path):
     assert len(found | {expected}) == len(changes) + 3
 
 
-@pytest.mark.parametrize("change", [{"id2label": {i: f"x{i}" for i in range(20)}}, {"mask_threshold": 0.5}])
-def test_a_changed_configuration_is_not_taken_for_the_network_of_before(network, tmp_path, change):
-    """The weights are the same, and names, colours or masks are not."""
+def test_a_changed_network_is_not_taken_for_that_of_before(network, tmp_path):
+    """Other masks of the same weights, and other weights."""
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
     folder = shutil.copytree(network, tmp_path / "network")
     request = Request(str(folder), (str(tmp_path / "a.png"),), tmp_path / "out", ("csv",), device="cpu")
     assert predict(request).num_done == 1 and predict(request).num_before == 1
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
+    whole = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(json.dumps(json.loads(whole) | {"mask_threshold": 0.5}))
     with pytest.raises(ValueError, match=r"holds results of other settings \(config_sha256"):
+        predict(request)
+    (folder / "config.json").write_text(whole)
+    weights = load_file(folder / "model.safetensors")
+    weights["class_head.bias"][0] += 1
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds results of other settings \(weights_sha256"):
         predict(request)
 
 
