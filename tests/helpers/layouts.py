@@ -3,7 +3,6 @@
 python tests/helpers/layouts.py        # 20 steps of each layout, a few minutes; DeepSpeed if it is installed
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from programs import ROOT, STILL, environment, launcher, make_data, write_recipe
+from programs import ROOT, STILL, environment, launcher, make_data, read_lines, write_recipe
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 FSDP["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # as accelerate's launcher has it by default
@@ -45,10 +44,6 @@ def train_in(layout: str, *arguments, server=None, **variables: str) -> subproce
     env = environment(**own | variables)
     command = [*launcher(processes), *program, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=1800)
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def print_table() -> None:

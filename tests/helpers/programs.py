@@ -1,8 +1,8 @@
 """The command `qlseg` as a user runs it, and small data and recipes for it."""
 
+import json
 import os
 import socket
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,11 +148,9 @@ def launcher(processes: int) -> list[str]:
     return [*torchrun, f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
 
 
-def train(*arguments, processes: int = 1, **variables: str) -> subprocess.CompletedProcess:
-    """`qlseg train ...` on so many processes that are started afresh, on CPUs unless `variables` say otherwise."""
-    whole = [*launcher(processes), "-m", "qlseg_hf.cli.train", *map(str, arguments)]
-    own = environment(**({"ACCELERATE_USE_CPU": "true"} | variables))
-    return subprocess.run(whole, capture_output=True, text=True, env=own, timeout=600)
+def read_lines(path: Path) -> list[dict]:
+    """The objects of a JSONL file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def stats_of(run: Path) -> dict:

@@ -121,15 +121,7 @@ def run(environment: Path, label: str, files: list[Path]) -> dict:
     report = PLACE / "versions.xml"
     report.unlink(missing_ok=True)
     print(f"\n{label}: {', '.join(file.name for file in files) or 'all'}", flush=True)
-    options = [
-        "-q",
-        "-m",
-        "not slow and not gpu and not faults",
-        "-p",
-        "no:cacheprovider",
-        "--junitxml",
-        report,
-    ]
+    options = ["-q", "-m", "not slow and not gpu and not faults", "-p", "no:cacheprovider", "--junitxml", report]
     subprocess.run([environment / "bin" / "python", "-m", "pytest", *options, *files], cwd=ROOT)
     if not report.is_file():
         sys.exit(f"{label}: pytest ended without a report; see above")

@@ -1,12 +1,10 @@
 """Processes that write the same things again and again, to be killed or to race; and counts of what survived."""
 
-import os
 import subprocess
 import sys
 
-from programs import ROOT
+from programs import ROOT, environment
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # the thread that watches progress bars may hold their lock while a process is forked, which then waits for ever
 NO_MONITOR = "import tqdm; tqdm.tqdm.monitor_interval = 0"
 
@@ -69,7 +67,7 @@ def start(code: str, *arguments) -> subprocess.Popen:
     """A process that prints "ready" when everything is imported, and waits for a line before it goes on."""
     code = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{NO_MONITOR}\n{code}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=ENVIRONMENT, **pipes)
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment(), **pipes)
 
 
 def sentences_of(printed: str) -> list[str]:

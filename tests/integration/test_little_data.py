@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import tiny_config, varied_model
 from PIL import Image
-from programs import make_data, write_recipe
+from programs import make_data, read_lines, write_recipe
 
 from qlseg_hf import QLSegImageProcessor
 from qlseg_hf.cli.main import run
@@ -33,10 +33,6 @@ def pseudo(tmp_path) -> Path:
     return tmp_path / "pseudo"
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_from_images_to_a_resumed_run(pseudo, server, tmp_path, capsys):
     report = json.loads((pseudo / "autolabel.json").read_text())
     assert report["num_images"] == 5 and report["num_failed"] == 1 and 0.1 < report["share_kept"] < 1
@@ -59,8 +55,8 @@ def test_from_images_to_a_resumed_run(pseudo, server, tmp_path, capsys):
     middle = whole / "checkpoints" / "step-00000002"
     words = ["train", recipe, "--resume", middle, "--output_dir"]
     printed = server.succeed(tmp_path / "log", *words, tmp_path / "again")
-    again = lines(tmp_path / "again" / "losses.jsonl")
-    assert again == lines(whole / "losses.jsonl")[2:] and len(again) == 2
+    again = read_lines(tmp_path / "again" / "losses.jsonl")
+    assert again == read_lines(whole / "losses.jsonl")[2:] and len(again) == 2
     # with one extra image less the checkpoint is of other data
     for kind in ("images", "masks"):
         (pseudo / kind / "train__0.png").unlink()

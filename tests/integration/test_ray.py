@@ -1,7 +1,6 @@
 """A Ray cluster of two nodes on this machine, one of which is killed at work; and the step for own pipelines."""
 
 import csv
-import json
 import threading
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from media import read_maps
 from networks import tiny_model_and_processor
 from PIL import Image
-from programs import ROOT
+from programs import ROOT, read_lines
 
 from qlseg_hf import segment
 from qlseg_hf.predict.request import Request
@@ -77,7 +76,7 @@ def test_a_node_is_killed_while_it_works(cluster, network, images, tmp_path):
     rows = list(csv.DictReader((output / "areas.csv").open()))
     assert len({(row["image"], row["label"]) for row in rows}) == len(rows)
     assert sum(int(row["pixels"]) for row in rows) == sum(labels.size for labels in found.values())
-    (failure,) = [json.loads(line) for line in (output / "failures.jsonl").read_text().splitlines()]
+    (failure,) = read_lines(output / "failures.jsonl")
     assert failure["name"] == "text"
     before = (output / "areas.csv").read_bytes()
     (output / "labels" / "003.png").unlink()

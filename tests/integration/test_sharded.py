@@ -11,8 +11,8 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
 from conftest import ROOT
-from layouts import HAS_DEEPSPEED, LAYOUTS, read_lines, recipe_for, train_in
-from programs import STILL, make_data
+from layouts import HAS_DEEPSPEED, LAYOUTS, recipe_for, train_in
+from programs import STILL, make_data, read_lines
 from safetensors.torch import load_file
 from sharded_cpu import take_for_gpus
 

@@ -1,38 +1,13 @@
 """What accelerate, DeepSpeed and torchrun start: the same curve, or a refusal."""
 
-import json
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from accelerate.utils import DeepSpeedPlugin, DistributedType
-from programs import STILL, train, write_recipe
 from recipes import small_recipe
 
 from qlseg_hf.training.distributed import check_batch, fit_to_recipe, launch_facts, start_accelerator
-
-
-@pytest.mark.slow
-def test_processes_do_not_change_the_curve(server, data, tmp_path):
-    """The same total batch on one process and on four, dropout off: the same losses up to rounding.
-
-    Two are in test_resume_with_other_processes_and_accumulation.
-    """
-    runs, curves = [tmp_path / name / "run" for name in ("one", "several")], []
-    for run in runs:
-        recipe = write_recipe(run.parent, data, config=STILL, per_device_batch_size=1, max_steps=6, num_workers=0)
-        if run is runs[0]:
-            server.complete("train", recipe, expect=0)
-        else:
-            done = train(recipe, processes=4, ACCELERATE_USE_CPU="false")
-            assert done.returncode == 0, done.stderr[-3000:]
-        lines = (run / "losses.jsonl").read_text().splitlines()
-        curves.append([[json.loads(line)[key] for key in ("loss", "grad_norm")] for line in lines])
-    assert len(curves[0]) == 6
-    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-4)
-    card = (runs[1] / "last" / "README.md").read_text()
-    assert "- hardware: 4 x " in card and "forward pass: fp32; distribution: MULTI_CPU" in card
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 from accelerate import Accelerator
-from programs import stats_of, write_recipe
+from programs import read_lines, stats_of, write_recipe
 from recipes import small_recipe
 from training_runs import FAULTS, assert_same_run, files_of, last_step, num_lines, refused
 
@@ -33,7 +33,7 @@ def test_resume_with_another_schedule(server, data, tmp_path):
     more = ["--max_steps", "6", "--learning_rate", "0.02", "--weight_decay", "0.5"]
     _, printed = server.run(log, "train", recipe, *more)
     assert "the learning rate goes from 5.00e-04 at step 4 to 6.67e-03 at step 5" in printed, printed
-    rates = [json.loads(line)["learning_rate"] for line in (run / "losses.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in read_lines(run / "losses.jsonl")]
     assert rates[4:] == pytest.approx([0.02 / 3, 0.02 / 6]) and len(rates) == 6
     groups = torch.load(checkpoints(run)[-1] / "optimizer.bin", weights_only=True)["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.0, 0.5}
