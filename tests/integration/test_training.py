@@ -109,6 +109,11 @@ def test_starting_over_does_not_mix_runs(whole_run, server, data, tmp_path):
     assert_same_run(tmp_path / "run", whole_run)
 
 
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="is no checkpoint of a run; give a folder"):
+        read_state(tmp_path)
+
+
 def test_resume_with_other_processes_and_accumulation(server, data, tmp_path):
     """2 steps on one process, 2 on two, 2 on one with batches of 1: the curve of one run, and each change is said.
 

@@ -24,6 +24,7 @@ def test_trained_folder(whole_run, data):
     picture = data / "images" / "validation" / "0.png"
     assert (whole_run / "best" / "segmentation.py").is_file()  # its code, for use without the package
     pipe = pipeline("image-segmentation", model=str(whole_run / "best"))
+    assert pipe.image_processor.window_size == 32  # the crops'
     assert {part["label"] for part in pipe(str(picture))} <= {"red", "green", "blue"}
     card = (whole_run / "best" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])

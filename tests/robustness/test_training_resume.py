@@ -108,8 +108,6 @@ def test_every_damage_to_a_checkpoint_is_seen(tmp_path):
         (newest / "contents.json").write_text(text)
         with pytest.raises(ValueError, match="contents.json cannot be read .it does not list state.json"):
             read_state(newest)
-    with pytest.raises(ValueError, match="is no checkpoint of a run"):
-        read_state(tmp_path)
     print(f"{tried} damages to {len(paths)} files of a checkpoint tried, {tried} seen and named")
 
 
