@@ -62,7 +62,7 @@ def transformers_layer(device: torch.device, is_kernel: bool) -> Callable:
     def sample(value, offsets, weights, grid):
         levels, (h, w) = offsets.shape[3], grid
         x, y = (numbers.flatten() for numbers in sampling.cells(grid, levels, value.device))
-        own = torch.stack([x, y], dim=-1)[:, None, None, None] + 0.5
+        own = torch.stack([x, y], dim=-1)[:, None, None, None] - 0.5  # of padded maps
         places = (own + offsets.float()) / torch.tensor([w, h], device=value.device)
         shapes = torch.tensor([grid] * levels, device=value.device)
         starts = torch.arange(levels, device=value.device) * h * w

@@ -35,7 +35,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from .backbones import build_backbone, check_maps, pad_to_patches, patch_size_of, unused_weights
 from .configuration_checks import number_keys
 from .configuration_qlseg import QLSegConfig, QLSegViTConfig, as_pair
-from .deformable_attention import Grid, position_code, sample_levels
+from .deformable_attention import Grid, position_code, sample_levels, softmax_of_few
 from .fresh_heads import QLSegDetail, QLSegGroupNorm, QLSegLabelClassifier, compete, without_padding
 from .loss_qlseg import check_labels, segmentation_loss, sum_terms
 from .scores import combine
@@ -85,13 +85,13 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out. query (B, heads, Q, c), key and value (B, heads, N, c); boolean mask, True = may look.
+    """Attention written out. query (B, heads, Q, c), key and value (B, heads, N, c); the mask is added to the scores.
 
     Returns (B, Q, heads, c) and the weights (B, heads, Q, N), as transformers' attention interface wants them.
     """
     scores = (query @ key.transpose(-2, -1)) * scaling  # (B, heads, Q, N)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, float("-inf"))
+        scores = scores + attention_mask
     # softmax in fp32: sums over thousands of tokens drift in half precision
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
@@ -118,10 +118,10 @@ class QLSegAttention(nn.Module):
         return hidden_states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, c)
 
     def attend(self, query, key, value, mask=None, output_attentions=False):
-        """query (B, Q, C), key and value (B, N, C), mask (B, 1, Q, N), True = may look. Returns (B, Q, C), weights."""
+        """query (B, Q, C), key and value (B, N, C), mask (B, 1, Q, N), 0 or -inf. Returns (B, Q, C), weights."""
         implementation = self.config._attn_implementation
         if self.config.model_type == QLSegConfig.model_type and implementation != "eager":
-            implementation = "sdpa"  # the decoder's boolean masks are nothing for flash and flex
+            implementation = "sdpa"  # the decoder's masks are nothing for flash and flex
         if output_attentions:
             implementation = "eager"  # the only one that returns its weights
         interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
@@ -397,7 +397,7 @@ class QLSegDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).unflatten(-1, (*self.shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.shape[0], -1))
         del query  # as large as `hidden_states`, and not needed while sampling
-        weights = F.softmax(weights, dim=-1, dtype=torch.float32).unflatten(-1, self.shape[1:])
+        weights = softmax_of_few(weights).unflatten(-1, self.shape[1:])
         # (B, L * N, heads, c), without position code
         value = self.value_proj(hidden_states).unflatten(-1, (self.shape[0], -1))
         return self.output_proj(sample_levels(value, offsets, weights, grid))
@@ -558,20 +558,22 @@ class QLSegDecoder(nn.Module):
         fused, mask_logits, mask = [], [], None
         for block in self.blocks:
             queries, fused_queries, scores = block(queries, projected, mask)
-            mask = visible_tokens(scores, self.config.mask_threshold)
+            mask = token_mask(scores, self.config.mask_threshold)
             fused.append(fused_queries)
             mask_logits.append(scores.unflatten(-1, grid))
         return torch.stack(fused), torch.stack(mask_logits)
 
 
 @torch.no_grad()
-def visible_tokens(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
-    """(B, K, N) mask logits -> (B, 1, K, N) bool, True = may look: mask probability of at least `threshold`.
+def token_mask(mask_logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(B, K, N) mask logits -> (B, 1, K, N) to add to attention scores, for all layers of a block.
 
-    A query that would see nothing sees everything.
+    0 for tokens with a mask probability of at least `threshold`, -inf for others. A query that would see nothing sees
+    everything.
     """
     visible = mask_logits.float().sigmoid() >= threshold
-    return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
+    visible |= ~visible.any(dim=-1, keepdim=True)
+    return torch.zeros_like(mask_logits).masked_fill(~visible, float("-inf"))[:, None]
 
 
 # --------------------------------------------------------------------------------------------- the whole network
@@ -848,5 +850,5 @@ __all__ = [
     "QLSegPreTrainedModel",
     "QLSegViTBackbone",
     "resize_positions",
-    "visible_tokens",
+    "token_mask",
 ]

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation, QLSegImageProcessor, QLSegViTBackbone, QLSegViTConfig
-from qlseg_hf.model.deformable_attention import sample_levels
-from qlseg_hf.model.modeling_qlseg import visible_tokens
+from qlseg_hf.model.deformable_attention import sample_levels, softmax_of_few
+from qlseg_hf.model.modeling_qlseg import token_mask
 
 # ------------------------------------------------------------------------------------------------------ auto classes
 
@@ -52,9 +52,21 @@ def test_sampling_survives_bad_offsets():
     assert sampled.shape == (1, 4, 2)  # no index outside the map, whatever the offset
 
 
-def test_visible_tokens():
+def test_token_mask():
     logits = torch.tensor([[[0.0, -9.0, 9.0], [-9.0, -9.0, -9.0]]])
-    assert visible_tokens(logits, 0.4).tolist() == [[[[True, False, True], [True, True, True]]]]
+    assert token_mask(logits, 0.4).tolist() == [[[[0, float("-inf"), 0], [0, 0, 0]]]]
+
+
+def test_softmax_of_few():
+    """The definition written out is PyTorch's, in values and gradients, for half precision and huge scores too."""
+    scores = (20 * torch.randn(3, 5, 12)).requires_grad_()
+    expected = scores.softmax(dim=-1)
+    found = softmax_of_few(scores)
+    torch.testing.assert_close(found, expected)
+    grads = (torch.autograd.grad(x.square().sum(), scores)[0] for x in (found, expected))
+    torch.testing.assert_close(*grads)
+    half = torch.tensor([[6e4, -6e4, 6e4]], dtype=torch.float16)
+    assert softmax_of_few(half).tolist() == [[0.5, 0, 0.5]] and softmax_of_few(half).dtype == torch.float32
 
 
 @torch.no_grad()
