@@ -4,8 +4,10 @@
 
 import itertools
 import json
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -159,9 +161,16 @@ def run_picture(settings) -> Rows:
 
 
 def run_loading(settings) -> Rows:
-    """One core's augmented training samples of an ADE20K-like picture; a step of 8 in 0.15 s wants 53 per second."""
-    from ..data.augmentation import TrainingTransform
+    """One core's augmented training samples of an ADE20K-like picture; a step of 8 in 0.15 s wants 53 per second.
+
+    Then what a loader of `qlseg train` gives with 1, 2 and 8 workers, in batches of 8; on fewer cores than workers the
+    share of what all cores alone would give tells what the workers cost one another.
+    """
+    from torch.utils.data import DataLoader
+
+    from ..data.augmentation import BatchPositions, TrainingDataset, TrainingSampler, TrainingTransform
     from ..data.datasets import open_dataset
+    from ..data.workers import start_worker
 
     processor = QLSegImageProcessor.for_release(settings.release)
     threads = torch.get_num_threads()
@@ -193,7 +202,19 @@ def run_loading(settings) -> Rows:
             for i in tqdm(range(16 * settings.repeats), desc="loading", leave=False)
         ]
         torch.set_num_threads(threads)
-    mean = statistics.mean(found)
+        mean, rates = statistics.mean(found), {}
+        for workers in (1, 2, 8):
+            positions = BatchPositions(8, max_steps=2**30)
+            sampler = TrainingSampler(positions, len(samples), seed=0)
+            options = {"num_workers": workers, "worker_init_fn": start_worker}
+            batches = iter(DataLoader(TrainingDataset(samples, transform), batch_sampler=sampler, **options))
+            for _ in range(2 * workers):  # begun while the workers started
+                next(batches)
+            start = time.perf_counter()
+            for _ in tqdm(range(8 * settings.repeats), desc=f"{workers} workers", leave=False):
+                next(batches)
+            rates[workers] = 64 * settings.repeats / (time.perf_counter() - start)
+            del batches  # ends the workers
     yield (
         "loading one worker",
         {
@@ -204,6 +225,9 @@ def run_loading(settings) -> Rows:
             "workers_for_53_per_s": 8 / 0.15 * mean,
         },
     )
+    for workers, rate in rates.items():
+        busy = min(workers, os.cpu_count() or 1)
+        yield f"loading, {workers} workers", {"pictures_per_s": rate, "share_of_cores": rate * mean / busy}
 
 
 # -------------------------------------------------------------------------------------------------------------- report

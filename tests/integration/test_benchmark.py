@@ -56,6 +56,9 @@ def test_modes(mode, arguments, monkeypatch):
     assert timed and all(0 < row["range"][0] <= row["seconds"] <= row["range"][1] for row in timed)
     table = measure.table(rows.items())
     assert all(f"| {name} | {row.get('seconds', ''):.4} | " in table for name, row in rows.items() if "seconds" in row)
+    if mode == "loading":
+        assert [f"loading, {n} workers" in rows for n in (1, 2, 8)] == [True] * 3 and len(rows) == 4
+        assert all(row["pictures_per_s"] > 0 for row in rows.values())
     if mode == "forward":
         assert rows["forward floor"]["ratio"] > 1
         assert {name for name in rows if "b2" in name} == {
