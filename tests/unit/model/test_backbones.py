@@ -25,6 +25,7 @@ from transformers import (
     SwinConfig,
     ViTConfig,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qlseg_hf import QLSegForSemanticSegmentation, QLSegViTConfig, load_vit_weights
 
@@ -68,7 +69,7 @@ def test_gradient_checkpointing(kind):
     plain = gradients()
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing
-    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
     assert len(layers) == 3 + 1 + 2 * 2 * 2  # encoder, pixel encoder, blocks x branches x layers
     found = gradients()
     assert found.keys() == plain.keys()
