@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -19,8 +20,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..hub.saving import QLSegImageProcessor
+from ..model import deformable_attention as sampling
+from ..model import modeling_qlseg
 from ..model.image_io import load_picture, resize_picture
+from ..model.scores import label_map_from_scores
 from ..model.segmentation import segment
+from ..utils.devices import place_for_inference
 from ..utils.files import write_atomically
 from .limit import count_operations, run_limit, run_step_limit
 from .measure import Rows, compile_checked, machine, return_freed_memory, seconds, table, take_turns
@@ -72,9 +77,37 @@ def grid_sample_levels(value, offsets, weights, grid):
         maps = maps.permute(0, 2, 3, 1).reshape(batch * heads, width, h, w)
         where = place[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B * heads, L * N, points, 2)
         samples.append(F.grid_sample(maps, where, align_corners=False))
-    weights = weights.transpose(1, 2).reshape(batch * heads, 1, length, -1)
+    weights = weights.to(value.dtype).transpose(1, 2).reshape(batch * heads, 1, length, -1)
     total = (torch.cat(samples, dim=-1) * weights).sum(-1)  # (B * heads, c, L * N)
     return total.view(batch, heads * width, length).transpose(1, 2)
+
+
+def sample_inside(value, offsets, weights, grid):
+    """As `sample_levels` on maps without padding: corners outside are looked for and get the weight 0."""
+    (batch, length, heads, width), (h, w) = value.shape, grid
+    x, y = (sampling.cells(grid, offsets.shape[3], value.device)[i] - 1 + offsets[..., i].float() for i in (0, 1))
+    cells, shares = [], []
+    for place, size in ((x, w), (y, h)):
+        first = place.floor()
+        both, share = torch.stack([first, first + 1], dim=3).to(torch.int32), place - first
+        inside = both.clamp(0, size - 1)
+        cells.append(inside)
+        shares.append(torch.where(inside == both, torch.stack([1 - share, share], dim=3), 0.0))
+    (column, row), (across, down) = cells, shares
+    image = torch.arange(batch, device=value.device)[:, None, None, None, None, None]
+    level = torch.arange(offsets.shape[3], device=value.device)[:, None]
+    head = torch.arange(heads, device=value.device)[:, None, None, None]
+    row = ((image * offsets.shape[3] + level) * h + row) * (w * heads) + head
+    rows = row[:, :, :, :, None] + column[:, :, :, None] * heads
+    weights = (down * weights[:, :, :, None])[:, :, :, :, None] * across[:, :, :, None]
+    bags, weights = rows.view(batch * length * heads, -1), weights.view(batch * length * heads, -1).to(value.dtype)
+    out = F.embedding_bag(bags, value.reshape(-1, width), mode="sum", per_sample_weights=weights)
+    return out.view(batch, length, -1)
+
+
+def boolean_mask(mask_logits, threshold):
+    visible = mask_logits.float().sigmoid() >= threshold
+    return (visible | ~visible.any(dim=-1, keepdim=True))[:, None]
 
 
 def combine_at_once(class_logits, mask_logits, size):
@@ -87,13 +120,10 @@ def label_map_at_once(scores, size):
 
 
 def run_tricks(settings) -> Rows:
-    """Each trick taken back alone, in inference; the loss's is part of `training`."""
-    from ..model import deformable_attention as sampling
-    from ..model import modeling_qlseg
-    from ..model.scores import label_map_from_scores
-
-    model = build(settings)
-    pixels = draw_pixels(settings, 1)
+    """Each trick taken back alone, in inference in the first of the dtypes; the loss's is part of `training`."""
+    dtype = DTYPES[(settings.dtypes or ("fp32",))[0]]
+    model = place_for_inference(build(settings, dtype), settings.device)
+    pixels = draw_pixels(settings, 1, dtype)
 
     def without(name: str, plain: Callable) -> Callable:
         def run():
@@ -110,6 +140,11 @@ def run_tricks(settings) -> Rows:
     variants = {
         "as it is": inference(lambda: model(pixels)),
         "grid_sample instead of bags of corners": without("sample_levels", grid_sample_levels),
+        "samples outside looked for instead of padding": without("sample_levels", sample_inside),
+        "PyTorch's softmax of a dozen weights": without(
+            "softmax_of_few", partial(F.softmax, dim=-1, dtype=torch.float32)
+        ),
+        "boolean masks, made additive in every layer": without("token_mask", boolean_mask),
         "scores at once instead of in blocks": without("combine", combine_at_once),
         "position codes and grids made anew": inference(without_cache),
     }
