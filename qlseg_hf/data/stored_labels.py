@@ -161,7 +161,9 @@ def check_colors(label_colors: dict) -> dict[tuple[int, int, int], int]:
     """{label: [r, g, b]} -> {(r, g, b): label}; ValueError for a colour that is none or stands for two labels."""
     colors = {}
     for label, color in label_colors.items():
-        color = tuple(color)
+        if not str(label).isdecimal():
+            raise ValueError(f"label_colors has {label!r}; the number of a label is wanted, of 0 or more")
+        color = tuple(color) if isinstance(color, (list, tuple)) else (color,)
         if len(color) != 3 or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
             raise ValueError(f"label_colors[{label}] is {list(color)}; [red, green, blue] of 0..255 is wanted")
         if color in colors:

@@ -210,6 +210,8 @@ def test_color_mask_errors(tmp_path):
         ({0: [0, 0, 256]}, r"label_colors\[0\] is"),
         ({0: [0, 0, 1], 1: [0, 0, 1]}, r"gives \[0, 0, 1\] to labels 0 and 1"),
         ({}, "label_colors is empty"),
+        ({1: 1}, r"label_colors\[1\] is \[1\]; \[red, green, blue\] of 0..255 is wanted"),
+        ({"road": [1, 2, 3]}, "label_colors has 'road'; the number of a label is wanted"),
     ):
         with pytest.raises(ValueError, match=message):
             open_dataset(tmp_path, "train", label_colors=table)
