@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation
 from qlseg_hf.training.auto import encoder_rate, head_config
-from qlseg_hf.training.encoder import Encoder
+from qlseg_hf.training.encoder_choice import Encoder
 
 SIZES = {"ViT-Ti": (192, 12, 3), "ViT-S": (384, 12, 6), "ViT-B": (768, 12, 12), "ViT-L": (1024, 24, 16)}
 CROPS = (512, 320)

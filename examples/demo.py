@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from qlseg_hf import QLSegImageProcessor, load_picture  # noqa: E402
 from qlseg_hf.cli.main import run  # noqa: E402
 from qlseg_hf.data.datasets import open_dataset  # noqa: E402
-from qlseg_hf.data.labels import read_label_file  # noqa: E402
+from qlseg_hf.data.label_names import read_label_file  # noqa: E402
 from qlseg_hf.evaluation.evaluator import evaluate_samples  # noqa: E402
 from qlseg_hf.utils.visualization import draw_overlay, label_colors, save_picture  # noqa: E402
 

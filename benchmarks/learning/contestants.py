@@ -22,7 +22,7 @@ from qlseg_hf.model.loss_qlseg import CompetingLosses
 from qlseg_hf.model.modeling_qlseg import QLSegDetail, QLSegLabelClassifier
 from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe
 from qlseg_hf.training.build import build_processor, read_label_names
-from qlseg_hf.training.encoder import Encoder, find_encoder
+from qlseg_hf.training.encoder_choice import Encoder, find_encoder
 from qlseg_hf.training.loop import make_step
 from qlseg_hf.training.recipe import Recipe
 from qlseg_hf.training.start import build_run, prepare_run

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..data.labels import read_label_file
+from ..data.label_names import read_label_file
 from ..hub.card import converted_model_card
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..hub.upload import prepare_repo, upload_folder

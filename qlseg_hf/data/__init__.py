@@ -3,6 +3,6 @@
 """Data sets: layouts and tables as samples, label names, checks before training, augmentation, drawn scenes."""
 
 from .datasets import Sample, open_dataset
-from .labels import read_label_file
+from .label_names import read_label_file
 
 __all__ = ["Sample", "open_dataset", "read_label_file"]

@@ -12,7 +12,13 @@ import torch
 from ..model.image_io import Picture, load_label_map
 from .boundaries import boundary_f1, count_boundaries
 
-LABEL_SCORES = ("iou", "accuracy", "boundary_iou", "boundary_f1")  # of each label
+# Of each label: {name: its title on pages, and that of a narrow column}
+LABEL_SCORES = {
+    "iou": ("IoU", "IoU"),
+    "accuracy": ("accuracy", "Acc"),
+    "boundary_iou": ("boundary IoU", "bIoU"),
+    "boundary_f1": ("boundary F1", "bF1"),
+}
 
 
 def confusion_counts(label_map: Picture, reference: Picture, num_labels: int, ignore_index: int = 255) -> torch.Tensor:

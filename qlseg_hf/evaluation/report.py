@@ -92,7 +92,7 @@ def evaluation_sections(result: Mapping[str, Any], examples: Examples | None) ->
 def label_table(result: Mapping[str, Any]) -> Table:
     """A row per label; the share is that of the reference's pixels."""
     total = sum(row["pixels"] for row in result["per_label"]) or 1
-    titles = ("IoU", "accuracy", "boundary IoU", "boundary F1")
+    titles = tuple(title for title, _ in LABEL_SCORES.values())
     rows = [
         (legend_name(row["label"]), *(row[name] for name in LABEL_SCORES), f"{100 * row['pixels'] / total:.2f}\u00a0%")
         for row in result["per_label"]

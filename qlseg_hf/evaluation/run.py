@@ -262,7 +262,8 @@ def print_table(result: dict) -> None:
     """Scores of every label, then those of the whole data set."""
     names = [printable(row["label"]) for row in result["per_label"]]
     width = max(map(len, names))
-    print(f"{'label':{width}}  {'IoU':>6} {'Acc':>6} {'bIoU':>6} {'bF1':>6} {'pixels':>12}")
+    titles = " ".join(f"{title:>6}" for _, title in LABEL_SCORES.values())
+    print(f"{'label':{width}}  {titles} {'pixels':>12}")
     for name, row in zip(names, result["per_label"]):
         scores = " ".join(percent(row[column]) for column in LABEL_SCORES)
         print(f"{name:{width}}  {scores} {row['pixels']:12d}")

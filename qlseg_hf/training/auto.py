@@ -15,7 +15,7 @@ from ..data.check.suggestions import MOST_CROP, suggest_crop_size
 from ..model.configuration_qlseg import QLSegViTConfig
 from ..utils.text import printable
 from ..utils.yaml_text import write_on_one_line
-from .encoder import SIZES, Encoder, find_encoder, find_normalization
+from .encoder_choice import SIZES, Encoder, find_encoder, find_normalization
 from .recipe import Recipe
 
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..data.check import ignored_label_error
-from ..data.labels import names_in_order, read_label_file
+from ..data.label_names import names_in_order, read_label_file
 from ..hub.loading import check_loaded, check_source
 from ..hub.saving import QLSegForSemanticSegmentation, QLSegImageProcessor
 from ..hub.source import source_of

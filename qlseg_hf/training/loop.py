@@ -26,7 +26,7 @@ from .data import describe_unreadable, training_batches, write_unreadable
 from .log import StepLog
 from .models import find_due_models, new_models, save_models, upload_best
 from .recipe import Recipe
-from .run import Run
+from .run_state import Run
 from .start import (
     build_run,
     check_no_newer,

@@ -15,7 +15,7 @@ from ..utils.files import write_atomically, write_beside
 from .build import plain_model
 from .distributed import launch_facts
 from .recipe import Recipe
-from .run import Run
+from .run_state import Run
 
 
 def save_models(run: Run, names: list[str]) -> None:

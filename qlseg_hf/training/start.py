@@ -32,7 +32,7 @@ from .facts import data_facts, device_facts
 from .models import find_due_models, hub_place
 from .optimization import parameter_groups, warmup_warning
 from .recipe import Recipe
-from .run import Run
+from .run_state import Run
 from .sharding import compute_in, prepare_sharded
 
 

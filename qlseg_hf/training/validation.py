@@ -13,7 +13,7 @@ from ..utils.text import printable
 from ..utils.visualization import draw_overlay, label_colors, save_picture
 from ..utils.yaml_text import read_yaml
 from .report import draw_curves, evaluation_entry, tracker_values, write_training_report
-from .run import Run
+from .run_state import Run
 
 TIMES = ("seconds", "pictures_per_second")  # of a result, which differ from run to run
 NUM_EXAMPLES = 4  # of the worst, and of the best images, in the report

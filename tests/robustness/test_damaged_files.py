@@ -12,7 +12,7 @@ from writers import sentences_of, tell
 
 from qlseg_hf.cli.errors import exit_status
 from qlseg_hf.cli.main import run
-from qlseg_hf.data.labels import read_label_file
+from qlseg_hf.data.label_names import read_label_file
 from qlseg_hf.evaluation.evaluator import Progress
 from qlseg_hf.evaluation.metrics import StreamingScores
 from qlseg_hf.hub.loading import load_network

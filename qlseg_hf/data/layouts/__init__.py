@@ -15,7 +15,7 @@ from PIL import Image
 
 from ...utils.picture_files import is_hidden, listed, suffix_of
 from ...utils.text import printable
-from ..labels import find_label_file
+from ..label_names import find_label_file
 from ..samples import TableSamples
 from ..stored_labels import as_grey, check_colors, palette_of
 from .cityscapes import CITYSCAPES
@@ -30,10 +30,10 @@ from .labelme import LABELME
 from .layout import Found, Layout, Opener, Source, Splits
 from .offering import offering
 from .pairs import PAIRS
-from .parts import EmptyMap
 from .proposals import suggest_folders
 from .roles import name_roles
-from .runs import RUNS
+from .run_lengths import RUNS
+from .separate_masks import EmptyMap
 from .splits import find_split, hold_out
 from .supervisely import SUPERVISELY
 from .tables import BY_COLUMN, SAVED, TABLES, WEBDATASET, find_by_datasets, names_of_info

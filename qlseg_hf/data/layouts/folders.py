@@ -19,8 +19,8 @@ from .files import MASK_SUFFIXES
 from .layout import Family, Found, Opener, Source
 from .matching import Entry, by_split_of_masks, look_up, masks_of_split, without_defect
 from .opening import open_part
-from .parts import find_parts, labels_of_folders, labels_of_names
 from .roles import TRAIN_IDS, find_roles, name_roles, pairs_up
+from .separate_masks import find_parts, labels_of_folders, labels_of_names
 from .splits import ALL, NOTHING_TO_LEARN, TRAIN_SPLITS, UNION_SPLITS, find_kind, read_split_lists
 from .words import MASK, are_splits, guess_roles, mask_word, read_folder_name, split_of_name
 

@@ -13,8 +13,8 @@ from ..samples import DrawnLabelMap, FolderSamples, Sample, SampleError
 from .files import LOSSY_SUFFIXES, Locator
 from .layout import Source, Unclear
 from .matching import Entry, are_pieces, ending_after, look_up, name_and_ending, shared_words, without_defect
-from .parts import EmptyMap, UnitedMap
 from .proposals import propose, suggest_folders
+from .separate_masks import EmptyMap, UnitedMap
 from .splits import ALL
 from .words import IMAGE_AFFIX, strip_affix
 

@@ -12,7 +12,7 @@ from unicodedata import normalize
 
 from ...utils.picture_files import base_of, is_picture, listed, stem_of, suffix_of
 from ...utils.text import read_text
-from ..labels import names_in_order
+from ..label_names import names_in_order
 from .files import LOSSY_SUFFIXES, MASK_SUFFIXES
 from .folders import divide
 from .layout import Family, Found, Source, Unclear

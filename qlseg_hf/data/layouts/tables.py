@@ -22,7 +22,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ...utils.picture_files import PICTURE_SUFFIXES, listed, suffix_of
 from ...utils.text import first_line, read_text
-from ..labels import find_label_file, read_label_file
+from ..label_names import find_label_file, read_label_file
 from ..samples import StreamedSamples, TableSamples, import_datasets
 from .columns import MOST_ROWS, drop_decoding, find_columns
 from .files import MASK_SUFFIXES, Locator, delimiter_of

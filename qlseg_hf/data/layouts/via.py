@@ -17,7 +17,7 @@ from .coco import candidates, read_json, split_of
 from .files import Locator, delimiter_of
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, ellipse_points, find_drawn, order_names, picture_size, read_points, tell_left_out
-from .runs import read_cells
+from .run_lengths import read_cells
 from .splits import ALL
 
 DRAWN = ("polygon", "rect", "circle", "ellipse")

@@ -12,7 +12,7 @@ import yaml
 
 from ...utils.picture_files import is_picture, listed, stem_of, suffix_of
 from ...utils.text import read_text
-from ..labels import find_label_file, names_in_order
+from ..label_names import find_label_file, names_in_order
 from ..samples import DrawnLabelMap, FolderSamples
 from .layout import Family, Found, Source
 from .polygons import Shape, draw_shapes, ignored_label, order_names, picture_size

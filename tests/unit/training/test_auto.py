@@ -7,7 +7,7 @@ import pytest
 from qlseg_hf import QLSegConfig
 from qlseg_hf.training import auto
 from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe, encoder_rate, head_config, take_decisions
-from qlseg_hf.training.encoder import Encoder
+from qlseg_hf.training.encoder_choice import Encoder
 from qlseg_hf.training.facts import data_request
 from qlseg_hf.training.recipe import Recipe
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from qlseg_hf.data.labels import find_label_file, names_in_order, read_label_file
+from qlseg_hf.data.label_names import find_label_file, names_in_order, read_label_file
 from qlseg_hf.training.build import read_label_names
 
 NAMES = ["sky", "tree", "traffic light"]

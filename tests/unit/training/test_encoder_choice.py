@@ -12,7 +12,7 @@ from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, ViTConfig, 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation
 from qlseg_hf.training import encoder as encoder_module
 from qlseg_hf.training.auto import head_config
-from qlseg_hf.training.encoder import describe_encoder, find_encoder
+from qlseg_hf.training.encoder_choice import describe_encoder, find_encoder
 from qlseg_hf.weights import load_vit_weights
 
 
