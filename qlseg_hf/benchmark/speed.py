@@ -150,7 +150,9 @@ def run_tricks(settings) -> Rows:
     }
     if settings.device.type == "cpu":
         variants["freed memory returned to the kernel"] = return_freed_memory(variants["as it is"])
+        variants["after it"] = variants["as it is"]  # which gets the memory back, and is not shown
     rows = take_turns(variants, "as it is", settings.repeats, settings.device)
+    rows.pop("after it", None)
     with torch.inference_mode():
         scores = model(pixels).logits[0].float()
     size = (3 * settings.size, 4 * settings.size)
