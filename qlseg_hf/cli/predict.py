@@ -47,7 +47,7 @@ FAILED = 3  # exit status if some images failed
 @click.option("--device", type=Device(), help="Such as cuda or cpu; a GPU if there is one.")
 @click.option(
     "--workers",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 1024),
     help="Processes that read and write; by the number of cores, none for 1 to 4 files.",
 )
 @click.option("--strict", is_flag=True, help="Stop at the first image that fails.")

@@ -10,6 +10,8 @@ from ..hub.source import last_part, public_name
 from ..utils.yaml_text import write_yaml
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+# beyond which a number is a slip that would fill the machine before anything is said
+MOST = {"crop_size": 1 << 14, "total_batch_size": 1 << 20, "per_device_batch_size": 1 << 20, "num_workers": 1 << 10}
 SOURCES, PATHS = ("model", "backbone", "data"), ("label_names", "output_dir", "resume")  # Hub ids or paths; paths
 ABSOLUTE = r"(~[^/\\]*|[A-Za-z]:|file:/*)?[/\\].*"
 
@@ -206,6 +208,9 @@ class Recipe:
         for name in (*rates, "warmup_steps", "num_workers", "log_pictures"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name, most in MOST.items():
+            if (getattr(self, name) or 0) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at most {most}")
         if self.learning_rate == 0:
             raise ValueError(
                 "learning_rate is 0, and that of the head is a multiple of it, so that nothing would be learnt; to "
