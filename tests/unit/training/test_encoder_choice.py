@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model, DINOv3ViTConfig, ViTConfig, ViTModel
 
 from qlseg_hf import QLSegConfig, QLSegForSemanticSegmentation
-from qlseg_hf.training import encoder as encoder_module
+from qlseg_hf.training import encoder_choice
 from qlseg_hf.training.auto import head_config
 from qlseg_hf.training.encoder_choice import describe_encoder, find_encoder
 from qlseg_hf.weights import load_vit_weights
@@ -88,25 +88,25 @@ def test_what_is_no_plain_vit_is_refused(tmp_path, weights, sentence):
 def test_without_a_network_the_file_to_fetch_is_named(monkeypatch):
     def unreachable(repo_id, *_, **__):
         asked.append(repo_id)
-        raise encoder_module.LocalEntryNotFoundError("no network here")
+        raise encoder_choice.LocalEntryNotFoundError("no network here")
 
     asked = []
-    monkeypatch.setattr(encoder_module, "hf_hub_download", unreachable)
+    monkeypatch.setattr(encoder_choice, "hf_hub_download", unreachable)
     with pytest.raises(
         ValueError, match=r"no network here.*https://huggingface.co/timm/\S+/model.safetensors.*--backbone"
     ):
         find_encoder("base")
-    assert asked == list(encoder_module.SIZES["base"])
+    assert asked == list(encoder_choice.SIZES["base"])
 
 
 def test_gated_weights_leave_the_next(monkeypatch):
     def gated(repo_id, *_, **__):
         if "dinov3" in repo_id:
-            raise encoder_module.LocalEntryNotFoundError("gated")
+            raise encoder_choice.LocalEntryNotFoundError("gated")
         return "config.json"
 
-    monkeypatch.setattr(encoder_module, "hf_hub_download", gated)
-    monkeypatch.setattr(encoder_module, "describe_encoder", lambda source: source)
+    monkeypatch.setattr(encoder_choice, "hf_hub_download", gated)
+    monkeypatch.setattr(encoder_choice, "describe_encoder", lambda source: source)
     assert find_encoder("small") == "timm/vit_small_patch16_384.augreg_in21k_ft_in1k"
 
 
