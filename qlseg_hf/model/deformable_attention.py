@@ -134,7 +134,7 @@ def corners(offsets: torch.Tensor, weights: torch.Tensor, grid: Grid, batch: int
     y = (offsets[..., 1].float() + y).nan_to_num(0.0).clamp(0, grid[0] + 1)
     left, top = x.floor(), y.floor()
     start, steps = first_rows(grid, batch, heads, levels, offsets.device)
-    first = torch.add(left, top, alpha=grid[1] + PADDING).to(torch.int32) * heads + start
+    first = (left + top * (grid[1] + PADDING)).to(torch.int32) * heads + start
     right, below = x - left, y - top  # shares
     lower = weights * below
     upper = weights - lower
