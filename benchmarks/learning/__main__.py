@@ -132,6 +132,7 @@ def open_study(args: argparse.Namespace, settings: Settings) -> Study:
         "data": args.data,
         "backbone": args.backbone,
         "crop_size": settings.crop,
+        "resize_box": [2048, settings.short_side],
         "total_batch_size": settings.batch,
         "per_device_batch_size": settings.batch,
         "num_workers": 0,
@@ -142,12 +143,10 @@ def open_study(args: argparse.Namespace, settings: Settings) -> Study:
     if args.ignore_index is not None:
         given["ignore_index"] = args.ignore_index
     if settings.augmentation == "plain":
-        ratio = settings.short_side / settings.crop
-        scales = [round(0.75 * ratio, 4), round(1.5 * ratio, 4)]
-        given |= {"scale_range": scales, "cat_max_ratio": 1.0, "photometric": "false"}
+        given |= {"scale_range": [0.75, 1.5], "cat_max_ratio": 1.0, "photometric": "false"}
     recipe = load_recipe(None, [f"--{key}={value}" for key, value in given.items()])
     facts, accelerator = data_facts(look_at_data(recipe)), start_accelerator(recipe)
-    return Study(recipe, facts, device_facts(accelerator.device, 1), accelerator, settings.short_side)
+    return Study(recipe, facts, device_facts(accelerator.device, 1), accelerator)
 
 
 def measure(name: str, seed: int, study: Study, settings: Settings) -> dict:

@@ -20,6 +20,7 @@ from qlseg_hf.model.configuration_qlseg import QLSegConfig
 from qlseg_hf.model.image_io import resize_picture
 from qlseg_hf.model.loss_qlseg import CompetingLosses
 from qlseg_hf.model.modeling_qlseg import QLSegDetail, QLSegLabelClassifier
+from qlseg_hf.model.windows import place_windows
 from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe
 from qlseg_hf.training.build import build_processor, read_label_names
 from qlseg_hf.training.encoder_choice import Encoder, find_encoder
@@ -65,7 +66,6 @@ class Study:
     facts: DataFacts
     device: DeviceFacts
     accelerator: Accelerator
-    short_side: int
 
     def complete(self, steps: int) -> "Study":
         recipe = complete_recipe(replace(self.recipe, max_steps=steps), self.facts, self.device)[0]
@@ -78,9 +78,8 @@ class Study:
 
     @cached_property
     def processor(self) -> QLSegImageProcessor:
-        """Of the evaluation: whole images."""
-        changes = {"size": {"shortest_edge": self.short_side}, "do_sliding_window": False}
-        return build_processor(replace(self.recipe, processor=self.recipe.processor | changes))
+        """Of the evaluation: windows as large as the crops of the training, and a third of one over the next."""
+        return build_processor(self.recipe)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -133,18 +132,22 @@ class Contestant:
         return F.cross_entropy(logits, labels, ignore_index=self.study.ignore_index)
 
     def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(1, 3, H, W) to (1, K, h, w), the highest of which is the label."""
-        return self.network(pixel_values)
+        """(1, 3, H, W) to (1, K, h, w) probabilities."""
+        return self.network(pixel_values).float().softmax(dim=1)
 
     def label_map(self, picture: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-        """(H, W) int64 on the CPU. The short side becomes the study's, both sides the nearest whole patches."""
-        patch, short = self.study.encoder.patch_size, self.study.short_side
-        height, width = (max(1, round(side * short / min(size) / patch)) * patch for side in size)
-        processor, device = self.study.processor, self.study.accelerator.device
-        pixel_values = processor.normalized(resize_picture(picture, (height, width)))[None].to(device)
-        with self.study.autocast():
-            found = self.scores(pixel_values)
-        return F.interpolate(found.float(), size=size, mode="bilinear").argmax(dim=1)[0].cpu()
+        """(H, W) int64 on the CPU: the highest probability, averaged over the windows that `segment` takes as well."""
+        processor, settings = self.study.processor, self.study.processor.settings()
+        resized = settings.resized_size(*size)
+        pixel_values = processor.normalized(resize_picture(picture, resized))[None].to(self.study.accelerator.device)
+        total, count = pixel_values.new_zeros(1, self.study.num_labels, *resized), pixel_values.new_zeros(resized)
+        for (top, bottom), (left, right) in place_windows(resized, *settings.window_sides(resized)):
+            with self.study.autocast():
+                found = self.scores(pixel_values[..., top:bottom, left:right]).float()
+            found = F.interpolate(found, size=(bottom - top, right - left), mode="bilinear")
+            total[..., top:bottom, left:right] += found
+            count[top:bottom, left:right] += 1
+        return F.interpolate(total / count, size=size, mode="bilinear").argmax(dim=1)[0].cpu()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -12,7 +12,6 @@ from functools import partial
 import torch
 from contestants import Contestant, Study, usual_rate
 from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import EomtConfig, EomtForUniversalSegmentation, SegformerConfig, SegformerForSemanticSegmentation
 
@@ -101,7 +100,6 @@ class EomtContestant(Contestant):
 
     def __init__(self, study: Study, is_fast: bool):
         encoder, crop = study.encoder, study.recipe.crop_size
-        self.grid = (crop // encoder.patch_size,) * 2
         config = EomtConfig(
             hidden_size=encoder.width,
             num_hidden_layers=encoder.depth,
@@ -114,7 +112,7 @@ class EomtContestant(Contestant):
             num_labels=study.num_labels,
         )
         network = EomtForUniversalSegmentation(config)
-        weights = eomt_weights(read_timm_weights(study), self.grid)
+        weights = eomt_weights(read_timm_weights(study), (crop // encoder.patch_size,) * 2)
         # not strict: the head is new; whatever else is missing or left over fails below
         missing, unexpected = network.load_state_dict(weights, strict=False)
         new = ("query.", "upscale_block.", "mask_head.", "class_predictor.", "criterion.", "attn_mask_probs")
@@ -140,16 +138,7 @@ class EomtContestant(Contestant):
         return self.network(pixel_values, mask_labels=masks, class_labels=classes).loss
 
     def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """transformers' EoMT takes images of one size; here positions and grid are those of the image."""
-        network, grid = self.network, [side // self.study.encoder.patch_size for side in pixel_values.shape[-2:]]
-        positions = network.embeddings.position_embeddings.weight
-        changed = {
-            "embeddings.position_embeddings.weight": resize_positions(positions, self.grid, grid),
-            "embeddings.position_ids": torch.arange(grid[0] * grid[1], device=positions.device)[None],
-        }
-        network.grid_size = tuple(grid)
-        found = functional_call(network, changed, (pixel_values,))
-        network.grid_size = self.grid
+        found = self.network(pixel_values)
         probabilities = found.class_queries_logits.float().softmax(dim=-1)[..., :-1]  # (1, Q, K)
         return torch.einsum("bqk, bqhw -> bkhw", probabilities, found.masks_queries_logits.float().sigmoid())
 

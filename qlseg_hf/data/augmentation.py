@@ -29,6 +29,7 @@ from .distortion import COLOR_OPERATIONS, MOVES, distort, distort_bands, import_
 
 # first word of every seed: the order of samples, that of extra ones, and their augmentation are unrelated
 ORDER, AUGMENTATION, EXTRA_ORDER = 1, 2, 3
+LONG_SIDE = 2048  # pixels, of the box that images are fitted into where the recipe gives none
 CROP_DRAWS = 10
 MOST_CHANNELS = 64  # that OpenCV is given at a time; it takes 512, since 5.0 it takes 128
 
@@ -103,7 +104,7 @@ class TrainingTransform:
 
     @property
     def box(self) -> tuple[int, int]:
-        long_side, short_side = self.resize_box or (2048, self.crop_size)
+        long_side, short_side = self.resize_box or (LONG_SIDE, self.crop_size)
         return long_side, short_side
 
     def __call__(self, sample: Sample, epoch: int, index: int) -> dict[str, torch.Tensor | str]:
@@ -378,6 +379,7 @@ def pop_at_random(buffer: list, rng: np.random.Generator):
 
 
 __all__ = [
+    "LONG_SIDE",
     "BatchPositions",
     "StreamingTrainingDataset",
     "TrainingDataset",

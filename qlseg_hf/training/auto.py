@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from ..data.augmentation import LONG_SIDE
 from ..data.check.suggestions import MOST_CROP, suggest_crop_size
 from ..model.configuration_qlseg import QLSegViTConfig
 from ..utils.text import printable
@@ -22,6 +23,7 @@ MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that wa
 CPU_STEPS = 800  # seven minutes with a ViT-Tiny on two cores, see docs/comparison.md
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
 CPU_CROP = 320  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
+ENLARGEMENT = 1.5  # short side of images over that of crops, of a fresh head: masks begin on patches
 CPU_BATCH, GPU_BATCH = 4, 16
 # bytes of a training step in bf16 per pixel of its images, by encoder width; estimates
 GPU_BYTES_PER_PIXEL = {384: 12_000, 768: 30_000, 1024: 55_000}
@@ -151,6 +153,11 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
     else:
         head = head_config(encoder, crop, recipe.num_channels or data.num_channels)
         yield "config", (head | recipe.config, "a head that fits the encoder")
+        if recipe.resize_box is None and recipe.processor.get("do_resize", True):
+            size = recipe.processor.get("size")
+            side, why = round(ENLARGEMENT * crop / patch) * patch, f"{ENLARGEMENT} times the crops"
+            side, why = (min(size.values()), "as the processor has it") if size else (side, why)
+            yield "resize_box", ([LONG_SIDE, side], f"long and short side of the images, {why}")
         settings = data.band_settings or {"image_mean": encoder.image_mean, "image_std": encoder.image_std}
         why = "of the bands" if data.band_settings else encoder.note or AS_TRAINED
     if not recipe.model and settings and not {"image_mean", "image_std"} & set(recipe.processor):

@@ -72,7 +72,8 @@ def build_processor(recipe: Recipe) -> QLSegImageProcessor:
                 "to DIR/data.yaml"
             )
         return processor
-    size = {"size": {"shortest_edge": recipe.crop_size}, "window_size": recipe.crop_size}
+    side = min(recipe.resize_box or [recipe.crop_size])
+    size = {"size": {"shortest_edge": side}, "window_size": recipe.crop_size}
     return QLSegImageProcessor(**(size | {"window_stride": max(1, recipe.crop_size * 2 // 3)} | given))
 
 

@@ -7,6 +7,7 @@ import pytest
 from qlseg_hf import QLSegConfig
 from qlseg_hf.training import auto
 from qlseg_hf.training.auto import DataFacts, DeviceFacts, complete_recipe, encoder_rate, head_config, take_decisions
+from qlseg_hf.training.build import build_processor, scale_warning
 from qlseg_hf.training.encoder_choice import Encoder
 from qlseg_hf.training.facts import data_request
 from qlseg_hf.training.recipe import Recipe
@@ -60,6 +61,30 @@ def test_crop_is_whole_patches_of_the_images(monkeypatch, short_side, patch, cro
     monkeypatch.setattr(auto, "find_encoder", lambda name: encoder(patch=patch))
     recipe, _ = complete_recipe(open_recipe(), DataFacts(10, short_side, ["a", "b"]), DeviceFacts("cpu"))
     assert recipe.crop_size == crop
+
+
+@pytest.mark.parametrize(
+    "given, patch, box",
+    [
+        ({}, 16, [2048, 480]),
+        ({}, 14, [2048, 462]),  # 1.5 crops of 308, in whole patches
+        ({"crop_size": 512}, 16, [2048, 768]),
+        ({"resize_box": [700, 300]}, 16, [700, 300]),
+        ({"processor": {"size": {"shortest_edge": 352}}}, 16, [2048, 352]),
+        ({"processor": {"size": {"height": 400, "width": 360}}}, 16, [2048, 360]),
+        ({"processor": {"do_resize": False}}, 16, None),
+        ({"config": {"backbone_config": {"hidden_size": 96}}}, 16, None),  # as published, and as runs of before
+        ({"model": "m"}, 16, None),
+    ],
+)
+def test_a_fresh_head_sees_images_larger_than_its_crops(monkeypatch, given, patch, box):
+    monkeypatch.setattr(auto, "find_encoder", lambda name: encoder(patch=patch))
+    recipe, _ = complete_recipe(open_recipe(**given), DATA, DeviceFacts("cpu"))
+    assert recipe.resize_box == box
+    if box and "processor" not in given:  # evaluation sees what training does, through windows that are the crops
+        processor = build_processor(recipe)
+        assert processor.size.shortest_edge == box[1] and processor.window_size == recipe.crop_size
+        assert scale_warning(recipe, processor) is None
 
 
 @pytest.mark.parametrize("processes, per_device", [(1, None), (2, None), (3, None), (2, 3), (8, None), (3, 2)])
