@@ -3,12 +3,13 @@
 """What a head learns from little data in little time: QLSeg beside a linear head and its rivals.
 
     python benchmarks/learning --data FOLDER --backbone FOLDER (--steps N | --seconds S) --output FILE.json
-        [--only linear,qlseg] [--seeds 0,1,2] [--ignore_index 11] [--short_side 240] [--crop 224] [--batch 4]
+        [--only linear,qlseg] [--seeds 0,1,2] [--ignore_index 11] [--short_side 480] [--crop 320] [--batch 4]
         [--threads 1] [--bf16] [--augmentation plain]
 
 Every contestant gets the same batches of the product's own loader, and is evaluated alike: the validation split at its
-own size, whole images whose short side is `--short_side`, one count of pixels over all of them. `--seconds` is time of
-the processor divided by `--threads`, which other work on the machine hardly changes (on a GPU time of the clock);
+own size, by windows as large as the crops of images whose short side is `--short_side`, as `segment` lays them, one
+count of pixels over all. Files whose settings have no `evaluation` were measured on whole images. `--seconds` is time
+of the processor divided by `--threads`, which other work on the machine hardly changes (on a GPU time of the clock);
 loading is part of it, evaluations, one at each quarter (before the last of every fourth image), are not. `plain`
 augmentation: scale 0.75 to 1.5 of the short side, crop, flip; `product`: what `qlseg train` does.
 
@@ -26,7 +27,7 @@ import os
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -67,11 +68,12 @@ class Settings:
     threads: int
     bf16: bool
     augmentation: str
+    evaluation: str = field(default="windows", init=False)
 
 
 def main() -> None:
     args = parse_arguments()
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    settings = Settings(**{entry.name: getattr(args, entry.name) for entry in fields(Settings) if entry.init})
     torch.set_num_threads(settings.threads)
     result = read_result(args.output, settings)
     study = open_study(args, settings)
@@ -104,8 +106,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(OWN | PEERS))
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
     parser.add_argument("--ignore_index", type=int)
-    parser.add_argument("--short_side", type=int, default=240)
-    parser.add_argument("--crop", type=int, default=224)
+    parser.add_argument("--short_side", type=int, default=480)
+    parser.add_argument("--crop", type=int, default=320)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bf16", action="store_true")

@@ -14,6 +14,7 @@ from typing import Any
 from ..data.augmentation import LONG_SIDE
 from ..data.check.suggestions import MOST_CROP, suggest_crop_size
 from ..model.configuration_qlseg import QLSegViTConfig
+from ..model.processor_settings import as_size
 from ..utils.text import printable
 from ..utils.yaml_text import write_on_one_line
 from .encoder_choice import SIZES, Encoder, find_encoder, find_normalization
@@ -43,7 +44,8 @@ class DataFacts:
     short sides of its images, pixels. `label_names`: of the layout or found by value, or None. `num_channels`: bands
     of an image. `band_settings`: of a processor for these bands; {} for 8-bit RGB. `rules`: how stored values become
     labels. `label_weights`: suggested, by name. `num_eval_images`: of the split to evaluate on. `window_size`: of the
-    model that training starts from, if it does. `num_extra_images`: of the sets of `extra_data`.
+    model that training starts from, if it does, and `processor_side` the short side that images are resized to for it.
+    `num_extra_images`: of the sets of `extra_data`.
     """
 
     num_images: int | None
@@ -54,6 +56,7 @@ class DataFacts:
     rules: dict[str, Any] = field(default_factory=dict)
     label_weights: dict[str, float] | None = None
     window_size: int | None = None
+    processor_side: int | None = None
     num_eval_images: int = 0
     num_extra_images: int = 0
 
@@ -142,6 +145,8 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
     elif crop is None:
         crop = suggest_crop_size([(data.short_side,) * 2], patch, CPU_CROP if device.is_cpu else MOST_CROP)
         yield "crop_size", (crop, f"the images' short side is {data.short_side}, patches are {patch} pixels wide")
+    if recipe.resize_box is None and (side := _short_side(recipe, data, crop, patch, encoder is not None)):
+        yield "resize_box", ([LONG_SIDE, side[0]], f"long and short side of the images, {side[1]}")
     if encoder is None:
         settings, why = data.band_settings, "of the bands"
         if isinstance(described, dict) and "num_channels" not in described and recipe.num_channels not in (None, 3):
@@ -153,15 +158,23 @@ def _network(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[D
     else:
         head = head_config(encoder, crop, recipe.num_channels or data.num_channels)
         yield "config", (head | recipe.config, "a head that fits the encoder")
-        if recipe.resize_box is None and recipe.processor.get("do_resize", True):
-            size = recipe.processor.get("size")
-            side, why = round(ENLARGEMENT * crop / patch) * patch, f"{ENLARGEMENT} times the crops"
-            side, why = (min(size.values()), "as the processor has it") if size else (side, why)
-            yield "resize_box", ([LONG_SIDE, side], f"long and short side of the images, {why}")
         settings = data.band_settings or {"image_mean": encoder.image_mean, "image_std": encoder.image_std}
         why = "of the bands" if data.band_settings else encoder.note or AS_TRAINED
     if not recipe.model and settings and not {"image_mean", "image_std"} & set(recipe.processor):
         yield "processor", (settings | recipe.processor, why)
+
+
+def _short_side(
+    recipe: Recipe, data: DataFacts, crop: int, patch: int, has_fresh_head: bool
+) -> tuple[int, str] | None:
+    """Of the images that crops are cut from, and why; None for that of the crops."""
+    if not has_fresh_head:
+        return (data.processor_side, "as the model's processor has it") if data.processor_side else None
+    if not recipe.processor.get("do_resize", True):
+        return None
+    if size := recipe.processor.get("size"):
+        return min(dict(as_size(size, recipe.processor.get("default_to_square"))).values()), "as processor has it"
+    return round(ENLARGEMENT * crop / patch) * patch, f"{ENLARGEMENT} times the crops"
 
 
 def _batch(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:

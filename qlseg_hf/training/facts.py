@@ -61,6 +61,7 @@ def data_facts(survey: Survey) -> DataFacts:
     """What a look at the data found."""
     sides = [min(found.size) for found in survey.training if found.size]
     bands, processor = survey.bands, survey.request.processor
+    settings = processor.settings() if processor else None
     return DataFacts(
         num_images=len(sides),
         short_side=int(np.median(sides)) if sides else 0,
@@ -71,6 +72,7 @@ def data_facts(survey: Survey) -> DataFacts:
         label_weights=survey.label_weights,
         num_eval_images=len(survey.findings[survey.uses["validation"]]),
         window_size=processor.window_size if processor else None,
+        processor_side=min(dict(settings.size).values()) if settings and settings.do_resize else None,
     )
 
 

@@ -67,9 +67,9 @@ class Recipe:
             values leave no doubt of.
         ignore_index: label of pixels that do not count. auto: as do_reduce_labels.
         label_mapping: {stored value: label}, applied before the two above. auto: as do_reduce_labels.
-        resize_box: [long side, short side] that an image is fitted into at ratio 1; the processor of a network that is
-            no model has that short side as well. auto: [2048, 1.5 x crop_size] for a fresh head; otherwise
-            [2048, crop_size] if not given.
+        resize_box: [long side, short side] that an image is fitted into at ratio 1; a network that starts from no
+            model is evaluated with that short side too. auto: [2048, side of its processor] for a model, [2048, 1.5 x
+            crop_size] for a fresh head, [2048, crop_size] where config.backbone_config describes an encoder.
         scale_range: lowest and highest ratio of the random resize.
         cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more; 1 takes any.
         photometric: distort brightness, contrast, saturation and hue; needs OpenCV.

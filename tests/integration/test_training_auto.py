@@ -60,9 +60,14 @@ def test_a_folder_is_enough(run, data, weights, tmp_path):
     assert "is finished: 3 of 3 steps are made" in again.stdout
     assert "decided" not in again.stderr and stats_of(place / "checkpoints") == before
     words[3] = "small"  # a size means what it was decided to be
+    assert recipe.resize_box == [2048, 48] and "resize_box             [2048, 48]: " in done.stderr
     longer = run(*words, "--max_steps", "4", expect=0)
     assert "the recipe has changed since step-00000003: max_steps: 3 -> 4\n" in longer.stderr
     assert vars(load_recipe(place / "recipe.yaml")) == vars(recipe) | {"max_steps": 4}
+    further = ["--data", own, "--model", place / "best", "--max_steps", "1", "--output_dir", tmp_path / "further"]
+    onward = run(*further, "--num_workers", "0", expect=0)
+    assert "[2048, 48]: long and short side of the images, as the model's processor has it" in onward.stderr
+    assert "warning: images are trained on" not in onward.stderr
     other = run("--data", own, "--backbone", tmp_path / "x.safetensors", "--max_steps", "6")
     assert other.returncode == 1 and "give that one or none, or choose another output_dir" in other.stderr
 

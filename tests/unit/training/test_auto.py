@@ -72,6 +72,7 @@ def test_crop_is_whole_patches_of_the_images(monkeypatch, short_side, patch, cro
         ({"resize_box": [700, 300]}, 16, [700, 300]),
         ({"processor": {"size": {"shortest_edge": 352}}}, 16, [2048, 352]),
         ({"processor": {"size": {"height": 400, "width": 360}}}, 16, [2048, 360]),
+        ({"processor": {"size": 352}}, 16, [2048, 352]),
         ({"processor": {"do_resize": False}}, 16, None),
         ({"config": {"backbone_config": {"hidden_size": 96}}}, 16, None),  # as published, and as runs of before
         ({"model": "m"}, 16, None),
@@ -219,10 +220,11 @@ def test_weights_of_labels_are_kept_or_refused():
 
 
 def test_a_model_keeps_its_names_rules_and_windows():
-    facts = dataclasses.replace(DATA, rules={"ignore_index": 9}, num_channels=5, window_size=64)
+    facts = dataclasses.replace(DATA, rules={"ignore_index": 9}, num_channels=5, window_size=64, processor_side=96)
     recipe, _ = complete_recipe(open_recipe(model="m"), facts, DeviceFacts("cpu"))
     assert (recipe.label_names, recipe.ignore_index, recipe.num_channels, recipe.crop_size) == (None, None, None, 64)
     assert (recipe.backbone, recipe.config, recipe.processor, recipe.learning_rate) == (None, {}, {}, 1e-5)
+    assert recipe.resize_box == [2048, 96]  # what its processor shows it
 
 
 def test_a_checkpoint_is_no_model(tmp_path):
