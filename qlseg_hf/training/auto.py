@@ -24,6 +24,7 @@ MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that wa
 CPU_STEPS = 800  # seven minutes with a ViT-Tiny on two cores, see docs/comparison.md
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
 CPU_CROP = 320  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
+FEW_EPOCHS = 25  # fewer show each image too seldom for strong augmentation to pay
 ENLARGEMENT = 1.5  # short side of images over that of crops, of a fresh head: masks begin on patches
 CPU_BATCH, GPU_BATCH = 4, 16
 # bytes of a training step in bf16 per pixel of its images, by encoder width; estimates
@@ -87,7 +88,7 @@ def complete_recipe(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tup
         ValueError: there are no label names, or the encoder cannot be found; see `find_encoder`.
     """
     told = []
-    for decide in (_labels, _mixture, _network, _batch, _schedule, _machine):
+    for decide in (_labels, _mixture, _network, _batch, _schedule, _augmentation, _machine):
         decided = dict(decide(recipe, data, device))
         recipe = replace(recipe, **{key: value for key, (value, _) in decided.items()})
         told += [(key, f"{_short(value)}{f': {why}' if why else ''}") for key, (value, why) in decided.items()]
@@ -239,6 +240,21 @@ def _number_of_steps(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> tu
     if not device.is_cpu:
         steps = min(max(round(GPU_EPOCHS * count / batch), LEAST_STEPS), MOST_STEPS)
     return steps, f"{steps * batch / count:.1f} epochs of {count} images"
+
+
+def _augmentation(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:
+    """How far samples may be from their images: less in a short run of a fresh head."""
+    is_short, why = False, ""
+    if data.num_images and not recipe.model:
+        epochs = recipe.max_steps * recipe.total_batch_size * (1 - (recipe.extra_data_share or 0)) / data.num_images
+        is_short, why = (
+            epochs < FEW_EPOCHS,
+            f"{'fewer' if epochs < FEW_EPOCHS else 'no fewer'} than {FEW_EPOCHS} epochs",
+        )
+    if recipe.scale_range is None:
+        yield "scale_range", ([0.75, 1.5] if is_short else [0.5, 2.0], why)
+    if recipe.photometric is None:
+        yield "photometric", (not is_short, why)
 
 
 def _machine(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[Decision]:

@@ -70,9 +70,10 @@ class Recipe:
         resize_box: [long side, short side] that an image is fitted into at ratio 1; a network that starts from no
             model is evaluated with that short side too. auto: [2048, side of its processor] for a model, [2048, 1.5 x
             crop_size] for a fresh head, [2048, crop_size] where config.backbone_config describes an encoder.
-        scale_range: lowest and highest ratio of the random resize.
+        scale_range: lowest and highest ratio of the random resize. auto: [0.75, 1.5] for a fresh head that sees each
+            image fewer than 25 times, else [0.5, 2].
         cat_max_ratio: a crop is drawn again while its most frequent label covers this share or more; 1 takes any.
-        photometric: distort brightness, contrast, saturation and hue; needs OpenCV.
+        photometric: distort brightness, contrast, saturation and hue; needs OpenCV. auto: false for such a head.
         vertical_flip: turn every second sample upside down, as aerial and microscope images allow.
         rotation: turn each sample by an angle drawn from -rotation..rotation degrees; 0 for none.
         trivial_augment: change each sample by one more operation, of colour or place, as TrivialAugment does.
@@ -140,9 +141,9 @@ class Recipe:
     ignore_index: int | None = None
     label_mapping: dict | None = None
     resize_box: list[int] | None = None
-    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    scale_range: list[float] | None = None
     cat_max_ratio: float = 0.75
-    photometric: bool = True
+    photometric: bool | None = None
     vertical_flip: bool = False
     rotation: float = 0.0
     trivial_augment: bool = False
@@ -241,7 +242,7 @@ class Recipe:
                 raise ValueError(f"{name} wants two numbers, got {getattr(self, name)}")
         if self.resize_box is not None and min(self.resize_box) < 1:
             raise ValueError(f"resize_box is {self.resize_box}; sides of at least 1 pixel are wanted")
-        if not 0 < self.scale_range[0] <= self.scale_range[1] < float("inf"):
+        if self.scale_range is not None and not 0 < self.scale_range[0] <= self.scale_range[1] < float("inf"):
             raise ValueError(f"scale_range is {self.scale_range}; [low, high] with 0 < low <= high is wanted")
 
     def accumulation_steps(self, num_processes: int) -> int:

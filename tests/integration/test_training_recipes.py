@@ -39,7 +39,7 @@ def test_recipe_from_file_and_overrides(data, tmp_path):
     [
         (["--lerning_rate", "1"], "unknown key lerning_rate; did you mean learning_rate?"),
         (["--max_steps", "many"], "max_steps wants int or null, got 'many'"),
-        (["--photometric", "1"], "photometric wants bool, got 1"),
+        (["--photometric", "1"], "photometric wants bool or null, got 1"),
         (["--scale_range", "[1]"], "scale_range wants two numbers"),
         (["--ema_decay", "1.5"], "ema_decay 1.5 must be between"),
         (["--save_steps", "0"], "save_steps is 0"),

@@ -88,6 +88,25 @@ def test_a_fresh_head_sees_images_larger_than_its_crops(monkeypatch, given, patc
         assert scale_warning(recipe, processor) is None
 
 
+@pytest.mark.parametrize(
+    "given, num_images, decided",
+    [
+        ({}, 367, ([0.75, 1.5], False)),  # 8.7 epochs
+        ({}, 20, ([0.5, 2.0], True)),
+        ({"max_steps": 2293}, 367, ([0.75, 1.5], False)),  # 24.99
+        ({"max_steps": 2294}, 367, ([0.5, 2.0], True)),  # 25.004
+        ({}, None, ([0.5, 2.0], True)),
+        ({"model": "m", "crop_size": 64}, 367, ([0.5, 2.0], True)),
+        ({"scale_range": [0.5, 2.0]}, 367, ([0.5, 2.0], False)),
+        ({"photometric": True}, 367, ([0.75, 1.5], True)),
+    ],
+)
+def test_short_runs_of_a_fresh_head_change_their_images_less(given, num_images, decided):
+    facts = dataclasses.replace(DATA, num_images=num_images)
+    recipe, _ = complete_recipe(open_recipe(**given), facts, DeviceFacts("cpu"))
+    assert (recipe.scale_range, recipe.photometric) == decided
+
+
 @pytest.mark.parametrize("processes, per_device", [(1, None), (2, None), (3, None), (2, 3), (8, None), (3, 2)])
 @pytest.mark.parametrize("kind, memory", [("cpu", None), ("cuda", 6 << 30), ("cuda", 140 << 30)])
 def test_batches_can_be_cut_over_processes(processes, per_device, kind, memory):
