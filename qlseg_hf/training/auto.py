@@ -247,10 +247,8 @@ def _augmentation(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Itera
     is_short, why = False, ""
     if data.num_images and not recipe.model:
         epochs = recipe.max_steps * recipe.total_batch_size * (1 - (recipe.extra_data_share or 0)) / data.num_images
-        is_short, why = (
-            epochs < FEW_EPOCHS,
-            f"{'fewer' if epochs < FEW_EPOCHS else 'no fewer'} than {FEW_EPOCHS} epochs",
-        )
+        is_short = epochs < FEW_EPOCHS
+        why = f"{'fewer' if is_short else 'no fewer'} than {FEW_EPOCHS} epochs"
     if recipe.scale_range is None:
         yield "scale_range", ([0.75, 1.5] if is_short else [0.5, 2.0], why)
     if recipe.photometric is None:
