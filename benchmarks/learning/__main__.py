@@ -39,6 +39,7 @@ from peers import PEERS
 from report import draw_figure, write_table
 from tqdm import tqdm
 
+from qlseg_hf.data.augmentation import LONG_SIDE
 from qlseg_hf.evaluation import confusion_counts, scores
 from qlseg_hf.training.build import build_processor
 from qlseg_hf.training.data import look_at_data, open_split, training_batches
@@ -134,7 +135,7 @@ def open_study(args: argparse.Namespace, settings: Settings) -> Study:
         "data": args.data,
         "backbone": args.backbone,
         "crop_size": settings.crop,
-        "resize_box": [2048, settings.short_side],
+        "resize_box": [LONG_SIDE, settings.short_side],
         "total_batch_size": settings.batch,
         "per_device_batch_size": settings.batch,
         "num_workers": 0,

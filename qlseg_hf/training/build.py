@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.augmentation import LONG_SIDE
 from ..data.check import ignored_label_error
 from ..data.label_names import names_in_order, read_label_file
 from ..hub.loading import check_loaded, check_source
@@ -86,7 +87,7 @@ def scale_warning(recipe: Recipe, processor: QLSegImageProcessor) -> str | None:
     else:
         side = min(dict(settings.size).values())
         measured, is_same = f"with one of {side}, as the processor has it", side == trained
-        remedy = f"set resize_box: [2048, {side}], or size and window_size of processor to those of the crops"
+        remedy = f"set resize_box: [{LONG_SIDE}, {side}], or size and window_size of processor to those of the crops"
     if is_same:
         return None
     return (
