@@ -219,9 +219,10 @@ def _schedule(recipe: Recipe, data: DataFacts, device: DeviceFacts) -> Iterator[
         yield "warmup_steps", (min(1500, max(1, steps // 20), steps - 1), "")
     every = recipe.eval_steps
     if every is None:
-        # no more often than that as many images are trained on as are evaluated
-        every = min(4000, steps, max(1, steps // 8, math.ceil(data.num_eval_images / recipe.total_batch_size)))
-        yield "eval_steps", (every, "")
+        # steps that take as long as an evaluation: an image is about six windows, a window a third of a step's image
+        cost = math.ceil(2 * data.num_eval_images / recipe.total_batch_size)
+        every = min(4000, steps, max(1, steps // 8, min(steps // 4, 4 * cost), cost))
+        yield "eval_steps", (every, f"an evaluation takes about as long as {cost} steps" if cost else "")
     if recipe.save_steps is None:
         yield "save_steps", (min(1000, every), "")
 

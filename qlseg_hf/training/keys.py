@@ -95,8 +95,8 @@ class Recipe:
             where the GPU or CPU has it, else fp32.
         gradient_checkpointing: less memory for more time.
         compile: torch.compile of encoder, pixel encoder and decoder; on a CPU in fp32 alone.
-        eval_steps: interval of evaluations. auto: an eighth of max_steps, at most 4000, and in
-            which as many images are trained on as an evaluation reads.
+        eval_steps: interval of evaluations. auto: an eighth of max_steps, at most 4000; up to a quarter where
+            evaluations would take more than a fifth of the time; never shorter than an evaluation takes.
         save_steps: interval of checkpoints. auto: that of evaluations, at most 1000.
         keep_checkpoints: newest ones kept for resuming.
         resume: auto (the newest checkpoint of output_dir, if any), none, or the path of a checkpoint.

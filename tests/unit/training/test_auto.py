@@ -261,9 +261,10 @@ def test_bands_decide_the_normalisation():
     assert recipe.config == {"backbone_config": {"patch_size": 8, "num_channels": 5}}
 
 
-def test_evaluations_do_not_take_longer_than_training():
+@pytest.mark.parametrize(
+    ("steps", "eval_steps", "save_steps"), [(60, 51, 51), (800, 200, 200), (1200, 204, 204), (8000, 1000, 1000)]
+)
+def test_evaluations_take_a_fifth_of_the_time_or_come_four_times(steps, eval_steps, save_steps):
     facts = dataclasses.replace(DATA, num_eval_images=101)
-    recipe, _ = complete_recipe(open_recipe(max_steps=60), facts, DeviceFacts("cpu"))
-    assert recipe.eval_steps == recipe.save_steps == 26
-    recipe, _ = complete_recipe(open_recipe(max_steps=8000), facts, DeviceFacts("cpu"))
-    assert (recipe.eval_steps, recipe.save_steps) == (1000, 1000)
+    recipe, _ = complete_recipe(open_recipe(max_steps=steps), facts, DeviceFacts("cpu"))
+    assert (recipe.eval_steps, recipe.save_steps) == (eval_steps, save_steps)
