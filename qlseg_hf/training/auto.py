@@ -21,7 +21,7 @@ from .encoder_choice import SIZES, Encoder, find_encoder, find_normalization
 from .recipe import Recipe
 
 MEASURED_SPREAD = 0.41  # deviation of the first mask logits of the head that was tuned by hand; see `head_config`
-CPU_STEPS = 800  # a quarter of an hour with a ViT-Tiny on two cores, see docs/comparison.md
+CPU_STEPS = 800  # nine minutes of CamVid with a ViT-Tiny on two cores, see docs/comparison.md
 GPU_EPOCHS, LEAST_STEPS, MOST_STEPS = 50, 2000, 20_000
 CPU_CROP = 320  # pixels that the side of a crop has at most; elsewhere it is what `qlseg check` suggests
 FEW_EPOCHS = 25  # fewer show each image too seldom for strong augmentation to pay

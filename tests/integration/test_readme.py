@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import click
 import numpy as np
 import pytest
+import versions
 from conftest import FIXTURES, ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -175,6 +176,11 @@ def test_links_of_the_readme():
 
 def test_size_of_the_readme():
     assert len(README.encode()) <= 10_000
+
+
+def test_extras_of_the_readme():
+    told = set(re.findall(r"\.\[(\w+)\]", README))
+    assert told == set(versions.requirements()[1]) - {"docs", "test"}
 
 
 def test_make_targets():
