@@ -124,7 +124,8 @@ def divide(
             openers = {}
             for split, told in listed_pictures.items():
                 own = [by_path[path] for path in told]
-                theirs = look_up([entry for entry in pictures if entry.path not in told], masks)[0]
+                others = [entry for entry in pictures if entry.path not in told and is_picture(entry.path)]
+                theirs = look_up(others, masks)[0]
                 taken = {mask for maps in theirs.values() for mask in maps}
                 free = [mask for mask in masks if mask not in taken]
                 if any(told.values()) or any(look_up(own, free)[0].values()) or len(listed_pictures) == 1:

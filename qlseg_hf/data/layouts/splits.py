@@ -35,7 +35,9 @@ UNION_SPLITS = ("trainval", "train_val", "all", "full")
 SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val")
 LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
-LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
+LIST_WORDS = re.compile(
+    r"[-_. ]*(file|image|img|name|path|pair)?(list|id(?!ation)|set|file|image|img|name|path)s?[-_. ]*"
+)
 TABLE_OF_SPLITS = re.compile(r"data(set)?|(.*[-_. ])?splits?([-_. ].*)?", re.IGNORECASE)  # YAML, JSON
 LIST_SUFFIXES = dict.fromkeys((".txt", ".lst"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
 LIST_SUFFIXES |= dict.fromkeys((".yaml", ".yml", ".json"), "tree")
@@ -99,15 +101,20 @@ def read_split_lists(
         folder, plain = path.parent.as_posix().removeprefix(".").lower(), LIST_WORDS.sub("", path.stem.lower())
         is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/segmentation" if is_voc else "imagesets/")
         is_known |= kind == "text" and folder == "annotations"
-        own = next((word for word in (plain, *re.split(r"[-_. ]+", plain)) if word in SPLIT_WORDS), None)
+        words = [word for word in (plain, *re.split(r"[-_. ]+", plain)) if word in SPLIT_WORDS]
+        own = words[0] if plain in words or len(set(map(find_kind, words))) == 1 else None  # not train_test_split
         # train.txt counts more than train_list.txt, and that more than train_aug.txt
         rank = 0 if path.stem.lower() in SPLIT_WORDS or not own else 1 if plain in SPLIT_WORDS else 2
-        if not (is_known or (own and rank < 2) or "split" in plain):
+        if not (is_known or (own and rank < 2) or "split" in plain or "partition" in plain):
             continue
-        if kind == "text":
-            own_lists = {own if rank else path.stem: _lines(source.root / name)} if own else {}
+        if kind == "text" and own:
+            own_lists = {own if rank else path.stem: _lines(source.root / name)}
         elif kind == "table":
             own_lists, rank = _read_table_of_rows(source, name, locator), 0
+        elif kind == "text":
+            is_table = "split" in plain or "partition" in plain
+            own_lists = _read_table_of_rows(source, name, locator) if is_table else {}
+            own_lists = own_lists or _read_numbered_images(source, name)
         elif own and rank < 2:
             own_lists = _read_list_of_names(source, name, own)
         else:
@@ -137,14 +144,15 @@ def read_split_lists(
 def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str, list[str]]:
     """{split: names} of a CSV file whose name, or one of whose columns, tells splits; {} if no column names images.
 
-    Of several columns that do, the first counts.
+    Of several columns that do, the first counts. Blanks may part the cells of a text file.
     """
     with (source.root / name).open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = file.readlines(1 << 16)[:MOST_LINES] or [""]
-        if max(map(len, lines)) > MOST_SIGNS:  # run lengths and outlines
+        lines = file.readlines(1 << 16)[:MOST_LINES]
+        if max(map(len, lines), default=MOST_SIGNS + 1) > MOST_SIGNS:  # run lengths and outlines
             return {}
         file.seek(0)
-        table = csv.reader(file, delimiter=delimiter_of(lines[0]))
+        sign = delimiter_of(lines[0])
+        table = csv.reader(file, delimiter=sign if sign in lines[0] or suffix_of(name) in (".csv", ".tsv") else " ")
         head, *first = islice(table, len(lines))
         first = [head, *first] if any(map(locator.may_find, head)) else first  # without headings
         columns = list(zip(*(row for row in first if len(row) == len(head))))
@@ -159,6 +167,21 @@ def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str
     for row in rows:
         found[own if of_split is None else row[of_split].strip()].append(row[of_image].strip())
     return found
+
+
+def _read_numbered_images(source: Source, name: str) -> dict[str, list[str]]:
+    """{split: names} of CUB's list, of lines with the number of an image in `images.txt` and 1, to train on, or 0."""
+    listing = PurePosixPath(name).with_name("images.txt").as_posix()
+    if base_of(name) != "train_test_split.txt" or listing not in source.files:
+        return {}
+    rows = [[line.split(maxsplit=1) for line in _lines(source.root / file)] for file in (name, listing)]
+    if any(len(row) != 2 for row in sum(rows, [])) or {part for _, part in rows[0]} != {"0", "1"}:
+        return {}
+    images = dict(rows[1])
+    return {
+        split: [images[number] for number, part in rows[0] if part == own and number in images]
+        for split, own in (("train", "1"), ("test", "0"))
+    }
 
 
 def _names_any(locator: Locator, pictures: list[str], lines: list[str]) -> bool:

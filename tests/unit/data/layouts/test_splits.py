@@ -257,13 +257,32 @@ def test_what_yaml_may_say(tmp_path):
 @pytest.mark.parametrize(
     "file", ["train_list.txt", "trn.txt", "annotations/train.txt", "train_ids.lst", "list_train.txt"]
 )
-def test_lists_of_other_names(tmp_path, file):
+@pytest.mark.parametrize("held", ["val", "validation"])
+def test_lists_of_other_names(tmp_path, file, held):
+    """Before, `validation.txt` was not seen, because "id" in it was taken for a word of its own."""
     put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
-    other = file.replace("train", "val").replace("trn", "val")
+    other = file.replace("train", held).replace("trn", held)
     (tmp_path / file).write_text("c 1 1 1\na 2 1 1\n")
     (tmp_path / other).write_text("b 1 2 1\nd 1 1 1\n")
     assert read_all(open_dataset(tmp_path, "train")) == ["images/c.jpg", "images/a.jpg"]
     assert read_all(open_dataset(tmp_path, "val")) == ["images/b.jpg", "images/d.jpg"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train_test_split.txt": "1 1\n2 0\n4 0\n3 1\n", "images.txt": "1 a.jpg\n2 b.jpg\n3 c.jpg\n4 d.jpg\n"},  # CUB
+        {"train_test_split.txt": "a.jpg train\nb.jpg test\nc.jpg train\nd.jpg test\n"},
+        {"partition.txt": "a,train\nb,test\nc,train\nd,test\n"},
+    ],
+)
+def test_lists_of_all_images(tmp_path, files):
+    """Before, images came into any part, or all were taken for those to train on."""
+    put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/a.jpg", "images/c.jpg"]
+    assert read_all(open_dataset(tmp_path, "test")) == ["images/b.jpg", "images/d.jpg"]
 
 
 def test_files_that_only_seem_lists(tmp_path):
