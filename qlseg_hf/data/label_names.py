@@ -66,7 +66,11 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
 def read_classes_with_colors(content: Any) -> tuple[Any, list[list[int]] | None]:
     """Names and colours of a list of objects, as SuperAnnotate writes them, or of {colour: name}, as A2D2 does.
 
-    Anything else is returned as it is, without colours. ValueError for a list of which some objects have no name.
+    Objects may have a number each, as `id`, which is the label then. Anything else is returned as it is, without
+    colours.
+
+    Raises:
+        ValueError: some objects have no name; or there are neither colours nor numbers 0..K-1, but others.
     """
     if isinstance(content, dict) and content and all(HEX_COLOR.fullmatch(str(key)) for key in content):
         return list(content.values()), [to_hex_color(key) for key in content]
@@ -77,7 +81,22 @@ def read_classes_with_colors(content: Any) -> tuple[Any, list[list[int]] | None]
         raise ValueError(f"the objects must have a name each; got {content[0]!r:.80}")
     colors = [str(row.get("color")) for row in content]
     is_hex = all(HEX_COLOR.fullmatch(color) for color in colors)
-    return [row[head] for row in content], [to_hex_color(color) for color in colors] if is_hex else None
+    rows = [{_plain_head(key): value for key, value in row.items()} for row in content]
+    numbers = next(([row[key] for row in rows] for key in NUMBER_HEADS if all(key in row for row in rows)), [])
+    order = list(range(len(content)))
+    if sorted(map(str, numbers)) == sorted(map(str, order)):
+        order.sort(key=lambda place: int(numbers[place]))
+    elif numbers and not is_hex and all(map(_is_number, numbers)):
+        raise ValueError(
+            f"its numbers {', '.join(map(str, numbers[:4])):.40}, ... are not 0..{len(rows) - 1}, each once"
+        )
+    names = [content[place][head] for place in order]
+    return names, [to_hex_color(colors[place]) for place in order] if is_hex else None
+
+
+def _plain_head(head: Any) -> str:
+    """A heading without blanks and signs, in small letters."""
+    return re.sub(r"[^a-z0-9]", "", str(head).lower())
 
 
 def to_hex_color(text: str) -> list[int]:
@@ -128,7 +147,7 @@ def read_table(text: str) -> tuple[list[str], list[list[int]] | None] | None:
         ValueError: a line is damaged, or the numbers are not 0..K-1.
     """
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))]
-    heads = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in rows[0]] if rows else []
+    heads = [_plain_head(cell) for cell in rows[0]] if rows else []
     named = [head for head in NAME_HEADS if head in heads]
     if not named or len(rows) < 2:
         return None
@@ -179,14 +198,16 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
     lines = [line.rstrip(",; ") for line in lines]
     if lines and lines[0][:1] in ("[", "{"):
         raise ValueError("it looks like JSON; give it the ending .json")
-    if len(lines) > 1 and re.sub(r"[^a-z0-9]", "", lines[0].lower()) in NAME_HEADS:
+    if len(lines) > 1 and _plain_head(lines[0]) in NAME_HEADS:
         raise ValueError(f"the first line is {lines[0][:40]!r}, which seems to be a heading; take it out{advice}")
     if lines[:1] == ["__ignore__"] and len(lines) > 1:
         raise ValueError(
             f"the first line is '__ignore__', to which LabelMe's scripts give -1 and no label; take it out if label 0 "
             f"is {lines[1][:40]!r}, or rename it if it is label 0"
         )
-    if odd := [line for line in lines if re.search(r"\.(png|jpe?g|tiff?|bmp|webp|npy)$", line, re.IGNORECASE)]:
+    if odd := [
+        line for line in lines if re.search(r"\.(png|jpe?g|tiff?|bmp|webp|npy)(?=[\s,;]|$)", line, re.IGNORECASE)
+    ]:
         raise ValueError(f"the line {odd[0][:40]!r} is the name of a file; the names of labels are wanted{advice}")
     if odd := [line for line in lines if re.match(r"#|//|- |$", line)]:
         raise ValueError(f"the line {odd[0][:40]!r} is no plain name; take it out{advice}")
@@ -203,6 +224,9 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
     if len(found) < len(lines) < 2 * len(found) and numbers == list(range(numbers[0], numbers[-1] + 1)):
         odd = next(line for line in lines if not NUMBERED_NAME.fullmatch(line))
         raise ValueError(f"{len(found)} of {len(lines)} lines begin with a number, but {odd[:40]!r} does not{advice}")
+    behind = [re.fullmatch(r"(.*\S)\s+(\d+)", name) for name in names]  # "class 0" is a name, "sky 0" and "car 1" not
+    if None not in behind and len({match[1] for match in behind if match}) == len(names) > 1:
+        raise ValueError(f"{names[0][:40]!r} is a name and a number; give the names alone, in order{advice}")
     columns = [name for name in names if NAME_AND_NUMBER.fullmatch(name) or NUMBERED_NAME.fullmatch(name)]
     if len(columns) * 2 > len(names) and (len(found) == len(lines) or NAME_AND_NUMBER.fullmatch(columns[0])):
         raise ValueError(f"{columns[0][:40]!r} is a name and numbers; give the names alone, in order{advice}")

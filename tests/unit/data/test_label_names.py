@@ -80,6 +80,8 @@ def test_json(tmp_path, content):
             "__ignore__\nsky\ntree",
             "'__ignore__', to which LabelMe's scripts give -1 .*; take it out if label 0 is 'sky'",
         ),
+        ("sky 1\ntree 0", "'sky 1' is a name and a number; give the names alone, in order"),
+        ("a.png 0\nb.png 2", "the line 'a.png 0' is the name of a file"),
         ("a.png\nb.PNG", "the line 'a.png' is the name of a file; the names of labels are wanted"),
         ("# mine\nsky\ntree", "the line '# mine' is no plain name; take it out"),
         ("- sky\n- tree", "the line '- sky' is no plain name"),
@@ -211,6 +213,12 @@ def test_json_of_objects_without_colours(tmp_path, color):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps([{"name": "car", "color": color}, {"name": "road"}]))
     assert read_label_file(path) == (["car", "road"], None)
+    objects = [{"Class ID": "1", "name": "road"}, {"Class ID": "0", "name": "car"}]
+    path.write_text(json.dumps({"labels": objects}))  # before, their order counted
+    assert read_label_file(path) == (["car", "road"], None)
+    path.write_text(json.dumps([*objects, {"Class ID": 3, "name": "sky"}]))
+    with pytest.raises(ValueError, match="its numbers 1, 0, 3, ... are not 0..2, each once"):
+        read_label_file(path)
     path.write_text(json.dumps([{"name": "car"}, {"shape": "road"}]))
     with pytest.raises(ValueError, match="the objects must have a name each"):
         read_label_file(path)
