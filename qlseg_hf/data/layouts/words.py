@@ -19,7 +19,7 @@ MASK_WORDS = (
     *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
     *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages", "gtmaps"),
-    *("labelids", "labelsids", "categoryids", "classids"),
+    *("labelids", "labelsids", "categoryids", "classids", "defaultannot"),
     *("1stmanual", "2ndmanual", "manual", "manual1", "manual2"),
 )
 MASK_AFFIX = (

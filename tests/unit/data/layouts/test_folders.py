@@ -311,3 +311,10 @@ def test_copies_in_two_sizes_are_refused(tmp_path):
         open_dataset(tmp_path, "train")
     (tmp_path / "train.txt").write_text("images/480p/v/a.jpg masks/480p/v/a.png\n")
     assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/480p/v/a.jpg"]
+
+
+def test_camvid_as_cvat_writes_it(tmp_path):
+    """Without subsets all lies in `default` and `defaultannot`."""
+    put_pairs(tmp_path, "default/{name}.png", "defaultannot/{name}.png", "ab")
+    (tmp_path / "default.txt").write_text("default/a.png defaultannot/a.png\ndefault/b.png defaultannot/b.png\n")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["default/a.png", "default/b.png"]
