@@ -27,7 +27,7 @@ from .layout import Source, Splits
 YEARS = range(2005, 2031)  # as in train2017
 TRAIN_SPLITS = ("train", "training", "trn", *(f"train{year}" for year in YEARS))
 VALIDATION_SPLITS = (
-    *("validation", "val", "valid", "dev", "eval", "evaluation", "holdout"),
+    *("validation", "val", "valid", "validate", "dev", "eval", "evaluation", "holdout"),
     *(f"val{year}" for year in YEARS),
 )
 TEST_SPLITS = ("test", "testing", "tst", *(f"test{year}" for year in YEARS))
@@ -36,10 +36,11 @@ SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "tra
 LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
 LIST_WORDS = re.compile(
-    r"[-_. ]*(file|image|img|name|path|pair)?(list|id(?!ation)|set|file|image|img|name|path)s?[-_. ]*"
+    r"[-_. ]*(file|image|img|name|path|pair)?(list|id(?!at)|set|file|image|img|name|path)s?[-_. ]*"
 )
+TABLE_WORDS = ("data", "dataset", "df", "index", "info", "meta", "metadata", "samples", "split", "splits", "table")
 TABLE_OF_SPLITS = re.compile(r"data(set)?|(.*[-_. ])?splits?([-_. ].*)?", re.IGNORECASE)  # YAML, JSON
-LIST_SUFFIXES = dict.fromkeys((".txt", ".lst"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
+LIST_SUFFIXES = dict.fromkeys((".txt", ".lst", ".list"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
 LIST_SUFFIXES |= dict.fromkeys((".yaml", ".yml", ".json"), "tree")
 MOST_LINES, MOST_SIGNS = 100, 4096  # of a file that only seems a list: lines that are looked at, and their length
 NOT_DIVIDED, NOTHING_TO_LEARN = "there is no validation split", "there is nothing to learn from them alone"
@@ -101,21 +102,24 @@ def read_split_lists(
         folder, plain = path.parent.as_posix().removeprefix(".").lower(), LIST_WORDS.sub("", path.stem.lower())
         is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/segmentation" if is_voc else "imagesets/")
         is_known |= kind == "text" and folder == "annotations"
-        words = [word for word in (plain, *re.split(r"[-_. ]+", plain)) if word in SPLIT_WORDS]
+        parts = re.split(r"[-_. ]+", plain)
+        words = [word for word in (plain, *parts) if word in SPLIT_WORDS]
         own = words[0] if plain in words or len(set(map(find_kind, words))) == 1 else None  # not train_test_split
-        # train.txt counts more than train_list.txt, and that more than train_aug.txt
+        # train.txt counts more than train_list.txt, that more than train_data.txt, and that more than train_aug.txt
         rank = 0 if path.stem.lower() in SPLIT_WORDS or not own else 1 if plain in SPLIT_WORDS else 2
-        if not (is_known or (own and rank < 2) or "split" in plain or "partition" in plain):
+        rank += rank == 2 and not {*parts} <= {*SPLIT_WORDS, *TABLE_WORDS}
+        title = path.stem if own and rank == 0 else own
+        if not (is_known or (own and rank < 3) or "split" in plain or "partition" in plain):
             continue
-        if kind == "text" and own:
-            own_lists = {own if rank else path.stem: _lines(source.root / name)}
+        if kind == "text" and title:
+            own_lists = {title: _lines(source.root / name)}
         elif kind == "table":
-            own_lists, rank = _read_table_of_rows(source, name, locator), 0
+            own_lists = _read_table_of_rows(source, name, locator, title if rank < 3 else None)
         elif kind == "text":
             is_table = "split" in plain or "partition" in plain
-            own_lists = _read_table_of_rows(source, name, locator) if is_table else {}
+            own_lists = _read_table_of_rows(source, name, locator, None) if is_table else {}
             own_lists = own_lists or _read_numbered_images(source, name)
-        elif own and rank < 2:
+        elif own and rank < 3:
             own_lists = _read_list_of_names(source, name, own)
         else:
             own_lists = _read_table_of_splits(source, name) if TABLE_OF_SPLITS.fullmatch(path.stem) else {}
@@ -141,8 +145,8 @@ def read_split_lists(
     return lists
 
 
-def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str, list[str]]:
-    """{split: names} of a CSV file whose name, or one of whose columns, tells splits; {} if no column names images.
+def _read_table_of_rows(source: Source, name: str, locator: Locator, own: str | None) -> dict[str, list[str]]:
+    """{split: names} of a CSV file, one of whose columns tells splits, or whose name tells `own`; {} without images.
 
     Of several columns that do, the first counts. Blanks may part the cells of a text file.
     """
@@ -158,14 +162,14 @@ def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str
         columns = list(zip(*(row for row in first if len(row) == len(head))))
         is_found = [sum(map(locator.may_find, cells)) * 2 > len(cells) for cells in columns]
         is_split = [{cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS} for cells in columns]
-        own = PurePosixPath(name).stem
-        if True not in is_found or (True not in is_split and own.lower() not in SPLIT_WORDS):
+        if True not in is_found or (True not in is_split and not own):
             return {}
         of_image, of_split = is_found.index(True), is_split.index(True) if True in is_split else None
         rows = [row for row in (*first, *table) if len(row) == len(head)]
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        found[own if of_split is None else row[of_split].strip()].append(row[of_image].strip())
+        split = own if of_split is None else row[of_split].strip()
+        found[split or ""].append(row[of_image].strip())
     return found
 
 
@@ -219,7 +223,7 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     for split, value in content.items() if isinstance(content, dict) else ():
         if str(split).lower() not in SPLIT_WORDS or value is None:
             continue
-        if isinstance(value, str) and suffix_of(value) in (".txt", ".lst"):
+        if isinstance(value, str) and LIST_SUFFIXES.get(suffix_of(value)) == "text":
             listing = Locator(source.files).find(value)
             if listing is None:
                 raise ValueError(f"{source.root / name}: {value}, the list of split {split}, does not exist")

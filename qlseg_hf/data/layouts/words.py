@@ -35,7 +35,7 @@ GUESSED_MASK_WORDS = (
 )
 GUESSED_ROLE_OF = ROLE_OF | {"frame": IMAGE, "frames": IMAGE} | dict.fromkeys(GUESSED_MASK_WORDS, MASK)
 ROLE_IN_SPLIT = ROLE_OF | {"x": IMAGE, "y": MASK}  # train_x and train_y
-SHORT_SPLITS = {"tr": "train", "vd": "validation", "te": "test", "ts": "test"}  # DUTS-TR, imagesTs
+SHORT_SPLITS = {"tr": "train", "va": "validation", "vd": "validation", "te": "test", "ts": "test"}  # DUTS-TR, imagesTs
 LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)
 
 

@@ -170,6 +170,10 @@ def test_split_lists(tmp_path, where, written):
         ("train.txt", "images/{name}.png masks/{name}.png"),
         ("train.csv", "{name}.jpg"),  # without headings
         ("train.csv", "{name}.tif,1"),
+        ("df_train.csv", "{name}.jpg,1"),
+        ("train_metadata.csv", "{name}"),
+        ("train_data.json", "{name}.jpg"),
+        ("train.list", "{name}"),
     ],
 )
 def test_split_lists_in_other_places_and_with_other_endings(tmp_path, where, written):
@@ -257,7 +261,7 @@ def test_what_yaml_may_say(tmp_path):
 @pytest.mark.parametrize(
     "file", ["train_list.txt", "trn.txt", "annotations/train.txt", "train_ids.lst", "list_train.txt"]
 )
-@pytest.mark.parametrize("held", ["val", "validation"])
+@pytest.mark.parametrize("held", ["val", "validation", "validate"])
 def test_lists_of_other_names(tmp_path, file, held):
     """Before, `validation.txt` was not seen, because "id" in it was taken for a word of its own."""
     put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
@@ -346,11 +350,12 @@ def test_names_of_images_that_tell_splits(tmp_path, image, mask):
         ("images/{order}. {split} set/{name}.jpg", "masks/{order}. {split} set/{name}.png"),
     ],
 )
-def test_short_and_numbered_names_of_splits(tmp_path, image, mask):
-    for order, split, names in (("a", "Tr", "pqr"), ("b", "Te", "st")):
+@pytest.mark.parametrize("short, kind", [("Te", "test"), ("Va", "validation")])
+def test_short_and_numbered_names_of_splits(tmp_path, image, mask, short, kind):
+    for order, split, names in (("a", "Tr", "pqr"), ("b", short, "st")):
         put_pairs(tmp_path, image.replace("{order}", order), mask.replace("{order}", order), names, split=split)
     train, held = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "validation")
-    assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 2, "test")
+    assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 2, kind)
 
 
 def test_lists_of_vocs_other_tasks(tmp_path):
