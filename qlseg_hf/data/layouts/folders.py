@@ -115,11 +115,8 @@ def divide(
     first = source.root / masks[0].path
     in_split = {split: [e for e in pictures if e.split == split] for split in dict.fromkeys(e.split for e in pictures)}
     if set(in_split) == {None}:
-        listed_pictures = read_split_lists(source, [e.path for e in pictures if is_picture(e.path)], with_tables=True)
+        listed_pictures = read_split_lists(source, [e.path for e in pictures if is_picture(e.path)], notes)
         if listed_pictures:
-            wanted = {path for paths in listed_pictures.values() for path in paths}
-            if left := [e.path for e in pictures if is_picture(e.path) and e.path not in wanted]:
-                notes.append(f"{len(left)} images are in no list of a split: {listed(left)}")
             by_path = {entry.path: entry for entry in pictures}
             openers = {}
             for split, told in listed_pictures.items():

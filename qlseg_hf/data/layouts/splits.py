@@ -79,16 +79,16 @@ def find_kind(split: str) -> str:
 
 
 def read_split_lists(
-    source: Source, pictures: list[str], with_tables: bool = False
+    source: Source, pictures: list[str], notes: list[str], with_tables: bool = True
 ) -> dict[str, dict[str, str | None]]:
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
     So do CSV files called so, and those with a column that tells the split of each image, `with_tables`, which are
-    tables of other things for some layouts. A line holds a file name, with or without folder and ending, and may go
+    annotations in some layouts. A line holds a file name, with or without folder and ending, and may go
     on with that of the label map, which then is the value of the picture, else None; or it names a folder, as of the
     frames of a video. A YAML or JSON file maps splits to lists of names, to such a text file or to a folder;
     `train.json` is a list. A list outside `LIST_FOLDERS` counts less, and if it names a picture. Where no list is one
-    to train on, pictures in none are.
+    to train on, pictures in none are; else these are told in `notes`.
 
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
@@ -142,6 +142,8 @@ def read_split_lists(
     rest = [picture for picture in pictures if not any(picture in own for own in lists.values())]
     if lists and rest and kinds.isdisjoint((TRAIN_SPLITS[0], *UNION_SPLITS)):
         lists[TRAIN_SPLITS[0]] = dict.fromkeys(rest)
+    elif lists and rest:
+        notes.append(f"{len(rest)} images are in no list of a split: {listed(rest)}")
     return lists
 
 
