@@ -46,6 +46,10 @@ MOST_LINES, MOST_SIGNS = 100, 4096  # of a file that only seems a list: lines th
 NOT_DIVIDED, NOTHING_TO_LEARN = "there is no validation split", "there is nothing to learn from them alone"
 ALL = "all"  # the name of a part that nobody has divided
 MOST_HELD_OUT = 1.5  # times the wanted share, which hashes of a few names may exceed by much
+CHANGED = re.compile(  # what ends the names of changed copies: a_flip, a_rot90, a_aug_1
+    r"([-_. ]+(aug(mented|mentation)?|[hv]?flip(ped|lr|ud)?|rot(ate|ated|ation)?|mirror(ed)?)[-_]?([hv]|\d+)?)+$",
+    re.IGNORECASE,
+)
 MAX_READ_MAPS, MAX_READ_PIXELS = 500, 2 * 10**8  # label maps that are read to find rare labels
 
 
@@ -333,29 +337,36 @@ def place_of(name: str) -> float:
 
 
 def choose_validation(samples: Samples, fraction: float) -> list[int]:
-    """Numbers of the samples that are held out; see `hold_out`."""
-    places = [place_of(name) for name in _names(samples)]
-    order = sorted(range(len(places)), key=places.__getitem__)
+    """Numbers of the samples that are held out; see `hold_out`. Copies of one image are in one part."""
+    names = _names(samples)
+    stems, copies = set(map(stem_of, names)), defaultdict(list)  # numbers of the copies of one image, by its place
+    for index, name in enumerate(names):
+        origin = CHANGED.sub("", stem_of(name))
+        copies[place_of(f"{origin}.jpg" if origin in stems else name)].append(index)
+    order = sorted(place for place, own in copies.items() for _ in own)
     most = min(math.ceil(MOST_HELD_OUT * fraction * len(order)), len(order) - 1)
-    highest = max(places[order[0]], min(places[order[most - 1]], fraction))
-    chosen = {index for index in order if places[index] <= highest}  # copies of one image have one place
-    if len(chosen) == len(order):
+    if len(copies) == 1:
+        return list(range(most))
+    highest = max(order[0], min(order[most - 1], fraction))
+    chosen = {place for place in copies if place <= highest}
+    if len(chosen) == len(copies):
         chosen.remove(order[-1])
-    labels = _labels_of(samples)
+    known = _labels_of(samples)
+    labels = {place: set().union(*(known.get(index, ()) for index in own)) for place, own in copies.items()}
     holders = defaultdict(list)
-    for index in order:
-        for label in labels.get(index, ()):
-            holders[label].append(index)
-    in_validation = Counter(label for index in chosen for label in labels.get(index, ()))
+    for place in sorted(copies):
+        for label in labels[place]:
+            holders[label].append(place)
+    in_validation = Counter(label for place in chosen for label in labels[place])
 
-    def may_move(index: int, is_chosen: bool, size: int) -> bool:
+    def may_move(place: float, is_chosen: bool, size: int) -> bool:
         """Whether the part that an image leaves keeps an image, and each label that it can keep."""
         left = {
             label: in_validation[label] if is_chosen else len(holders[label]) - in_validation[label]
-            for label in labels[index]
+            for label in labels[place]
         }
         return size > 1 and all(
-            left[label] > 1 for label in labels[index] if 0 < in_validation[label] < len(holders[label])
+            left[label] > 1 for label in labels[place] if 0 < in_validation[label] < len(holders[label])
         )
 
     for label in sorted(holders, key=lambda label: (len(holders[label]), str(label))):
@@ -363,13 +374,13 @@ def choose_validation(samples: Samples, fraction: float) -> list[int]:
         if len(own) < 2 or 0 < in_validation[label] < len(own):
             continue
         is_chosen = in_validation[label] > 0  # all of its images are held out, or none is
-        size = len(chosen) if is_chosen else len(order) - len(chosen)
+        size = len(chosen) if is_chosen else len(copies) - len(chosen)
         nearest = reversed(own) if is_chosen else own  # the image whose hash is nearest to the border
-        moved = next((index for index in nearest if may_move(index, is_chosen, size)), None)
+        moved = next((place for place in nearest if may_move(place, is_chosen, size)), None)
         if moved is not None:
             chosen ^= {moved}
             in_validation.update({label: -1 if is_chosen else 1 for label in labels[moved]})
-    return sorted(chosen)
+    return sorted(index for place in chosen for index in copies[place])
 
 
 def _names(samples: Samples) -> list[str]:

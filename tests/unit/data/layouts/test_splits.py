@@ -62,10 +62,14 @@ def test_hashes_of_a_few_names_hold_out_no_more_than_half_as_many_again(tmp_path
     assert names_of(tmp_path, "val") == {f"images/{name}.png" for name in lowest}
 
 
-def test_copies_of_one_image_stay_together(tmp_path):
-    for i in range(3):
-        for copy in "abcd":
-            put_numbered(tmp_path, f"n{i}_jpg.rf.{copy}1")
+@pytest.mark.parametrize(
+    "copies", ["_jpg.rf.a1 _jpg.rf.b1 _jpg.rf.c1", "_jpg _jpg_flip _jpg_rot90", "_jpg _jpg-aug-1 _jpg_HFlip"]
+)
+def test_copies_of_one_image_stay_together(tmp_path, copies):
+    """Also if they alone have a label, of which one copy came into the other part before."""
+    for i in range(4):
+        for copy in copies.split():
+            put_numbered(tmp_path, f"n{i}{copy}", i)
     parts = [{name.split("_jpg")[0] for name in names_of(tmp_path, split)} for split in ("train", "val")]
     assert all(parts) and not parts[0] & parts[1]
 
