@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ LABEL_FILES = re.compile(  # names of files beside the data that hold names of l
 )
 # Headings of tables, without blanks and signs
 NAME_HEADS = ("name", "classname", "labelname", "class", "label", "category", "names", "classes", "labels")
-NUMBER_HEADS = ("id", "classid", "labelid", "index", "idx", "number", "value", "pixelvalue")
+NUMBER_HEADS = (
+    *("id", "classid", "labelid", "categoryid", "catid", "trainid", "index", "classindex", "labelindex", "idx"),
+    *("number", "value", "pixelvalue", "labelvalue", "classvalue", "pixel", "code"),
+)
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 COLORS = ("red", "green", "blue")
+COLOR_HEADS = (*COLORS, "r", "g", "b")
 COLOR_AND_NAME = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,:]+([^\s\d].*)")
 NUMBER_NAME_AND_COLOR = re.compile(r"(\d+)[\s,:]+([^\s\d].*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
@@ -82,16 +87,32 @@ def read_classes_with_colors(content: Any) -> tuple[Any, list[list[int]] | None]
     colors = [str(row.get("color")) for row in content]
     is_hex = all(HEX_COLOR.fullmatch(color) for color in colors)
     rows = [{_plain_head(key): value for key, value in row.items()} for row in content]
-    numbers = next(([row[key] for row in rows] for key in NUMBER_HEADS if all(key in row for row in rows)), [])
-    order = list(range(len(content)))
-    if sorted(map(str, numbers)) == sorted(map(str, order)):
-        order.sort(key=lambda place: int(numbers[place]))
-    elif numbers and not is_hex and all(map(_is_number, numbers)):
-        raise ValueError(
-            f"its numbers {', '.join(map(str, numbers[:4])):.40}, ... are not 0..{len(rows) - 1}, each once"
-        )
+    columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+    order = _order_by_numbers(columns, is_strict=not is_hex) or list(range(len(rows)))
     names = [content[place][head] for place in order]
     return names, [to_hex_color(colors[place]) for place in order] if is_hex else None
+
+
+def _order_by_numbers(columns: Mapping[str, Sequence], is_strict: bool = True) -> list[int] | None:
+    """Places of the rows of a table by the numbers of their labels; None if no column has these.
+
+    It is called so, or without heading, or holds 0..K-1 each once, of three labels or more: of two it may be a mark.
+
+    Raises:
+        ValueError: a column that is called so has other numbers, if `is_strict`; or two columns number differently.
+    """
+    numbers = {head: list(map(int, cells)) for head, cells in columns.items() if all(map(_is_number, cells))}
+    labels = list(range(max(map(len, columns.values()), default=0)))
+    whole = {head: own for head, own in numbers.items() if sorted(own) == labels and head not in COLOR_HEADS}
+    if known := next((head for head in (*NUMBER_HEADS, *NAME_HEADS) if head in numbers), None):
+        if known not in whole and is_strict:
+            text = ", ".join(map(str, numbers[known][:4]))
+            raise ValueError(f"its numbers {text:.40}, ... are not 0..{labels[-1]}, each once")
+        whole = {known: whole[known]} if known in whole else {}
+    whole = {head: own for head, own in whole.items() if head in ("", known) or len(labels) > 2}
+    if len(set(map(tuple, whole.values()))) > 1:
+        raise ValueError(f"its columns {', '.join(whole):.60} number the labels in different orders; keep one")
+    return next((sorted(labels, key=own.__getitem__) for own in whole.values()), None)
 
 
 def _plain_head(head: Any) -> str:
@@ -158,12 +179,7 @@ def read_table(text: str) -> tuple[list[str], list[list[int]] | None] | None:
     names = list(columns[next((head for head in named if not is_number[head]), named[0])])
     bands = [next((columns[head] for head in (color[0], color) if head in columns), None) for color in COLORS]
     colors = None if None in bands else [_to_color(name, list(cells)) for name, *cells in zip(names, *bands)]
-    numbers = next((columns[head] for head in (*NUMBER_HEADS, *named) if is_number.get(head)), None)
-    if numbers is None:
-        return names, colors
-    order = sorted(range(len(names)), key=lambda row: int(numbers[row]))
-    if [int(numbers[row]) for row in order] != list(range(len(names))):
-        raise ValueError(f"its numbers {', '.join(numbers[:4]):.40}, ... are not 0..{len(names) - 1}, each once")
+    order = _order_by_numbers(columns) or list(range(len(names)))
     return [names[row] for row in order], colors and [colors[row] for row in order]
 
 
@@ -209,7 +225,7 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
         line for line in lines if re.search(r"\.(png|jpe?g|tiff?|bmp|webp|npy)(?=[\s,;]|$)", line, re.IGNORECASE)
     ]:
         raise ValueError(f"the line {odd[0][:40]!r} is the name of a file; the names of labels are wanted{advice}")
-    if odd := [line for line in lines if re.match(r"#|//|- |$", line)]:
+    if odd := [line for line in lines if re.match(r"#|//|- |[{}]|$", line)]:
         raise ValueError(f"the line {odd[0][:40]!r} is no plain name; take it out{advice}")
     found = [match for match in map(NUMBERED_NAME.fullmatch, lines) if match]
     numbers = sorted(int(match[1]) for match in found)
@@ -227,6 +243,13 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
     behind = [re.fullmatch(r"(.*\S)\s+(\d+)", name) for name in names]  # "class 0" is a name, "sky 0" and "car 1" not
     if None not in behind and len({match[1] for match in behind if match}) == len(names) > 1:
         raise ValueError(f"{names[0][:40]!r} is a name and a number; give the names alone, in order{advice}")
+    if odd := [name for name in names if "\t" in name]:
+        raise ValueError(f"{odd[0][:40]!r} is a line of a table; give the names alone, in order{advice}")
+    inside = [re.findall(r"\d+", name) for name in names]
+    if len(found) < len(lines) and all(len(own) == 1 for own in inside):
+        order = [int(number) for (number,) in inside]
+        if order != sorted(order) == list(range(len(names))):
+            raise ValueError(f"the lines have the numbers 0..{len(names) - 1} in another order{advice}")
     columns = [name for name in names if NAME_AND_NUMBER.fullmatch(name) or NUMBERED_NAME.fullmatch(name)]
     if len(columns) * 2 > len(names) and (len(found) == len(lines) or NAME_AND_NUMBER.fullmatch(columns[0])):
         raise ValueError(f"{columns[0][:40]!r} is a name and numbers; give the names alone, in order{advice}")
