@@ -38,6 +38,7 @@ LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 LIST_WORDS = re.compile(
     r"[-_. ]*(file|image|img|name|path|pair)?(list|id(?!at)|set|file|image|img|name|path)s?[-_. ]*"
 )
+SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 TABLE_WORDS = ("data", "dataset", "df", "index", "info", "meta", "metadata", "samples", "split", "splits", "table")
 TABLE_OF_SPLITS = re.compile(r"data(set)?|(.*[-_. ])?splits?([-_. ].*)?", re.IGNORECASE)  # YAML, JSON
 LIST_SUFFIXES = dict.fromkeys((".txt", ".lst", ".list"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
@@ -154,7 +155,8 @@ def read_split_lists(
 def _read_table_of_rows(source: Source, name: str, locator: Locator, own: str | None) -> dict[str, list[str]]:
     """{split: names} of a CSV file, one of whose columns tells splits, or whose name tells `own`; {} without images.
 
-    Of several columns that do, the first counts. Blanks may part the cells of a text file.
+    Of several columns that do, the first counts; of one called `split` and the like some cells may tell none. Blanks
+    may part the cells of a text file.
     """
     with (source.root / name).open(encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = file.readlines(1 << 16)[:MOST_LINES]
@@ -167,16 +169,26 @@ def _read_table_of_rows(source: Source, name: str, locator: Locator, own: str | 
         first = [head, *first] if any(map(locator.may_find, head)) else first  # without headings
         columns = list(zip(*(row for row in first if len(row) == len(head))))
         is_found = [sum(map(locator.may_find, cells)) * 2 > len(cells) for cells in columns]
-        is_split = [{cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS} for cells in columns]
+        is_split = [
+            {cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS}
+            or (title.strip().lower() in SPLIT_COLUMNS and any(map(_split_in, cells)))
+            for title, cells in zip(head, columns)
+        ]
         if True not in is_found or (True not in is_split and not own):
             return {}
         of_image, of_split = is_found.index(True), is_split.index(True) if True in is_split else None
         rows = [row for row in (*first, *table) if len(row) == len(head)]
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        split = own if of_split is None else row[of_split].strip()
-        found[split or ""].append(row[of_image].strip())
+        if split := own if of_split is None else _split_in(row[of_split]):
+            found[split].append(row[of_image].strip())
     return found
+
+
+def _split_in(cell: str) -> str | None:
+    """The word of a cell that tells a split, as that of "Train", "training set" and "test-public"."""
+    words = (cell.strip(), *re.split(r"[-_. ]+", cell.strip()))
+    return next((word for word in words if word.lower() in SPLIT_WORDS), None)
 
 
 def _read_numbered_images(source: Source, name: str) -> dict[str, list[str]]:

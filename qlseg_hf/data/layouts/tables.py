@@ -27,9 +27,8 @@ from ..samples import StreamedSamples, TableSamples, import_datasets
 from .columns import MOST_ROWS, drop_decoding, find_columns
 from .files import MASK_SUFFIXES, Locator, delimiter_of
 from .layout import Family, Found, Opener, Source
-from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
+from .splits import ALL, SPLIT_COLUMNS, SPLIT_WORDS, UNION_SPLITS, find_split
 
-SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 UNUSED_COLUMNS = re.compile(r"k?_?folds?(_?id)?|is_?(train|val|valid|test)(ing|ation)?", re.IGNORECASE)
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"

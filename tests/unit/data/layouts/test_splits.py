@@ -375,6 +375,7 @@ def test_lists_of_vocs_other_tasks(tmp_path):
     "files",
     [
         {"splits.csv": "id;fold_of;split\n0;x;train\n1;x;train\n2;x;train\n3;x;val\n4;x;val\n"},
+        {"data.csv": "name,subset\n0,train set\n1,train set\n2,train set\n3,val-a\n4,val-b\n5,\n"},
         {"train.csv": "image\n0.jpg\n1.jpg\n2.jpg\n", "val.csv": "image\n3.jpg\n4.jpg\n"},
         {"list/train_aug.txt": "0\n1\n2\n", "list/val.txt": "3\n4\n", "list/test.txt": "5\n"},
     ],
