@@ -171,7 +171,7 @@ def _read_table_of_rows(source: Source, name: str, locator: Locator, own: str | 
         is_found = [sum(map(locator.may_find, cells)) * 2 > len(cells) for cells in columns]
         is_split = [
             {cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS}
-            or (title.strip().lower() in SPLIT_COLUMNS and any(map(_split_in, cells)))
+            or (title.strip().lower() in SPLIT_COLUMNS and any(map(split_in_cell, cells)))
             for title, cells in zip(head, columns)
         ]
         if True not in is_found or (True not in is_split and not own):
@@ -180,12 +180,12 @@ def _read_table_of_rows(source: Source, name: str, locator: Locator, own: str | 
         rows = [row for row in (*first, *table) if len(row) == len(head)]
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if split := own if of_split is None else _split_in(row[of_split]):
+        if split := own if of_split is None else split_in_cell(row[of_split]):
             found[split].append(row[of_image].strip())
     return found
 
 
-def _split_in(cell: str) -> str | None:
+def split_in_cell(cell: str) -> str | None:
     """The word of a cell that tells a split, as that of "Train", "training set" and "test-public"."""
     words = (cell.strip(), *re.split(r"[-_. ]+", cell.strip()))
     return next((word for word in words if word.lower() in SPLIT_WORDS), None)
@@ -443,4 +443,5 @@ __all__ = [
     "hold_out",
     "place_of",
     "read_split_lists",
+    "split_in_cell",
 ]

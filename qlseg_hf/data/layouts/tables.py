@@ -27,7 +27,7 @@ from ..samples import StreamedSamples, TableSamples, import_datasets
 from .columns import MOST_ROWS, drop_decoding, find_columns
 from .files import MASK_SUFFIXES, Locator, delimiter_of
 from .layout import Family, Found, Opener, Source
-from .splits import ALL, SPLIT_COLUMNS, SPLIT_WORDS, UNION_SPLITS, find_split
+from .splits import ALL, SPLIT_COLUMNS, SPLIT_WORDS, UNION_SPLITS, find_split, split_in_cell
 
 UNUSED_COLUMNS = re.compile(r"k?_?folds?(_?id)?|is_?(train|val|valid|test)(ing|ation)?", re.IGNORECASE)
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
@@ -202,7 +202,7 @@ def rows_of_splits(
     table = load_files(reader, files, settings)
     rows: dict[str, list[int]] = defaultdict(list)
     for number, value in enumerate(table.select_columns([column])[column]):
-        rows[str(value).strip()].append(number)
+        rows[split_in_cell(str(value)) or str(value).strip()].append(number)
     named = [value for value in rows if value.lower() in (*SPLIT_WORDS, *UNION_SPLITS)]
     if not named:
         return None
