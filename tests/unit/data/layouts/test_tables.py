@@ -393,7 +393,7 @@ def test_bare_names_that_mean_two_files(tmp_path):
         open_dataset(tmp_path, "train", layout="table", val_fraction=0)[0].read()
 
 
-@pytest.mark.parametrize("column", ["fold", "kfold", "is_train"])
+@pytest.mark.parametrize("column", ["fold", "kfold", "is_train", "split"])
 @pytest.mark.parametrize("folder", ["images", "pics"])
 def test_columns_that_divide_in_other_ways_are_told(tmp_path, column, folder):
     put_pairs(tmp_path, folder + "/{name}.png", "masks/{name}.png", "abcdef")
