@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ LABEL_FILES = re.compile(  # names of files beside the data that hold names of l
 )
 # Headings of tables, without blanks and signs
 NAME_HEADS = ("name", "classname", "labelname", "class", "label", "category", "names", "classes", "labels")
-NUMBER_HEADS = ("id", "classid", "labelid", "index", "idx", "number", "value", "pixelvalue")
+NUMBER_HEADS = (
+    *("id", "classid", "labelid", "categoryid", "catid", "trainid", "index", "classindex", "labelindex", "idx"),
+    *("number", "value", "pixelvalue", "labelvalue", "classvalue", "pixel", "code"),
+)
 HEX_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 COLORS = ("red", "green", "blue")
+COLOR_HEADS = (*COLORS, "r", "g", "b")
 COLOR_AND_NAME = re.compile(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,:]+([^\s\d].*)")
 NUMBER_NAME_AND_COLOR = re.compile(r"(\d+)[\s,:]+([^\s\d].*?)[\s,:]+(\d+)[\s,]+(\d+)[\s,]+(\d+)")
 NAME_AND_NUMBER = re.compile(r"(\S.*?)\s*[,:;=|\t]\s*(\d+)")
@@ -66,7 +71,11 @@ def read_label_file(path: Path) -> tuple[list[str], list | None]:
 def read_classes_with_colors(content: Any) -> tuple[Any, list[list[int]] | None]:
     """Names and colours of a list of objects, as SuperAnnotate writes them, or of {colour: name}, as A2D2 does.
 
-    Anything else is returned as it is, without colours. ValueError for a list of which some objects have no name.
+    Objects may have a number each, as `id`, which is the label then. Anything else is returned as it is, without
+    colours.
+
+    Raises:
+        ValueError: some objects have no name; or there are neither colours nor numbers 0..K-1, but others.
     """
     if isinstance(content, dict) and content and all(HEX_COLOR.fullmatch(str(key)) for key in content):
         return list(content.values()), [to_hex_color(key) for key in content]
@@ -77,7 +86,38 @@ def read_classes_with_colors(content: Any) -> tuple[Any, list[list[int]] | None]
         raise ValueError(f"the objects must have a name each; got {content[0]!r:.80}")
     colors = [str(row.get("color")) for row in content]
     is_hex = all(HEX_COLOR.fullmatch(color) for color in colors)
-    return [row[head] for row in content], [to_hex_color(color) for color in colors] if is_hex else None
+    rows = [{_plain_head(key): value for key, value in row.items()} for row in content]
+    columns = {key: [row.get(key) for row in rows] for key in rows[0]}
+    order = _order_by_numbers(columns, is_strict=not is_hex) or list(range(len(rows)))
+    names = [content[place][head] for place in order]
+    return names, [to_hex_color(colors[place]) for place in order] if is_hex else None
+
+
+def _order_by_numbers(columns: Mapping[str, Sequence], is_strict: bool = True) -> list[int] | None:
+    """Places of the rows of a table by the numbers of their labels; None if no column has these.
+
+    It is called so, or without heading, or holds 0..K-1 each once, of three labels or more: of two it may be a mark.
+
+    Raises:
+        ValueError: a column that is called so has other numbers, if `is_strict`; or two columns number differently.
+    """
+    numbers = {head: list(map(int, cells)) for head, cells in columns.items() if all(map(_is_number, cells))}
+    labels = list(range(max(map(len, columns.values()), default=0)))
+    whole = {head: own for head, own in numbers.items() if sorted(own) == labels and head not in COLOR_HEADS}
+    if known := next((head for head in (*NUMBER_HEADS, *NAME_HEADS) if head in numbers), None):
+        if known not in whole and is_strict:
+            text = ", ".join(map(str, numbers[known][:4]))
+            raise ValueError(f"its numbers {text:.40}, ... are not 0..{labels[-1]}, each once")
+        whole = {known: whole[known]} if known in whole else {}
+    whole = {head: own for head, own in whole.items() if head in ("", known) or len(labels) > 2}
+    if len(set(map(tuple, whole.values()))) > 1:
+        raise ValueError(f"its columns {', '.join(whole):.60} number the labels in different orders; keep one")
+    return next((sorted(labels, key=own.__getitem__) for own in whole.values()), None)
+
+
+def _plain_head(head: Any) -> str:
+    """A heading without blanks and signs, in small letters."""
+    return re.sub(r"[^a-z0-9]", "", str(head).lower())
 
 
 def to_hex_color(text: str) -> list[int]:
@@ -128,7 +168,7 @@ def read_table(text: str) -> tuple[list[str], list[list[int]] | None] | None:
         ValueError: a line is damaged, or the numbers are not 0..K-1.
     """
     rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if any(map(str.strip, row))]
-    heads = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in rows[0]] if rows else []
+    heads = [_plain_head(cell) for cell in rows[0]] if rows else []
     named = [head for head in NAME_HEADS if head in heads]
     if not named or len(rows) < 2:
         return None
@@ -139,12 +179,7 @@ def read_table(text: str) -> tuple[list[str], list[list[int]] | None] | None:
     names = list(columns[next((head for head in named if not is_number[head]), named[0])])
     bands = [next((columns[head] for head in (color[0], color) if head in columns), None) for color in COLORS]
     colors = None if None in bands else [_to_color(name, list(cells)) for name, *cells in zip(names, *bands)]
-    numbers = next((columns[head] for head in (*NUMBER_HEADS, *named) if is_number.get(head)), None)
-    if numbers is None:
-        return names, colors
-    order = sorted(range(len(names)), key=lambda row: int(numbers[row]))
-    if [int(numbers[row]) for row in order] != list(range(len(names))):
-        raise ValueError(f"its numbers {', '.join(numbers[:4]):.40}, ... are not 0..{len(names) - 1}, each once")
+    order = _order_by_numbers(columns) or list(range(len(names)))
     return [names[row] for row in order], colors and [colors[row] for row in order]
 
 
@@ -179,16 +214,18 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
     lines = [line.rstrip(",; ") for line in lines]
     if lines and lines[0][:1] in ("[", "{"):
         raise ValueError("it looks like JSON; give it the ending .json")
-    if len(lines) > 1 and re.sub(r"[^a-z0-9]", "", lines[0].lower()) in NAME_HEADS:
+    if len(lines) > 1 and _plain_head(lines[0]) in NAME_HEADS:
         raise ValueError(f"the first line is {lines[0][:40]!r}, which seems to be a heading; take it out{advice}")
     if lines[:1] == ["__ignore__"] and len(lines) > 1:
         raise ValueError(
             f"the first line is '__ignore__', to which LabelMe's scripts give -1 and no label; take it out if label 0 "
             f"is {lines[1][:40]!r}, or rename it if it is label 0"
         )
-    if odd := [line for line in lines if re.search(r"\.(png|jpe?g|tiff?|bmp|webp|npy)$", line, re.IGNORECASE)]:
+    if odd := [
+        line for line in lines if re.search(r"\.(png|jpe?g|tiff?|bmp|webp|npy)(?=[\s,;]|$)", line, re.IGNORECASE)
+    ]:
         raise ValueError(f"the line {odd[0][:40]!r} is the name of a file; the names of labels are wanted{advice}")
-    if odd := [line for line in lines if re.match(r"#|//|- |$", line)]:
+    if odd := [line for line in lines if re.match(r"#|//|- |[{}]|$", line)]:
         raise ValueError(f"the line {odd[0][:40]!r} is no plain name; take it out{advice}")
     found = [match for match in map(NUMBERED_NAME.fullmatch, lines) if match]
     numbers = sorted(int(match[1]) for match in found)
@@ -203,6 +240,16 @@ def names_of_lines(lines: list[str]) -> list[str] | dict[str, str]:
     if len(found) < len(lines) < 2 * len(found) and numbers == list(range(numbers[0], numbers[-1] + 1)):
         odd = next(line for line in lines if not NUMBERED_NAME.fullmatch(line))
         raise ValueError(f"{len(found)} of {len(lines)} lines begin with a number, but {odd[:40]!r} does not{advice}")
+    behind = [re.fullmatch(r"(.*\S)\s+(\d+)", name) for name in names]  # "class 0" is a name, "sky 0" and "car 1" not
+    if None not in behind and len({match[1] for match in behind if match}) == len(names) > 1:
+        raise ValueError(f"{names[0][:40]!r} is a name and a number; give the names alone, in order{advice}")
+    if odd := [name for name in names if "\t" in name]:
+        raise ValueError(f"{odd[0][:40]!r} is a line of a table; give the names alone, in order{advice}")
+    inside = [re.findall(r"\d+", name) for name in names]
+    if len(found) < len(lines) and all(len(own) == 1 for own in inside):
+        order = [int(number) for (number,) in inside]
+        if order != sorted(order) == list(range(len(names))):
+            raise ValueError(f"the lines have the numbers 0..{len(names) - 1} in another order{advice}")
     columns = [name for name in names if NAME_AND_NUMBER.fullmatch(name) or NUMBERED_NAME.fullmatch(name)]
     if len(columns) * 2 > len(names) and (len(found) == len(lines) or NAME_AND_NUMBER.fullmatch(columns[0])):
         raise ValueError(f"{columns[0][:40]!r} is a name and numbers; give the names alone, in order{advice}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image
 
+from ..model.image_files import is_deep_colour, raw_modes
 from ..utils.picture_files import NUM_NAMED
 
 MOST_OTHER = 0.005  # share of a JPEG mask of two colours that may lie in regions of others
@@ -38,20 +39,20 @@ def naming(name: str, kind: str) -> Iterator[None]:
 
 def check_depth(head: Image.Image | None) -> None:
     """ValueError for a label map that Pillow would not read as stored, but scaled to 8 bits."""
+    if head is not None and is_deep_colour(head):
+        raise ValueError(
+            "it holds colours of 16 bits, of which the upper 8 alone would be read; store the band that has the "
+            "labels, as red in SYNTHIA, as a grey PNG"
+        )
     for tile in head.tile if head is not None else ():
-        if head.mode in ("RGB", "RGBA") and "16" in str(tile[3]):
-            raise ValueError(
-                "it holds colours of 16 bits, of which the upper 8 alone would be read; store the band that has the "
-                "labels, as red in SYNTHIA, as a grey PNG"
-            )
         if head.format == "PPM" and isinstance(tile[3], tuple) and tile[3][1] not in (255, 65535):
             raise ValueError(f"its numbers up to {tile[3][1]} would be scaled to 0..255; store it as PNG")
 
 
 def grey_bits(head: Image.Image | None) -> int:
     """Bits of each pixel of a grey picture file, 1, 2 or 4; 8 of any other, and of more."""
-    modes = [tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0] for tile in head.tile] if head else []
-    found = re.match(r"L;([24])", str(modes[0])) if modes else None
+    modes = raw_modes(head) if head else []
+    found = re.match(r"L;([24])", modes[0]) if modes else None
     return 1 if head is not None and head.mode == "1" else int(found[1]) if found else 8
 
 

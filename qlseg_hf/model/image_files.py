@@ -59,7 +59,7 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     name = shorten(source)
     try:
         picture = Image.open(source, formats=[name for name in Image.ID if name != "EPS"])
-        deep_colour = picture.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in picture.tile)
+        deep_colour = is_deep_colour(picture)
         picture.load()
         picture.getexif()  # read when it is asked for, and then a damaged one is an error
         if picture.format in ("JPEG", "MPO") and not has_jpeg_end(source):
@@ -78,6 +78,16 @@ def open_picture(source: str | Path | io.BytesIO) -> Image.Image:
     except Exception as error:  # Pillow's readers raise many kinds, and a stranger's file any of them
         raise ValueError(f"{name} cannot be read as a picture: {error}") from error
     return picture
+
+
+def raw_modes(picture: Image.Image) -> list[str]:
+    """How the parts of a picture file are stored, as Pillow calls it: "RGB;16B", "L;2"."""
+    return [str(tile[3] if isinstance(tile[3], str) else (tile[3] or ("",))[0]) for tile in picture.tile]
+
+
+def is_deep_colour(picture: Image.Image) -> bool:
+    """Whether a picture file that is not read yet has colours of 16 bits, of which Pillow keeps the upper 8."""
+    return picture.mode in ("RGB", "RGBA") and any("16" in mode for mode in raw_modes(picture))
 
 
 def check_bands(picture: Image.Image, takes_four: bool = False) -> None:
@@ -350,8 +360,10 @@ __all__ = [
     "check_brightness",
     "download",
     "find_file",
+    "is_deep_colour",
     "open_file",
     "open_picture",
+    "raw_modes",
     "shorten",
     "tiff_directory",
     "turn_upright",

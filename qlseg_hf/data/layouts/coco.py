@@ -23,6 +23,7 @@ from .files import Locator
 from .layout import Family, Found, Source
 from .polygons import IGNORED_NAMES, check_size, divide_by_images, ignored_label, label_of, order_names, read_points
 from .splits import ALL, SPLIT_WORDS, find_kind
+from .words import split_of_name
 
 KEYS = {"images", "annotations", "categories"}
 OTHER_TASKS = ("captions", "keypoints", "image_info")
@@ -129,7 +130,7 @@ def split_of(name: str) -> str:
     """The split that a JSON's name or its folder tells."""
     path = PurePosixPath(name)
     words = [*path.stem.replace("-", "_").replace(".", "_").split("_")[::-1], *path.parent.parts[::-1]]
-    return next((word for word in words if word.lower() in SPLIT_WORDS), ALL)
+    return next((word for word in words if word.lower() in SPLIT_WORDS), split_of_name(path.stem) or ALL)
 
 
 def merge_categories(contents: dict[str, dict]) -> dict[int, str]:

@@ -24,7 +24,7 @@ MOST_ROWS = 100  # of a table that are looked at to tell its columns
 
 
 class ColumnsError(ValueError):
-    """A table whose columns of images and label maps cannot be told."""
+    """A table whose columns of images and label maps cannot be told, or whose images are not there."""
 
 
 def drop_decoding(table, image_column: str | None, label_column: str | None):

@@ -27,7 +27,7 @@ from .polygons import (
     tell_left_out,
 )
 from .splits import ALL, read_split_lists
-from .words import split_by_folders
+from .words import are_splits, split_by_folders, split_of_name
 
 TREES = {"cvat": "annotations.xml  images/a.jpg  (CVAT for images 1.1)"}
 DRAWN = ("polygon", "box", "ellipse", "mask")
@@ -84,7 +84,10 @@ def find_cvat(source: Source) -> Found | None:
     occurring = {e.get("label", "") for _, image in images.values() for e in image if e.tag in DRAWN}
     names = order_names(listed_labels or sorted(occurring))
     subsets = {path: image.get("subset") for path, (_, image) in images.items()}
-    in_split = read_split_lists(source, list(images))
+    by_file = {file: split_of_name(stem_of(base_of(file))) for file in roots}  # train.xml, val.xml
+    if are_splits(by_file.values()) and not any(subsets.values()):
+        subsets = {path: by_file[file] for path, (file, _) in images.items()}
+    in_split = read_split_lists(source, list(images), notes)
     if not in_split and any(subsets.values()):
         for path, subset in subsets.items():
             in_split.setdefault(subset or "default", []).append(path)

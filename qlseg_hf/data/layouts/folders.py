@@ -8,6 +8,7 @@ path, with the file's name without its ending, is the same for an image and its 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -16,13 +17,13 @@ from pathlib import PurePosixPath
 
 from ...utils.picture_files import is_picture, listed, suffix_of
 from .files import MASK_SUFFIXES
-from .layout import Family, Found, Opener, Source
+from .layout import Family, Found, Opener, Source, Unclear
 from .matching import Entry, by_split_of_masks, look_up, masks_of_split, without_defect
 from .opening import open_part
 from .roles import TRAIN_IDS, find_roles, name_roles, pairs_up
 from .separate_masks import find_parts, labels_of_folders, labels_of_names
 from .splits import ALL, NOTHING_TO_LEARN, TRAIN_SPLITS, UNION_SPLITS, find_kind, read_split_lists
-from .words import MASK, are_splits, guess_roles, mask_word, read_folder_name, split_of_name
+from .words import MASK, are_splits, guess_roles, mask_word, read_folder_name, split_of_name, tells_other_kind
 
 FORMATS = ("png", "jpg", "jpeg", "tif", "tiff", "bmp")  # as names of folders
 SIZES = re.compile(r"\d+(x\d+|p|px)", re.IGNORECASE)  # 256x256, 480p
@@ -42,6 +43,8 @@ def find_folders(source: Source) -> Found | None:
     if parts is None:
         return None
     pictures, masks, loose, is_camvid = parts
+    if source.roles is None:
+        check_kind(source, pictures, masks, loose)
     is_paired = all(pairs_up(parts))
     if (len(masks) > len(pictures) or not is_paired) and (found := find_parts(source, pictures, masks, is_paired)):
         return found
@@ -115,16 +118,14 @@ def divide(
     first = source.root / masks[0].path
     in_split = {split: [e for e in pictures if e.split == split] for split in dict.fromkeys(e.split for e in pictures)}
     if set(in_split) == {None}:
-        listed_pictures = read_split_lists(source, [e.path for e in pictures if is_picture(e.path)], with_tables=True)
+        listed_pictures = read_split_lists(source, [e.path for e in pictures if is_picture(e.path)], notes)
         if listed_pictures:
-            wanted = {path for paths in listed_pictures.values() for path in paths}
-            if left := [e.path for e in pictures if is_picture(e.path) and e.path not in wanted]:
-                notes.append(f"{len(left)} images are in no list of a split: {listed(left)}")
             by_path = {entry.path: entry for entry in pictures}
             openers = {}
             for split, told in listed_pictures.items():
                 own = [by_path[path] for path in told]
-                theirs = look_up([entry for entry in pictures if entry.path not in told], masks)[0]
+                others = [entry for entry in pictures if entry.path not in told and is_picture(entry.path)]
+                theirs = look_up(others, masks)[0]
                 taken = {mask for maps in theirs.values() for mask in maps}
                 free = [mask for mask in masks if mask not in taken]
                 if any(told.values()) or any(look_up(own, free)[0].values()) or len(listed_pictures) == 1:
@@ -204,6 +205,20 @@ def check_copies(source: Source, pictures: list[Entry]) -> None:
                 f"{source.root} has {len(first & second)} images of one name in both {one} and {other}, which seem to "
                 f"be copies; give one of them, as {source.root / one}"
             )
+
+
+def check_kind(source: Source, pictures: list[Entry], masks: list[Entry], loose: list[Entry]) -> None:
+    """`Unclear` where label maps lie in folders called as of another kind, and what may be them in one of no role."""
+    folders = sorted({mask.role_folder for mask in masks})
+    names = {entry.stem for entry in pictures}
+    counts = Counter(e.folder for e in loose if e.stem in names and suffix_of(e.path) in MASK_SUFFIXES)
+    others = [
+        f for f, count in counts.items() if 2 * count > len(names) and not any(map(tells_other_kind, f.split("/")))
+    ]
+    if others and all(map(tells_other_kind, folders)):
+        ways = [(pictures[0].folder, folder) for folder in (*others, *folders)]
+        text = f"{source.root} has files of the names of its images in {listed([*others, *folders])}, and by its name "
+        raise Unclear(f"{text}{listed(folders)} seems to hold another kind than labels of classes", ways)
 
 
 def drop_other_kinds(source: Source, openers: dict[str, Opener], masks: list[Entry]) -> list[str]:

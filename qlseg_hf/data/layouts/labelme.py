@@ -88,7 +88,7 @@ def find_labelme(source: Source) -> Found | None:
     if left := [name for name in pictures if name not in pairs]:
         notes.append(f"{len(left)} images have no annotation and are left out: {listed(left)}")
     names = order_names(sorted(labels))
-    in_split = read_split_lists(source, list(pairs)) or split_by_folders(pairs, notes)
+    in_split = read_split_lists(source, list(pairs), notes) or split_by_folders(pairs, notes)
     openers = {
         split: partial(open_labelme, source, split, [(p, pairs[p]) for p in own if p in pairs], names, notes)
         for split, own in in_split.items()

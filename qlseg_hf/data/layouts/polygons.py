@@ -178,11 +178,8 @@ def find_drawn(
 
     A split without any shape is left out. `notes` are told this, images without one, and those without a `ReadMap`.
     """
-    lists = read_split_lists(source, list(maps))
+    lists = read_split_lists(source, list(maps), notes, with_tables=name not in ("rle-csv", "via"))
     in_split = {split: list(own) for split, own in lists.items()} or in_split or split_by_folders(maps, notes)
-    in_lists = {path for own in in_split.values() for path in own}
-    if lists and (left := [path for path in maps if path not in in_lists]):
-        notes.append(f"{len(left)} images are in no list of a split: {listed(left)}")
     if bare := [split for split, own in in_split.items() if not any(maps[path].occurring for path in own)]:
         for split in bare if len(bare) < len(in_split) else ():
             count = len(in_split.pop(split))
@@ -200,7 +197,7 @@ def find_drawn(
 
 def divide_by_images(source: Source, images: list[str], opener: Opener, notes: list[str]) -> dict[str, Opener] | None:
     """Openers of the splits that lists or folders tell of the images of one file; None if they tell none."""
-    lists = {split: list(own) for split, own in read_split_lists(source, images).items()}
+    lists = {split: list(own) for split, own in read_split_lists(source, images, notes).items()}
     in_split, whole = lists or split_by_folders(images, notes), cache(opener)
     openers: dict[str, Opener] = {
         split: partial(_open_some, whole, split, frozenset(own)) for split, own in in_split.items()

@@ -19,6 +19,7 @@ from PIL import ExifTags, Image
 
 from ...utils.picture_files import is_picture, listed, suffix_of
 from ...utils.text import read_text
+from .columns import ColumnsError
 from .files import Locator, delimiter_of
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, find_drawn, order_names, picture_size
@@ -112,8 +113,8 @@ def find_runs(source: Source) -> Found | None:
             raise ValueError(f"{min(twice)} is in two of {listed(files)}; keep one")
         masks |= own
         in_split[by_file[file]] = list(own)
-    if missing:
-        raise ValueError(
+    if missing:  # there may be masks of other names, as in SenNet
+        raise ColumnsError(
             f"{len(missing)} images of {listed(files)} are missing in {source.root}: {listed(missing)}; add them, or "
             "take their lines out"
         )

@@ -65,7 +65,7 @@ def find_parts(source: Source, pictures: list[Entry], masks: list[Entry], is_pai
     left = [entry.path for entry in pictures if entry not in kept]
     notes = [f"{len(left)} images have no mask at all, and are left out: {listed(left)}"] if left else []
     in_split: dict[str, list[str]] = {
-        split: list(own) for split, own in read_split_lists(source, list(maps), True).items()
+        split: list(own) for split, own in read_split_lists(source, list(maps), notes).items()
     }
     for entry in () if in_split else kept:
         in_split.setdefault(entry.split or ALL, []).append(entry.path)

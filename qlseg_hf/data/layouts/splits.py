@@ -27,7 +27,7 @@ from .layout import Source, Splits
 YEARS = range(2005, 2031)  # as in train2017
 TRAIN_SPLITS = ("train", "training", "trn", *(f"train{year}" for year in YEARS))
 VALIDATION_SPLITS = (
-    *("validation", "val", "valid", "dev", "eval", "evaluation", "holdout"),
+    *("validation", "val", "valid", "validate", "dev", "eval", "evaluation", "holdout"),
     *(f"val{year}" for year in YEARS),
 )
 TEST_SPLITS = ("test", "testing", "tst", *(f"test{year}" for year in YEARS))
@@ -35,14 +35,22 @@ UNION_SPLITS = ("trainval", "train_val", "all", "full")
 SPLIT_WORDS = (*TRAIN_SPLITS, *VALIDATION_SPLITS, *TEST_SPLITS, "trainval", "train_val")
 LIST_FOLDERS = ("", "splits", "split", "lists", "list", "imagesets")
 # Besides that of the split, words in the name of a list: train_list.txt, val_id.txt
-LIST_WORDS = re.compile(r"[-_. ]*(file|image|img|name|path|pair)?(list|id|set|file|image|img|name|path)s?[-_. ]*")
+LIST_WORDS = re.compile(
+    r"[-_. ]*(file|image|img|name|path|pair)?(list|id(?!at)|set|file|image|img|name|path)s?[-_. ]*"
+)
+SPLIT_COLUMNS = ("split", "subset", "set", "partition")
+TABLE_WORDS = ("data", "dataset", "df", "index", "info", "meta", "metadata", "samples", "split", "splits", "table")
 TABLE_OF_SPLITS = re.compile(r"data(set)?|(.*[-_. ])?splits?([-_. ].*)?", re.IGNORECASE)  # YAML, JSON
-LIST_SUFFIXES = dict.fromkeys((".txt", ".lst"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
+LIST_SUFFIXES = dict.fromkeys((".txt", ".lst", ".list"), "text") | dict.fromkeys((".csv", ".tsv"), "table")
 LIST_SUFFIXES |= dict.fromkeys((".yaml", ".yml", ".json"), "tree")
 MOST_LINES, MOST_SIGNS = 100, 4096  # of a file that only seems a list: lines that are looked at, and their length
 NOT_DIVIDED, NOTHING_TO_LEARN = "there is no validation split", "there is nothing to learn from them alone"
 ALL = "all"  # the name of a part that nobody has divided
 MOST_HELD_OUT = 1.5  # times the wanted share, which hashes of a few names may exceed by much
+CHANGED = re.compile(  # what ends the names of changed copies: a_flip, a_rot90, a_aug_1
+    r"([-_. ]+(aug(mented|mentation)?|[hv]?flip(ped|lr|ud)?|rot(ate|ated|ation)?|mirror(ed)?)[-_]?([hv]|\d+)?)+$",
+    re.IGNORECASE,
+)
 MAX_READ_MAPS, MAX_READ_PIXELS = 500, 2 * 10**8  # label maps that are read to find rare labels
 
 
@@ -76,16 +84,16 @@ def find_kind(split: str) -> str:
 
 
 def read_split_lists(
-    source: Source, pictures: list[str], with_tables: bool = False
+    source: Source, pictures: list[str], notes: list[str], with_tables: bool = True
 ) -> dict[str, dict[str, str | None]]:
     """Pictures by split, where `train.txt`, `splits/val.txt`, `split.yaml` and the like name them; {} without lists.
 
     So do CSV files called so, and those with a column that tells the split of each image, `with_tables`, which are
-    tables of other things for some layouts. A line holds a file name, with or without folder and ending, and may go
+    annotations in some layouts. A line holds a file name, with or without folder and ending, and may go
     on with that of the label map, which then is the value of the picture, else None; or it names a folder, as of the
     frames of a video. A YAML or JSON file maps splits to lists of names, to such a text file or to a folder;
     `train.json` is a list. A list outside `LIST_FOLDERS` counts less, and if it names a picture. Where no list is one
-    to train on, pictures in none are.
+    to train on, pictures in none are; else these are told in `notes`.
 
     Raises:
         ValueError: a list names something that is no picture of the data set, or the same split twice.
@@ -99,16 +107,24 @@ def read_split_lists(
         folder, plain = path.parent.as_posix().removeprefix(".").lower(), LIST_WORDS.sub("", path.stem.lower())
         is_known = folder in LIST_FOLDERS or folder.startswith("imagesets/segmentation" if is_voc else "imagesets/")
         is_known |= kind == "text" and folder == "annotations"
-        own = next((word for word in (plain, *re.split(r"[-_. ]+", plain)) if word in SPLIT_WORDS), None)
-        # train.txt counts more than train_list.txt, and that more than train_aug.txt
+        parts = re.split(r"[-_. ]+", plain)
+        words = [word for word in (plain, *parts) if word in SPLIT_WORDS]
+        own = words[0] if plain in words or len(set(map(find_kind, words))) == 1 else None  # not train_test_split
+        # train.txt counts more than train_list.txt, that more than train_data.txt, and that more than train_aug.txt
         rank = 0 if path.stem.lower() in SPLIT_WORDS or not own else 1 if plain in SPLIT_WORDS else 2
-        if not (is_known or (own and rank < 2) or "split" in plain):
+        rank += rank == 2 and not {*parts} <= {*SPLIT_WORDS, *TABLE_WORDS}
+        title = path.stem if own and rank == 0 else own
+        if not (is_known or (own and rank < 3) or "split" in plain or "partition" in plain):
             continue
-        if kind == "text":
-            own_lists = {own if rank else path.stem: _lines(source.root / name)} if own else {}
+        if kind == "text" and title:
+            own_lists = {title: _lines(source.root / name)}
         elif kind == "table":
-            own_lists, rank = _read_table_of_rows(source, name, locator), 0
-        elif own and rank < 2:
+            own_lists = _read_table_of_rows(source, name, locator, title if rank < 3 else None)
+        elif kind == "text":
+            is_table = "split" in plain or "partition" in plain
+            own_lists = _read_table_of_rows(source, name, locator, None) if is_table else {}
+            own_lists = own_lists or _read_numbered_images(source, name)
+        elif own and rank < 3:
             own_lists = _read_list_of_names(source, name, own)
         else:
             own_lists = _read_table_of_splits(source, name) if TABLE_OF_SPLITS.fullmatch(path.stem) else {}
@@ -131,34 +147,63 @@ def read_split_lists(
     rest = [picture for picture in pictures if not any(picture in own for own in lists.values())]
     if lists and rest and kinds.isdisjoint((TRAIN_SPLITS[0], *UNION_SPLITS)):
         lists[TRAIN_SPLITS[0]] = dict.fromkeys(rest)
+    elif lists and rest:
+        notes.append(f"{len(rest)} images are in no list of a split: {listed(rest)}")
     return lists
 
 
-def _read_table_of_rows(source: Source, name: str, locator: Locator) -> dict[str, list[str]]:
-    """{split: names} of a CSV file whose name, or one of whose columns, tells splits; {} if no column names images.
+def _read_table_of_rows(source: Source, name: str, locator: Locator, own: str | None) -> dict[str, list[str]]:
+    """{split: names} of a CSV file, one of whose columns tells splits, or whose name tells `own`; {} without images.
 
-    Of several columns that do, the first counts.
+    Of several columns that do, the first counts; of one called `split` and the like some cells may tell none. Blanks
+    may part the cells of a text file.
     """
     with (source.root / name).open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        lines = file.readlines(1 << 16)[:MOST_LINES] or [""]
-        if max(map(len, lines)) > MOST_SIGNS:  # run lengths and outlines
+        lines = file.readlines(1 << 16)[:MOST_LINES]
+        if max(map(len, lines), default=MOST_SIGNS + 1) > MOST_SIGNS:  # run lengths and outlines
             return {}
         file.seek(0)
-        table = csv.reader(file, delimiter=delimiter_of(lines[0]))
+        sign = delimiter_of(lines[0])
+        table = csv.reader(file, delimiter=sign if sign in lines[0] or suffix_of(name) in (".csv", ".tsv") else " ")
         head, *first = islice(table, len(lines))
         first = [head, *first] if any(map(locator.may_find, head)) else first  # without headings
         columns = list(zip(*(row for row in first if len(row) == len(head))))
         is_found = [sum(map(locator.may_find, cells)) * 2 > len(cells) for cells in columns]
-        is_split = [{cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS} for cells in columns]
-        own = PurePosixPath(name).stem
-        if True not in is_found or (True not in is_split and own.lower() not in SPLIT_WORDS):
+        is_split = [
+            {cell.strip().lower() for cell in cells} <= {*SPLIT_WORDS}
+            or (title.strip().lower() in SPLIT_COLUMNS and any(map(split_in_cell, cells)))
+            for title, cells in zip(head, columns)
+        ]
+        if True not in is_found or (True not in is_split and not own):
             return {}
         of_image, of_split = is_found.index(True), is_split.index(True) if True in is_split else None
         rows = [row for row in (*first, *table) if len(row) == len(head)]
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        found[own if of_split is None else row[of_split].strip()].append(row[of_image].strip())
+        if split := own if of_split is None else split_in_cell(row[of_split]):
+            found[split].append(row[of_image].strip())
     return found
+
+
+def split_in_cell(cell: str) -> str | None:
+    """The word of a cell that tells a split, as that of "Train", "training set" and "test-public"."""
+    words = (cell.strip(), *re.split(r"[-_. ]+", cell.strip()))
+    return next((word for word in words if word.lower() in SPLIT_WORDS), None)
+
+
+def _read_numbered_images(source: Source, name: str) -> dict[str, list[str]]:
+    """{split: names} of CUB's list, of lines with the number of an image in `images.txt` and 1, to train on, or 0."""
+    listing = PurePosixPath(name).with_name("images.txt").as_posix()
+    if base_of(name) != "train_test_split.txt" or listing not in source.files:
+        return {}
+    rows = [[line.split(maxsplit=1) for line in _lines(source.root / file)] for file in (name, listing)]
+    if any(len(row) != 2 for row in sum(rows, [])) or {part for _, part in rows[0]} != {"0", "1"}:
+        return {}
+    images = dict(rows[1])
+    return {
+        split: [images[number] for number, part in rows[0] if part == own and number in images]
+        for split, own in (("train", "1"), ("test", "0"))
+    }
 
 
 def _names_any(locator: Locator, pictures: list[str], lines: list[str]) -> bool:
@@ -196,7 +241,7 @@ def _read_table_of_splits(source: Source, name: str) -> dict[str, list[str]]:
     for split, value in content.items() if isinstance(content, dict) else ():
         if str(split).lower() not in SPLIT_WORDS or value is None:
             continue
-        if isinstance(value, str) and suffix_of(value) in (".txt", ".lst"):
+        if isinstance(value, str) and LIST_SUFFIXES.get(suffix_of(value)) == "text":
             listing = Locator(source.files).find(value)
             if listing is None:
                 raise ValueError(f"{source.root / name}: {value}, the list of split {split}, does not exist")
@@ -304,29 +349,36 @@ def place_of(name: str) -> float:
 
 
 def choose_validation(samples: Samples, fraction: float) -> list[int]:
-    """Numbers of the samples that are held out; see `hold_out`."""
-    places = [place_of(name) for name in _names(samples)]
-    order = sorted(range(len(places)), key=places.__getitem__)
+    """Numbers of the samples that are held out; see `hold_out`. Copies of one image are in one part."""
+    names = _names(samples)
+    stems, copies = set(map(stem_of, names)), defaultdict(list)  # numbers of the copies of one image, by its place
+    for index, name in enumerate(names):
+        origin = CHANGED.sub("", stem_of(name))
+        copies[place_of(f"{origin}.jpg" if origin in stems else name)].append(index)
+    order = sorted(place for place, own in copies.items() for _ in own)
     most = min(math.ceil(MOST_HELD_OUT * fraction * len(order)), len(order) - 1)
-    highest = max(places[order[0]], min(places[order[most - 1]], fraction))
-    chosen = {index for index in order if places[index] <= highest}  # copies of one image have one place
-    if len(chosen) == len(order):
+    if len(copies) == 1:
+        return list(range(most))
+    highest = max(order[0], min(order[most - 1], fraction))
+    chosen = {place for place in copies if place <= highest}
+    if len(chosen) == len(copies):
         chosen.remove(order[-1])
-    labels = _labels_of(samples)
+    known = _labels_of(samples)
+    labels = {place: set().union(*(known.get(index, ()) for index in own)) for place, own in copies.items()}
     holders = defaultdict(list)
-    for index in order:
-        for label in labels.get(index, ()):
-            holders[label].append(index)
-    in_validation = Counter(label for index in chosen for label in labels.get(index, ()))
+    for place in sorted(copies):
+        for label in labels[place]:
+            holders[label].append(place)
+    in_validation = Counter(label for place in chosen for label in labels[place])
 
-    def may_move(index: int, is_chosen: bool, size: int) -> bool:
+    def may_move(place: float, is_chosen: bool, size: int) -> bool:
         """Whether the part that an image leaves keeps an image, and each label that it can keep."""
         left = {
             label: in_validation[label] if is_chosen else len(holders[label]) - in_validation[label]
-            for label in labels[index]
+            for label in labels[place]
         }
         return size > 1 and all(
-            left[label] > 1 for label in labels[index] if 0 < in_validation[label] < len(holders[label])
+            left[label] > 1 for label in labels[place] if 0 < in_validation[label] < len(holders[label])
         )
 
     for label in sorted(holders, key=lambda label: (len(holders[label]), str(label))):
@@ -334,13 +386,13 @@ def choose_validation(samples: Samples, fraction: float) -> list[int]:
         if len(own) < 2 or 0 < in_validation[label] < len(own):
             continue
         is_chosen = in_validation[label] > 0  # all of its images are held out, or none is
-        size = len(chosen) if is_chosen else len(order) - len(chosen)
+        size = len(chosen) if is_chosen else len(copies) - len(chosen)
         nearest = reversed(own) if is_chosen else own  # the image whose hash is nearest to the border
-        moved = next((index for index in nearest if may_move(index, is_chosen, size)), None)
+        moved = next((place for place in nearest if may_move(place, is_chosen, size)), None)
         if moved is not None:
             chosen ^= {moved}
             in_validation.update({label: -1 if is_chosen else 1 for label in labels[moved]})
-    return sorted(chosen)
+    return sorted(index for place in chosen for index in copies[place])
 
 
 def _names(samples: Samples) -> list[str]:
@@ -391,4 +443,5 @@ __all__ = [
     "hold_out",
     "place_of",
     "read_split_lists",
+    "split_in_cell",
 ]

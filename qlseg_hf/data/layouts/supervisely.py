@@ -18,6 +18,8 @@ from ...utils.picture_files import base_of, is_picture, stem_of
 from ...utils.text import read_text
 from .layout import Family, Found, Source
 from .polygons import ReadMap, Shape, check_size, find_drawn, order_names, read_points, tell_left_out
+from .splits import SPLIT_WORDS, find_kind
+from .words import are_splits
 
 DRAWN = ("polygon", "bitmap")  # kinds of objects that have an inside; rectangles are boxes of detectors
 MAX_BYTES = 1 << 28  # of an unpacked bitmap's PNG file
@@ -62,8 +64,13 @@ def find_supervisely(source: Source) -> Found | None:
     if len(metas) > 1:
         raise ValueError(f"{source.root} holds {' and '.join(metas)}; give the folder of one project")
     maps, left_out, occurring = {}, Counter(), set()
+    in_tags: dict[str, list[str]] = {}  # of images, where each has one that tells its split
     for picture, ann in pairs.items():
-        objects = read_json(source.root / ann, "objects")["objects"]
+        content = read_json(source.root / ann, "objects")
+        objects = content["objects"]
+        tags = [str(tag.get("name")) for tag in content.get("tags") or ()]
+        splits = [tag for tag in tags if tag.lower() in SPLIT_WORDS]
+        in_tags.setdefault(splits[0] if len(splits) == 1 else "", []).append(picture)
         left_out.update(kind for thing in objects if (kind := kind_of(thing)) not in DRAWN)
         labels = frozenset(str(thing.get("classTitle")) for thing in objects if kind_of(thing) in DRAWN)
         maps[picture], occurring = (ann, labels), occurring | labels
@@ -78,7 +85,8 @@ def find_supervisely(source: Source) -> Found | None:
         picture: ReadMap(ann, labels, names, partial(read_shapes, source.root / ann))
         for picture, (ann, labels) in maps.items()
     }
-    return find_drawn(source, "supervisely", "Supervisely's JSON in ann", drawn, names, metas[0], notes)
+    in_split = in_tags if are_splits([find_kind(split) or None for split in in_tags]) else None
+    return find_drawn(source, "supervisely", "Supervisely's JSON in ann", drawn, names, metas[0], notes, in_split)
 
 
 def read_shapes(path: Path) -> tuple[tuple[int, int], list[Shape]]:

@@ -10,7 +10,7 @@ import re
 import tarfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -27,9 +27,8 @@ from ..samples import StreamedSamples, TableSamples, import_datasets
 from .columns import MOST_ROWS, drop_decoding, find_columns
 from .files import MASK_SUFFIXES, Locator, delimiter_of
 from .layout import Family, Found, Opener, Source
-from .splits import ALL, SPLIT_WORDS, UNION_SPLITS, find_split
+from .splits import ALL, SPLIT_COLUMNS, SPLIT_WORDS, UNION_SPLITS, find_split, split_in_cell
 
-SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 UNUSED_COLUMNS = re.compile(r"k?_?folds?(_?id)?|is_?(train|val|valid|test)(ing|ation)?", re.IGNORECASE)
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".ndjson": "json"}
 SAVED = "saved by datasets"
@@ -165,7 +164,7 @@ def find_files(source: Source, name: str, summary: str, reader: str, files: list
         told = rows_of_splits(source, reader, own, settings)
         if told is None or (len(told[1]) == 1 and split != ALL):
             parts = {split: None}
-            notes += tell_unused_columns(source, reader, own, settings)
+            notes += tell_unused_columns(source, reader, own, settings, SPLIT_COLUMNS if told is None else ())
         else:
             column, parts, bare = told
             notes += bare
@@ -203,7 +202,7 @@ def rows_of_splits(
     table = load_files(reader, files, settings)
     rows: dict[str, list[int]] = defaultdict(list)
     for number, value in enumerate(table.select_columns([column])[column]):
-        rows[str(value).strip()].append(number)
+        rows[split_in_cell(str(value)) or str(value).strip()].append(number)
     named = [value for value in rows if value.lower() in (*SPLIT_WORDS, *UNION_SPLITS)]
     if not named:
         return None
@@ -236,9 +235,12 @@ def columns_of(reader: str, files: list[str], settings: dict) -> list[str]:
         return list(stream.features or next(iter(stream), {}))
 
 
-def tell_unused_columns(source: Source, reader: str, files: list[str], settings: dict) -> list[str]:
-    """The sentence on columns that divide images in ways that are not read, such as `fold`."""
-    found = [name for name in columns_of(reader, files, settings) if UNUSED_COLUMNS.fullmatch(name)]
+def tell_unused_columns(
+    source: Source, reader: str, files: list[str], settings: dict, others: Collection[str] = ()
+) -> list[str]:
+    """The sentence on columns that divide images in ways that are not read, such as `fold`, and on `others`."""
+    columns = columns_of(reader, files, settings)
+    found = [name for name in columns if UNUSED_COLUMNS.fullmatch(name) or name.lower() in others]
     text = f"column {listed(found)} of {source.data} is not used; write train or validation in a column split instead"
     return [text] if found else []
 

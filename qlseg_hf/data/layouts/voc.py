@@ -6,7 +6,7 @@ import re
 from functools import partial
 from pathlib import Path
 
-from ...utils.picture_files import is_hidden
+from ...utils.picture_files import base_of, is_hidden, is_picture, listed, stem_of
 from ...utils.text import read_text
 from ..samples import FolderSamples
 from .files import Locator
@@ -43,15 +43,25 @@ def find_voc(source: Source) -> Found | None:
         summary = f"images in JPEGImages, label maps in {masks}, splits by ImageSets/{lists}"
         own = [path for path in source.files if path.startswith(f"{masks}/")]
         first = root / own[0] if own else None
+        texts = [(folder / f"{split}.txt").read_text(encoding="utf-8", errors="replace") for split in splits]
+        lines = [line.strip() for text in texts for line in text.splitlines()]
+        names = {base_of(part) for line in lines for part in (line, *line.split())}
+        names |= {stem_of(name) for name in names if is_picture(name)}
+        left = [path for path in own if splits and stem_of(base_of(path)) not in names]
+        notes = [f"{len(left)} label maps are in no list of a split: {listed(left)}"] if left else []
         is_voc = name == "voc" and own and all(re.fullmatch(rf"{masks}/\d{{4}}_\d{{6}}\.png", path) for path in own)
         if not is_voc:
-            return Found(name, summary, openers, first_mask=first)
-        return Found(name, summary, openers, VOC_NAMES, "PASCAL VOC", VOID, first_mask=first)
+            return Found(name, summary, openers, notes=notes, first_mask=first)
+        return Found(name, summary, openers, VOC_NAMES, "PASCAL VOC", VOID, notes=notes, first_mask=first)
     return None
 
 
 def read_list(path: Path) -> list[str]:
-    """Names in a split list, one a line, blank lines and hidden files left out; ValueError for one that is a path."""
+    """Names in a split list without endings, one a line, blank lines and hidden files left out.
+
+    Raises:
+        ValueError: one is a path.
+    """
     names = []
     try:
         lines = read_text(path).splitlines()
@@ -62,7 +72,7 @@ def read_list(path: Path) -> list[str]:
         if name in (".", "..") or "/" in name or "\\" in name:
             raise ValueError(f"line {number} of {path} is {name!r}; a plain picture name without a folder is wanted")
         if name and not is_hidden(name):
-            names.append(name)
+            names.append(stem_of(name) if is_picture(name) else name)
     return names
 
 

@@ -19,7 +19,7 @@ MASK_WORDS = (
     *("annot", "annots", "gt", "gts", "groundtruth", "groundtruths", "seg", "segs", "segmentation", "segmentations"),
     *("segmentationclass", "segmentationmask", "segmentationmasks", "segmask", "segmasks", "target", "targets"),
     *("labelmap", "labelmaps", "stuffthingmaps", "stuffpixelmaps", "semanticmasks", "annotationimages", "gtmaps"),
-    *("labelids", "labelsids", "categoryids", "classids"),
+    *("labelids", "labelsids", "categoryids", "classids", "defaultannot"),
     *("1stmanual", "2ndmanual", "manual", "manual1", "manual2"),
 )
 MASK_AFFIX = (
@@ -34,8 +34,15 @@ GUESSED_MASK_WORDS = (
     *("annos", "parsing", "segmentationclassaug"),
 )
 GUESSED_ROLE_OF = ROLE_OF | {"frame": IMAGE, "frames": IMAGE} | dict.fromkeys(GUESSED_MASK_WORDS, MASK)
+# Words of what is no label map of classes; where another folder may hold these, they are asked about
+OTHER_KINDS = {
+    *("instance", "instances", "inst", "object", "panoptic", "color", "colors", "colour", "colored"),
+    *("coloured", "rgb", "vis", "visual", "visualization", "visualizations", "overlay", "overlays", "preview"),
+    *("depth", "depths", "disparity", "edge", "edges", "boundary", "boundaries", "contour", "contours", "distance"),
+    *("normal", "normals", "thermal", "nir", "ir", "confidence", "weight", "weights", "pred", "preds", "predictions"),
+}
 ROLE_IN_SPLIT = ROLE_OF | {"x": IMAGE, "y": MASK}  # train_x and train_y
-SHORT_SPLITS = {"tr": "train", "vd": "validation", "te": "test", "ts": "test"}  # DUTS-TR, imagesTs
+SHORT_SPLITS = {"tr": "train", "va": "validation", "vd": "validation", "te": "test", "ts": "test"}  # DUTS-TR, imagesTs
 LONGEST_FIRST = sorted(SPLIT_WORDS, key=len, reverse=True)
 
 
@@ -105,6 +112,11 @@ def guess_roles(names: Iterable[str], role: str) -> list[str]:
         for name, words in by_name.items()
     }
     return whole or [name for name, found in parts.items() if role in found and (role == MASK or MASK not in found)]
+
+
+def tells_other_kind(folder: str) -> bool:
+    """Whether a word in a folder's name says that it holds something else than label maps of classes."""
+    return not OTHER_KINDS.isdisjoint(word.lower() for word in words_in(folder))
 
 
 def guess_splits(names: Collection[str]) -> dict[str, str]:
@@ -199,4 +211,5 @@ __all__ = [
     "split_folders",
     "split_of_name",
     "strip_affix",
+    "tells_other_kind",
 ]

@@ -81,7 +81,8 @@ def find_yolo(source: Source) -> Found | None:
     notes = [f"{boxes} lines of text files are boxes, which have no outline, and are left out"] if boxes else []
     in_split = split_by_folders(pairs, notes)
     if set(in_split) == {ALL}:
-        in_split = {split: list(own) for split, own in read_split_lists(source, list(pairs)).items()} or in_split
+        lists = read_split_lists(source, list(pairs), notes)
+        in_split = {split: list(own) for split, own in lists.items()} or in_split
     for split in [split for split, own in in_split.items() if texts.isdisjoint(pairs[name] for name in own)]:
         notes.append(
             f"{len(in_split.pop(split))} images of {split} have no text files at all, so this is no split here"

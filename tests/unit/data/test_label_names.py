@@ -80,6 +80,11 @@ def test_json(tmp_path, content):
             "__ignore__\nsky\ntree",
             "'__ignore__', to which LabelMe's scripts give -1 .*; take it out if label 0 is 'sky'",
         ),
+        ("sky 1\ntree 0", "'sky 1' is a name and a number; give the names alone, in order"),
+        ("(1) sky\n(0) tree", "the lines have the numbers 0..1 in another order"),
+        ("class 1\nclass 0", "the lines have the numbers 0..1 in another order"),
+        ("sky\t0\t10%\ntree\t1\t9%", "is a line of a table; give the names alone"),
+        ("a.png 0\nb.png 2", "the line 'a.png 0' is the name of a file"),
         ("a.png\nb.PNG", "the line 'a.png' is the name of a file; the names of labels are wanted"),
         ("# mine\nsky\ntree", "the line '# mine' is no plain name; take it out"),
         ("- sky\n- tree", "the line '- sky' is no plain name"),
@@ -109,12 +114,22 @@ def test_lines_that_are_unclear(tmp_path, text, message):
         "\ufeffPixel Value, Class\n0, sky\n1, tree\n2, traffic light\n",
         "0,sky\n1,tree\n2,traffic light\n",
         '"sky"\n"tree"\n"traffic light"\n',
+        "class,Pixel\ntree,1\ntraffic light,2\nsky,0\n",
+        ",name\n1,tree\n2,traffic light\n0,sky\n",  # of pandas
+        "name,key,count\ntree,1,9\ntraffic light,2,7\nsky,0,1\n",
+        "name,is_thing\nsky,0\ntree,1\ntraffic light,0\n",
     ],
 )
 def test_tables_of_names(tmp_path, text):
     """The line of headings is no label, and numbers count more than the order of the lines."""
     (tmp_path / "classes.csv").write_text(text)
     assert read_label_file(tmp_path / "classes.csv") == (NAMES, None)
+
+
+def test_columns_that_number_labels_in_different_orders(tmp_path):
+    (tmp_path / "classes.csv").write_text("name,one,other\nsky,0,1\ntree,1,0\ncar,2,2\n")
+    with pytest.raises(ValueError, match="its columns one, other number the labels in different orders; keep one"):
+        read_label_file(tmp_path / "classes.csv")
 
 
 def test_tables_of_colours(tmp_path):
@@ -211,6 +226,14 @@ def test_json_of_objects_without_colours(tmp_path, color):
     path = tmp_path / "labels.json"
     path.write_text(json.dumps([{"name": "car", "color": color}, {"name": "road"}]))
     assert read_label_file(path) == (["car", "road"], None)
+    objects = [{"Class ID": "1", "name": "road"}, {"Class ID": "0", "name": "car"}]
+    path.write_text(json.dumps({"labels": objects}))  # before, their order counted
+    assert read_label_file(path) == (["car", "road"], None)
+    path.write_text(json.dumps([{"label": 1, "name": "road"}, {"label": 0, "name": "car"}]))
+    assert read_label_file(path) == (["car", "road"], None)
+    path.write_text(json.dumps([*objects, {"Class ID": 3, "name": "sky"}]))
+    with pytest.raises(ValueError, match="its numbers 1, 0, 3, ... are not 0..2, each once"):
+        read_label_file(path)
     path.write_text(json.dumps([{"name": "car"}, {"shape": "road"}]))
     with pytest.raises(ValueError, match="the objects must have a name each"):
         read_label_file(path)

@@ -101,6 +101,20 @@ def test_label_maps_of_deep_colours(tmp_path, ending):
             Sample(colors(0), tmp_path / f"m{ending}", "x").read_label_map()
 
 
+@pytest.mark.parametrize("name, settings", [("m.bmp", {}), ("m.tif", {"compression": "tiff_adobe_deflate"})])
+def test_label_maps_of_colours_whose_files_have_16_in_a_number(tmp_path, name, settings):
+    """The bytes of a line are 2160, or the directory of the file is at place 16; before, they were refused."""
+    for height in range(1, 60):
+        labels = np.random.default_rng(height).integers(0, 2, (height, 720))
+        Image.fromarray(np.dstack([labels * 128] * 2 + [labels]).astype(np.uint8)).save(tmp_path / name, **settings)
+        if "16" in str(Image.open(tmp_path / name).tile[0][3]):
+            break
+    else:
+        pytest.fail("no file with 16 in a number")
+    table = {(0, 0, 0): 0, (128, 128, 1): 1}
+    assert (Sample(None, tmp_path / name, "x", table).read_label_map() == labels).all()
+
+
 @pytest.mark.parametrize("kind, text", [("jpeg", "JPEG file"), ("webp", "WebP file .*store it as PNG.*")])
 @pytest.mark.parametrize("table", [None, {0: [0, 0, 0], 1: [255, 255, 255], 2: [9, 9, 9]}])
 def test_lossy_label_maps_are_refused_by_their_contents(tmp_path, table, kind, text):

@@ -178,6 +178,16 @@ def test_years_in_names_of_splits(tmp_path):
     assert open_dataset(tmp_path, "train")[0].name == "train/a.jpg"
 
 
+def test_splits_by_words_in_names(tmp_path):
+    for split in ("Train", "Validation"):  # before, they were said to be of one split
+        put_coco(tmp_path, [region(7, [SQUARE])], f"{split}Set.json", split)
+    splits = find_layout(tmp_path).splits
+    assert {split: splits[split][0].name for split in splits} == {
+        "train": "Train/a.jpg",
+        "validation": "Validation/a.jpg",
+    }
+
+
 def test_coco_panoptic(tmp_path):
     put_image(tmp_path / "val2017/a.jpg")
     numbers = np.zeros((6, 8, 3), dtype=np.uint8)

@@ -95,3 +95,13 @@ def test_names_that_disagree_with_polygons(tmp_path):
         "labels.txt gives 2 label names" in layout.notes[1]
         and "the labels are those of annotations.xml" in layout.notes[1]
     )
+
+
+def test_a_file_for_each_split(tmp_path):
+    """Before, the images of all files were one part, of which some were held out."""
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        put_image(tmp_path / f"images/{name}.jpg")
+        (tmp_path / f"{split}.xml").write_text(CVAT.format(subset="", rle="0, 4").replace("a.jpg", f"{name}.jpg"))
+    layout = find_layout(tmp_path)
+    found = {split: [picture for picture, _ in samples.pairs] for split, samples in layout.splits.items()}
+    assert found == {"train": ["images/a.jpg"], "validation": ["images/b.jpg"], "test": ["images/c.jpg"]}

@@ -311,3 +311,25 @@ def test_copies_in_two_sizes_are_refused(tmp_path):
         open_dataset(tmp_path, "train")
     (tmp_path / "train.txt").write_text("images/480p/v/a.jpg masks/480p/v/a.png\n")
     assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/480p/v/a.jpg"]
+
+
+def test_camvid_as_cvat_writes_it(tmp_path):
+    """Without subsets all lies in `default` and `defaultannot`."""
+    put_pairs(tmp_path, "default/{name}.png", "defaultannot/{name}.png", "ab")
+    (tmp_path / "default.txt").write_text("default/a.png defaultannot/a.png\ndefault/b.png defaultannot/b.png\n")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["default/a.png", "default/b.png"]
+
+
+@pytest.mark.parametrize("mask", ["classes", "sem"])
+@pytest.mark.parametrize("other", ["instance_masks", "labels_vis", "gt_color"])
+def test_label_maps_of_another_kind_beside_a_folder_of_no_role(tmp_path, mask, other):
+    """Before, those of the other kind were taken without a word."""
+    for folder in (mask, other):
+        put_pairs(tmp_path, "images/{name}.png", f"{folder}/{{name}}.png", "abc")
+    options = f"layout: images:{mask} or layout: images:{other}"
+    with pytest.raises(ValueError, match=f"{other} seems to hold another kind .*, as in {options}$"):
+        open_dataset(tmp_path, "train")
+    assert len(open_dataset(tmp_path, "train", layout=f"images:{mask}", val_fraction=0)) == 3
+    for path in (tmp_path / mask).iterdir():
+        path.unlink()
+    assert len(open_dataset(tmp_path, "train", val_fraction=0)) == 3

@@ -120,3 +120,16 @@ def test_labelme_and_masks_made_of_it(tmp_path):
     (tmp_path / "images/a.json").write_text('{"shapes": [{"points": []}]}')
     with pytest.raises(ValueError, match="a.json cannot be read: the shape .* has no label"):
         open_dataset(tmp_path, "train", layout="labelme")
+
+
+def test_lists_of_labelme(tmp_path):
+    """Before, images of no list were left out without a word, and CSV files were not seen."""
+    for name in "abcd":
+        put_labelme(tmp_path, name, [shape("dog", CORNERS)])
+    for split, name in (("train", "a"), ("val", "b"), ("test", "c")):
+        (tmp_path / f"{split}.csv").write_text(f"image,age\n{name}.jpg,3\n")
+    layout = find_layout(tmp_path)
+    assert {split: samples.pairs for split, samples in layout.splits.items()} == {
+        split: [(f"{name}.jpg", f"{name}.json")] for split, name in (("test", "c"), ("train", "a"), ("val", "b"))
+    }
+    assert "1 images are in no list of a split: d.jpg" in layout.notes

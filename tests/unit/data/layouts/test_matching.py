@@ -196,10 +196,15 @@ def test_pictures_that_are_called_after_images(tmp_path):
 
 
 def test_files_that_lie_beside_images_of_their_name(tmp_path):
-    """World files of GIS programs; a photograph of a kind that is not read is none."""
+    """World files of GIS programs, Oxford's `.mat`; a photograph of a kind that is not read is none."""
     put_pairs(tmp_path, "images/{name}.tif", "masks/{name}.tif")
     (tmp_path / "images/a.tfw").write_text("0.5")
     assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["images/a.tif", "images/b.tif"]
+    (tmp_path / "train.txt").write_text("a\n")
+    (tmp_path / "val.txt").write_text("b\n")
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/a.tif"]
+    (tmp_path / "train.txt").unlink()
+    (tmp_path / "val.txt").unlink()
     (tmp_path / "images/b.tif").rename(tmp_path / "images/b.heic")
     with pytest.raises(ValueError, match="1 of 2 pictures .* not of a kind that is read .* b.heic"):
         open_dataset(tmp_path, "train", val_fraction=0)

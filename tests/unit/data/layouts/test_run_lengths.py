@@ -150,3 +150,13 @@ def test_tables_of_files_are_no_run_lengths(tmp_path):
     assert find_layout(tmp_path, layout="table").name == "table"
     with pytest.raises(ValueError, match="layout: rle-csv does not fit"):
         find_layout(tmp_path, layout="rle-csv")
+
+
+def test_masks_beside_run_lengths_of_other_names(tmp_path):
+    """SenNet's: train_rles.csv calls k1/images/0000.tif "k1_0000"; before, the data set was refused."""
+    put(tmp_path, f"id,rle\nk1_0000,{encode(A)}\n", ["train/k1/images/0000.tif"], "train_rles.csv")
+    (tmp_path / "train/k1/labels").mkdir()
+    Image.fromarray(B).save(tmp_path / "train/k1/labels/0000.tif")
+    np.testing.assert_array_equal(read_first(tmp_path) > 0, B)
+    notes = find_layout(tmp_path).notes
+    assert any(note.startswith("a table is not read: 1 images of train_rles.csv are missing") for note in notes)

@@ -62,10 +62,14 @@ def test_hashes_of_a_few_names_hold_out_no_more_than_half_as_many_again(tmp_path
     assert names_of(tmp_path, "val") == {f"images/{name}.png" for name in lowest}
 
 
-def test_copies_of_one_image_stay_together(tmp_path):
-    for i in range(3):
-        for copy in "abcd":
-            put_numbered(tmp_path, f"n{i}_jpg.rf.{copy}1")
+@pytest.mark.parametrize(
+    "copies", ["_jpg.rf.a1 _jpg.rf.b1 _jpg.rf.c1", "_jpg _jpg_flip _jpg_rot90", "_jpg _jpg-aug-1 _jpg_HFlip"]
+)
+def test_copies_of_one_image_stay_together(tmp_path, copies):
+    """Also if they alone have a label, of which one copy came into the other part before."""
+    for i in range(4):
+        for copy in copies.split():
+            put_numbered(tmp_path, f"n{i}{copy}", i)
     parts = [{name.split("_jpg")[0] for name in names_of(tmp_path, split)} for split in ("train", "val")]
     assert all(parts) and not parts[0] & parts[1]
 
@@ -170,6 +174,10 @@ def test_split_lists(tmp_path, where, written):
         ("train.txt", "images/{name}.png masks/{name}.png"),
         ("train.csv", "{name}.jpg"),  # without headings
         ("train.csv", "{name}.tif,1"),
+        ("df_train.csv", "{name}.jpg,1"),
+        ("train_metadata.csv", "{name}"),
+        ("train_data.json", "{name}.jpg"),
+        ("train.list", "{name}"),
     ],
 )
 def test_split_lists_in_other_places_and_with_other_endings(tmp_path, where, written):
@@ -257,13 +265,32 @@ def test_what_yaml_may_say(tmp_path):
 @pytest.mark.parametrize(
     "file", ["train_list.txt", "trn.txt", "annotations/train.txt", "train_ids.lst", "list_train.txt"]
 )
-def test_lists_of_other_names(tmp_path, file):
+@pytest.mark.parametrize("held", ["val", "validation", "validate"])
+def test_lists_of_other_names(tmp_path, file, held):
+    """Before, `validation.txt` was not seen, because "id" in it was taken for a word of its own."""
     put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
-    other = file.replace("train", "val").replace("trn", "val")
+    other = file.replace("train", held).replace("trn", held)
     (tmp_path / file).write_text("c 1 1 1\na 2 1 1\n")
     (tmp_path / other).write_text("b 1 2 1\nd 1 1 1\n")
     assert read_all(open_dataset(tmp_path, "train")) == ["images/c.jpg", "images/a.jpg"]
     assert read_all(open_dataset(tmp_path, "val")) == ["images/b.jpg", "images/d.jpg"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train_test_split.txt": "1 1\n2 0\n4 0\n3 1\n", "images.txt": "1 a.jpg\n2 b.jpg\n3 c.jpg\n4 d.jpg\n"},  # CUB
+        {"train_test_split.txt": "a.jpg train\nb.jpg test\nc.jpg train\nd.jpg test\n"},
+        {"partition.txt": "a,train\nb,test\nc,train\nd,test\n"},
+    ],
+)
+def test_lists_of_all_images(tmp_path, files):
+    """Before, images came into any part, or all were taken for those to train on."""
+    put_pairs(tmp_path, "images/{name}.jpg", "annotations/{name}.png", "abcd")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert read_all(open_dataset(tmp_path, "train")) == ["images/a.jpg", "images/c.jpg"]
+    assert read_all(open_dataset(tmp_path, "test")) == ["images/b.jpg", "images/d.jpg"]
 
 
 def test_files_that_only_seem_lists(tmp_path):
@@ -327,11 +354,12 @@ def test_names_of_images_that_tell_splits(tmp_path, image, mask):
         ("images/{order}. {split} set/{name}.jpg", "masks/{order}. {split} set/{name}.png"),
     ],
 )
-def test_short_and_numbered_names_of_splits(tmp_path, image, mask):
-    for order, split, names in (("a", "Tr", "pqr"), ("b", "Te", "st")):
+@pytest.mark.parametrize("short, kind", [("Te", "test"), ("Va", "validation")])
+def test_short_and_numbered_names_of_splits(tmp_path, image, mask, short, kind):
+    for order, split, names in (("a", "Tr", "pqr"), ("b", short, "st")):
         put_pairs(tmp_path, image.replace("{order}", order), mask.replace("{order}", order), names, split=split)
     train, held = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "validation")
-    assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 2, "test")
+    assert (len(read_all(train)), len(read_all(held)), held.split) == (3, 2, kind)
 
 
 def test_lists_of_vocs_other_tasks(tmp_path):
@@ -347,6 +375,7 @@ def test_lists_of_vocs_other_tasks(tmp_path):
     "files",
     [
         {"splits.csv": "id;fold_of;split\n0;x;train\n1;x;train\n2;x;train\n3;x;val\n4;x;val\n"},
+        {"data.csv": "name,subset\n0,train set\n1,train set\n2,train set\n3,val-a\n4,val-b\n5,\n"},
         {"train.csv": "image\n0.jpg\n1.jpg\n2.jpg\n", "val.csv": "image\n3.jpg\n4.jpg\n"},
         {"list/train_aug.txt": "0\n1\n2\n", "list/val.txt": "3\n4\n", "list/test.txt": "5\n"},
     ],

@@ -140,3 +140,17 @@ def test_images_beside_folders_of_splits_are_told(tmp_path):
     layout = find_layout(tmp_path)
     assert list(layout.splits) == ["train"]
     assert "1 images lie in no folder of a split, and are left out: other/img/a.jpg" in layout.notes
+
+
+def test_tags_of_splits(tmp_path):
+    """Before, they were not seen, so images came into any part."""
+    tags = {"a": ["train", "sunny"], "b": ["val"], "c": ["train"]}
+    for name, own in tags.items():
+        put(tmp_path, [polygon("dog", SQUARE)], "ds", f"{name}.jpg", f"{name}.jpg.json")
+        path = tmp_path / f"ds/ann/{name}.jpg.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tags": [{"name": tag} for tag in own]}))
+    splits = find_layout(tmp_path).splits
+    assert {split: [picture for picture, _ in splits[split].pairs] for split in splits} == {
+        "train": ["ds/img/a.jpg", "ds/img/c.jpg"],
+        "val": ["ds/img/b.jpg"],
+    }

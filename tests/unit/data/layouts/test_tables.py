@@ -146,6 +146,8 @@ def test_a_column_tells_the_splits(tmp_path, ending):
     put_rows(path, head, [[*row[:3], row[3] if row[1] == "train" else None] for row in rows[::-1]])
     layout = find_layout(path, val_fraction=0, **columns)
     assert "1 images of val have no label maps at all" in layout.notes[1] and list(layout.splits) == ["train"]
+    put_rows(path, head, [[row[0], f"{row[1]} set", *row[2:]] for row in rows])  # before, such a column was passed by
+    assert list(find_layout(path, **columns).splits) == ["train", "val", "test"]
     put_rows(path, head, [[row[0], "somewhere" if row[0] == "a" else row[1], *row[2:]] for row in rows])
     with pytest.raises(
         ValueError, match="column split of .* is train, val, test in some rows, and somewhere in others"
@@ -391,7 +393,7 @@ def test_bare_names_that_mean_two_files(tmp_path):
         open_dataset(tmp_path, "train", layout="table", val_fraction=0)[0].read()
 
 
-@pytest.mark.parametrize("column", ["fold", "kfold", "is_train"])
+@pytest.mark.parametrize("column", ["fold", "kfold", "is_train", "split"])
 @pytest.mark.parametrize("folder", ["images", "pics"])
 def test_columns_that_divide_in_other_ways_are_told(tmp_path, column, folder):
     put_pairs(tmp_path, folder + "/{name}.png", "masks/{name}.png", "abcdef")

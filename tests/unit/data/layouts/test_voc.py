@@ -23,6 +23,15 @@ def test_voc(tmp_path):
     assert find_layout(tmp_path).label_names == ["background", "cat"]
 
 
+def test_endings_in_lists_and_label_maps_in_none(tmp_path):
+    """Before, endings were refused, and who listed a part of the images was not told."""
+    put_pairs(tmp_path, "JPEGImages/{name}.jpg", "SegmentationClass/{name}.png", ["a", "b c", "d"])
+    (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("a.jpg\nb c\n")
+    assert read_all(open_dataset(tmp_path, "train", val_fraction=0)) == ["JPEGImages/a.jpg", "JPEGImages/b c.jpg"]
+    assert find_layout(tmp_path).notes[0] == "1 label maps are in no list of a split: SegmentationClass/d.png"
+
+
 def test_what_cvat_exports_as_masks(tmp_path):
     """One list, "default", of what nobody has divided; colours of labelmap.txt, in whose order the labels stand."""
     put_pairs(tmp_path, "JPEGImages/{name}.jpg", "SegmentationClass/{name}.png", "abcdef")
