@@ -38,12 +38,14 @@ def naming(name: str, kind: str) -> Iterator[None]:
 
 
 def check_depth(head: Image.Image | None) -> None:
-    """ValueError for a label map that Pillow would not read as stored, but scaled to 8 bits."""
+    """ValueError for a label map that Pillow would not read as stored, but scaled to 8 bits or inverted."""
     if head is not None and is_deep_colour(head):
         raise ValueError(
             "it holds colours of 16 bits, of which the upper 8 alone would be read; store the band that has the "
             "labels, as red in SYNTHIA, as a grey PNG"
         )
+    if head is not None and any(re.match(r"L;\d?I", mode) for mode in raw_modes(head)):
+        raise ValueError("0 is white in it (MinIsWhite), so its numbers would be read as 255 less them; store it as PNG")
     for tile in head.tile if head is not None else ():
         if head.format == "PPM" and isinstance(tile[3], tuple) and tile[3][1] not in (255, 65535):
             raise ValueError(f"its numbers up to {tile[3][1]} would be scaled to 0..255; store it as PNG")

@@ -101,6 +101,15 @@ def test_label_maps_of_deep_colours(tmp_path, ending):
             Sample(colors(0), tmp_path / f"m{ending}", "x").read_label_map()
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_label_maps_in_which_0_is_white(tmp_path, compression):
+    """Pillow would invert them: label 1 would come as 254."""
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "m.tif", LABELS.astype(np.uint8), photometric="miniswhite", compression=compression)
+    with pytest.raises(SampleError, match="x: label map: 0 is white in it"):
+        Sample(colors(0), tmp_path / "m.tif", "x").read_label_map()
+
+
 @pytest.mark.parametrize("name, settings", [("m.bmp", {}), ("m.tif", {"compression": "tiff_adobe_deflate"})])
 def test_label_maps_of_colours_whose_files_have_16_in_a_number(tmp_path, name, settings):
     """The bytes of a line are 2160, or the directory of the file is at place 16; before, they were refused."""
