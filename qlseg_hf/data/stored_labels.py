@@ -45,7 +45,9 @@ def check_depth(head: Image.Image | None) -> None:
             "labels, as red in SYNTHIA, as a grey PNG"
         )
     if head is not None and any(re.match(r"L;\d?I", mode) for mode in raw_modes(head)):
-        raise ValueError("0 is white in it (MinIsWhite), so its numbers would be read as 255 less them; store it as PNG")
+        raise ValueError(
+            "0 is white in it (MinIsWhite), so its numbers would be read as 255 less them; store it as PNG"
+        )
     for tile in head.tile if head is not None else ():
         if head.format == "PPM" and isinstance(tile[3], tuple) and tile[3][1] not in (255, 65535):
             raise ValueError(f"its numbers up to {tile[3][1]} would be scaled to 0..255; store it as PNG")
